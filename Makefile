@@ -1,0 +1,34 @@
+# make          install what is missing and build build/release/tiltflow
+# make demo     align a digit model with a reward and show that it samples the tilted law (runs/demo/report.html)
+# make test     build and run the fast tests;   make test-slow  the long ones
+# make bench    speed figures of this machine
+PRESET ?= release
+JOBS ?= $(shell nproc)
+BIN = build/release/tiltflow
+
+.PHONY: all deps build demo test test-slow bench clean
+all: build
+
+deps:
+	scripts/install-deps
+
+build: deps
+	@cmake --preset $(PRESET) -DTILTFLOW_PYTHON="$$(scripts/libtorch-python)" > build/configure-$(PRESET).log || (cat build/configure-$(PRESET).log; exit 1)
+	cmake --build build/$(PRESET) -j $(JOBS)
+
+demo: build
+	$(BIN) finetune recipes/mnist-ink.toml --out runs/demo --resume
+	$(BIN) eval --run runs/demo
+
+test: build
+	cd build/$(PRESET) && ctest --output-on-failure -L fast -j $(JOBS)
+
+test-slow: build
+	cd build/$(PRESET) && ctest --output-on-failure -L slow
+
+bench: build
+	$(BIN) bench gemm
+	$(BIN) bench am
+
+clean:
+	rm -rf build/release build/dev build/asan build/ubsan build/tsan

@@ -1,0 +1,90 @@
+// The program: parses the command line, runs one verb, turns errors into one message and an exit code.
+#include <csignal>
+#include <cstdio>
+#include <exception>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/signals.h"
+#include "tiltflow/base/strings.h"
+#include "verbs.h"
+
+namespace tiltflow::app {
+
+void add_config_options(CLI::App& verb, ConfigOptions& options) {
+  verb.add_option("config", options.file, "TOML file; shipped ones are in recipes/")->required();
+  verb.add_option("--set", options.set, "override a key, e.g. --set train.steps=10 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  verb.add_option("--out", options.out, "run directory (default: runs/<name of the config file>)");
+  verb.add_flag("--resume", options.resume, "continue the run in the directory if there is one");
+  verb.add_flag("--dry-run", options.dry_run, "check everything, print the plan, train nothing");
+}
+
+std::map<std::string, std::string> key_values(const std::vector<std::string>& items) {
+  std::map<std::string, std::string> out;
+  for (const std::string& item : items) {
+    const std::size_t equals = item.find('=');
+    if (equals == std::string::npos || equals == 0) fail(ErrorKind::kUsage, cat("'", item, "': expected KEY=VALUE"));
+    out[item.substr(0, equals)] = item.substr(equals + 1);
+  }
+  return out;
+}
+
+namespace {
+
+int report_error(const Error& error) {
+  std::fprintf(stderr, "error: %s\n", error.what());
+  if (!error.hint().empty()) std::fprintf(stderr, "hint: %s\n", error.hint().c_str());
+  if (error.kind() == ErrorKind::kStopped && stop_signal() == SIGINT) return 130;
+  return exit_code(error.kind());
+}
+
+int run(int argc, char** argv) {
+  CLI::App program{"tiltflow aligns flow and diffusion models with a reward: it samples p*(x) ~ p_base(x) exp(r(x)) and shows it."};
+  program.name("tiltflow");
+  program.set_version_flag("--version", std::string("tiltflow ") + TILTFLOW_VERSION);
+  program.require_subcommand(1);
+  program.fallthrough();
+  bool quiet = false, debug = false;
+  program.add_flag("-q,--quiet", quiet, "only warnings and errors on stderr");
+  program.add_flag("--debug", debug, "more messages on stderr");
+  Action action;
+  add_finetune(program, action);
+  add_pretrain(program, action);
+  add_sample(program, action);
+  add_eval(program, action);
+  add_verify(program, action);
+  add_parity(program, action);
+  add_inspect(program, action);
+  add_report(program, action);
+  add_list(program, action);
+  add_config(program, action);
+  add_doctor(program, action);
+  add_bench(program, action);
+  add_cite(program, action);
+  program.footer("Examples:\n  tiltflow finetune recipes/mnist-ink.toml --out runs/demo\n  tiltflow verify --suite quick\n  tiltflow sample --model assets/mnist-sit.safetensors --n 64 --out samples");
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return program.exit(error) == 0 ? 0 : 2;
+  }
+  if (quiet) set_log_level(LogLevel::kWarn);
+  if (debug) set_log_level(LogLevel::kDebug);
+  install_stop_handlers();
+  return action();
+}
+
+}  // namespace
+}  // namespace tiltflow::app
+
+int main(int argc, char** argv) {
+  try {
+    return tiltflow::app::run(argc, argv);
+  } catch (const tiltflow::Error& error) {
+    return tiltflow::app::report_error(error);
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "error: out of memory\nhint: lower the batch size\n");
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+  }
+  return 1;
+}

@@ -1,0 +1,4 @@
+#include "verbs.h"
+namespace tiltflow::app {
+void add_sample(CLI::App&, Action&) {}
+}  // namespace tiltflow::app

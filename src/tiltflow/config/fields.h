@@ -1,0 +1,94 @@
+// Typed configuration. Every record has one function bind(Fields&, Record&) that names its keys once; the same walk reads
+// a TOML document, checks types and ranges, and produces the resolved values with their source.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace tiltflow {
+
+// What a value must satisfy: returns "" or what is wrong ("must be positive").
+template <class T>
+using Check = std::function<std::string(const T&)>;
+
+Check<double> positive();
+Check<double> at_least(double low);
+Check<double> between(double low, double high);  // inclusive
+Check<std::int64_t> at_least_integer(std::int64_t low);
+Check<std::string> one_of(std::vector<std::string> choices);
+
+struct ResolvedValue {
+  std::string key;     // "train.learning_rate", "reward[0].scale"
+  std::string value;   // TOML text
+  std::string source;  // "default", "FILE:12", "--set"
+  std::string doc;
+};
+
+class Fields {
+ public:
+  // `file` may be empty (defaults and overrides only). Overrides are "key=value", the value in TOML grammar; a bare word
+  // counts as a string. Throws kConfig on syntax errors (with line) and kBadFile when the file is missing.
+  explicit Fields(const std::filesystem::path& file, const std::vector<std::string>& overrides = {});
+  ~Fields();
+  Fields(const Fields&) = delete;
+  Fields& operator=(const Fields&) = delete;
+
+  void value(const std::string& key, double& target, const std::string& doc, const Check<double>& check = {});
+  void value(const std::string& key, std::int64_t& target, const std::string& doc, const Check<std::int64_t>& check = {});
+  void value(const std::string& key, bool& target, const std::string& doc);
+  void value(const std::string& key, std::string& target, const std::string& doc, const Check<std::string>& check = {});
+  void value(const std::string& key, std::vector<std::int64_t>& target, const std::string& doc);
+  void value(const std::string& key, std::vector<double>& target, const std::string& doc);
+  void value(const std::string& key, std::vector<std::string>& target, const std::string& doc);
+  // A free table of scalars, kept as text (model arguments by their official names).
+  void table(const std::string& key, std::map<std::string, std::string>& target, const std::string& doc);
+
+  template <class Record>
+  void section(const std::string& key, Record& record) {
+    enter(key);
+    bind(*this, record);
+    leave();
+  }
+  // An array of tables, [[key]]; keeps the records given as default when the document has none.
+  template <class Record>
+  void list(const std::string& key, std::vector<Record>& records) {
+    if (const std::size_t count = list_size(key); count > 0) records.assign(count, Record{});
+    for (std::size_t i = 0; i < records.size(); ++i) {
+      enter_item(key, i);
+      bind(*this, records[i]);
+      leave();
+    }
+  }
+  // Adds a problem found by the caller to the list, at the line of `key` in the current section.
+  void problem(const std::string& key, const std::string& message);
+
+  // Throws kConfig with every problem found: wrong types and ranges, unknown keys with a suggestion; all with lines.
+  void finish();
+  const std::vector<ResolvedValue>& resolved() const;
+  std::string resolved_toml() const;  // a document that reproduces this configuration
+
+ private:
+  void enter(const std::string& key);
+  void enter_item(const std::string& key, std::size_t index);
+  void leave();
+  std::size_t list_size(const std::string& key);
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Reads `file` with overrides into a copy of `start`; complete in one call. `resolved` (if given) receives the document.
+template <class Record>
+Record load_config(const std::filesystem::path& file, const std::vector<std::string>& overrides, std::string* resolved_toml = nullptr, Record start = {}) {
+  Fields fields(file, overrides);
+  bind(fields, start);
+  fields.finish();
+  if (resolved_toml) *resolved_toml = fields.resolved_toml();
+  return start;
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,108 @@
+#include "tiltflow/models/model_file.h"
+
+#include <nlohmann/json.hpp>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/io/safetensors.h"
+#include "tiltflow/models/mlp/mlp.h"
+#include "tiltflow/models/sit/sit.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+using Args = std::map<std::string, std::string>;
+
+Args args_from_metadata(const Args& metadata, const std::string& where) {
+  const auto found = metadata.find("tiltflow.args");
+  if (found == metadata.end()) return {};
+  try {
+    return nlohmann::json::parse(found->second).get<Args>();
+  } catch (const nlohmann::json::exception&) {
+    fail(ErrorKind::kBadFile, cat(where, ": metadata entry tiltflow.args is not an object of strings"));
+  }
+}
+
+Args with_model_metadata(Args metadata, const ModelSpec& spec) {
+  metadata["format"] = "pt";
+  metadata["tiltflow.family"] = spec.family;
+  metadata["tiltflow.args"] = nlohmann::json(spec.args).dump();
+  return metadata;
+}
+
+ParameterSet cast(const ParameterSet& tensors, at::ScalarType dtype) {
+  ParameterSet out;
+  for (const auto& [name, tensor] : tensors) out.add(name, tensor.is_floating_point() ? tensor.to(dtype) : tensor);
+  return out;
+}
+
+}  // namespace
+
+std::string model_family(const ParameterSet& tensors, const Args& metadata) {
+  if (const auto found = metadata.find("tiltflow.family"); found != metadata.end()) return found->second;
+  if (looks_like_sit(tensors)) return "sit";
+  if (tensors.contains("conv3.weight") && tensors.contains("fc2.weight")) return "classifier";
+  return "";
+}
+
+const std::vector<std::string>& velocity_model_families() {
+  static const std::vector<std::string> families{"sit", "mlp"};
+  return families;
+}
+
+LoadedModel load_velocity_model(const std::filesystem::path& path, const Args& overrides, ModelRuntime runtime, at::ScalarType dtype) {
+  const std::string where = path.string();
+  TensorFile file = read_safetensors(path);
+  const std::string family = model_family(file.tensors, file.metadata);
+  Args args = args_from_metadata(file.metadata, where);
+  for (const auto& [key, value] : overrides) args[key] = value;
+  LoadedModel out;
+  const ParameterSet tensors = cast(file.tensors, dtype);
+  for (const auto& [name, tensor] : tensors) require_finite(tensor, cat(where, ": tensor '", name, "'"));
+  if (family == "sit") {
+    const SitConfig config = infer_sit_config(tensors, args);
+    require_fit(init_sit(config, RandomStreams(0)), tensors, where);
+    out.model = make_sit(config, tensors, {}, runtime);
+  } else if (family == "mlp") {
+    const MlpConfig config = mlp_config_from_args(args);
+    require_fit(init_mlp(config, RandomStreams(0)), tensors, where);
+    out.model = make_mlp(config, tensors, {}, runtime);
+  } else {
+    fail(ErrorKind::kBadFile, cat(where, family.empty() ? ": not a model tiltflow knows" : ": holds a " + family + ", not a velocity model"),
+         "velocity models: " + join(velocity_model_families(), ", ") + "; see `tiltflow inspect`");
+  }
+  if (const auto found = file.metadata.find("tiltflow.path"); found != file.metadata.end()) out.path_name = found->second;
+  out.metadata = std::move(file.metadata);
+  return out;
+}
+
+std::unique_ptr<VelocityModel> create_velocity_model(const ModelSpec& spec, std::uint64_t seed, ModelRuntime runtime) {
+  const RandomStreams streams(seed);
+  if (spec.family == "sit") {
+    const SitConfig config = sit_config_from_args(spec.args);
+    return make_sit(config, init_sit(config, streams), {}, runtime);
+  }
+  if (spec.family == "mlp") {
+    const MlpConfig config = mlp_config_from_args(spec.args);
+    return make_mlp(config, init_mlp(config, streams), {}, runtime);
+  }
+  fail(ErrorKind::kConfig, cat("model family '", spec.family, "' is unknown", did_you_mean(spec.family, velocity_model_families())), "known: " + join(velocity_model_families(), ", "));
+}
+
+void save_velocity_model(const std::filesystem::path& path, const VelocityModel& model, const ParameterSet& parameters, Args metadata) {
+  write_safetensors(path, parameters, with_model_metadata(std::move(metadata), model.spec()));
+}
+
+std::shared_ptr<const Classifier> load_classifier(const std::filesystem::path& path) {
+  TensorFile file = read_safetensors(path);
+  if (model_family(file.tensors, file.metadata) != "classifier") fail(ErrorKind::kBadFile, cat(path.string(), ": not a classifier"), "train one with `tiltflow pretrain` and kind = \"classifier\"");
+  const ClassifierConfig config = classifier_config_from_args(args_from_metadata(file.metadata, path.string()));
+  return std::make_shared<Classifier>(config, cast(file.tensors, at::kFloat));
+}
+
+void save_classifier(const std::filesystem::path& path, const ClassifierConfig& config, const ParameterSet& parameters, Args metadata) {
+  write_safetensors(path, parameters, with_model_metadata(std::move(metadata), {"classifier", to_args(config)}));
+}
+
+}  // namespace tiltflow

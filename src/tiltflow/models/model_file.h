@@ -1,0 +1,38 @@
+// Models as files: safetensors whose metadata says what the network is; foreign files are recognised by their tensors.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "tiltflow/models/classifier/classifier.h"
+#include "tiltflow/models/velocity_model.h"
+
+namespace tiltflow {
+
+struct LoadedModel {
+  std::unique_ptr<VelocityModel> model;
+  std::string path_name;                        // interpolation path from the metadata, "" when the file does not say
+  std::map<std::string, std::string> metadata;
+};
+
+// `args` override what metadata and tensors say (official constructor names). Tensors become fp32 (or `dtype`).
+// Throws kBadFile: unreadable, unknown architecture, missing/unexpected/mis-shaped tensors (all listed).
+LoadedModel load_velocity_model(const std::filesystem::path& path, const std::map<std::string, std::string>& args = {},
+                                ModelRuntime runtime = {}, at::ScalarType dtype = at::kFloat);
+// Fresh weights of a family. Throws kConfig.
+std::unique_ptr<VelocityModel> create_velocity_model(const ModelSpec& spec, std::uint64_t seed, ModelRuntime runtime = {});
+// Adds family and arguments to `metadata`.
+void save_velocity_model(const std::filesystem::path& path, const VelocityModel& model, const ParameterSet& parameters,
+                         std::map<std::string, std::string> metadata = {});
+
+std::shared_ptr<const Classifier> load_classifier(const std::filesystem::path& path);
+void save_classifier(const std::filesystem::path& path, const ClassifierConfig& config, const ParameterSet& parameters,
+                     std::map<std::string, std::string> metadata = {});
+
+// "sit", "mlp", "classifier" or "" (unknown), from metadata, else from the tensors.
+std::string model_family(const ParameterSet& tensors, const std::map<std::string, std::string>& metadata);
+const std::vector<std::string>& velocity_model_families();
+
+}  // namespace tiltflow

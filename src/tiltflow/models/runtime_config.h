@@ -1,0 +1,22 @@
+// The [compute] section: how networks are run on this machine.
+#pragma once
+
+#include <string>
+
+#include "tiltflow/config/fields.h"
+#include "tiltflow/models/velocity_model.h"
+
+namespace tiltflow {
+
+struct ComputeConfig {
+  std::int64_t workers = 0;   // independent pieces of work at a time; 0: one per core
+  std::int64_t threads = 1;   // libtorch threads inside each piece
+  std::string precision = "fp32";
+  std::string attention = "fused";
+  bool activation_checkpointing = false;
+};
+void bind(Fields& f, ComputeConfig& c);
+// Sets the thread policy of the process and returns the network settings.
+ModelRuntime apply(const ComputeConfig& config);
+
+}  // namespace tiltflow

@@ -1,0 +1,174 @@
+#include "tiltflow/models/sit/sit.h"
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/nn/embedding.h"
+#include "tiltflow/nn/init.h"
+#include "tiltflow/tensor/activation_checkpoint.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+constexpr std::int64_t kFrequencies = 256;  // width of the time features
+
+struct Block {
+  Linear qkv, proj, fc1, fc2, modulation;
+};
+
+std::vector<Linear*> layers_of(Block& block) { return {&block.qkv, &block.proj, &block.fc1, &block.fc2, &block.modulation}; }
+
+at::Tensor layer_norm(const at::Tensor& x) { return at::layer_norm(x, {x.size(-1)}, {}, {}, 1e-6); }
+
+// x (1 + scale) + shift, with one row of shift and scale per sample: [N, T, C], [N, C]
+at::Tensor modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale) {
+  return at::addcmul(shift.unsqueeze(1), x, scale.unsqueeze(1) + 1);
+}
+
+at::Tensor run_block(const Block& block, std::int64_t heads, const ModelRuntime& runtime, const at::Tensor& x, const at::Tensor& silu_c) {
+  const std::vector<at::Tensor> m = apply(block.modulation, silu_c, runtime.precision).chunk(6, 1);  // [N, 6C] -> 6 x [N, C]
+  const at::Tensor attended = self_attention(block.qkv, block.proj, heads, modulate(layer_norm(x), m[0], m[1]), runtime.precision, runtime.attention);
+  const at::Tensor h = at::addcmul(x, m[2].unsqueeze(1), attended);
+  const at::Tensor hidden = at::gelu(apply(block.fc1, modulate(layer_norm(h), m[3], m[4]), runtime.precision), "tanh");
+  return at::addcmul(h, m[5].unsqueeze(1), apply(block.fc2, hidden, runtime.precision));
+}
+
+class Sit final : public VelocityModel {
+ public:
+  Sit(SitConfig config, ParameterSet parameters, AdapterSet adapters, ModelRuntime runtime)
+      : config_(config), spec_{"sit", to_args(config)}, parameters_(std::move(parameters)), runtime_(runtime) {
+    const auto layer = [&](const std::string& name) { return make_linear(parameters_, adapters, name); };
+    patch_weight_ = parameters_.at("x_embedder.proj.weight");
+    time_in_ = layer("t_embedder.mlp.0"), time_out_ = layer("t_embedder.mlp.2");
+    for (std::int64_t i = 0; i < config_.depth; ++i) {
+      const std::string prefix = cat("blocks.", i, ".");
+      blocks_.push_back({layer(prefix + "attn.qkv"), layer(prefix + "attn.proj"), layer(prefix + "mlp.fc1"), layer(prefix + "mlp.fc2"), layer(prefix + "adaLN_modulation.1")});
+    }
+    final_ = layer("final_layer.linear"), final_modulation_ = layer("final_layer.adaLN_modulation.1");
+    const std::vector<std::string> known = linear_layers();
+    for (const auto& [name, adapter] : adapters) {
+      if (std::find(known.begin(), known.end(), name) == known.end()) fail(ErrorKind::kBadFile, cat("adapter for '", name, "', which is no linear layer of this SiT"));
+    }
+  }
+
+  const ModelSpec& spec() const override { return spec_; }
+  const ParameterSet& parameters() const override { return parameters_; }
+  std::vector<std::int64_t> sample_shape() const override { return {config_.in_channels, config_.input_size, config_.input_size}; }
+  std::int64_t classes() const override { return config_.num_classes; }
+  bool is_buffer(const std::string& name) const override { return name == "pos_embed"; }
+
+  std::vector<std::string> linear_layers() const override {
+    std::vector<std::string> names{"t_embedder.mlp.0", "t_embedder.mlp.2"};
+    for (std::int64_t i = 0; i < config_.depth; ++i) {
+      for (const char* part : {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"}) names.push_back(cat("blocks.", i, ".", part));
+    }
+    names.insert(names.end(), {"final_layer.linear", "final_layer.adaLN_modulation.1"});
+    return names;
+  }
+
+  std::unique_ptr<VelocityModel> rebind(ParameterSet parameters, AdapterSet adapters) const override {
+    return std::make_unique<Sit>(config_, std::move(parameters), std::move(adapters), runtime_);
+  }
+
+  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override {
+    const at::Tensor silu_c = at::silu(conditioning(x, t, condition));
+    at::Tensor h = linear_in(runtime_.precision, patchify(x), patch_weight_.flatten(1), parameters_.at("x_embedder.proj.bias")) + parameters_.at("pos_embed");
+    for (const Block& block : blocks_) h = runtime_.activation_checkpointing ? checkpointed(block, h, silu_c) : run_block(block, config_.num_heads, runtime_, h, silu_c);
+    const std::vector<at::Tensor> m = apply(final_modulation_, silu_c, runtime_.precision).chunk(2, 1);
+    return unpatchify(apply(final_, modulate(layer_norm(h), m[0], m[1]), runtime_.precision));
+  }
+
+ private:
+  // Embedding of time plus label, [N, C]; a single row when all samples share both.
+  at::Tensor conditioning(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {
+    at::Tensor labels = condition.labels;
+    const at::Tensor& table = parameters_.at("y_embedder.embedding_table.weight");
+    at::Tensor times = t;
+    if (!labels.defined()) {
+      if (!config_.null_class) fail(ErrorKind::kConfig, "this model has no null class: labels are required", "choose a label");
+      labels = at::full({1}, config_.num_classes, at::TensorOptions().dtype(at::kLong).device(x.device()));
+      if (t.dim() == 1 && t.stride(0) == 0) times = t.narrow(0, 0, 1);
+    } else if (labels.size(0) != x.size(0)) {
+      fail(ErrorKind::kFailure, cat("got ", labels.size(0), " labels for ", x.size(0), " samples"));
+    }
+    const at::Tensor features = timestep_features(times.to(x.scalar_type()), kFrequencies);
+    const at::Tensor time = apply(time_out_, at::silu(apply(time_in_, features, MatmulPrecision::kFull)), MatmulPrecision::kFull);
+    return time + at::embedding(table, labels);
+  }
+
+  // [N, C, S, S] -> [N, T, C p p], tokens row by row
+  at::Tensor patchify(const at::Tensor& x) const {
+    const std::int64_t p = config_.patch_size, side = config_.input_size / p;
+    if (x.dim() != 4 || x.size(1) != config_.in_channels || x.size(2) != config_.input_size || x.size(3) != config_.input_size) {
+      fail(ErrorKind::kFailure, cat("SiT expects [N, ", config_.in_channels, ", ", config_.input_size, ", ", config_.input_size, "], got ", shape_text(x.sizes())));
+    }
+    return x.reshape({x.size(0), config_.in_channels, side, p, side, p}).permute({0, 2, 4, 1, 3, 5}).reshape({x.size(0), side * side, config_.in_channels * p * p});
+  }
+
+  // [N, T, p p C_out] -> [N, C, S, S]; with learn_sigma the second half of the channels is dropped
+  at::Tensor unpatchify(const at::Tensor& tokens) const {
+    const std::int64_t p = config_.patch_size, side = config_.input_size / p, n = tokens.size(0);
+    at::Tensor image = tokens.reshape({n, side, side, p, p, config_.out_channels()});
+    if (config_.learn_sigma) image = image.narrow(5, 0, config_.in_channels);
+    return image.permute({0, 5, 1, 3, 2, 4}).reshape({n, config_.in_channels, config_.input_size, config_.input_size});
+  }
+
+  at::Tensor checkpointed(const Block& block, const at::Tensor& x, const at::Tensor& silu_c) const {
+    Block copy = block;
+    std::vector<at::Tensor> inputs{x, silu_c};
+    for (Linear* layer : layers_of(copy)) inputs.insert(inputs.end(), {layer->weight, layer->bias, layer->adapter.a, layer->adapter.b});
+    const auto run = [copy, heads = config_.num_heads, runtime = runtime_](const std::vector<at::Tensor>& in) {
+      Block local = copy;
+      std::size_t next = 2;
+      for (Linear* layer : layers_of(local)) layer->weight = in[next], layer->bias = in[next + 1], layer->adapter.a = in[next + 2], layer->adapter.b = in[next + 3], next += 4;
+      return run_block(local, heads, runtime, in[0], in[1]);
+    };
+    return checkpoint(run, inputs);
+  }
+
+  SitConfig config_;
+  ModelSpec spec_;
+  ParameterSet parameters_;
+  ModelRuntime runtime_;
+  at::Tensor patch_weight_;
+  Linear time_in_, time_out_, final_, final_modulation_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace
+
+ParameterSet init_sit(const SitConfig& c, const RandomStreams& streams) {
+  validate(c);
+  ParameterSet out;
+  const auto linear = [&](const std::string& name, std::int64_t rows, std::int64_t columns, bool zero = false) {
+    out.add(name + ".weight", zero ? at::zeros({rows, columns}) : xavier_uniform(streams, name, {rows, columns}));
+    out.add(name + ".bias", at::zeros({rows}));
+  };
+  const std::int64_t width = c.hidden_size, mlp = static_cast<std::int64_t>(static_cast<double>(width) * c.mlp_ratio);
+  out.add("pos_embed", sincos_positions(c.input_size / c.patch_size, width));
+  out.add("x_embedder.proj.weight", xavier_uniform(streams, "x_embedder.proj", {width, c.in_channels, c.patch_size, c.patch_size}));
+  out.add("x_embedder.proj.bias", at::zeros({width}));
+  out.add("t_embedder.mlp.0.weight", normal_init(streams, "t_embedder.mlp.0", {width, kFrequencies}, 0.02));
+  out.add("t_embedder.mlp.0.bias", at::zeros({width}));
+  out.add("t_embedder.mlp.2.weight", normal_init(streams, "t_embedder.mlp.2", {width, width}, 0.02));
+  out.add("t_embedder.mlp.2.bias", at::zeros({width}));
+  out.add("y_embedder.embedding_table.weight", normal_init(streams, "y_embedder", {c.num_classes + (c.null_class ? 1 : 0), width}, 0.02));
+  for (std::int64_t i = 0; i < c.depth; ++i) {
+    const std::string prefix = cat("blocks.", i, ".");
+    linear(prefix + "attn.qkv", 3 * width, width);
+    linear(prefix + "attn.proj", width, width);
+    linear(prefix + "mlp.fc1", mlp, width);
+    linear(prefix + "mlp.fc2", width, mlp);
+    linear(prefix + "adaLN_modulation.1", 6 * width, width, /*zero=*/true);
+  }
+  linear("final_layer.linear", c.patch_size * c.patch_size * c.out_channels(), width, /*zero=*/true);
+  linear("final_layer.adaLN_modulation.1", 2 * width, width, /*zero=*/true);
+  return out;
+}
+
+std::unique_ptr<VelocityModel> make_sit(const SitConfig& config, ParameterSet parameters, AdapterSet adapters, ModelRuntime runtime) {
+  validate(config);
+  return std::make_unique<Sit>(config, std::move(parameters), std::move(adapters), runtime);
+}
+
+}  // namespace tiltflow

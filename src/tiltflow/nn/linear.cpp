@@ -1,0 +1,21 @@
+#include "tiltflow/nn/linear.h"
+
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+
+Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters, const std::string& name) {
+  Linear layer{parameters.at(name + ".weight"), {}, {}};
+  if (parameters.contains(name + ".bias")) layer.bias = parameters.at(name + ".bias");
+  if (const auto found = adapters.find(name); found != adapters.end()) layer.adapter = found->second;
+  return layer;
+}
+
+at::Tensor apply(const Linear& layer, const at::Tensor& x, MatmulPrecision precision) {
+  at::Tensor y = linear_in(precision, x, layer.weight, layer.bias);
+  if (!layer.adapter.a.defined()) return y;
+  const at::Tensor down = linear_in(precision, x, layer.adapter.a, {});  // [..., in] -> [..., r]
+  return y + linear_in(precision, down, layer.adapter.b, {}) * layer.adapter.scale;
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,70 @@
+#include "tiltflow/tensor/parallel.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+ThreadPolicy g_policy;
+thread_local bool t_inside = false;
+}  // namespace
+
+int hardware_cores() { return std::max(1u, std::thread::hardware_concurrency()); }
+
+void set_thread_policy(ThreadPolicy policy) {
+  g_policy = policy;
+  if (g_policy.workers <= 0) g_policy.workers = hardware_cores();
+  g_policy.intra_op = std::max(1, g_policy.intra_op);
+  at::set_num_threads(g_policy.intra_op);
+}
+
+ThreadPolicy thread_policy() { return g_policy; }
+
+void parallel_for(std::int64_t count, const std::function<void(std::int64_t)>& work) {
+  const int workers = t_inside ? 1 : static_cast<int>(std::min<std::int64_t>(g_policy.workers, count));
+  if (workers <= 1) {
+    for (std::int64_t i = 0; i < count; ++i) work(i);
+    return;
+  }
+  std::atomic<std::int64_t> next{0};
+  std::exception_ptr error;
+  std::mutex error_mutex;
+  const bool grad = at::GradMode::is_enabled();
+  const auto run = [&] {
+    const at::AutoGradMode mode(grad);
+    t_inside = true;
+    try {
+      for (std::int64_t i = next++; i < count; i = next++) work(i);
+    } catch (...) {
+      const std::lock_guard lock(error_mutex);
+      if (!error) error = std::current_exception();
+      next = count;
+    }
+    t_inside = false;
+  };
+  std::vector<std::thread> threads;
+  for (int i = 1; i < workers; ++i) {
+    threads.emplace_back([&] {
+      at::set_num_threads(g_policy.intra_op);
+      run();
+    });
+  }
+  run();
+  for (std::thread& thread : threads) thread.join();
+  if (error) std::rethrow_exception(error);
+}
+
+void parallel_chunks(std::int64_t n, std::int64_t chunk, const std::function<void(std::int64_t, std::int64_t)>& work) {
+  chunk = std::max<std::int64_t>(1, chunk);
+  parallel_for((n + chunk - 1) / chunk, [&](std::int64_t i) { work(i * chunk, std::min(n, (i + 1) * chunk)); });
+}
+
+}  // namespace tiltflow

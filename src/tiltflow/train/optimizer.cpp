@@ -1,0 +1,92 @@
+#include "tiltflow/train/optimizer.h"
+
+#include <cmath>
+#include <numbers>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+
+void bind(Fields& f, OptimizerConfig& c) {
+  f.value("learning_rate", c.learning_rate, "peak learning rate", positive());
+  f.value("beta1", c.beta1, "decay of the first moment", between(0, 0.9999));
+  f.value("beta2", c.beta2, "decay of the second moment", between(0, 0.99999));
+  f.value("epsilon", c.epsilon, "added to the root of the second moment", positive());
+  f.value("weight_decay", c.weight_decay, "decoupled weight decay", at_least(0));
+  f.value("gradient_clip", c.gradient_clip, "largest global gradient norm; 0 = no clipping", at_least(0));
+  f.value("schedule", c.schedule, "constant, cosine or linear", one_of({"constant", "cosine", "linear"}));
+  f.value("warmup", c.warmup, "steps of linear warm-up", at_least_integer(0));
+  f.value("final_fraction", c.final_fraction, "learning rate at the end as a fraction of the peak", between(0, 1));
+}
+
+double schedule_factor(const OptimizerConfig& c, std::int64_t step, std::int64_t total) {
+  const double warm = c.warmup > 0 ? std::min(1.0, static_cast<double>(step + 1) / static_cast<double>(c.warmup)) : 1.0;
+  if (c.schedule == "constant" || total <= c.warmup) return warm;
+  const double u = std::clamp(static_cast<double>(step - c.warmup) / static_cast<double>(std::max<std::int64_t>(1, total - c.warmup)), 0.0, 1.0);
+  const double shape = c.schedule == "linear" ? 1 - u : 0.5 * (1 + std::cos(std::numbers::pi * u));
+  return warm * (c.final_fraction + (1 - c.final_fraction) * shape);
+}
+
+AdamW::AdamW(OptimizerConfig config, ParameterSet parameters) : config_(std::move(config)), parameters_(std::move(parameters)) {
+  for (const auto& [name, tensor] : parameters_) {
+    first_.push_back(at::zeros_like(tensor, tensor.options().requires_grad(false)));
+    second_.push_back(at::zeros_like(first_.back()));
+    steps_.push_back(at::zeros({}, at::kFloat));
+  }
+}
+
+void AdamW::step(const std::vector<at::Tensor>& gradients, double learning_rate) {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> weights;
+  for (const auto& [name, tensor] : parameters_) weights.push_back(tensor.detach());
+  at::_foreach_add_(steps_, 1);
+  at::_fused_adamw_(weights, gradients, first_, second_, {}, steps_, learning_rate, config_.beta1, config_.beta2, config_.weight_decay,
+                    config_.epsilon, /*amsgrad=*/false, /*maximize=*/false);
+}
+
+ParameterSet AdamW::state() const {
+  ParameterSet out;
+  std::size_t i = 0;
+  for (const auto& [name, tensor] : parameters_) {
+    out.add("exp_avg." + name, first_[i]);
+    out.add("exp_avg_sq." + name, second_[i]);
+    ++i;
+  }
+  out.add("step", steps_.empty() ? at::zeros({}) : steps_[0]);
+  return out;
+}
+
+void AdamW::restore(const ParameterSet& state) {
+  assign(this->state(), state, "optimiser state");
+  for (at::Tensor& step : steps_) step.copy_(state.at("step"));
+}
+
+double clip_gradients(std::vector<at::Tensor>& gradients, double limit) {
+  double total = 0;
+  for (const at::Tensor& g : gradients) total += g.square().sum(at::kDouble).item<double>();
+  const double norm = std::sqrt(total);
+  if (limit > 0 && norm > limit) at::_foreach_mul_(gradients, limit / norm);
+  return norm;
+}
+
+WeightAverage::WeightAverage(const ParameterSet& parameters, double decay)
+    : parameters_(parameters), average_(clone(parameters, false)), decay_(decay) {}
+
+void WeightAverage::update(std::int64_t updates_done) {
+  const at::NoGradGuard no_grad;
+  const double n = static_cast<double>(updates_done);
+  const double decay = std::min(decay_, (1 + n) / (10 + n));
+  std::vector<at::Tensor> average = average_.tensors(), weights;
+  for (const auto& [name, tensor] : parameters_) weights.push_back(tensor.detach());
+  at::_foreach_lerp_(average, weights, 1 - decay);
+}
+
+SwappedWeights::SwappedWeights(ParameterSet target, const ParameterSet& values) : target_(std::move(target)), kept_(clone(target_, false)) {
+  assign(target_, values, "averaged weights");
+}
+
+SwappedWeights::~SwappedWeights() { assign(target_, kept_, "kept weights"); }
+
+}  // namespace tiltflow

@@ -1,0 +1,126 @@
+#include "tiltflow/train/pretraining.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
+
+namespace tiltflow {
+namespace {
+
+ParameterSet trainable_of(const VelocityModel& model) {
+  ParameterSet out;
+  for (const auto& [name, tensor] : model.parameters()) {
+    if (model.is_buffer(name)) continue;
+    at::Tensor weight = tensor;
+    weight.set_requires_grad(true);
+    out.add(name, weight);
+  }
+  return out;
+}
+
+ParameterSet with_gradients(ParameterSet parameters) { return clone(parameters, true); }
+
+}  // namespace
+
+BatchOrder::BatchOrder(std::int64_t data_size, std::int64_t batch, RandomStreams streams) : size_(data_size), batch_(batch), streams_(streams) {
+  if (batch > data_size) fail(ErrorKind::kConfig, cat("batch ", batch, " exceeds the ", data_size, " training examples"));
+}
+
+at::Tensor BatchOrder::indices(std::int64_t step) {
+  const std::int64_t per_epoch = size_ / batch_, epoch = step / per_epoch;
+  if (epoch != epoch_) order_ = streams_.permutation(Purpose::kData, static_cast<std::uint32_t>(epoch), size_), epoch_ = epoch;
+  const auto begin = order_.begin() + (step % per_epoch) * batch_;
+  return at::tensor(std::vector<std::int64_t>(begin, begin + batch_), at::kLong);
+}
+
+FlowMatchingObjective::FlowMatchingObjective(std::unique_ptr<VelocityModel> model, std::shared_ptr<const Path> path, ImageDataset data, FlowMatchingOptions options, std::uint64_t seed)
+    : model_(std::move(model)), path_(std::move(path)), data_(std::move(data)), options_(std::move(options)), streams_(seed),
+      order_(data_.size(), options_.batch, streams_), trainable_(trainable_of(*model_)) {
+  std::vector<std::int64_t> shape = data_.images.sizes().vec();
+  shape.erase(shape.begin());
+  if (shape != model_->sample_shape()) fail(ErrorKind::kConfig, cat("the data are ", shape_text(shape), ", the model makes ", shape_text(model_->sample_shape())), "adapt model.args (input_size, in_channels)");
+  if (model_->classes() > 0 && data_.labels.max().item<std::int64_t>() >= model_->classes()) fail(ErrorKind::kConfig, cat("the data have labels up to ", data_.labels.max().item<std::int64_t>(), ", the model has ", model_->classes(), " classes"));
+}
+
+std::int64_t FlowMatchingObjective::begin_step(std::int64_t step) {
+  step_ = step;
+  indices_ = order_.indices(step);
+  return (options_.batch + options_.item - 1) / options_.item;
+}
+
+LossReport FlowMatchingObjective::item(std::int64_t i) {
+  const std::int64_t begin = i * options_.item, end = std::min(options_.batch, begin + options_.item), n = end - begin;
+  const auto step = static_cast<std::uint32_t>(step_);
+  const at::Tensor indices = indices_.narrow(0, begin, n);
+  const at::Tensor data = data_.batch(indices) * 2 - 1;
+  const at::Tensor noise = streams_.normal(Purpose::kPrior, step, 0, begin, n, model_->sample_shape());
+  // Times stay a little inside [0, 1]: VP's d beta/dt is infinite at 1.
+  at::Tensor t = options_.time_sampling == "logit-normal" ? streams_.normal(Purpose::kTime, step, 0, begin, n, {}).sigmoid()
+                                                         : streams_.uniform(Purpose::kTime, step, begin, n);
+  t = t.clamp(0.0, 1 - 1e-5);
+  Condition condition;
+  if (model_->classes() > 0) {
+    const at::Tensor dropped = streams_.uniform(Purpose::kLabel, step, begin, n) < options_.label_dropout;
+    condition.labels = at::where(dropped, at::full({1}, model_->classes(), at::kLong), data_.labels.index_select(0, indices));
+  }
+  const std::vector<PathPoint> points = path_points(*path_, t);
+  const auto c = [&](double PathPoint::*member) { return path_coefficient(points, member, data); };
+  const at::Tensor x_t = c(&PathPoint::alpha) * data + c(&PathPoint::beta) * noise;
+  const at::Tensor target = c(&PathPoint::d_alpha) * data + c(&PathPoint::d_beta) * noise;
+  const at::Tensor v = model_->velocity(x_t, t, condition);
+  return {(v - target).square().flatten(1).mean(1).sum() / static_cast<double>(options_.batch), {}};
+}
+
+ClassificationObjective::ClassificationObjective(ClassifierConfig config, ImageDataset data, ClassificationOptions options, std::uint64_t seed)
+    : classifier_(config, with_gradients(init_classifier(config, RandomStreams(seed)))), data_(std::move(data)), options_(options), streams_(seed),
+      order_(data_.size(), options.batch, streams_) {
+  if (data_.classes() != config.num_classes) fail(ErrorKind::kConfig, cat("the data have ", data_.classes(), " classes, the classifier ", config.num_classes));
+}
+
+std::int64_t ClassificationObjective::begin_step(std::int64_t step) {
+  step_ = step;
+  indices_ = order_.indices(step);
+  return (options_.batch + options_.item - 1) / options_.item;
+}
+
+LossReport ClassificationObjective::item(std::int64_t i) {
+  const std::int64_t begin = i * options_.item, end = std::min(options_.batch, begin + options_.item), n = end - begin;
+  const auto step = static_cast<std::uint32_t>(step_);
+  const at::Tensor indices = indices_.narrow(0, begin, n);
+  at::Tensor images = data_.batch(indices);
+  if (options_.shift > 0) {
+    const at::Tensor dy = streams_.integers(Purpose::kAugment, 2 * step, begin, n, 2 * options_.shift + 1), dx = streams_.integers(Purpose::kAugment, 2 * step + 1, begin, n, 2 * options_.shift + 1);
+    const at::Tensor padded = at::constant_pad_nd(images, {options_.shift, options_.shift, options_.shift, options_.shift});
+    std::vector<at::Tensor> moved;
+    for (std::int64_t j = 0; j < n; ++j) moved.push_back(padded[j].narrow(1, dy[j].item<std::int64_t>(), images.size(2)).narrow(2, dx[j].item<std::int64_t>(), images.size(3)));
+    images = at::stack(moved);
+  }
+  if (options_.noise > 0) {
+    const at::Tensor deviation = streams_.uniform(Purpose::kAugment, step, begin, n).mul(options_.noise).view({-1, 1, 1, 1});
+    images = images + deviation * streams_.normal(Purpose::kAugment, step, 1, begin, n, images.sizes().slice(1));
+  }
+  const at::Tensor logits = classifier_.logits(images), labels = data_.labels.index_select(0, indices);
+  LossReport report;
+  report.loss = at::cross_entropy_loss(logits, labels, {}, at::Reduction::Sum, -100, options_.label_smoothing) / static_cast<double>(options_.batch);
+  report.metrics.add("train_accuracy", (logits.argmax(1) == labels).sum().item<double>(), static_cast<double>(n));
+  return report;
+}
+
+double accuracy(const Classifier& classifier, const ImageDataset& data) {
+  const at::NoGradGuard no_grad;
+  std::int64_t correct = 0;
+  std::mutex mutex;
+  parallel_chunks(data.size(), 250, [&](std::int64_t begin, std::int64_t end) {
+    const at::Tensor logits = classifier.logits(data.batch(at::arange(begin, end)));
+    const std::int64_t hits = (logits.argmax(1) == data.labels.narrow(0, begin, end - begin)).sum().item<std::int64_t>();
+    const std::lock_guard lock(mutex);
+    correct += hits;
+  });
+  return static_cast<double>(correct) / static_cast<double>(data.size());
+}
+
+}  // namespace tiltflow

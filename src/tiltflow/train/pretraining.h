@@ -1,0 +1,85 @@
+// Objectives for training from data: flow matching for a velocity model, cross-entropy for the judge.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "tiltflow/flow/path.h"
+#include "tiltflow/io/dataset.h"
+#include "tiltflow/models/classifier/classifier.h"
+#include "tiltflow/models/velocity_model.h"
+#include "tiltflow/tensor/random.h"
+#include "tiltflow/train/objective.h"
+
+namespace tiltflow {
+
+// Batches of a data set in an order keyed by (seed, epoch); the last incomplete batch of an epoch is dropped.
+class BatchOrder {
+ public:
+  BatchOrder(std::int64_t data_size, std::int64_t batch, RandomStreams streams);
+  at::Tensor indices(std::int64_t step);  // [batch]
+
+ private:
+  std::int64_t size_, batch_;
+  RandomStreams streams_;
+  std::int64_t epoch_ = -1;
+  std::vector<std::int64_t> order_;
+};
+
+struct FlowMatchingOptions {
+  std::int64_t batch = 128, item = 32;  // item: samples per independent piece of work
+  double label_dropout = 0.1;
+  std::string time_sampling = "uniform";  // or "logit-normal"
+};
+
+// mean over samples and pixels of |v(x_t, t, y) - (alpha' x_1 + beta' x_0)|^2, as SiT's velocity loss. Data in [0, 1] are
+// mapped to [-1, 1].
+class FlowMatchingObjective final : public Objective {
+ public:
+  FlowMatchingObjective(std::unique_ptr<VelocityModel> model, std::shared_ptr<const Path> path, ImageDataset data, FlowMatchingOptions options, std::uint64_t seed);
+  const ParameterSet& trainable() const override { return trainable_; }
+  std::int64_t begin_step(std::int64_t step) override;
+  LossReport item(std::int64_t i) override;
+  const VelocityModel& model() const { return *model_; }
+
+ private:
+  std::unique_ptr<VelocityModel> model_;
+  std::shared_ptr<const Path> path_;
+  ImageDataset data_;
+  FlowMatchingOptions options_;
+  RandomStreams streams_;
+  BatchOrder order_;
+  ParameterSet trainable_;
+  std::int64_t step_ = 0;
+  at::Tensor indices_;
+};
+
+struct ClassificationOptions {
+  std::int64_t batch = 128, item = 32;
+  double noise = 0.3;         // inputs get Gaussian noise of a deviation uniform in [0, noise]: a smoother judge
+  std::int64_t shift = 2;     // random translation in pixels
+  double label_smoothing = 0;
+};
+
+class ClassificationObjective final : public Objective {
+ public:
+  ClassificationObjective(ClassifierConfig config, ImageDataset data, ClassificationOptions options, std::uint64_t seed);
+  const ParameterSet& trainable() const override { return classifier_.parameters(); }
+  std::int64_t begin_step(std::int64_t step) override;
+  LossReport item(std::int64_t i) override;
+  const Classifier& classifier() const { return classifier_; }
+
+ private:
+  Classifier classifier_;
+  ImageDataset data_;
+  ClassificationOptions options_;
+  RandomStreams streams_;
+  BatchOrder order_;
+  std::int64_t step_ = 0;
+  at::Tensor indices_;
+};
+
+// Fraction of images whose most likely class is the label.
+double accuracy(const Classifier& classifier, const ImageDataset& data);
+
+}  // namespace tiltflow

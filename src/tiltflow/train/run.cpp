@@ -1,0 +1,122 @@
+#include "tiltflow/train/run.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/io/image.h"
+#include "tiltflow/io/safetensors.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string step_name(std::int64_t step) { return "step-" + std::string(6 - std::min<std::size_t>(6, std::to_string(step).size()), '0') + std::to_string(step); }
+
+// Complete checkpoints, oldest first.
+std::vector<fs::path> complete_checkpoints(const fs::path& folder) {
+  std::vector<fs::path> out;
+  std::error_code code;
+  for (const auto& entry : fs::directory_iterator(folder, code)) {
+    if (starts_with(entry.path().filename().string(), "step-") && fs::exists(entry.path() / "DONE")) out.push_back(entry.path());
+  }
+  std::sort(out.begin(), out.end(), [](const fs::path& a, const fs::path& b) {
+    return std::stoll(a.filename().string().substr(5)) < std::stoll(b.filename().string().substr(5));
+  });
+  return out;
+}
+
+std::string first_difference(const std::string& a, const std::string& b) {
+  const std::vector<std::string> left = split(a, '\n'), right = split(b, '\n');
+  for (std::size_t i = 0; i < std::max(left.size(), right.size()); ++i) {
+    const std::string l = i < left.size() ? left[i] : "(nothing)", r = i < right.size() ? right[i] : "(nothing)";
+    if (l != r) return cat("stored `", l, "`, now `", r, "`");
+  }
+  return "";
+}
+
+}  // namespace
+
+Run::Run(fs::path directory, const std::string& config_toml, bool resume) : directory_(std::move(directory)) {
+  const fs::path config = directory_ / "config.toml";
+  if (fs::exists(config)) {
+    if (!resume) fail(ErrorKind::kConfig, cat("the folder ", directory_.string(), " already holds a run"), "continue it with --resume, or choose another folder with --out");
+    if (const std::string stored = read_file(config); stored != config_toml) {
+      fail(ErrorKind::kConfig, cat("the run in ", directory_.string(), " has another configuration: ", first_difference(stored, config_toml)),
+           "resume with the same configuration, or start afresh in another folder with --out");
+    }
+  } else if (fs::exists(directory_) && !fs::is_empty(directory_) && !fs::exists(directory_ / "checkpoints")) {
+    fail(ErrorKind::kConfig, cat("the folder ", directory_.string(), " exists and is not a run"), "choose an empty or new folder with --out");
+  }
+  make_directories(directory_ / "checkpoints");
+  make_directories(samples());
+  if (!fs::exists(config)) write_file_atomic(config, config_toml);
+}
+
+std::optional<Checkpoint> Run::latest() {
+  const std::vector<fs::path> done = complete_checkpoints(directory_ / "checkpoints");
+  std::optional<Checkpoint> out;
+  if (!done.empty()) {
+    out.emplace();
+    try {
+      out->step = nlohmann::json::parse(read_file(done.back() / "state.json")).at("step").get<std::int64_t>();
+    } catch (const nlohmann::json::exception&) {
+      fail(ErrorKind::kBadFile, cat((done.back() / "state.json").string(), " is broken"), "delete this checkpoint folder to resume from the one before");
+    }
+    for (const auto& entry : fs::directory_iterator(done.back())) {
+      if (entry.path().extension() == ".safetensors") out->parts[entry.path().stem().string()] = read_safetensors(entry.path()).tensors;
+    }
+  }
+  // Lines of steps after the checkpoint will be written again.
+  const fs::path metrics = directory_ / "metrics.jsonl";
+  std::string kept;
+  for (const auto& line : read_json_lines(metrics)) {
+    if (out && line.value("step", std::int64_t{0}) <= out->step) kept += line.dump() + "\n";
+  }
+  if (fs::exists(metrics)) write_file_atomic(metrics, kept);
+  return out;
+}
+
+void Run::save(const Checkpoint& checkpoint, std::int64_t keep) {
+  const fs::path folder = directory_ / "checkpoints", final_name = folder / step_name(checkpoint.step), temporary = folder / ("tmp-" + step_name(checkpoint.step));
+  if (fs::exists(final_name / "DONE")) return;
+  fs::remove_all(temporary);
+  fs::remove_all(final_name);
+  make_directories(temporary);
+  try {
+    for (const auto& [name, tensors] : checkpoint.parts) write_safetensors(temporary / (name + ".safetensors"), tensors);
+    write_file_atomic(temporary / "state.json", nlohmann::json{{"step", checkpoint.step}}.dump(1) + "\n");
+    write_file_atomic(temporary / "DONE", "");
+    if (metrics_) metrics_->sync();
+    fs::rename(temporary, final_name);
+  } catch (...) {
+    std::error_code ignored;
+    fs::remove_all(temporary, ignored);
+    throw;
+  }
+  sync_directory(folder);
+  std::vector<fs::path> done = complete_checkpoints(folder);
+  for (std::size_t i = 0; i + static_cast<std::size_t>(std::max<std::int64_t>(1, keep)) < done.size(); ++i) fs::remove_all(done[i]);
+}
+
+void Run::log(std::int64_t step, const std::map<std::string, double>& metrics) {
+  if (!metrics_) {
+    metrics_ = std::make_unique<JsonLines>(directory_ / "metrics.jsonl");
+    events_ = std::make_unique<EventWriter>(directory_);
+  }
+  nlohmann::ordered_json line{{"step", step}};
+  for (const auto& [name, value] : metrics) line[name] = json_number(value);
+  metrics_->write(line);
+  for (const auto& [name, value] : metrics) events_->scalar(name, step, value);
+}
+
+void Run::picture(const std::string& name, std::int64_t step, const at::Tensor& image) {
+  write_png(samples() / cat(name, "-", step_name(step), ".png"), image, {{"Software", "tiltflow"}, {"step", std::to_string(step)}});
+  if (events_) events_->image(name, step, image);
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,46 @@
+// A run is a directory: config.toml (resolved), metrics.jsonl (source of truth), events.out.tfevents.*, checkpoints/,
+// samples/, report.html. A checkpoint counts only when its DONE marker exists; it appears under its name complete.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "tiltflow/io/json_lines.h"
+#include "tiltflow/io/tensorboard.h"
+#include "tiltflow/tensor/parameters.h"
+
+namespace tiltflow {
+
+struct Checkpoint {
+  std::int64_t step = 0;                      // steps completed
+  std::map<std::string, ParameterSet> parts;  // "weights", "average", "optimizer", "objective"
+};
+
+class Run {
+ public:
+  // Creates the directory, or continues it when `resume` and it holds a run with the same configuration. Throws kConfig
+  // when the directory has a run and `resume` is false, or when the stored configuration differs (naming the keys).
+  Run(std::filesystem::path directory, const std::string& config_toml, bool resume);
+
+  const std::filesystem::path& directory() const { return directory_; }
+  std::filesystem::path samples() const { return directory_ / "samples"; }
+
+  // The newest complete checkpoint; also forgets metrics that were logged after it.
+  std::optional<Checkpoint> latest();
+  // Keeps the newest `keep` checkpoints.
+  void save(const Checkpoint& checkpoint, std::int64_t keep);
+
+  void log(std::int64_t step, const std::map<std::string, double>& metrics);
+  void picture(const std::string& name, std::int64_t step, const at::Tensor& image);  // samples/NAME-step-000100.png + event
+  EventWriter& events() { return *events_; }
+
+ private:
+  std::filesystem::path directory_;
+  std::unique_ptr<JsonLines> metrics_;
+  std::unique_ptr<EventWriter> events_;
+};
+
+}  // namespace tiltflow

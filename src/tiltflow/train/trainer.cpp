@@ -1,0 +1,140 @@
+#include "tiltflow/train/trainer.h"
+
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <mutex>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/progress.h"
+#include "tiltflow/base/signals.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
+#include "tiltflow/tensor/precision.h"
+
+namespace tiltflow {
+namespace {
+
+// Lets workers finish in any order but add up in item order, so that sums do not depend on timing.
+class InOrder {
+ public:
+  void enter(std::int64_t turn) {
+    std::unique_lock lock(mutex_);
+    ready_.wait(lock, [&] { return next_ == turn || failed_; });
+    if (failed_) fail(ErrorKind::kFailure, "another worker failed");
+  }
+  void leave() {
+    const std::lock_guard lock(mutex_);
+    ++next_;
+    ready_.notify_all();
+  }
+  void abort() {
+    const std::lock_guard lock(mutex_);
+    failed_ = true;
+    ready_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  std::int64_t next_ = 0;
+  bool failed_ = false;
+};
+
+struct StepGradients {
+  std::vector<at::Tensor> gradients;
+  double loss = 0;
+  MetricSums metrics;
+};
+
+StepGradients accumulate(Objective& objective, std::int64_t items, const std::vector<at::Tensor>& weights) {
+  StepGradients out;
+  for (const at::Tensor& weight : weights) out.gradients.push_back(at::zeros_like(weight, weight.options().requires_grad(false)));
+  InOrder order;
+  const at::AutoGradMode grad(true);
+  parallel_for(items, [&](std::int64_t i) {
+    try {
+      LossReport report = objective.item(i);
+      const double loss = report.loss.item<double>();
+      const auto found = torch::autograd::grad({report.loss}, weights, {}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+      report.loss = at::Tensor();
+      order.enter(i);
+      for (std::size_t j = 0; j < weights.size(); ++j) if (found[j].defined()) out.gradients[j].add_(found[j]);
+      out.loss += loss;
+      out.metrics.add(report.metrics);
+      order.leave();
+    } catch (...) {
+      order.abort();
+      throw;
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+void bind(Fields& f, TrainConfig& c) {
+  f.value("steps", c.steps, "number of optimiser steps", at_least_integer(0));
+  f.value("average_decay", c.average_decay, "decay of the averaged weights (EMA); 0 = use the raw weights", between(0, 0.999999));
+  f.value("checkpoint_every", c.checkpoint_every, "steps between checkpoints", at_least_integer(1));
+  f.value("keep_checkpoints", c.keep_checkpoints, "how many of the newest checkpoints to keep", at_least_integer(1));
+  bind(f, c.optimizer);
+}
+
+TrainResult train(const TrainConfig& config, Objective& objective, Run& run, const TrainHooks& hooks) {
+  const ParameterSet& trainable = objective.trainable();
+  AdamW optimizer(config.optimizer, trainable);
+  WeightAverage average(trainable, config.average_decay);
+  std::int64_t step = 0;
+  if (const auto checkpoint = run.latest()) {
+    for (const char* part : {"weights", "average", "optimizer"}) {
+      if (!checkpoint->parts.count(part)) fail(ErrorKind::kBadFile, cat("the newest checkpoint in ", run.directory().string(), " lacks ", part, ".safetensors"));
+    }
+    assign(trainable, checkpoint->parts.at("weights"), "checkpoint weights");
+    assign(average.values(), checkpoint->parts.at("average"), "checkpoint average");
+    optimizer.restore(checkpoint->parts.at("optimizer"));
+    if (checkpoint->parts.count("objective")) objective.restore(checkpoint->parts.at("objective"));
+    step = checkpoint->step;
+    log_info(cat("resuming after step ", step));
+  }
+  const auto save = [&] {
+    Checkpoint checkpoint{step, {{"weights", trainable}, {"average", average.values()}, {"optimizer", optimizer.state()}}};
+    if (const ParameterSet state = objective.state(); !state.empty()) checkpoint.parts["objective"] = state;
+    run.save(checkpoint, config.keep_checkpoints);
+  };
+
+  const std::vector<at::Tensor> weights = trainable.tensors();
+  Progress progress(hooks.label, config.steps, step);
+  while (step < config.steps) {
+    const auto begin = std::chrono::steady_clock::now();
+    const std::int64_t items = objective.begin_step(step);
+    StepGradients result = accumulate(objective, items, weights);
+    if (!std::isfinite(result.loss)) fail(ErrorKind::kNonFinite, cat("the loss is not finite at step ", step + 1), "lower the learning rate or the reward scale; the last checkpoint is intact");
+    const double norm = clip_gradients(result.gradients, config.optimizer.gradient_clip);
+    if (!std::isfinite(norm)) fail(ErrorKind::kNonFinite, cat("a gradient is not finite at step ", step + 1), "lower the learning rate; the last checkpoint is intact");
+    const double rate = config.optimizer.learning_rate * schedule_factor(config.optimizer, step, config.steps);
+    optimizer.step(result.gradients, rate);
+    average.update(config.average_decay > 0 ? step : 0);
+    if (config.average_decay == 0) assign(average.values(), trainable, "weights");
+    ++step;
+
+    std::map<std::string, double> metrics = result.metrics.averages();
+    metrics["loss"] = result.loss;
+    metrics["gradient_norm"] = norm;
+    metrics["learning_rate"] = rate;
+    objective.end_step(metrics);
+    metrics["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    metrics["peak_memory_mb"] = peak_memory_bytes() / 1e6;
+    run.log(step, metrics);
+    progress.update(step, hooks.note ? hooks.note(metrics) : cat("loss ", compact(result.loss)));
+    if (hooks.after_step) hooks.after_step(step, average.values());
+    const bool stop = stop_signal() != 0 && step < config.steps;
+    if (step % config.checkpoint_every == 0 || step == config.steps || stop) save();
+    if (stop) fail(ErrorKind::kStopped, cat("stopped by a signal after step ", step, "; checkpoint saved in ", run.directory().string()), "continue with --resume");
+  }
+  return {trainable, average.values(), step};
+}
+
+}  // namespace tiltflow

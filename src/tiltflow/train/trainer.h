@@ -1,0 +1,39 @@
+// The only training loop: items in parallel, gradients added in a fixed order, AdamW, averaged weights, metrics,
+// checkpoints, signals. Bit-exact when resumed on the same machine.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "tiltflow/train/objective.h"
+#include "tiltflow/train/optimizer.h"
+#include "tiltflow/train/run.h"
+
+namespace tiltflow {
+
+struct TrainConfig {
+  std::int64_t steps = 100;
+  double average_decay = 0;         // EMA of the weights; 0: none
+  std::int64_t checkpoint_every = 50, keep_checkpoints = 2;
+  OptimizerConfig optimizer;
+};
+void bind(Fields& f, TrainConfig& c);
+
+struct TrainResult {
+  ParameterSet weights;  // raw
+  ParameterSet average;  // averaged, or the raw ones when average_decay = 0
+  std::int64_t steps = 0;
+};
+
+// Called after each step with averaged weights NOT yet swapped in; `average` lets hooks do that.
+struct TrainHooks {
+  std::string label = "training";
+  std::function<std::string(const std::map<std::string, double>&)> note;                    // text beside the progress bar
+  std::function<void(std::int64_t step, const ParameterSet& average)> after_step;           // pictures, evaluations
+};
+
+// Continues from the run's newest checkpoint. On SIGTERM/SIGINT saves and throws kStopped. Throws kNonFinite when the loss
+// or a gradient is not finite (the last checkpoint stays).
+TrainResult train(const TrainConfig& config, Objective& objective, Run& run, const TrainHooks& hooks);
+
+}  // namespace tiltflow
