@@ -1,4 +1,54 @@
+// tiltflow bench: speed of this machine and of one Adjoint Matching iteration.
+#include <iostream>
+
+#include "tiltflow/base/strings.h"
+#include "tiltflow/eval/speed.h"
+#include "tiltflow/models/runtime_config.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
 #include "verbs.h"
+
 namespace tiltflow::app {
-void add_bench(CLI::App&, Action&) {}
+
+void add_bench(CLI::App& program, Action& action) {
+  struct Options {
+    std::string name = "am";
+    bool json = false;
+    AmBenchOptions am;
+    ComputeConfig compute;
+    std::vector<std::string> args;
+  };
+  auto* verb = program.add_subcommand("bench", "measure: am (one Adjoint Matching iteration) or gemm (matrix products)");
+  auto o = std::make_shared<Options>();
+  verb->add_option("name", o->name, "am or gemm")->check(CLI::IsMember({"am", "gemm"}))->capture_default_str();
+  verb->add_flag("--json", o->json, "one JSON object on stdout");
+  verb->add_option("--batch", o->am.batch, "trajectories")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--item", o->am.item, "trajectories per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--steps", o->am.steps, "sampler steps")->check(CLI::Range(2, 10000))->capture_default_str();
+  verb->add_option("--loss-steps", o->am.loss_steps, "time steps in the loss")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--repeats", o->am.repeats, "timed repetitions")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--policy", o->am.policy, "full or lora")->check(CLI::IsMember({"full", "lora"}))->capture_default_str();
+  verb->add_option("--model-arg", o->args, "SiT constructor argument, e.g. size=SiT-S/2 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  verb->add_option("--precision", o->compute.precision, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}))->capture_default_str();
+  verb->add_option("--workers", o->compute.workers, "pieces of work at a time; 0 = one per core")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb->add_option("--threads", o->compute.threads, "libtorch threads per piece")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->callback([=, &action] {
+    action = [o] {
+      o->am.runtime = apply(o->compute);
+      if (!o->args.empty()) o->am.model.args = key_values(o->args);
+      o->am.loss_steps = std::min(o->am.loss_steps, o->am.steps);
+      nlohmann::ordered_json out;
+      if (o->name == "gemm") {
+        const int workers = thread_policy().workers;
+        out = {{"bench", "gemm"}, {"workers", workers}, {"fp32_gflops_one_core", gemm_peak(1, false)}, {"fp32_gflops", gemm_peak(workers, false)}, {"bf16_gflops", gemm_peak(workers, true)}};
+      } else {
+        out = bench_adjoint_matching(o->am);
+      }
+      if (o->json) std::cout << out.dump() << std::endl;
+      else for (const auto& [key, value] : out.items()) std::cout << pad_right(key, 34) << (value.is_number_float() ? compact(value.get<double>(), 4) : value.dump()) << "\n";
+      return 0;
+    };
+  });
+}
+
 }  // namespace tiltflow::app

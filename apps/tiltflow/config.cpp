@@ -1,4 +1,77 @@
+// tiltflow config show|check|diff: the configuration of a fine-tuning run as the program understands it.
+#include <iostream>
+#include <map>
+
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/train/finetuning.h"
 #include "verbs.h"
+
 namespace tiltflow::app {
-void add_config(CLI::App&, Action&) {}
+namespace {
+
+std::vector<ResolvedValue> resolve(const std::string& file, const std::vector<std::string>& set) {
+  Fields fields(file, set);
+  FinetuneConfig config;
+  bind(fields, config);
+  fields.finish();
+  return fields.resolved();
+}
+
+}  // namespace
+
+void add_config(CLI::App& program, Action& action) {
+  struct Options {
+    std::string file, other;
+    std::vector<std::string> set;
+    bool docs = false;
+  };
+  auto* verb = program.add_subcommand("config", "show, check or compare fine-tuning configurations");
+  verb->require_subcommand(1);
+  auto o = std::make_shared<Options>();
+  const auto with_set = [&](CLI::App* sub) { sub->add_option("--set", o->set, "override a key")->type_name("KEY=VALUE")->allow_extra_args(false); };
+
+  auto* show = verb->add_subcommand("show", "every key with its value and where it comes from");
+  show->add_option("config", o->file, "TOML file (defaults alone when left out)");
+  show->add_flag("--docs", o->docs, "with what each key means");
+  with_set(show);
+  show->callback([=, &action] {
+    action = [o] {
+      for (const ResolvedValue& v : resolve(o->file, o->set)) {
+        std::cout << pad_right(cat(v.key, " = ", v.value), 56) << "  # " << v.source << (o->docs ? "; " + v.doc : "") << "\n";
+      }
+      return 0;
+    };
+  });
+
+  auto* check = verb->add_subcommand("check", "report every problem at once; also loads the files the configuration names");
+  check->add_option("config", o->file, "TOML file")->required();
+  with_set(check);
+  check->callback([=, &action] {
+    action = [o] {
+      set_up(load_config<FinetuneConfig>(o->file, o->set));
+      log_info(o->file + ": fine");
+      return 0;
+    };
+  });
+
+  auto* diff = verb->add_subcommand("diff", "keys in which two configurations differ (exit 1 if any)");
+  diff->add_option("config", o->file, "TOML file")->required();
+  diff->add_option("other", o->other, "TOML file")->required();
+  diff->callback([=, &action] {
+    action = [o] {
+      std::map<std::string, std::pair<std::string, std::string>> values;
+      for (const ResolvedValue& v : resolve(o->file, {})) values[v.key].first = v.value;
+      for (const ResolvedValue& v : resolve(o->other, {})) values[v.key].second = v.value;
+      int differences = 0;
+      for (const auto& [key, pair] : values) {
+        if (pair.first == pair.second) continue;
+        ++differences;
+        std::cout << key << ": " << (pair.first.empty() ? "(absent)" : pair.first) << " -> " << (pair.second.empty() ? "(absent)" : pair.second) << "\n";
+      }
+      return differences ? 1 : 0;
+    };
+  });
+}
+
 }  // namespace tiltflow::app

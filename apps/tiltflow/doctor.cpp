@@ -1,4 +1,34 @@
+// tiltflow doctor: what machine and libraries the program found, and whether anything looks wrong.
+#include <torch/version.h>
+#include <ATen/Version.h>
+
+#include <iostream>
+
+#include "tiltflow/base/strings.h"
+#include "tiltflow/eval/speed.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
 #include "verbs.h"
+
 namespace tiltflow::app {
-void add_doctor(CLI::App&, Action&) {}
+
+void add_doctor(CLI::App& program, Action& action) {
+  auto* verb = program.add_subcommand("doctor", "check the machine and the libraries");
+  verb->callback([&action] {
+    action = [] {
+      std::cout << "libtorch " << TORCH_VERSION << ", CPU kernels " << at::get_cpu_capability() << "\n";
+      std::cout << "cores " << hardware_cores() << ", CUDA " << (at::hasCUDA() ? "available" : "not available") << "\n";
+      const double single = gemm_peak(1, false), all = gemm_peak(hardware_cores(), false), bf16 = gemm_peak(hardware_cores(), true);
+      std::cout << "matrix products: fp32 " << fixed(single, 0) << " GFLOP/s on one core, " << fixed(all, 0) << " on all; bf16 " << fixed(bf16, 0) << " on all\n";
+      int problems = 0;
+      const auto warn = [&](const std::string& text) { std::cout << "warning: " << text << "\n", ++problems; };
+      if (single < 5) warn("matrix products are very slow: libtorch seems to use a reference BLAS");
+      if (hardware_cores() > 1 && all < 1.3 * single) warn("several workers are hardly faster than one: is the machine busy, or are its cores shared?");
+      if (bf16 < all) warn("bf16 is slower than fp32 here: leave compute.precision at fp32");
+      std::cout << (problems ? "" : "all well\n") << std::flush;
+      return 0;
+    };
+  });
+}
+
 }  // namespace tiltflow::app

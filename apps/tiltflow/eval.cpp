@@ -1,4 +1,134 @@
+// tiltflow eval: the tilted-law check of a run, or the quality of a base model (accuracy and Frechet distance by a judge).
+#include <iostream>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/progress.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/eval/report.h"
+#include "tiltflow/eval/tilted_check.h"
+#include "tiltflow/io/dataset.h"
+#include "tiltflow/io/safetensors.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
+#include "tiltflow/train/finetuning.h"
 #include "verbs.h"
+
 namespace tiltflow::app {
-void add_eval(CLI::App&, Action&) {}
+namespace {
+
+struct EvalOptions {
+  std::string run, model, judge, reference, data, format = "idx", sampler = "auto", make_reference;
+  std::int64_t n = 2000, steps = 40, seed = 0, workers = 0;
+  bool json = false;
+};
+
+int check_run(const EvalOptions& o) {
+  const std::filesystem::path folder = o.run;
+  const FinetuneConfig config = load_config<FinetuneConfig>(folder / "config.toml", {});
+  const FinetuneSetup setup = set_up(config);
+  const LoadedModel tuned = load_velocity_model(folder / "model.safetensors", {}, apply(config.compute));
+  TiltedCheckOptions options;
+  options.base_samples = config.check.base_samples, options.tuned_samples = config.check.tuned_samples;
+  options.standard_errors = config.check.standard_errors, options.allowance = config.check.allowance;
+  if (!config.check.judge.empty()) options.judge = load_classifier(config.check.judge);
+  options.samplers.push_back(setup.config.sampler);
+  if (!config.check.ode.empty()) {
+    SamplerConfig ode = setup.config.sampler;
+    ode.name = config.check.ode, ode.steps = config.check.ode_steps;
+    options.samplers.push_back(ode);
+  }
+  const TiltedCheck check = check_tilted_law(*setup.model, *tuned.model, *setup.path, *setup.reward, setup.model->sample_shape(), setup.streams, setup.labels_at(0xffffe000u), options);
+  write_file_atomic(folder / "check.json", to_json(check).dump(1) + "\n");
+  const auto report = write_report(folder);
+  if (o.json) std::cout << to_json(check).dump() << std::endl;
+  else std::cerr << table_text(check);
+  log_info("report: " + report.string());
+  return check.passed ? 0 : 1;
+}
+
+at::Tensor features_of(const Classifier& judge, const at::Tensor& images) {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> parts(static_cast<std::size_t>((images.size(0) + 127) / 128));
+  parallel_chunks(images.size(0), 128, [&](std::int64_t begin, std::int64_t end) { parts[static_cast<std::size_t>(begin / 128)] = judge.features(images.narrow(0, begin, end - begin)); });
+  return at::cat(parts);
+}
+
+FeatureMoments reference_moments(const EvalOptions& o, const Classifier& judge) {
+  if (!o.reference.empty()) {
+    const ParameterSet t = read_safetensors(o.reference).tensors;
+    return {t.at("mean").to(at::kDouble), t.at("covariance").to(at::kDouble), t.at("count").item<double>()};
+  }
+  if (o.data.empty()) fail(ErrorKind::kUsage, "the Frechet distance needs --reference FILE (feature moments) or --data FOLDER (held-out images)");
+  const ImageDataset held_out = read_dataset(o.format, o.data, "test");
+  const FeatureMoments moments = feature_moments(features_of(judge, held_out.batch(at::arange(held_out.size()))));
+  if (!o.make_reference.empty()) {
+    ParameterSet t;
+    t.add("mean", moments.mean), t.add("covariance", moments.covariance), t.add("count", at::full({1}, moments.count, at::kDouble));
+    write_safetensors(o.make_reference, t, {{"what", "moments of the judge's features on held-out images"}});
+    log_info("wrote " + o.make_reference);
+  }
+  return moments;
+}
+
+int evaluate_model(const EvalOptions& o) {
+  if (o.judge.empty()) fail(ErrorKind::kUsage, "eval --model needs --judge FILE");
+  ComputeConfig compute;
+  compute.workers = o.workers;
+  const LoadedModel loaded = load_velocity_model(o.model, {}, apply(compute));
+  const auto judge = load_classifier(o.judge);
+  const FeatureMoments reference = reference_moments(o, *judge);
+  const auto path = make_path(loaded.path_name.empty() ? "linear" : loaded.path_name);
+  SamplerConfig sampler;
+  sampler.name = o.sampler, sampler.steps = o.steps;
+  const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
+  nlohmann::ordered_json out{{"model", o.model}, {"sampler", o.sampler}, {"steps", o.steps}, {"samples", o.n}};
+  for (const bool conditional : {true, false}) {
+    if (conditional && loaded.model->classes() == 0) continue;
+    Progress progress(conditional ? "conditional" : "unconditional", o.n);
+    DrawOptions options;
+    options.n = o.n;
+    options.progress = [&](std::int64_t done) { progress.update(done); };
+    const Draws draws = draw(*loaded.model, sampler, *path, loaded.model->sample_shape(), streams, conditional ? uniform_labels(streams, 0, loaded.model->classes()) : no_labels(), options);
+    const at::Tensor images = pixel_decoder()(draws.x).clamp(0, 1), features = features_of(*judge, images);
+    const at::Tensor chosen = at::linear(features, judge->parameters().at("fc2.weight"), judge->parameters().at("fc2.bias")).argmax(1);
+    const std::string kind = conditional ? "conditional" : "unconditional";
+    if (conditional) {
+      const Estimate hits = mean_estimate((chosen == draws.labels).to(at::kDouble));
+      out["class_accuracy"] = hits.value, out["class_accuracy_se"] = hits.se;
+    }
+    out["frechet_" + kind] = frechet_distance(feature_moments(features), reference);
+  }
+  // The floor: the same distance between held-out images and themselves has expectation about 2 tr(S)/N.
+  out["frechet_floor"] = (reference.covariance.trace().item<double>()) / static_cast<double>(o.n);
+  std::cout << out.dump(o.json ? -1 : 1) << std::endl;
+  return 0;
+}
+
+}  // namespace
+
+void add_eval(CLI::App& program, Action& action) {
+  auto* verb = program.add_subcommand("eval", "tilted-law check of a run (--run), or quality of a model by a judge (--model)");
+  auto o = std::make_shared<EvalOptions>();
+  auto* run = verb->add_option("--run", o->run, "run directory of `tiltflow finetune`; exit 1 when the check fails");
+  auto* model = verb->add_option("--model", o->model, "velocity model file")->excludes(run);
+  verb->add_option("--judge", o->judge, "classifier file")->needs(model);
+  verb->add_option("--reference", o->reference, "feature moments to compare with")->needs(model);
+  verb->add_option("--data", o->data, "folder of held-out images instead of --reference")->needs(model);
+  verb->add_option("--format", o->format, "of --data: idx, cifar or folder")->capture_default_str();
+  verb->add_option("--make-reference", o->make_reference, "write the moments of --data to this file");
+  verb->add_option("--n", o->n, "samples")->capture_default_str()->check(CLI::Range(16, 10'000'000));
+  verb->add_option("--sampler", o->sampler, "see `tiltflow list samplers`")->capture_default_str();
+  verb->add_option("--steps", o->steps, "sampler steps")->capture_default_str()->check(CLI::PositiveNumber);
+  verb->add_option("--seed", o->seed, "seed")->capture_default_str()->check(CLI::NonNegativeNumber);
+  verb->add_flag("--json", o->json, "one JSON object on stdout");
+  verb->callback([=, &action] {
+    action = [o] {
+      if (o->run.empty() == o->model.empty()) fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
+      return o->run.empty() ? evaluate_model(*o) : check_run(*o);
+    };
+  });
+}
+
 }  // namespace tiltflow::app

@@ -1,4 +1,49 @@
+// tiltflow inspect: what a safetensors file holds.
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "tiltflow/base/strings.h"
+#include "tiltflow/io/json_lines.h"
+#include "tiltflow/io/safetensors.h"
+#include "tiltflow/models/model_file.h"
+#include "tiltflow/tensor/aten.h"
 #include "verbs.h"
+
 namespace tiltflow::app {
-void add_inspect(CLI::App&, Action&) {}
+
+void add_inspect(CLI::App& program, Action& action) {
+  auto* verb = program.add_subcommand("inspect", "list the tensors, statistics and metadata of a safetensors file");
+  auto file = std::make_shared<std::string>();
+  auto json = std::make_shared<bool>(false);
+  verb->add_option("file", *file, "safetensors file")->required();
+  verb->add_flag("--json", *json, "one JSON object on stdout");
+  verb->callback([=, &action] {
+    action = [file, json] {
+      const TensorFile content = read_safetensors(*file);
+      const std::string family = model_family(content.tensors, content.metadata);
+      nlohmann::ordered_json out{{"file", *file}, {"looks_like", family.empty() ? "unknown" : family}, {"tensors", nlohmann::ordered_json::array()}, {"parameters", content.tensors.numel()}, {"bytes", content.tensors.bytes()}, {"metadata", content.metadata}};
+      for (const auto& [name, tensor] : content.tensors) {
+        const at::Tensor values = tensor.to(at::kDouble);
+        const std::int64_t bad = tensor.numel() - at::isfinite(values).sum().item<std::int64_t>();
+        nlohmann::ordered_json row{{"name", name}, {"type", c10::toString(tensor.scalar_type())}, {"shape", tensor.sizes().vec()}, {"non_finite", bad}};
+        if (tensor.numel() > 0) row["mean"] = json_number(values.mean().item<double>()), row["deviation"] = json_number(values.std(false).item<double>()), row["largest"] = json_number(values.abs().max().item<double>());
+        out["tensors"].push_back(std::move(row));
+      }
+      if (*json) {
+        std::cout << out.dump() << std::endl;
+        return 0;
+      }
+      for (const auto& row : out["tensors"]) {
+        std::cout << pad_right(row["name"].get<std::string>(), 48) << pad_right(row["type"].get<std::string>(), 10) << pad_right(row["shape"].dump(), 20);
+        if (row.contains("mean")) std::cout << " mean " << pad_left(compact(number_from_json(row["mean"]), 4), 11) << "  deviation " << pad_left(compact(number_from_json(row["deviation"]), 4), 10);
+        if (row["non_finite"].get<std::int64_t>() > 0) std::cout << "  NON-FINITE " << row["non_finite"];
+        std::cout << "\n";
+      }
+      for (const auto& [key, value] : content.metadata) std::cout << key << " = " << value << "\n";
+      std::cout << content.tensors.size() << " tensors, " << content.tensors.numel() << " numbers, " << format_bytes(content.tensors.bytes()) << "; looks like: " << out["looks_like"].get<std::string>() << std::endl;
+      return 0;
+    };
+  });
+}
+
 }  // namespace tiltflow::app

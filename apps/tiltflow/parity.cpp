@@ -1,4 +1,47 @@
+// tiltflow parity: a checkpoint's outputs and gradients against recorded ones.
+#include "tiltflow/eval/parity.h"
+
+#include <algorithm>
+#include <iostream>
+
+#include "tiltflow/base/strings.h"
+#include "tiltflow/io/safetensors.h"
+#include "tiltflow/models/model_file.h"
+#include "tiltflow/tensor/aten.h"
 #include "verbs.h"
+
 namespace tiltflow::app {
-void add_parity(CLI::App&, Action&) {}
+
+void add_parity(CLI::App& program, Action& action) {
+  struct Options {
+    std::string model, reference;
+    std::vector<std::string> args;
+    bool json = false;
+  };
+  auto* verb = program.add_subcommand("parity", "compare a model's outputs and gradients with recorded ones (exit 1 beyond tolerance)");
+  auto o = std::make_shared<Options>();
+  verb->add_option("--model", o->model, "safetensors checkpoint")->required();
+  verb->add_option("--reference", o->reference, "safetensors with x, t, y, out, cot, vjp_x, ...")->required();
+  verb->add_option("--model-arg", o->args, "constructor argument the tensors do not show, e.g. num_heads=4 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  verb->add_flag("--json", o->json, "one JSON object on stdout");
+  verb->callback([=, &action] {
+    action = [o] {
+      const auto args = key_values(o->args);
+      const LoadedModel model = load_velocity_model(o->model, args), wide = load_velocity_model(o->model, args, {}, at::kDouble);
+      std::vector<ParityRow> rows = compare_with_reference(*model.model, wide.model.get(), read_safetensors(o->reference).tensors);
+      const bool ok = std::all_of(rows.begin(), rows.end(), [](const ParityRow& row) { return row.ok(); });
+      std::stable_sort(rows.begin(), rows.end(), [](const ParityRow& a, const ParityRow& b) { return a.error / a.tolerance > b.error / b.tolerance; });
+      if (o->json) {
+        nlohmann::ordered_json out{{"model", o->model}, {"reference", o->reference}, {"passed", ok}, {"rows", nlohmann::ordered_json::array()}};
+        for (const ParityRow& row : rows) out["rows"].push_back({{"tensor", row.tensor}, {"relative_error", row.error}, {"tolerance", row.tolerance}, {"ok", row.ok()}, {"worst", row.worst}});
+        std::cout << out.dump() << std::endl;
+      } else {
+        for (const ParityRow& row : rows) std::cout << pad_right(row.tensor, 44) << pad_left(compact(row.error, 3), 10) << "  tolerance " << compact(row.tolerance, 1) << (row.ok() ? "  ok" : "  EXCEEDED at " + row.worst) << "\n";
+        std::cout << (ok ? "parity: all within tolerance" : "parity: tolerance exceeded") << std::endl;
+      }
+      return ok ? 0 : 1;
+    };
+  });
+}
+
 }  // namespace tiltflow::app

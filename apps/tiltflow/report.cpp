@@ -1,4 +1,21 @@
+// tiltflow report: makes a run's report.html again.
+#include "tiltflow/eval/report.h"
+
+#include "tiltflow/base/log.h"
 #include "verbs.h"
+
 namespace tiltflow::app {
-void add_report(CLI::App&, Action&) {}
+
+void add_report(CLI::App& program, Action& action) {
+  auto* verb = program.add_subcommand("report", "write report.html of a run: curves, pictures, check");
+  auto run = std::make_shared<std::string>();
+  verb->add_option("run", *run, "run directory")->required();
+  verb->callback([=, &action] {
+    action = [run] {
+      log_info("wrote " + write_report(*run).string());
+      return 0;
+    };
+  });
+}
+
 }  // namespace tiltflow::app

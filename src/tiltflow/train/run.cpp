@@ -57,7 +57,11 @@ Run::Run(fs::path directory, const std::string& config_toml, bool resume) : dire
   if (!fs::exists(config)) write_file_atomic(config, config_toml);
 }
 
+bool Run::has_checkpoint() const { return !complete_checkpoints(directory_ / "checkpoints").empty(); }
+
 std::optional<Checkpoint> Run::latest() {
+  metrics_.reset();  // the file is about to be replaced
+  events_.reset();
   const std::vector<fs::path> done = complete_checkpoints(directory_ / "checkpoints");
   std::optional<Checkpoint> out;
   if (!done.empty()) {

@@ -28,6 +28,7 @@ class Run {
   const std::filesystem::path& directory() const { return directory_; }
   std::filesystem::path samples() const { return directory_ / "samples"; }
 
+  bool has_checkpoint() const;
   // The newest complete checkpoint; also forgets metrics that were logged after it.
   std::optional<Checkpoint> latest();
   // Keeps the newest `keep` checkpoints.
@@ -35,7 +36,6 @@ class Run {
 
   void log(std::int64_t step, const std::map<std::string, double>& metrics);
   void picture(const std::string& name, std::int64_t step, const at::Tensor& image);  // samples/NAME-step-000100.png + event
-  EventWriter& events() { return *events_; }
 
  private:
   std::filesystem::path directory_;

@@ -106,6 +106,7 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
   };
 
   const std::vector<at::Tensor> weights = trainable.tensors();
+  bool due = false;  // a checkpoint is waiting for the objective
   Progress progress(hooks.label, config.steps, step);
   while (step < config.steps) {
     const auto begin = std::chrono::steady_clock::now();
@@ -130,8 +131,9 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
     run.log(step, metrics);
     progress.update(step, hooks.note ? hooks.note(metrics) : cat("loss ", compact(result.loss)));
     if (hooks.after_step) hooks.after_step(step, average.values());
-    const bool stop = stop_signal() != 0 && step < config.steps;
-    if (step % config.checkpoint_every == 0 || step == config.steps || stop) save();
+    const bool stop = stop_signal() != 0 && step < config.steps && objective.at_checkpoint();
+    due = due || step % config.checkpoint_every == 0;
+    if ((due && objective.at_checkpoint()) || step == config.steps || stop) save(), due = false;
     if (stop) fail(ErrorKind::kStopped, cat("stopped by a signal after step ", step, "; checkpoint saved in ", run.directory().string()), "continue with --resume");
   }
   return {trainable, average.values(), step};

@@ -1,4 +1,4 @@
-#include "tiltflow/train/objective.h"
+#include "tiltflow/tensor/loss_report.h"
 
 namespace tiltflow {
 

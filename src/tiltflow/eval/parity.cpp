@@ -1,0 +1,85 @@
+#include "tiltflow/eval/parity.h"
+
+#include <cmath>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+constexpr double kForward = 1e-5, kGradient = 1e-4;  // another fp32 order of summation; typically 1e-6
+
+ParityRow compare(const std::string& name, const at::Tensor& found, const at::Tensor& expected, double tolerance) {
+  if (found.sizes() != expected.sizes()) fail(ErrorKind::kBadFile, cat("reference tensor '", name, "' is ", shape_text(expected.sizes()), ", the model gives ", shape_text(found.sizes())));
+  const at::Tensor a = found.detach().to(at::kDouble).flatten(), b = expected.to(at::kDouble).flatten();
+  const double scale = b.abs().max().item<double>();
+  const at::Tensor difference = (a - b).abs();
+  const std::int64_t worst = difference.argmax().item<std::int64_t>();
+  const double error = difference[worst].item<double>() / (scale > 0 ? scale : 1);
+  return {name, std::isfinite(error) ? error : std::numeric_limits<double>::infinity(), tolerance,
+          cat("flat index ", worst, ": ", compact(a[worst].item<double>(), 8), " against ", compact(b[worst].item<double>(), 8))};
+}
+
+// The official forward_with_cfg: first half of the batch guided, first three channels only, both halves get the result.
+at::Tensor official_guided(const VelocityModel& model, const at::Tensor& x, const at::Tensor& t, const at::Tensor& y, double scale) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor half = x.narrow(0, 0, x.size(0) / 2);
+  const at::Tensor out = model.velocity(at::cat({half, half}), t, {y});
+  const std::int64_t guided = std::min<std::int64_t>(3, out.size(1));
+  const std::vector<at::Tensor> parts = out.narrow(1, 0, guided).chunk(2);
+  const at::Tensor mixed = parts[1] + (parts[0] - parts[1]) * scale;
+  return at::cat({at::cat({mixed, mixed}), out.narrow(1, guided, out.size(1) - guided)}, 1);
+}
+
+}  // namespace
+
+std::vector<ParityRow> compare_with_reference(const VelocityModel& model, const VelocityModel* in_double, const ParameterSet& reference) {
+  std::vector<ParityRow> rows;
+  const auto has = [&](const char* name) { return reference.contains(name); };
+  if (has("x") && has("t")) {
+    const at::Tensor x = reference.at("x").to(at::kFloat), t = reference.at("t").to(at::kFloat);
+    const Condition condition{has("y") ? reference.at("y").to(at::kLong) : at::Tensor()};
+    if (condition.labels.defined() && (condition.labels.max().item<std::int64_t>() > model.classes() || condition.labels.min().item<std::int64_t>() < 0)) {
+      fail(ErrorKind::kBadFile, cat("reference labels y leave the model's range 0..", model.classes()));
+    }
+    if (has("out")) {
+      const at::NoGradGuard no_grad;
+      rows.push_back(compare("out", model.velocity(x, t, condition), reference.at("out"), kForward));
+    }
+    if (has("cot")) {
+      const at::Tensor cotangent = reference.at("cot").to(at::kFloat);
+      if (has("vjp_x")) rows.push_back(compare("vjp_x", model.vjp(x, t, condition, cotangent).input_gradient, reference.at("vjp_x"), kForward));
+      const ParameterSet weights = clone(model.parameters(), true);
+      const auto trainable = model.rebind(weights, {});
+      std::vector<std::string> names;
+      std::vector<at::Tensor> wanted;
+      for (const auto& [name, tensor] : reference) {
+        if (starts_with(name, "pgrad.") && weights.contains(name.substr(6))) names.push_back(name), wanted.push_back(weights.at(name.substr(6)));
+      }
+      if (!names.empty()) {
+        const at::AutoGradMode grad(true);
+        const auto found = torch::autograd::grad({(trainable->velocity(x, t, condition) * cotangent).sum()}, wanted);
+        for (std::size_t i = 0; i < names.size(); ++i) rows.push_back(compare(names[i], found[i], reference.at(names[i]), kGradient));
+      }
+    }
+    if (has("tan") && has("jvp") && in_double) {
+      const at::NoGradGuard no_grad;
+      const at::Tensor wide = x.to(at::kDouble), tangent = reference.at("tan").to(at::kDouble), time = t.to(at::kDouble);
+      const double h = 1e-5;
+      rows.push_back(compare("jvp", (in_double->velocity(wide + tangent * h, time, condition) - in_double->velocity(wide - tangent * h, time, condition)) / (2 * h), reference.at("jvp"), kForward));
+    }
+  }
+  if (has("cfg.x") && has("cfg.t") && has("cfg.y")) {
+    for (const auto& [name, tensor] : reference) {
+      if (!starts_with(name, "cfg.out_")) continue;
+      const at::Tensor found = official_guided(model, reference.at("cfg.x").to(at::kFloat), reference.at("cfg.t").to(at::kFloat), reference.at("cfg.y").to(at::kLong), std::atof(name.c_str() + 8));
+      rows.push_back(compare(name, found, tensor, kForward));
+    }
+  }
+  if (rows.empty()) fail(ErrorKind::kBadFile, "the reference holds nothing to compare", "expected tensors x, t, y with out, vjp_x + cot, jvp + tan, pgrad.NAME, or cfg.x, cfg.t, cfg.y with cfg.out_SCALE");
+  return rows;
+}
+
+}  // namespace tiltflow

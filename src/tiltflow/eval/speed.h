@@ -1,0 +1,27 @@
+// Speed measurements: ratios within one run, never absolute promises.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "tiltflow/policy/policy.h"
+
+namespace tiltflow {
+
+// Matrix-product rate in GFLOP/s with `workers` independent single-thread streams of 512^3 products; best of several.
+double gemm_peak(int workers, bool bf16);
+
+struct AmBenchOptions {
+  ModelSpec model{"sit", {{"input_size", "28"}, {"patch_size", "4"}, {"in_channels", "1"}, {"hidden_size", "96"}, {"depth", "6"}, {"num_heads", "3"}, {"num_classes", "10"}, {"learn_sigma", "false"}}};
+  std::string policy = "full";
+  std::int64_t batch = 32, item = 16, steps = 20, loss_steps = 10, repeats = 3;
+  ModelRuntime runtime;
+};
+// One Adjoint Matching iteration with a quadratic reward: seconds (min, median), network evaluations, GFLOP/s, fraction
+// of the matrix-product peak measured between the repetitions, peak memory, threads.
+nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& options);
+
+// Forward GFLOP per sample of a SiT (2 x multiply-adds of all matrix products).
+double sit_forward_gflop(const VelocityModel& model);
+
+}  // namespace tiltflow

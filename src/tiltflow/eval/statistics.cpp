@@ -1,0 +1,64 @@
+#include "tiltflow/eval/statistics.h"
+
+#include <cmath>
+
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+
+Estimate mean_estimate(const at::Tensor& x) {
+  const at::Tensor values = x.to(at::kDouble);
+  return {values.mean().item<double>(), values.size(0) > 1 ? values.std().item<double>() / std::sqrt(static_cast<double>(values.size(0))) : 0};
+}
+
+std::vector<Estimate> jackknife(const at::Tensor& log_weights, const WeightedStatistic& statistic, int groups) {
+  const at::NoGradGuard no_grad;
+  const std::int64_t n = log_weights.size(0);
+  const at::Tensor logs = log_weights.to(at::kDouble), all = at::arange(n);
+  const std::vector<double> full = statistic(all, logs.softmax(0));
+  std::vector<double> sum(full.size(), 0), square(full.size(), 0);
+  for (int g = 0; g < groups; ++g) {
+    const at::Tensor rest = all.index({at::remainder(all, groups) != g});
+    const std::vector<double> values = statistic(rest, logs.index_select(0, rest).softmax(0));
+    for (std::size_t i = 0; i < values.size(); ++i) sum[i] += values[i], square[i] += values[i] * values[i];
+  }
+  std::vector<Estimate> out;
+  for (std::size_t i = 0; i < full.size(); ++i) {
+    const double mean = sum[i] / groups, variance = std::max(0.0, square[i] / groups - mean * mean);
+    out.push_back({full[i], std::sqrt((groups - 1) * variance)});
+  }
+  return out;
+}
+
+double effective_sample_size(const at::Tensor& log_weights) {
+  return 1 / log_weights.to(at::kDouble).softmax(0).square().sum().item<double>();
+}
+
+Estimate log_mean_exp(const at::Tensor& log_weights) {
+  const at::Tensor logs = log_weights.to(at::kDouble);
+  const double top = logs.max().item<double>();
+  const Estimate mean = mean_estimate((logs - top).exp());
+  return {top + std::log(mean.value), mean.se / mean.value};
+}
+
+FeatureMoments feature_moments(const at::Tensor& features) {
+  const at::Tensor f = features.to(at::kDouble);
+  return {f.mean(0), at::cov(f.t()), static_cast<double>(f.size(0))};
+}
+
+double frechet_distance(const FeatureMoments& a, const FeatureMoments& b) {
+  // tr (A B)^{1/2} = sum of the roots of the eigenvalues of A^{1/2} B A^{1/2}, symmetric
+  const auto [values, vectors] = at::linalg_eigh(a.covariance);
+  const at::Tensor root = at::matmul(vectors * values.clamp_min(0).sqrt(), vectors.t());
+  const at::Tensor inner = at::matmul(at::matmul(root, b.covariance), root);
+  const double cross = at::linalg_eigvalsh(0.5 * (inner + inner.t())).clamp_min(0).sqrt().sum().item<double>();
+  return (a.mean - b.mean).square().sum().item<double>() + a.covariance.trace().item<double>() + b.covariance.trace().item<double>() - 2 * cross;
+}
+
+double sliced_wasserstein(const at::Tensor& a, const at::Tensor& b, const at::Tensor& directions) {
+  const at::Tensor unit = directions / directions.norm(2, {1}, true);                              // [D, d]
+  const at::Tensor left = std::get<0>(at::matmul(a, unit.t()).sort(0)), right = std::get<0>(at::matmul(b, unit.t()).sort(0));
+  return std::sqrt((left - right).square().mean().item<double>());
+}
+
+}  // namespace tiltflow

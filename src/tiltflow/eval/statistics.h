@@ -1,0 +1,39 @@
+// Statistics with standard errors: means, weighted (self-normalised importance) estimates by the delete-a-group
+// jackknife, and the Frechet distance of feature sets.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace tiltflow {
+
+struct Estimate {
+  double value = 0, se = 0;
+};
+
+Estimate mean_estimate(const at::Tensor& x);  // [N]
+
+// statistic(indices, weights) -> values; weights sum to 1 over the indices. The standard error of every value comes from
+// leaving out one of `groups` interleaved groups at a time; it is right for ratios and variances, too.
+using WeightedStatistic = std::function<std::vector<double>(const at::Tensor& indices, const at::Tensor& weights)>;
+std::vector<Estimate> jackknife(const at::Tensor& log_weights, const WeightedStatistic& statistic, int groups = 32);
+
+double effective_sample_size(const at::Tensor& log_weights);
+Estimate log_mean_exp(const at::Tensor& log_weights);  // log Z with its standard error (delta method)
+
+struct FeatureMoments {
+  at::Tensor mean;        // [F] fp64
+  at::Tensor covariance;  // [F, F] fp64
+  double count = 0;
+};
+FeatureMoments feature_moments(const at::Tensor& features);  // [N, F]
+// |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2}); biased upwards by about tr(S)/N in small samples.
+double frechet_distance(const FeatureMoments& a, const FeatureMoments& b);
+
+// Mean over `directions` random projections of the squared 1-D Wasserstein distance, square root; equal set sizes.
+double sliced_wasserstein(const at::Tensor& a, const at::Tensor& b, const at::Tensor& directions);
+
+}  // namespace tiltflow

@@ -1,0 +1,90 @@
+#include "tiltflow/eval/svg.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "tiltflow/base/strings.h"
+
+namespace tiltflow {
+namespace {
+
+constexpr double kWidth = 520, kHeight = 300, kLeft = 62, kRight = 12, kTop = 30, kBottom = 42;
+const char* const kColors[] = {"#1f6feb", "#d1570a", "#2c974b", "#8250df", "#bf3989", "#6e7781", "#0a7e8c", "#9a6700"};
+
+struct Range {
+  double low = std::numeric_limits<double>::infinity(), high = -std::numeric_limits<double>::infinity();
+  void add(double v) {
+    if (std::isfinite(v)) low = std::min(low, v), high = std::max(high, v);
+  }
+  bool empty() const { return !(low <= high); }
+  void widen() {
+    if (high - low < 1e-12 * (1 + std::abs(high))) low -= 0.5, high += 0.5;
+  }
+};
+
+// Round tick positions: about five multiples of 1, 2 or 5 times a power of ten.
+std::vector<double> ticks(const Range& r) {
+  const double raw = (r.high - r.low) / 5, power = std::pow(10, std::floor(std::log10(raw)));
+  const double step = raw / power < 1.5 ? power : raw / power < 3.5 ? 2 * power : raw / power < 7.5 ? 5 * power : 10 * power;
+  std::vector<double> out;
+  for (double v = std::ceil(r.low / step) * step; v <= r.high + 1e-9 * step; v += step) out.push_back(std::abs(v) < 1e-9 * step ? 0 : v);
+  return out;
+}
+
+}  // namespace
+
+std::string svg_chart(const Chart& chart) {
+  const auto to_axis = [&](double y) { return chart.log_y ? (y > 0 ? std::log10(y) : std::numeric_limits<double>::quiet_NaN()) : y; };
+  Range xs, ys;
+  for (const Series& s : chart.series) {
+    for (const double x : s.x) xs.add(x);
+    for (std::size_t i = 0; i < s.y.size(); ++i) {
+      ys.add(to_axis(s.y[i]));
+      if (!s.error.empty() && !chart.log_y) ys.add(s.y[i] - s.error[i]), ys.add(s.y[i] + s.error[i]);
+    }
+  }
+  if (xs.empty() || ys.empty()) return "";
+  xs.widen();
+  ys.widen();
+  const double pad = 0.05 * (ys.high - ys.low);
+  ys.low -= pad, ys.high += pad;
+  const auto px = [&](double x) { return kLeft + (x - xs.low) / (xs.high - xs.low) * (kWidth - kLeft - kRight); };
+  const auto py = [&](double y) { return kHeight - kBottom - (y - ys.low) / (ys.high - ys.low) * (kHeight - kTop - kBottom); };
+  const auto point = [&](double x, double y) { return fixed(px(x), 1) + "," + fixed(py(y), 1) + " "; };
+
+  std::string out = cat("<svg viewBox='0 0 ", kWidth, " ", kHeight, "' width='", kWidth, "' height='", kHeight, "' role='img' aria-label='", html_escape(chart.title), "'>");
+  out += cat("<text x='", kLeft, "' y='18' class='title'>", html_escape(chart.title), "</text>");
+  for (const double v : ticks(ys)) {
+    out += cat("<line x1='", kLeft, "' x2='", kWidth - kRight, "' y1='", fixed(py(v), 1), "' y2='", fixed(py(v), 1), "' class='grid'/>");
+    out += cat("<text x='", kLeft - 6, "' y='", fixed(py(v) + 4, 1), "' class='tick' text-anchor='end'>", chart.log_y ? compact(std::pow(10, v), 2) : compact(v, 4), "</text>");
+  }
+  for (const double v : ticks(xs)) out += cat("<text x='", fixed(px(v), 1), "' y='", kHeight - kBottom + 16, "' class='tick' text-anchor='middle'>", compact(v, 4), "</text>");
+  out += cat("<text x='", (kLeft + kWidth - kRight) / 2, "' y='", kHeight - 8, "' class='tick' text-anchor='middle'>", html_escape(chart.x_label), "</text>");
+
+  std::size_t index = 0;
+  double legend = kLeft + 8;
+  for (const Series& s : chart.series) {
+    const char* color = kColors[index++ % std::size(kColors)];
+    std::string line, upper, lower;
+    for (std::size_t i = 0; i < s.y.size(); ++i) {
+      const double y = to_axis(s.y[i]);
+      if (!std::isfinite(y) || !std::isfinite(s.x[i])) continue;
+      line += point(s.x[i], y);
+      if (s.steps && i + 1 < s.x.size()) line += point(s.x[i + 1], y);
+      if (!s.error.empty() && !chart.log_y) {
+        upper += point(s.x[i], y + s.error[i]);
+        lower = point(s.x[i], y - s.error[i]) + lower;
+      }
+    }
+    if (!upper.empty()) out += cat("<polygon points='", upper, lower, "' fill='", color, "' opacity='0.15'/>");
+    out += cat("<polyline points='", line, "' fill='none' stroke='", color, "' stroke-width='1.6'", s.dashed ? " stroke-dasharray='5 3'" : "", "/>");
+    if (chart.series.size() > 1 || !s.name.empty()) {
+      out += cat("<text x='", fixed(legend, 0), "' y='", kTop + 8, "' class='tick' fill='", color, "' style='fill:", color, "'>", html_escape(s.name), "</text>");
+      legend += 7.0 * static_cast<double>(s.name.size()) + 14;
+    }
+  }
+  return out + "</svg>";
+}
+
+}  // namespace tiltflow

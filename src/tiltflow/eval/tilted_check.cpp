@@ -1,0 +1,172 @@
+#include "tiltflow/eval/tilted_check.h"
+
+#include <cmath>
+
+#include "tiltflow/base/progress.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/io/json_lines.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
+
+namespace tiltflow {
+namespace {
+
+constexpr std::uint32_t kBaseKey = 0xffffe000u, kTunedKey = 0xffffe001u;
+
+// Per-sample quantities from which all statistics are made.
+struct Observed {
+  at::Tensor reward;   // [N] fp64
+  at::Tensor ink;      // [N] fp64 or undefined
+  at::Tensor classes;  // [N] int64 or undefined
+  at::Tensor pixels;   // [N, D] fp64
+};
+
+Observed observe(const Draws& draws, const StateReward& reward, const Classifier* judge) {
+  const at::NoGradGuard no_grad;
+  Observed out;
+  out.reward = reward.score(draws.x, draws.labels).to(at::kDouble);
+  const at::Tensor decoded = reward.decode(draws.x);
+  out.pixels = decoded.flatten(1).to(at::kDouble);
+  if (decoded.dim() == 4) {
+    out.ink = out.pixels.mean(1);
+    if (judge) {
+      std::vector<at::Tensor> parts(static_cast<std::size_t>((decoded.size(0) + 127) / 128));
+      parallel_chunks(decoded.size(0), 128, [&](std::int64_t begin, std::int64_t end) { parts[static_cast<std::size_t>(begin / 128)] = judge->logits(decoded.narrow(0, begin, end - begin)).argmax(1); });
+      out.classes = at::cat(parts);
+    }
+  }
+  return out;
+}
+
+std::vector<std::string> statistic_names(const Observed& o, std::int64_t classes) {
+  std::vector<std::string> names{"reward mean", "reward deviation"};
+  if (o.ink.defined()) names.insert(names.end(), {"ink mean", "ink deviation"});
+  if (o.classes.defined()) {
+    names.push_back("intra-class variance");
+    for (std::int64_t c = 0; c < classes; ++c) names.push_back(cat("share of class ", c));
+  } else if (!o.ink.defined()) {
+    for (std::int64_t d = 0; d < std::min<std::int64_t>(8, o.pixels.size(1)); ++d) names.push_back(cat("mean of x", d));
+  }
+  return names;
+}
+
+std::vector<double> statistics(const Observed& o, std::int64_t classes, const at::Tensor& index, const at::Tensor& w) {
+  std::vector<double> out;
+  const auto mean_and_deviation = [&](const at::Tensor& x) {
+    const at::Tensor v = x.index_select(0, index);
+    const double mean = at::dot(w, v).item<double>();
+    out.push_back(mean);
+    out.push_back(std::sqrt(std::max(0.0, at::dot(w, (v - mean).square()).item<double>())));
+  };
+  mean_and_deviation(o.reward);
+  if (o.ink.defined()) mean_and_deviation(o.ink);
+  if (o.classes.defined()) {
+    // mean over pixels of Var(pixel | class), averaged over the classes' shares
+    const at::Tensor one_hot = at::one_hot(o.classes.index_select(0, index), classes).to(at::kDouble) * w.unsqueeze(1);  // [n, C]
+    const at::Tensor share = one_hot.sum(0), x = o.pixels.index_select(0, index);
+    const at::Tensor means = at::matmul(one_hot.t(), x) / share.clamp_min(1e-300).unsqueeze(1);
+    out.push_back((at::matmul(w, x.square()).mean() - (share * means.square().mean(1)).sum()).item<double>());
+    for (std::int64_t c = 0; c < classes; ++c) out.push_back(share[c].item<double>());
+  } else if (!o.ink.defined()) {
+    const at::Tensor means = at::matmul(w, o.pixels.index_select(0, index));
+    for (std::int64_t d = 0; d < std::min<std::int64_t>(8, o.pixels.size(1)); ++d) out.push_back(means[d].item<double>());
+  }
+  return out;
+}
+
+void fill_histogram(SamplerCheck& check, const at::Tensor& base, const at::Tensor& weights, const at::Tensor& tuned) {
+  constexpr int kBins = 32;
+  const double low = std::min(base.min().item<double>(), tuned.min().item<double>()), high = std::max(base.max().item<double>(), tuned.max().item<double>());
+  if (!(high > low)) return;
+  check.edges.clear();
+  for (int i = 0; i <= kBins; ++i) check.edges.push_back(low + (high - low) * i / kBins);
+  const auto density = [&](const at::Tensor& x, const at::Tensor& w) {
+    const at::Tensor bin = ((x - low) * (kBins / (high - low))).floor().clamp(0, kBins - 1).to(at::kLong);
+    const at::Tensor mass = at::zeros({kBins}, at::kDouble).index_add(0, bin, w) * (kBins / (high - low));
+    return std::vector<double>(mass.data_ptr<double>(), mass.data_ptr<double>() + kBins);
+  };
+  check.base_density = density(base, at::full_like(base, 1.0 / static_cast<double>(base.size(0))));
+  check.predicted_density = density(base, weights);
+  check.tuned_density = density(tuned, at::full_like(tuned, 1.0 / static_cast<double>(tuned.size(0))));
+}
+
+}  // namespace
+
+TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tuned, const Path& path, const StateReward& reward,
+                             at::IntArrayRef shape, const RandomStreams& streams, const LabelSource& labels, const TiltedCheckOptions& options) {
+  TiltedCheck out;
+  out.passed = true;
+  const std::int64_t classes = options.judge ? options.judge->config().num_classes : 0;
+  const auto total = static_cast<std::int64_t>(options.samplers.size()) * (options.base_samples + options.tuned_samples);
+  Progress progress("check", total);
+  std::int64_t before = 0;
+  for (const SamplerConfig& sampler : options.samplers) {
+    const auto run = [&](const VelocityField& field, std::int64_t n, std::uint32_t key, const VelocityField* reference) {
+      DrawOptions draw_options;
+      draw_options.n = n, draw_options.step = key, draw_options.reference = reference;
+      draw_options.progress = [&](std::int64_t done) { progress.update(before + done, sampler.name); };
+      const Draws draws = draw(field, sampler, path, shape, streams, labels, draw_options);
+      before += n;
+      return draws;
+    };
+    const Draws from_base = run(base, options.base_samples, kBaseKey, nullptr);
+    const Draws from_tuned = run(tuned, options.tuned_samples, kTunedKey, &base);
+    const Observed b = observe(from_base, reward, options.judge.get()), t = observe(from_tuned, reward, options.judge.get());
+
+    SamplerCheck check;
+    check.sampler = sampler.name, check.base_samples = options.base_samples, check.tuned_samples = options.tuned_samples;
+    check.ess = effective_sample_size(b.reward);
+    check.log_z = log_mean_exp(b.reward);
+    if (from_tuned.cost.defined()) {
+      check.control_cost = mean_estimate(from_tuned.cost);
+      const Estimate net = mean_estimate(t.reward - from_tuned.cost.to(at::kDouble));
+      check.gap = {check.log_z.value - net.value, std::hypot(check.log_z.se, net.se)};
+    }
+    const auto evaluate = [&](const Observed& o) { return [&o, classes](const at::Tensor& index, const at::Tensor& w) { return statistics(o, classes, index, w); }; };
+    const std::vector<Estimate> plain = jackknife(at::zeros_like(b.reward), evaluate(b)), predicted = jackknife(b.reward, evaluate(b)), found = jackknife(at::zeros_like(t.reward), evaluate(t));
+    const std::vector<std::string> names = statistic_names(b, classes);
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      ComparedStatistic s{names[i], plain[i], predicted[i], found[i]};
+      s.tolerance = options.standard_errors * std::hypot(s.predicted.se, s.tuned.se) + options.allowance * std::abs(s.predicted.value - s.base.value);
+      s.agrees = std::abs(s.tuned.value - s.predicted.value) <= s.tolerance;
+      out.passed = out.passed && s.agrees;
+      check.statistics.push_back(std::move(s));
+    }
+    check.histogram_of = b.ink.defined() ? "ink" : "reward";
+    fill_histogram(check, b.ink.defined() ? b.ink : b.reward, b.reward.softmax(0), t.ink.defined() ? t.ink : t.reward);
+    out.samplers.push_back(std::move(check));
+  }
+  return out;
+}
+
+nlohmann::ordered_json to_json(const TiltedCheck& check) {
+  const auto estimate = [](const Estimate& e) { return nlohmann::ordered_json{{"value", json_number(e.value)}, {"se", json_number(e.se)}}; };
+  nlohmann::ordered_json out{{"passed", check.passed}, {"samplers", nlohmann::ordered_json::array()}};
+  for (const SamplerCheck& s : check.samplers) {
+    nlohmann::ordered_json item{{"sampler", s.sampler}, {"ess", json_number(s.ess)}, {"base_samples", s.base_samples}, {"tuned_samples", s.tuned_samples},
+                                {"log_z", estimate(s.log_z)}, {"control_cost", estimate(s.control_cost)}, {"gap", estimate(s.gap)}};
+    for (const ComparedStatistic& c : s.statistics) {
+      item["statistics"].push_back({{"name", c.name}, {"base", estimate(c.base)}, {"predicted", estimate(c.predicted)}, {"tuned", estimate(c.tuned)}, {"tolerance", json_number(c.tolerance)}, {"agrees", c.agrees}});
+    }
+    item["histogram"] = {{"of", s.histogram_of}, {"edges", s.edges}, {"base", s.base_density}, {"predicted", s.predicted_density}, {"tuned", s.tuned_density}};
+    out["samplers"].push_back(std::move(item));
+  }
+  return out;
+}
+
+std::string table_text(const TiltedCheck& check) {
+  std::string out;
+  const auto cell = [](const Estimate& e) { return pad_left(cat(fixed(e.value, 4), " +- ", fixed(e.se, 4)), 19); };
+  for (const SamplerCheck& s : check.samplers) {
+    out += cat("\nsampler ", s.sampler, ": ", s.base_samples, " base samples (ESS ", fixed(s.ess, 0), "), ", s.tuned_samples, " tuned; log Z ", fixed(s.log_z.value, 3), " +- ", fixed(s.log_z.se, 3));
+    if (s.control_cost.value > 0) out += cat("; control cost ", fixed(s.control_cost.value, 3), ", gap ", fixed(s.gap.value, 3), " +- ", fixed(s.gap.se, 3), " nats");
+    out += cat("\n", pad_right("  statistic", 24), pad_left("base", 19), pad_left("p* (predicted)", 19), pad_left("tuned", 19), "  tolerance\n");
+    for (const ComparedStatistic& c : s.statistics) {
+      out += cat(pad_right("  " + c.name, 24), cell(c.base), cell(c.predicted), cell(c.tuned), "  ", fixed(c.tolerance, 4), c.agrees ? "  ok\n" : "  DIFFERS\n");
+    }
+  }
+  out += check.passed ? "\ntilted-law check PASSED: the tuned model samples p_base exp(r) within the stated errors\n" : "\ntilted-law check FAILED: see the rows marked DIFFERS\n";
+  return out;
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,54 @@
+// The tilted-law check: does the tuned model sample p* ~ p_base exp(r)? Statistics of p* are predicted by importance-
+// weighting samples of the base model, and compared with the tuned model's own, under the memoryless SDE and an ODE.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tiltflow/eval/statistics.h"
+#include "tiltflow/models/classifier/classifier.h"
+#include "tiltflow/reward/state_reward.h"
+#include "tiltflow/sampler/sample.h"
+
+namespace tiltflow {
+
+struct ComparedStatistic {
+  std::string name;
+  Estimate base, predicted, tuned;
+  double tolerance = 0;  // largest accepted |tuned - predicted|
+  bool agrees = false;
+};
+
+struct SamplerCheck {
+  std::string sampler;
+  double ess = 0;                 // of the importance weights
+  std::int64_t base_samples = 0, tuned_samples = 0;
+  Estimate log_z;
+  Estimate control_cost, gap;     // SDE only
+  std::vector<ComparedStatistic> statistics;
+  std::vector<double> edges, base_density, predicted_density, tuned_density;  // of the first statistic's variable
+  std::string histogram_of;
+};
+
+struct TiltedCheck {
+  std::vector<SamplerCheck> samplers;
+  bool passed = false;
+};
+
+struct TiltedCheckOptions {
+  std::int64_t base_samples = 2048, tuned_samples = 1024;
+  double standard_errors = 3, allowance = 0.1;
+  std::shared_ptr<const Classifier> judge;  // may be null
+  std::vector<SamplerConfig> samplers;      // compared one after the other
+};
+
+// `base` and `tuned` on the same path; `labels` are drawn alike for both. Cost: (base + tuned) samples x steps, and as much
+// again of the base for the control cost. Same noise keys as nothing else in a run.
+TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tuned, const Path& path, const StateReward& reward,
+                             at::IntArrayRef shape, const RandomStreams& streams, const LabelSource& labels, const TiltedCheckOptions& options);
+
+nlohmann::ordered_json to_json(const TiltedCheck& check);
+std::string table_text(const TiltedCheck& check);  // for people
+
+}  // namespace tiltflow

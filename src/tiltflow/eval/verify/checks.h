@@ -1,0 +1,25 @@
+// The parts of the exactness suite; each returns rows. `full` asks for the larger version.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "tiltflow/eval/verify/table.h"
+
+namespace tiltflow {
+
+using VerifyTask = std::function<std::vector<VerifyRow>()>;
+
+// Adjoint = autograd through the unrolled chain; vector-Jacobian products against finite differences; closed form.
+std::vector<VerifyTask> adjoint_checks(bool full);
+// Zero and constant rewards change nothing; bias falls like O(h) over K; memorylessness of the base sampler.
+std::vector<VerifyTask> limit_checks(bool full);
+// Three paths with their recommended integrators: SDE, half-noise SDE and ODE of the tuned field give one law.
+std::vector<VerifyTask> path_checks(bool full, std::uint64_t seed);
+// Networks trained by Adjoint Matching on exact problems.
+std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed);
+// Broken variants; every row must miss its tolerance.
+std::vector<VerifyTask> negative_controls(bool full, std::uint64_t seed);
+
+}  // namespace tiltflow

@@ -1,0 +1,58 @@
+#include "tiltflow/eval/verify/trained.h"
+
+#include <cmath>
+#include <numbers>
+
+#include "tiltflow/models/mlp/mlp.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/train/optimizer.h"
+
+namespace tiltflow {
+
+namespace {
+// sigma/2 up to a factor, with both ends kept finite and away from zero.
+std::function<double(double)> control_gain(std::shared_ptr<const Path> path) {
+  return [path](double t) { const PathPoint p = path->at(t); return std::sqrt((p.beta_d + 0.02) / (p.alpha + 0.02)); };
+}
+}  // namespace
+
+TrainedControl train_control(const ExactProblem& problem, const TrainedOptions& options) {
+  SamplerConfig sampler;
+  sampler.steps = options.steps;
+  const MlpConfig shape{problem.dimension(), options.hidden, options.depth, 6};
+  const RandomStreams streams(options.seed);
+  TrainedControl out{side_policy(problem.base, *make_mlp(shape, init_mlp(shape, streams)), control_gain(problem.path)), table_of(sampler, *problem.path)};
+
+  std::shared_ptr<const StateReward> reward = problem.reward;
+  if (options.reward_scale != 1) {
+    QuadraticForm form = problem.form;
+    form.linear = form.linear * options.reward_scale, form.curvature = form.curvature * options.reward_scale;
+    reward = make_problem("scaled", problem.base->mixture(), form, problem.path->name()).reward;
+  }
+  AdjointMatchingConfig config = adjoint_matching_preset("exact", options.steps);
+  config.loss_steps = options.loss_steps;
+  config.keep_graphs = options.loss_steps > 0;
+  AdjointMatching method(config);
+  const LabelSource labels = no_labels();
+  const FinetuneContext context{out.policy, *reward, *problem.path, out.table, streams, labels, {problem.dimension()}};
+
+  OptimizerConfig optimizer_config;
+  optimizer_config.learning_rate = options.learning_rate;
+  optimizer_config.final_fraction = 0.01;
+  AdamW optimizer(optimizer_config, out.policy.trainable);
+  WeightAverage average(out.policy.trainable, options.average_decay);
+  for (std::int64_t i = 0; i < options.iterations; ++i) {
+    const at::AutoGradMode grad(true);
+    method.begin_step(context, i, true);
+    const LossReport report = method.loss(context, method.collect(context, i, 0, options.batch, false), options.batch);
+    std::vector<at::Tensor> gradients = torch::autograd::grad({report.loss}, out.policy.trainable.tensors());
+    clip_gradients(gradients, options.gradient_clip);
+    optimizer.step(gradients, optimizer_config.learning_rate * schedule_factor(optimizer_config, i, options.iterations));
+    average.update(i);
+    (i == 0 ? out.first_loss : out.last_loss) = report.loss.item<double>();
+  }
+  assign(out.policy.trainable, average.values(), "averaged weights");
+  return out;
+}
+
+}  // namespace tiltflow

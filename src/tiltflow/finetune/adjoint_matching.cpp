@@ -1,0 +1,226 @@
+#include "tiltflow/finetune/adjoint_matching.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/sampler/lean_adjoint.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+
+void bind(Fields& f, AdjointMatchingConfig& c) {
+  f.value("preset", c.preset, "exact (no discretisation bias), paper, official-sd", one_of({"exact", "paper", "official-sd"}));
+  if (c.preset == "exact" || c.preset == "paper" || c.preset == "official-sd") c = adjoint_matching_preset(c.preset, c.grid_steps);
+  f.value("pairing", c.pairing, "adjoint in the loss of step k: next (a_{k+1}), same (a_k), later (paper's eq. 41)", one_of({"next", "same", "later"}));
+  f.value("terminal", c.terminal, "reward gradient at the last state (last) or at a noiseless last step (noiseless)", one_of({"last", "noiseless"}));
+  f.value("loss_steps", c.loss_steps, "time steps per iteration in the loss; 0 = all", at_least_integer(0));
+  f.value("late_fraction", c.late_fraction, "share of the grid that counts as late", between(0, 1));
+  f.value("late_steps", c.late_steps, "how many of the loss steps come from the late part", at_least_integer(0));
+  f.value("clip_constant", c.clip_constant, "no gradient from losses above this; 0 = off", at_least(0));
+  f.value("clip_quantile", c.clip_quantile, "no gradient from samples above this running quantile of sqrt(loss); 0 = off", between(0, 1));
+  f.value("clip_per_time", c.clip_per_time, "one quantile per time step");
+  f.value("clip_decay", c.clip_decay, "decay of the running quantile", between(0, 0.9999));
+  f.value("smoothing", c.smoothing, "reward gradients averaged over this many perturbed states; 0 = off", at_least_integer(0));
+  f.value("smoothing_deviation", c.smoothing_deviation, "deviation of the perturbations", positive());
+  f.value("keep_graphs", c.keep_graphs, "reuse the rollout's velocity graphs in the loss (fewer evaluations, more memory)");
+}
+
+AdjointMatchingConfig adjoint_matching_preset(const std::string& name, std::int64_t steps) {
+  AdjointMatchingConfig c;
+  c.preset = name;
+  c.grid_steps = steps;
+  if (name == "exact") {
+    c.loss_steps = std::min<std::int64_t>(steps, 10);
+  } else if (name == "paper") {  // half of the steps: 25 % drawn from the first three quarters, all of the last quarter
+    c.pairing = "later", c.terminal = "noiseless";
+    c.late_fraction = 0.25, c.late_steps = (steps + 3) / 4, c.loss_steps = 2 * c.late_steps;
+  } else if (name == "official-sd") {  // 2 of the first 60 %, 2 of the last 40 %; pooled quantile
+    c.pairing = "same", c.terminal = "last";
+    c.late_fraction = 0.4, c.late_steps = 2, c.loss_steps = 4;
+    c.clip_quantile = 0.9, c.clip_per_time = false, c.clip_decay = 0.9;
+  } else {
+    fail(ErrorKind::kConfig, cat("preset '", name, "' is unknown", did_you_mean(name, {"exact", "paper", "official-sd"})));
+  }
+  return c;
+}
+
+AdjointMatching::AdjointMatching(AdjointMatchingConfig config) : config_(std::move(config)) {
+  if (config_.late_steps > config_.loss_steps && config_.loss_steps > 0) fail(ErrorKind::kConfig, "method.late_steps exceeds method.loss_steps");
+}
+
+void AdjointMatching::begin_step(const FinetuneContext& context, std::int64_t step, bool /*fresh*/) {
+  const std::int64_t steps = context.table.size();
+  for (const Transition& transition : context.table.steps) {
+    if (!(transition.s > 0)) fail(ErrorKind::kConfig, cat("sampler ", context.table.name, " has a noiseless step at t = ", transition.t, ": it cannot be controlled"), "use auto, euler, exponential or ancestral");
+  }
+  if (config_.pairing == "later" && !context.table.at_end) fail(ErrorKind::kConfig, "pairing 'later' is the paper's; it needs sampler.name = \"euler-paper\"");
+  grid_size_ = static_cast<std::size_t>(steps);
+  thresholds_.resize(config_.clip_per_time ? grid_size_ : 1);
+  observed_.clear();
+  const std::int64_t wanted = config_.loss_steps == 0 ? steps : std::min(config_.loss_steps, steps);
+  const std::int64_t boundary = steps - std::llround(config_.late_fraction * static_cast<double>(steps));
+  const std::int64_t late = std::min(config_.late_steps, steps - boundary);
+  const bool split = config_.late_fraction > 0;
+  const auto key = static_cast<std::uint32_t>(2 * step);
+  subset_ = context.streams.choose(Purpose::kSubset, key, 0, split ? boundary : steps, wanted - late);
+  const std::vector<std::int64_t> tail = context.streams.choose(Purpose::kSubset, key + 1, boundary, steps, late);
+  if (split) subset_.insert(subset_.end(), tail.begin(), tail.end());
+}
+
+at::Tensor AdjointMatching::terminal_adjoint(const FinetuneContext& context, std::int64_t step, const Batch& batch, const Condition& condition, at::Tensor& rewards) const {
+  const TransitionTable& table = context.table;
+  at::Tensor state = batch.states.back();
+  if (config_.terminal == "noiseless") {
+    const double t = table.steps.back().t;
+    const at::Tensor& before = batch.states[batch.states.size() - 2];
+    state = data_from_velocity(context.path.at(t), before, context.policy.base->velocity(before, time_tensor(t, before), condition));
+  }
+  at::Tensor gradient;
+  if (config_.smoothing > 0) {
+    rewards = context.reward.score(state, batch.labels);
+    for (std::int64_t i = 0; i < config_.smoothing; ++i) {
+      const at::Tensor noise = context.streams.normal(Purpose::kSmoothing, static_cast<std::uint32_t>(step), static_cast<std::uint32_t>(i), batch.first, batch.n, context.sample_shape, context.dtype);
+      const at::Tensor g = context.reward.score_and_gradient(state + noise * config_.smoothing_deviation, batch.labels).gradient;
+      gradient = gradient.defined() ? gradient + g : g;
+    }
+    gradient = gradient / static_cast<double>(config_.smoothing);
+  } else {
+    ScoreAndGradient result = context.reward.score_and_gradient(state, batch.labels);
+    gradient = result.gradient;
+    rewards = result.score;
+  }
+  at::Tensor adjoint = -gradient;
+  if (config_.pairing == "later") {  // eq. 41 carries one more factor, from the Jacobian at the end point
+    const Transition& end = *table.at_end;
+    const Vjp pass = context.policy.base->vjp(batch.states.back(), time_tensor(end.t, adjoint), condition, adjoint);
+    adjoint = adjoint * end.p + pass.input_gradient * end.c;
+  }
+  return adjoint;
+}
+
+Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) {
+  Batch batch;
+  batch.first = first, batch.n = n;
+  batch.labels = context.labels(first, n);
+  const Condition condition{batch.labels};
+  const at::Tensor x_0 = prior_sample(context.streams, static_cast<std::uint32_t>(step), first, n, context.sample_shape, context.dtype);
+  RolloutOptions options;
+  options.keep_states = options.keep_velocities = true;
+  if (config_.keep_graphs && !will_reuse) {
+    options.graphs.assign(grid_size_, false);
+    for (const std::int64_t k : subset_) options.graphs[static_cast<std::size_t>(k)] = true;
+  }
+  Trajectory path = rollout(*context.policy.tuned, context.table, x_0, condition, keyed_noise(context.streams, static_cast<std::uint32_t>(step), first, x_0), options);
+  batch.states = std::move(path.states);
+  batch.tuned_velocities = std::move(path.velocities);
+  batch.with_graph = std::move(path.with_graph);
+
+  const at::NoGradGuard no_grad;
+  const bool same = config_.pairing == "same";
+  AdjointPass pass = lean_adjoint(*context.policy.base, context.table, batch.states, condition, terminal_adjoint(context, step, batch, condition, batch.rewards), /*to_start=*/same);
+  batch.base_velocities = std::move(pass.base_velocities);
+  if (!batch.base_velocities[0].defined()) batch.base_velocities[0] = context.policy.base->velocity(x_0, time_tensor(context.table.steps[0].t, x_0), condition);
+  for (std::size_t k = 0; k < grid_size_; ++k) batch.targets.push_back(pass.adjoints[same ? k : k + 1]);
+  return batch;
+}
+
+LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
+  const std::vector<Transition>& steps = context.table.steps;
+  // Velocities with graph: kept from the rollout, or recomputed in one call over all drawn steps.
+  std::vector<at::Tensor> v(subset_.size());
+  if (!batch.with_graph.empty()) {
+    for (std::size_t i = 0; i < subset_.size(); ++i) v[i] = batch.with_graph[static_cast<std::size_t>(subset_[i])];
+  } else {
+    std::vector<at::Tensor> states, times, labels;
+    for (const std::int64_t k : subset_) {
+      states.push_back(batch.states[static_cast<std::size_t>(k)]);
+      times.push_back(time_tensor(steps[static_cast<std::size_t>(k)].t, states.back()));
+      if (batch.labels.defined()) labels.push_back(batch.labels);
+    }
+    const Condition condition{labels.empty() ? at::Tensor() : at::cat(labels)};
+    v = context.policy.tuned->velocity(at::cat(states), at::cat(times), condition).chunk(static_cast<std::int64_t>(subset_.size()));
+  }
+
+  LossReport report;
+  std::vector<std::vector<float>> roots;
+  at::Tensor log_weight = at::zeros({batch.n}, at::kDouble);  // of the current policy against the collecting one
+  for (std::size_t i = 0; i < subset_.size(); ++i) {
+    const std::size_t k = static_cast<std::size_t>(subset_[i]);
+    const Transition& s = steps[k];
+    const at::Tensor residual = (v[i] - batch.base_velocities[k]) * (s.c / s.s) + batch.targets[k] * s.s;
+    const at::Tensor per_sample = residual.flatten(1).square().sum(1);  // [n]
+    const at::Tensor root = per_sample.detach().sqrt();
+    at::Tensor keep = at::ones_like(root);
+    if (config_.clip_constant > 0) keep = keep * (per_sample.detach() <= config_.clip_constant);
+    const double threshold = config_.clip_quantile > 0 ? thresholds_[config_.clip_per_time ? k : 0] : 0;
+    if (threshold > 0) keep = keep * (root < threshold);
+    const at::Tensor term = (per_sample * keep).sum() / static_cast<double>(total * static_cast<std::int64_t>(subset_.size()));
+    report.loss = report.loss.defined() ? report.loss + term : term;
+
+    const double n = static_cast<double>(batch.n);
+    report.metrics.add("clip_rate", n - keep.sum().item<double>(), n);
+    report.metrics.add(cat("loss_t", fixed(s.t, 2)), per_sample.sum().item<double>(), n);
+    report.metrics.add(cat("adjoint_norm_t", fixed(s.t, 2)), batch.targets[k].flatten(1).norm(2, 1).sum().item<double>(), n);
+    if (batch.with_graph.empty()) {
+      const at::NoGradGuard no_grad;
+      log_weight += transition_log_density(s, batch.states[k], v[i].detach(), batch.states[k + 1]).to(at::kDouble) -
+                    transition_log_density(s, batch.states[k], batch.tuned_velocities[k], batch.states[k + 1]).to(at::kDouble);
+    }
+    if (config_.clip_quantile > 0) {
+      const at::Tensor values = root.to(at::kFloat).contiguous();
+      roots.emplace_back(values.data_ptr<float>(), values.data_ptr<float>() + batch.n);
+    }
+  }
+  if (config_.clip_quantile > 0) {
+    const std::lock_guard lock(mutex_);
+    observed_[batch.first] = std::move(roots);
+  }
+
+  // Metrics of the collecting policy over all K steps: exact for the chain.
+  at::Tensor cost = at::zeros({batch.n}, batch.rewards.options());
+  for (std::size_t k = 0; k < steps.size(); ++k) cost += control_cost(steps[k], batch.tuned_velocities[k], batch.base_velocities[k]).to(cost.scalar_type());
+  const double n = static_cast<double>(batch.n);
+  report.metrics.add("reward", batch.rewards.sum().item<double>(), n);
+  report.metrics.add("reward_square", batch.rewards.square().sum().item<double>(), n);
+  report.metrics.add("control_cost", cost.sum().item<double>(), n);
+  const at::Tensor weight = (log_weight * (static_cast<double>(steps.size()) / static_cast<double>(subset_.size()))).clamp(-50, 50).exp();
+  report.metrics.add("weight", weight.sum().item<double>(), n);
+  report.metrics.add("weight_square", weight.square().sum().item<double>(), n);
+  return report;
+}
+
+void AdjointMatching::end_step(std::map<std::string, double>& metrics) {
+  metrics["reward_deviation"] = std::sqrt(std::max(0.0, metrics["reward_square"] - metrics["reward"] * metrics["reward"]));
+  metrics["ess"] = metrics["weight"] * metrics["weight"] / std::max(1e-300, metrics["weight_square"]);  // share of the batch
+  for (const char* name : {"reward_square", "weight", "weight_square"}) metrics.erase(name);
+  if (config_.clip_quantile <= 0) return;
+  // Pool in sample order, then move the running quantiles; the first batch sets them.
+  std::vector<std::vector<float>> pooled(thresholds_.size());
+  for (const auto& [first, roots] : observed_) {
+    for (std::size_t i = 0; i < roots.size(); ++i) {
+      std::vector<float>& pool = pooled[config_.clip_per_time ? static_cast<std::size_t>(subset_[i]) : 0];
+      pool.insert(pool.end(), roots[i].begin(), roots[i].end());
+    }
+  }
+  for (std::size_t j = 0; j < pooled.size(); ++j) {
+    if (pooled[j].empty()) continue;
+    const double q = at::quantile(at::tensor(pooled[j], at::kDouble), config_.clip_quantile).item<double>();
+    thresholds_[j] = thresholds_[j] > 0 ? config_.clip_decay * thresholds_[j] + (1 - config_.clip_decay) * q : q;
+  }
+}
+
+ParameterSet AdjointMatching::state() const {
+  ParameterSet out;
+  if (config_.clip_quantile > 0) out.add("clip_thresholds", at::tensor(thresholds_, at::kDouble));
+  return out;
+}
+
+void AdjointMatching::restore(const ParameterSet& state) {
+  if (config_.clip_quantile <= 0) return;
+  const at::Tensor values = state.at("clip_thresholds").contiguous();
+  thresholds_.assign(values.data_ptr<double>(), values.data_ptr<double>() + values.numel());
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,61 @@
+// What a fine-tuning method is: it collects a batch without a graph and turns it into a loss.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "tiltflow/policy/policy.h"
+#include "tiltflow/reward/state_reward.h"
+#include "tiltflow/sampler/sample.h"
+#include "tiltflow/tensor/loss_report.h"
+
+namespace tiltflow {
+
+struct MethodNeeds {
+  bool reward_gradient = false, base_jacobian = false, step_density = false;
+};
+
+// Everything a method works with; owned by the caller.
+struct FinetuneContext {
+  const Policy& policy;
+  const StateReward& reward;
+  const Path& path;
+  const TransitionTable& table;
+  const RandomStreams& streams;
+  const LabelSource& labels;
+  std::vector<std::int64_t> sample_shape;
+  at::ScalarType dtype = at::kFloat;
+};
+
+// A batch of trajectories with what the loss needs; no graph except in `with_graph`.
+struct Batch {
+  std::int64_t first = 0, n = 0;
+  at::Tensor labels, rewards;                // [n]
+  std::vector<at::Tensor> states;            // K+1
+  std::vector<at::Tensor> targets;           // K: the adjoint that the loss of step k pairs with
+  std::vector<at::Tensor> base_velocities;   // K
+  std::vector<at::Tensor> tuned_velocities;  // K: of the policy that collected the batch
+  std::vector<at::Tensor> with_graph;        // K or empty
+};
+
+class FinetuneMethod {
+ public:
+  virtual ~FinetuneMethod() = default;
+  virtual std::string name() const = 0;
+  virtual MethodNeeds needs() const = 0;
+  // Draws step-wide choices (which time steps enter the loss). `fresh`: a collect follows.
+  virtual void begin_step(const FinetuneContext& context, std::int64_t step, bool fresh) = 0;
+  // Samples first..first+n of step `step`. Thread-safe. `will_reuse`: the batch serves several steps.
+  virtual Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) = 0;
+  // `total`: samples of the whole step (the loss is a mean over them). Thread-safe.
+  virtual LossReport loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) = 0;
+  virtual void end_step(std::map<std::string, double>& metrics) = 0;
+  virtual ParameterSet state() const { return {}; }
+  virtual void restore(const ParameterSet& /*state*/) {}
+};
+
+}  // namespace tiltflow

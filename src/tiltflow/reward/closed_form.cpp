@@ -1,0 +1,70 @@
+#include "tiltflow/reward/closed_form.h"
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+// One number for all entries or one per entry.
+at::Tensor per_entry(const std::vector<double>& values, const at::Tensor& flat, const char* what) {
+  if (values.size() != 1 && static_cast<std::int64_t>(values.size()) != flat.size(1)) {
+    fail(ErrorKind::kConfig, cat("reward: ", what, " has ", values.size(), " numbers, samples have ", flat.size(1), " entries"), "give one number or one per entry");
+  }
+  return at::tensor(values, at::kDouble).to(flat.options().requires_grad(false));
+}
+
+class Ink final : public Reward {
+ public:
+  const RewardInfo& info() const override { return info_; }
+  at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override { return samples.flatten(1).mean(1); }
+
+ private:
+  RewardInfo info_{"ink", true, ""};
+};
+
+class LinearReward final : public Reward {
+ public:
+  explicit LinearReward(std::vector<double> slope) : slope_(std::move(slope)) {}
+  const RewardInfo& info() const override { return info_; }
+  at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
+    const at::Tensor flat = samples.flatten(1);
+    return (flat * per_entry(slope_, flat, "slope")).sum(1);
+  }
+
+ private:
+  std::vector<double> slope_;
+  RewardInfo info_{"linear", true, ""};
+};
+
+class QuadraticReward final : public Reward {
+ public:
+  QuadraticReward(std::vector<double> center, double curvature) : center_(std::move(center)), curvature_(curvature) {}
+  const RewardInfo& info() const override { return info_; }
+  at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
+    const at::Tensor flat = samples.flatten(1);
+    return (flat - per_entry(center_, flat, "center")).square().sum(1) * (-0.5 * curvature_);
+  }
+
+ private:
+  std::vector<double> center_;
+  double curvature_;
+  RewardInfo info_{"quadratic", true, ""};
+};
+
+}  // namespace
+
+std::shared_ptr<const Reward> make_ink(const RewardTerm&) { return std::make_shared<Ink>(); }
+
+std::shared_ptr<const Reward> make_linear_reward(const RewardTerm& term) {
+  if (term.slope.empty()) fail(ErrorKind::kConfig, "reward linear: slope is missing", "slope = [1.0] or one number per entry");
+  return std::make_shared<LinearReward>(term.slope);
+}
+
+std::shared_ptr<const Reward> make_quadratic_reward(const RewardTerm& term) {
+  if (term.center.empty()) fail(ErrorKind::kConfig, "reward quadratic: center is missing", "center = [0.5] or one number per entry");
+  return std::make_shared<QuadraticReward>(term.center, term.curvature);
+}
+
+}  // namespace tiltflow

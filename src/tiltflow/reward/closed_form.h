@@ -1,0 +1,12 @@
+// Rewards with a formula: ink, linear, quadratic.
+#pragma once
+
+#include "tiltflow/reward/reward.h"
+
+namespace tiltflow {
+
+std::shared_ptr<const Reward> make_ink(const RewardTerm& term);
+std::shared_ptr<const Reward> make_linear_reward(const RewardTerm& term);     // throws kConfig without slope
+std::shared_ptr<const Reward> make_quadratic_reward(const RewardTerm& term);  // throws kConfig without center
+
+}  // namespace tiltflow

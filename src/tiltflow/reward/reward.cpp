@@ -1,0 +1,97 @@
+#include "tiltflow/reward/reward.h"
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/reward/class_log_prob.h"
+#include "tiltflow/reward/closed_form.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+struct Row {
+  RewardListing listing;
+  std::shared_ptr<const Reward> (*make)(const RewardTerm&);
+};
+
+// The registry: one row per reward.
+const std::vector<Row>& rows() {
+  static const std::vector<Row> table{
+      {{"ink", "mean pixel value of the image (brightness)"}, make_ink},
+      {{"linear", "slope . x, summed over all entries"}, make_linear_reward},
+      {{"quadratic", "-curvature/2 |x - center|^2, summed over all entries"}, make_quadratic_reward},
+      {{"class-log-prob", "log-probability of a class under a judge (classifier file)"}, make_class_log_prob},
+  };
+  return table;
+}
+
+class WeightedSum final : public Reward {
+ public:
+  WeightedSum(std::vector<double> scales, std::vector<std::shared_ptr<const Reward>> parts) : scales_(std::move(scales)), parts_(std::move(parts)) {
+    std::vector<std::string> names;
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      names.push_back(cat(compact(scales_[i]), " ", parts_[i]->info().name));
+      info_.has_gradient = info_.has_gradient && parts_[i]->info().has_gradient;
+    }
+    info_.name = join(names, " + ");
+  }
+  const RewardInfo& info() const override { return info_; }
+  at::Tensor score(const at::Tensor& samples, const RewardCondition& condition) const override {
+    at::Tensor total;
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      const at::Tensor part = parts_[i]->score(samples, condition) * scales_[i];
+      total = total.defined() ? total + part : part;
+    }
+    return total;
+  }
+
+ private:
+  std::vector<double> scales_;
+  std::vector<std::shared_ptr<const Reward>> parts_;
+  RewardInfo info_;
+};
+
+}  // namespace
+
+void bind(Fields& f, RewardTerm& c) {
+  std::vector<std::string> names;
+  for (const RewardListing& listing : reward_listing()) names.push_back(listing.name);
+  f.value("name", c.name, "which reward; see `tiltflow list rewards`", one_of(names));
+  f.value("scale", c.scale, "factor on the reward: the lambda of the tilt");
+  f.value("slope", c.slope, "linear: one number for all entries or one per dimension");
+  f.value("center", c.center, "quadratic: one number for all entries or one per dimension");
+  f.value("curvature", c.curvature, "quadratic: curvature", positive());
+  f.value("label", c.label, "class-log-prob: the class; -1 = the label the sample was drawn with", at_least_integer(-1));
+  f.value("judge", c.judge, "class-log-prob: classifier file");
+}
+
+std::shared_ptr<const Reward> make_reward(const RewardTerm& term) {
+  std::vector<std::string> names;
+  for (const Row& row : rows()) {
+    if (row.listing.name == term.name) return row.make(term);
+    names.push_back(row.listing.name);
+  }
+  fail(ErrorKind::kConfig, cat("reward '", term.name, "' is unknown", did_you_mean(term.name, names)), "known: " + join(names, ", "));
+}
+
+std::shared_ptr<const Reward> make_weighted_sum(const std::vector<RewardTerm>& terms) {
+  if (terms.empty()) fail(ErrorKind::kConfig, "no reward given", "add a section [[reward]] with a name and a scale");
+  std::vector<double> scales;
+  std::vector<std::shared_ptr<const Reward>> parts;
+  for (const RewardTerm& term : terms) {
+    scales.push_back(term.scale);
+    parts.push_back(make_reward(term));
+  }
+  return std::make_shared<WeightedSum>(std::move(scales), std::move(parts));
+}
+
+const std::vector<RewardListing>& reward_listing() {
+  static const std::vector<RewardListing> listing = [] {
+    std::vector<RewardListing> out;
+    for (const Row& row : rows()) out.push_back(row.listing);
+    return out;
+  }();
+  return listing;
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,56 @@
+// Rewards: a number per sample, higher is better, no hidden offsets. p* is proportional to p_base exp(reward).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tiltflow/config/fields.h"
+
+namespace tiltflow {
+
+struct RewardInfo {
+  std::string name;
+  bool has_gradient = true;
+  std::string citation;
+};
+
+// What a batch is scored against; made once per batch of labels (or prompts).
+struct RewardCondition {
+  at::Tensor labels;  // [N] int64 or undefined
+};
+
+class Reward {
+ public:
+  virtual ~Reward() = default;
+  virtual const RewardInfo& info() const = 0;
+  virtual RewardCondition prepare(const at::Tensor& labels) const { return {labels}; }
+  // Images [N, C, H, W] (nominally in [0, 1], not clamped) or vectors [N, d] -> [N]. Differentiable if info() says so.
+  virtual at::Tensor score(const at::Tensor& samples, const RewardCondition& condition) const = 0;
+};
+
+// One [[reward]] section; a sum of terms is the reward.
+struct RewardTerm {
+  std::string name = "ink";
+  double scale = 1;
+  std::vector<double> slope;       // linear: w, one number or one per dimension
+  std::vector<double> center;      // quadratic: c, likewise
+  double curvature = 1;            // quadratic: -curvature/2 |x - c|^2
+  std::int64_t label = -1;         // class-log-prob: the class; -1 = the sample's own label
+  std::string judge;               // class-log-prob: file of the classifier
+};
+void bind(Fields& f, RewardTerm& c);
+
+// Throws kConfig for unknown names and missing keys, kBadFile for an unreadable judge.
+std::shared_ptr<const Reward> make_reward(const RewardTerm& term);
+// sum_i scale_i reward_i
+std::shared_ptr<const Reward> make_weighted_sum(const std::vector<RewardTerm>& terms);
+
+struct RewardListing {
+  std::string name, doc;
+};
+const std::vector<RewardListing>& reward_listing();
+
+}  // namespace tiltflow

@@ -1,0 +1,65 @@
+#include "tiltflow/reward/state_reward.h"
+
+#include <cmath>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/precision.h"
+
+namespace tiltflow {
+
+Decoder identity_decoder() {
+  return [](const at::Tensor& x) { return x; };
+}
+Decoder pixel_decoder() {
+  return [](const at::Tensor& x) { return (x + 1) * 0.5; };
+}
+
+at::Tensor StateReward::score(const at::Tensor& state, const at::Tensor& labels) const {
+  const at::NoGradGuard no_grad;
+  const at::Tensor score = reward_->score(decoder_(state), reward_->prepare(labels));
+  if (score.dim() != 1 || score.size(0) != state.size(0)) fail(ErrorKind::kFailure, cat("reward ", reward_->info().name, " must return one number per sample"));
+  require_finite(score, cat("reward ", reward_->info().name));
+  return score;
+}
+
+ScoreAndGradient StateReward::score_and_gradient(const at::Tensor& state, const at::Tensor& labels) const {
+  if (!reward_->info().has_gradient) fail(ErrorKind::kConfig, cat("reward ", reward_->info().name, " has no gradient, this method needs one"));
+  const at::AutoGradMode grad(true);
+  const at::Tensor input = state.detach().set_requires_grad(true);
+  const at::Tensor score = reward_->score(decoder_(input), reward_->prepare(labels));
+  require_finite(score, cat("reward ", reward_->info().name));
+  if (!score.requires_grad()) return {score.detach(), at::zeros_like(state)};
+  const at::Tensor gradient = torch::autograd::grad({score.sum()}, {input}, {}, false, false, true)[0];
+  ScoreAndGradient out{score.detach(), gradient.defined() ? gradient : at::zeros_like(state)};
+  require_finite(out.gradient, cat("gradient of reward ", reward_->info().name));
+  return out;
+}
+
+double check_reward(const StateReward& reward, const at::Tensor& states, const at::Tensor& labels, const RandomStreams& streams) {
+  const std::string& name = reward.reward().info().name;
+  if (!reward.reward().info().has_gradient) {
+    const at::Tensor score = reward.score(states, labels);
+    if (score.std().item<double>() == 0) fail(ErrorKind::kConfig, cat("reward ", name, " is constant: every sample scores ", score[0].item<double>()), "nothing can be learned from it; check its inputs");
+    return 0;
+  }
+  const ScoreAndGradient at_states = reward.score_and_gradient(states, labels);
+  const double norm = at_states.gradient.flatten(1).norm(2, 1).mean().item<double>();
+  if (norm == 0) fail(ErrorKind::kConfig, cat("reward ", name, " is constant or its gradient is lost: the gradient is exactly zero"), "is its scale zero, or is it computed outside autograd?");
+  // Central differences along the gradient plus a random direction; the step balances rounding against curvature.
+  const at::Tensor random = streams.normal(Purpose::kProbe, 0, 0, 0, states.size(0), states.sizes().slice(1), states.scalar_type());
+  const auto unit = [](const at::Tensor& x) { return x / x.flatten(1).norm(2, 1).clamp_min(1e-30).view(std::vector<std::int64_t>(1, -1)).reshape([&] { std::vector<std::int64_t> s(static_cast<std::size_t>(x.dim()), 1); s[0] = x.size(0); return s; }()); };
+  const at::Tensor direction = unit(unit(at_states.gradient) + unit(random));
+  const double slope_scale = (at_states.gradient * direction).flatten(1).sum(1).abs().mean().item<double>();
+  double best = std::numeric_limits<double>::infinity();
+  for (const double step : {0.3, 0.1, 0.03, 0.01}) {
+    const at::Tensor difference = (reward.score(states + direction * step, labels) - reward.score(states - direction * step, labels)) / (2 * step);
+    const at::Tensor error = (difference - (at_states.gradient * direction).flatten(1).sum(1)).abs();
+    best = std::min(best, error.mean().item<double>() / slope_scale);
+  }
+  if (!(best < 0.1)) fail(ErrorKind::kConfig, cat("the gradient of reward ", name, " disagrees with finite differences by ", fixed(100 * best, 1), " %"), "its gradient is wrong or it is not smooth");
+  return best;
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,41 @@
+// A reward seen from the sampler's side: states are decoded, scored, and the gradient comes back to the state.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "tiltflow/reward/reward.h"
+#include "tiltflow/tensor/random.h"
+
+namespace tiltflow {
+
+// State -> what rewards see. Differentiable. Identity for vectors; pixel models live in [-1, 1], images in [0, 1].
+using Decoder = std::function<at::Tensor(const at::Tensor&)>;
+Decoder identity_decoder();
+Decoder pixel_decoder();  // (x + 1) / 2, not clamped
+
+struct ScoreAndGradient {
+  at::Tensor score;     // [N]
+  at::Tensor gradient;  // d score_i / d state_i, like the state
+};
+
+class StateReward {
+ public:
+  StateReward(std::shared_ptr<const Reward> reward, Decoder decoder) : reward_(std::move(reward)), decoder_(std::move(decoder)) {}
+  const Reward& reward() const { return *reward_; }
+  at::Tensor decode(const at::Tensor& state) const { return decoder_(state); }
+  // Both throw kNonFinite when a score or gradient is not finite.
+  at::Tensor score(const at::Tensor& state, const at::Tensor& labels) const;
+  ScoreAndGradient score_and_gradient(const at::Tensor& state, const at::Tensor& labels) const;
+
+ private:
+  std::shared_ptr<const Reward> reward_;
+  Decoder decoder_;
+};
+
+// Start-up check on a few states (two or more): the score varies or has a gradient, both are finite, and the gradient
+// agrees with central differences along random directions. Throws kConfig (constant, wrong gradient) or kNonFinite.
+// Returns the largest relative disagreement. Cost: 4 scores and 1 gradient.
+double check_reward(const StateReward& reward, const at::Tensor& states, const at::Tensor& labels, const RandomStreams& streams);
+
+}  // namespace tiltflow

@@ -1,0 +1,99 @@
+#include "tiltflow/sampler/sample.h"
+
+#include <mutex>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/flow/time_grid.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
+
+namespace tiltflow {
+
+std::vector<std::string> sampler_names() {
+  std::vector<std::string> names = table_names();
+  for (const char* method : {"euler", "midpoint", "heun", "rk4", "dopri5"}) names.push_back(cat("ode-", method));
+  return names;
+}
+
+void bind(Fields& f, SamplerConfig& c) {
+  f.value("name", c.name, "auto (memoryless SDE recommended for the path), another table, or ode-METHOD; see `tiltflow list samplers`", one_of(sampler_names()));
+  f.value("steps", c.steps, "steps of the sampler", at_least_integer(1));
+  f.value("grid", c.grid, "time grid", one_of({"uniform", "cosine", "shifted"}));
+  f.value("shift", c.shift, "of the shifted grid", positive());
+  f.value("parameter", c.parameter, "eta of ddim, sigma of constant", at_least(0));
+  f.value("rtol", c.rtol, "ode-dopri5: relative tolerance", positive());
+  f.value("atol", c.atol, "ode-dopri5: absolute tolerance", positive());
+}
+
+bool is_ode(const SamplerConfig& c) { return starts_with(c.name, "ode-"); }
+std::vector<double> grid_of(const SamplerConfig& c) { return make_grid(c.grid, static_cast<int>(c.steps), c.shift); }
+
+TransitionTable table_of(const SamplerConfig& c, const Path& path) {
+  if (is_ode(c)) fail(ErrorKind::kConfig, cat("sampler ", c.name, " is deterministic; a stochastic one is needed here"), "use auto, euler, exponential or ancestral");
+  return make_table(c.name, path, grid_of(c), c.parameter);
+}
+
+LabelSource no_labels() {
+  return [](std::int64_t, std::int64_t) { return at::Tensor(); };
+}
+LabelSource fixed_label(std::int64_t label) {
+  return [label](std::int64_t, std::int64_t n) { return at::full({n}, label, at::kLong); };
+}
+LabelSource uniform_labels(const RandomStreams& streams, std::uint32_t step, std::int64_t classes) {
+  return [=](std::int64_t first, std::int64_t n) { return streams.integers(Purpose::kLabel, step, first, n, classes); };
+}
+
+Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
+           const LabelSource& labels, const DrawOptions& options) {
+  const at::NoGradGuard no_grad;
+  const bool ode = is_ode(config);
+  const bool costs = options.reference && !ode;
+  const std::vector<double> grid = grid_of(config);
+  const TransitionTable table = ode ? TransitionTable{} : table_of(config, path);
+  const OdeOptions ode_options{ode ? parse_ode_method(config.name.substr(4)) : OdeMethod::kHeun, config.rtol, config.atol};
+  const std::int64_t pieces = (options.n + options.chunk - 1) / options.chunk;
+  std::vector<Draws> parts(static_cast<std::size_t>(pieces));
+  std::mutex mutex;
+  std::int64_t done = 0;
+  parallel_for(pieces, [&](std::int64_t i) {
+    const std::int64_t begin = options.first + i * options.chunk, n = std::min(options.chunk, options.n - i * options.chunk);
+    Draws& part = parts[static_cast<std::size_t>(i)];
+    part.labels = labels(begin, n);
+    const Condition condition{part.labels};
+    const at::Tensor x_0 = prior_sample(streams, options.step, begin, n, shape);
+    if (ode) {
+      part.x = solve_ode(field, x_0, grid, condition, ode_options).x;
+    } else {
+      RolloutOptions keep;
+      keep.keep_states = keep.keep_velocities = costs;
+      const Trajectory path_taken = rollout(field, table, x_0, condition, keyed_noise(streams, options.step, begin, x_0), keep);
+      part.x = path_taken.last;
+      if (costs) {
+        part.cost = at::zeros({n});
+        for (std::size_t k = 0; k < table.steps.size(); ++k) {
+          if (!(table.steps[k].s > 0)) continue;
+          const at::Tensor v = options.reference->velocity(path_taken.states[k], time_tensor(table.steps[k].t, x_0), condition);
+          part.cost += control_cost(table.steps[k], path_taken.velocities[k], v);
+        }
+      }
+    }
+    const std::lock_guard lock(mutex);
+    done += n;
+    if (options.progress) options.progress(done);
+  });
+  Draws out;
+  std::vector<at::Tensor> x, y, cost;
+  for (const Draws& part : parts) {
+    x.push_back(part.x);
+    if (part.labels.defined()) y.push_back(part.labels);
+    if (part.cost.defined()) cost.push_back(part.cost);
+  }
+  out.x = at::cat(x);
+  if (!y.empty()) out.labels = at::cat(y);
+  if (!cost.empty()) out.cost = at::cat(cost);
+  if (!at::isfinite(out.x).all().item<bool>()) fail(ErrorKind::kNonFinite, cat("sampler ", config.name, " produced NaN or infinity"), "use more steps or another sampler");
+  return out;
+}
+
+}  // namespace tiltflow

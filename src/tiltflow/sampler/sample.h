@@ -1,0 +1,50 @@
+// Drawing many samples: a named sampler (stochastic table or ODE) run over chunks of keyed samples on all cores.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "tiltflow/config/fields.h"
+#include "tiltflow/sampler/ode.h"
+#include "tiltflow/sampler/rollout.h"
+
+namespace tiltflow {
+
+struct SamplerConfig {
+  std::string name = "auto";     // a table of make_table, or ode-euler, ode-midpoint, ode-heun, ode-rk4, ode-dopri5
+  std::int64_t steps = 20;
+  std::string grid = "uniform";  // uniform, cosine, shifted
+  double shift = 1;              // of the shifted grid
+  double parameter = 1;          // eta of ddim, sigma of constant
+  double rtol = 1e-4, atol = 1e-5;  // ode-dopri5
+};
+void bind(Fields& f, SamplerConfig& c);
+std::vector<std::string> sampler_names();
+bool is_ode(const SamplerConfig& config);
+std::vector<double> grid_of(const SamplerConfig& config);
+TransitionTable table_of(const SamplerConfig& config, const Path& path);  // throws kConfig for an ODE
+
+// Labels of sample i, [n] for samples first..first+n; undefined for unconditional.
+using LabelSource = std::function<at::Tensor(std::int64_t first, std::int64_t n)>;
+LabelSource no_labels();
+LabelSource fixed_label(std::int64_t label);
+LabelSource uniform_labels(const RandomStreams& streams, std::uint32_t step, std::int64_t classes);
+
+struct DrawOptions {
+  std::int64_t n = 64, first = 0, chunk = 32;
+  std::uint32_t step = 0;  // key of the noise
+  const VelocityField* reference = nullptr;  // with it, the control cost against this field is measured (stochastic samplers)
+  std::function<void(std::int64_t done)> progress;
+};
+
+struct Draws {
+  at::Tensor x;        // [n, ...]
+  at::Tensor labels;   // [n] or undefined
+  at::Tensor cost;     // [n] path KL against `reference`, or undefined
+};
+
+Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
+           const LabelSource& labels, const DrawOptions& options);
+
+}  // namespace tiltflow

@@ -1,0 +1,27 @@
+// A scalar loss with its graph, and the averages that are logged beside it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <string>
+
+namespace tiltflow {
+
+// Averages that can be added up over pieces of work: value = sum / weight.
+class MetricSums {
+ public:
+  void add(const std::string& name, double sum, double weight = 1);
+  void add(const MetricSums& other);
+  std::map<std::string, double> averages() const;
+
+ private:
+  std::map<std::string, std::pair<double, double>> sums_;
+};
+
+struct LossReport {
+  at::Tensor loss;
+  MetricSums metrics;
+};
+
+}  // namespace tiltflow

@@ -1,0 +1,227 @@
+#include "tiltflow/train/finetuning.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/progress.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/io/image.h"
+#include "tiltflow/io/safetensors.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+// Keys of random streams that no training step uses.
+constexpr std::uint32_t kEvaluationKey = 0xfffff000u, kBaseKey = 0xfffff001u;
+
+double standard_error(const at::Tensor& x) { return x.size(0) > 1 ? x.std().item<double>() / std::sqrt(static_cast<double>(x.size(0))) : 0; }
+
+}  // namespace
+
+void bind(Fields& f, BaseModelConfig& c) {
+  f.value("file", c.file, "base model (safetensors)");
+  f.value("path", c.path, "interpolation path: linear, gvp, vp; empty = what the file says, else linear", [](const std::string& v) { return v.empty() ? std::string() : one_of(path_names())(v); });
+  f.table("args", c.args, "constructor arguments that override what the file says, e.g. num_heads");
+}
+
+void bind(Fields& f, LabelConfig& c) {
+  f.value("kind", c.kind, "none (unconditional), uniform or fixed", one_of({"none", "uniform", "fixed"}));
+  f.value("label", c.label, "the fixed label", at_least_integer(0));
+}
+
+void bind(Fields& f, EvaluationConfig& c) {
+  f.value("every", c.every, "steps between evaluations of the averaged weights; 0 = never", at_least_integer(0));
+  f.value("samples", c.samples, "samples per evaluation", at_least_integer(2));
+  f.value("base_samples", c.base_samples, "base samples at the start, for E_base r and log Z", at_least_integer(2));
+}
+
+void bind(Fields& f, CheckConfig& c) {
+  f.value("base_samples", c.base_samples, "base samples that are importance-weighted", at_least_integer(16));
+  f.value("tuned_samples", c.tuned_samples, "samples of the tuned model", at_least_integer(16));
+  f.value("judge", c.judge, "classifier for class shares and intra-class variance; empty = none");
+  f.value("ode", c.ode, "deterministic sampler that is compared too; empty = none", [](const std::string& v) { return v.empty() ? std::string() : one_of(sampler_names())(v); });
+  f.value("ode_steps", c.ode_steps, "its steps", at_least_integer(1));
+  f.value("standard_errors", c.standard_errors, "agreement: within this many combined standard errors", positive());
+  f.value("allowance", c.allowance, "plus this share of the shift from p_base to p*", at_least(0));
+}
+
+void bind(Fields& f, FinetuneConfig& c) {
+  f.value("seed", c.seed, "root of all randomness", at_least_integer(0));
+  f.value("batch", c.batch, "trajectories per step", at_least_integer(1));
+  f.value("item", c.item, "trajectories per independent piece of work", at_least_integer(1));
+  f.value("buffer_passes", c.buffer_passes, "optimiser steps per collected batch; above 1 the batch is off-policy (see ess)", at_least_integer(1));
+  f.section("model", c.model);
+  f.list("reward", c.reward);
+  f.section("labels", c.labels);
+  f.section("sampler", c.sampler);
+  f.section("policy", c.policy);
+  c.method.grid_steps = c.sampler.steps;
+  f.section("method", c.method);
+  f.section("evaluation", c.evaluation);
+  f.section("check", c.check);
+  f.section("compute", c.compute);
+  f.section("train", c.train);
+}
+
+LabelSource FinetuneSetup::labels_at(std::uint32_t step) const {
+  if (config.labels.kind == "fixed") return fixed_label(config.labels.label);
+  if (config.labels.kind == "uniform") return uniform_labels(streams, step, model->classes());
+  return no_labels();
+}
+
+FinetuneSetup set_up(const FinetuneConfig& config) {
+  FinetuneSetup s;
+  s.config = config;
+  const ModelRuntime runtime = apply(config.compute);
+  if (config.model.file.empty()) fail(ErrorKind::kConfig, "model.file is missing", "the base model, e.g. model.file = \"assets/mnist-sit.safetensors\"");
+  LoadedModel loaded = load_velocity_model(config.model.file, config.model.args, runtime);
+  s.model = std::move(loaded.model);
+  const std::string path = !config.model.path.empty() ? config.model.path : loaded.path_name.empty() ? "linear" : loaded.path_name;
+  s.path = make_path(path);
+  s.streams = RandomStreams(static_cast<std::uint64_t>(config.seed));
+  if (config.labels.kind == "uniform" && s.model->classes() < 1) fail(ErrorKind::kConfig, "labels.kind = \"uniform\" needs a class-conditional model");
+  if (config.labels.kind == "fixed" && config.labels.label >= s.model->classes()) fail(ErrorKind::kConfig, cat("labels.label ", config.labels.label, " is out of range, the model has ", s.model->classes(), " classes"));
+  const bool image = s.model->sample_shape().size() == 3;
+  s.reward = std::make_shared<StateReward>(make_weighted_sum(config.reward), image ? pixel_decoder() : identity_decoder());
+  if (s.config.sampler.name == "auto" && config.method.preset == "paper") s.config.sampler.name = "euler-paper";
+  if (s.config.sampler.name == "auto" && config.method.preset == "official-sd") s.config.sampler.name = "ancestral";
+  s.table = table_of(s.config.sampler, *s.path);
+  if (!s.table.memoryless) log_warn(cat("sampler ", s.table.name, " is not memoryless: the tuned law will not be the tilted law"));
+  return s;
+}
+
+FinetuneObjective::FinetuneObjective(const FinetuneSetup& setup, Policy policy, std::unique_ptr<FinetuneMethod> method)
+    : setup_(setup), policy_(std::move(policy)), counted_base_(std::make_shared<CountingField>(policy_.base)),
+      counted_tuned_(std::make_shared<CountingField>(policy_.tuned)), method_(std::move(method)), labels_(no_labels()) {
+  policy_.base = counted_base_;
+  policy_.tuned = counted_tuned_;
+}
+
+FinetuneContext FinetuneObjective::context() const {
+  return {policy_, *setup_.reward, *setup_.path, setup_.table, setup_.streams, labels_, setup_.model->sample_shape()};
+}
+
+std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
+  step_ = step;
+  counted_base_->reset();
+  counted_tuned_->reset();
+  const bool fresh = step % setup_.config.buffer_passes == 0;
+  const std::int64_t items = (setup_.config.batch + setup_.config.item - 1) / setup_.config.item;
+  if (fresh) {
+    collected_at_ = step;
+    labels_ = setup_.labels_at(static_cast<std::uint32_t>(step));
+    buffer_.assign(static_cast<std::size_t>(items), Batch{});
+  }
+  method_->begin_step(context(), step, fresh);
+  return items;
+}
+
+LossReport FinetuneObjective::item(std::int64_t i) {
+  const std::int64_t first = i * setup_.config.item, n = std::min(setup_.config.item, setup_.config.batch - first);
+  const bool reuse = setup_.config.buffer_passes > 1;
+  const FinetuneContext context = this->context();
+  if (!reuse) return method_->loss(context, method_->collect(context, step_, first, n, false), setup_.config.batch);
+  Batch& kept = buffer_[static_cast<std::size_t>(i)];
+  if (step_ == collected_at_) kept = method_->collect(context, step_, first, n, true);
+  return method_->loss(context, kept, setup_.config.batch);
+}
+
+void FinetuneObjective::end_step(std::map<std::string, double>& metrics) {
+  method_->end_step(metrics);
+  // Forwards and vector-Jacobian products as counted, plus the training backward over the loss steps.
+  const double counted = static_cast<double>(counted_base_->count() + counted_tuned_->count());
+  const std::int64_t wanted = setup_.config.method.loss_steps;
+  const double loss_steps = static_cast<double>(wanted == 0 ? setup_.table.size() : std::min<std::int64_t>(wanted, setup_.table.size()));
+  metrics["evaluations"] = counted / static_cast<double>(setup_.config.batch) + loss_steps * policy_.backward_cost;
+}
+
+namespace {
+
+BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& base) {
+  Progress progress("base samples", setup.config.evaluation.base_samples);
+  DrawOptions options;
+  options.n = setup.config.evaluation.base_samples, options.step = kBaseKey;
+  options.progress = [&](std::int64_t done) { progress.update(done); };
+  const Draws draws = draw(base, setup.config.sampler, *setup.path, setup.model->sample_shape(), setup.streams, setup.labels_at(kBaseKey), options);
+  check_reward(*setup.reward, draws.x.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))), draws.labels.defined() ? draws.labels.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))) : draws.labels, setup.streams);
+  const at::Tensor r = setup.reward->score(draws.x, draws.labels).to(at::kDouble);
+  const double top = r.max().item<double>();
+  const at::Tensor w = (r - top).exp();
+  BaseStatistics out;
+  out.reward = r.mean().item<double>(), out.reward_se = standard_error(r);
+  out.log_z = top + std::log(w.mean().item<double>());
+  out.log_z_se = standard_error(w) / w.mean().item<double>();
+  out.ess = w.sum().square().item<double>() / w.square().sum().item<double>();
+  return out;
+}
+
+// What base_statistics found when the run began.
+BaseStatistics stored_base_statistics(const Run& run) {
+  for (const auto& line : read_json_lines(run.directory() / "metrics.jsonl")) {
+    if (!line.contains("log_z")) continue;
+    const auto number = [&](const char* key) { return number_from_json(line.at(key)); };
+    return {number("base_reward"), number("base_reward_se"), number("log_z"), number("log_z_se"), number("base_ess")};
+  }
+  fail(ErrorKind::kBadFile, cat((run.directory() / "metrics.jsonl").string(), " lacks the line with the base statistics"), "start afresh in another folder with --out");
+}
+
+// Reward, control cost and gap of the averaged weights on fixed noise; a picture of the first samples.
+void evaluate(const FinetuneSetup& setup, const Policy& policy, const ParameterSet& average, const BaseStatistics& base, std::int64_t step, Run& run) {
+  const SwappedWeights swapped(policy.trainable, average);
+  DrawOptions options;
+  options.n = setup.config.evaluation.samples, options.step = kEvaluationKey, options.reference = policy.base.get();
+  const Draws draws = draw(*policy.tuned, setup.config.sampler, *setup.path, setup.model->sample_shape(), setup.streams, setup.labels_at(kEvaluationKey), options);
+  const at::Tensor r = setup.reward->score(draws.x, draws.labels).to(at::kDouble), net = r - draws.cost.to(at::kDouble);
+  const double cost = draws.cost.mean().item<double>();
+  run.log(step, {{"eval_reward", r.mean().item<double>()}, {"eval_reward_se", standard_error(r)}, {"eval_control_cost", cost},
+                 {"eval_gap", base.log_z - net.mean().item<double>()}, {"eval_gap_se", std::hypot(standard_error(net), base.log_z_se)},
+                 {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base.reward) / cost : 0}});
+  if (draws.x.dim() == 4) {
+    const std::int64_t shown = std::min<std::int64_t>(32, draws.x.size(0));
+    run.picture("samples", step, enlarge(image_grid(setup.reward->decode(draws.x.narrow(0, 0, shown)).clamp(0, 1), 8), 2));
+  }
+}
+
+}  // namespace
+
+TrainResult finetune(const FinetuneSetup& setup, Run& run) {
+  Policy policy = make_policy(*setup.model, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
+  log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", setup.model->parameters().numel(), " parameters (", format_bytes(policy.trainable.bytes()), ")"));
+  log_info(cat("sampler ", setup.table.name, ", ", setup.table.size(), " steps, ", setup.path->name(), " path; ", setup.config.compute.precision, " products, attention ", setup.config.compute.attention));
+  const bool fresh = !run.has_checkpoint();
+  if (fresh) run.latest();  // forgets what a start that never reached its first checkpoint has logged
+  const BaseStatistics base = fresh ? base_statistics(setup, *policy.base) : stored_base_statistics(run);
+  log_info(cat("base: reward ", compact(base.reward), " +- ", compact(base.reward_se, 2), ", log Z ", compact(base.log_z), " +- ", compact(base.log_z_se, 2), " (ESS ", fixed(base.ess, 0), " of ", setup.config.evaluation.base_samples, ")"));
+
+  const Policy plain = policy;  // without counters, for evaluation
+  FinetuneObjective objective(setup, std::move(policy), std::make_unique<AdjointMatching>(setup.config.method));
+  TrainHooks hooks;
+  hooks.label = "finetune";
+  hooks.note = [&](const std::map<std::string, double>& m) {
+    return cat("reward ", compact(m.at("reward")), "  cost ", compact(m.at("control_cost"), 3), "  gap ", compact(base.log_z - m.at("reward") + m.at("control_cost"), 3), "  loss ", compact(m.at("loss"), 3));
+  };
+  const std::int64_t every = setup.config.evaluation.every;
+  if (fresh) {
+    run.log(0, {{"base_reward", base.reward}, {"base_reward_se", base.reward_se}, {"log_z", base.log_z}, {"log_z_se", base.log_z_se}, {"base_ess", base.ess}});
+    if (every > 0) evaluate(setup, plain, plain.trainable, base, 0, run);
+    run.save({0, {{"weights", plain.trainable}, {"average", plain.trainable}, {"optimizer", AdamW(setup.config.train.optimizer, plain.trainable).state()}}}, setup.config.train.keep_checkpoints);
+  }
+  hooks.after_step = [&](std::int64_t step, const ParameterSet& average) {
+    if (every > 0 && (step % every == 0 || step == setup.config.train.steps)) evaluate(setup, plain, average, base, step, run);
+  };
+  const TrainResult result = train(setup.config.train, objective, run, hooks);
+  const std::map<std::string, std::string> metadata{{"tiltflow.path", setup.path->name()}, {"tiltflow.reward", setup.reward->reward().info().name}, {"tiltflow.steps", std::to_string(result.steps)}};
+  save_velocity_model(run.directory() / "model.safetensors", *setup.model, merged_weights(*setup.model, setup.config.policy, result.average), metadata);
+  if (setup.config.policy.kind == "lora") {
+    ParameterSet adapter;
+    for (const auto& [name, tensor] : result.average) adapter.add("base_model.model." + name, tensor);
+    write_safetensors(run.directory() / "adapter.safetensors", adapter, {{"format", "pt"}, {"rank", std::to_string(setup.config.policy.rank)}, {"lora_alpha", compact(setup.config.policy.alpha, 9)}});
+  }
+  return result;
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,107 @@
+// Fine-tuning as a run: configuration, the objective that feeds a method to the trainer, evaluation on the way.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tiltflow/finetune/adjoint_matching.h"
+#include "tiltflow/models/model_file.h"
+#include "tiltflow/models/runtime_config.h"
+#include "tiltflow/sampler/fields.h"
+#include "tiltflow/train/trainer.h"
+
+namespace tiltflow {
+
+struct BaseModelConfig {
+  std::string file;
+  std::string path;                         // interpolation path; "" = what the file says, else linear
+  std::map<std::string, std::string> args;  // override what the file says (official constructor names)
+};
+void bind(Fields& f, BaseModelConfig& c);
+
+struct LabelConfig {
+  std::string kind = "none";  // none: unconditional; uniform: over the classes; fixed
+  std::int64_t label = 0;
+};
+void bind(Fields& f, LabelConfig& c);
+
+struct EvaluationConfig {
+  std::int64_t every = 10, samples = 128, base_samples = 512;
+};
+void bind(Fields& f, EvaluationConfig& c);
+
+// The tilted-law check at the end: see eval/tilted_check.h.
+struct CheckConfig {
+  std::int64_t base_samples = 2048, tuned_samples = 1024;
+  std::string judge;             // classifier for class shares and intra-class variance; "" = none
+  std::string ode = "ode-heun";  // deterministic sampler compared as well; "" = none
+  std::int64_t ode_steps = 10;
+  double standard_errors = 3;    // agreement: within this many combined standard errors ...
+  double allowance = 0.1;        // ... plus this share of the shift from p_base to p*
+};
+void bind(Fields& f, CheckConfig& c);
+
+struct FinetuneConfig {
+  std::int64_t seed = 0, batch = 48, item = 24, buffer_passes = 1;
+  BaseModelConfig model;
+  std::vector<RewardTerm> reward = {RewardTerm{}};
+  LabelConfig labels;
+  SamplerConfig sampler;
+  PolicyConfig policy;
+  AdjointMatchingConfig method;
+  EvaluationConfig evaluation;
+  CheckConfig check;
+  ComputeConfig compute;
+  TrainConfig train;
+};
+void bind(Fields& f, FinetuneConfig& c);
+
+// Everything a configuration describes, loaded and checked: model, path, reward, sampler, labels.
+struct FinetuneSetup {
+  FinetuneConfig config;
+  std::shared_ptr<const VelocityModel> model;
+  std::shared_ptr<const Path> path;
+  std::shared_ptr<const StateReward> reward;
+  TransitionTable table;
+  RandomStreams streams{0};
+  LabelSource labels_at(std::uint32_t step) const;  // labels of the samples of one step
+};
+// Throws kConfig and kBadFile; collects nothing, trains nothing.
+FinetuneSetup set_up(const FinetuneConfig& config);
+
+class FinetuneObjective final : public Objective {
+ public:
+  FinetuneObjective(const FinetuneSetup& setup, Policy policy, std::unique_ptr<FinetuneMethod> method);
+  const ParameterSet& trainable() const override { return policy_.trainable; }
+  std::int64_t begin_step(std::int64_t step) override;
+  LossReport item(std::int64_t i) override;
+  void end_step(std::map<std::string, double>& metrics) override;
+  bool at_checkpoint() const override { return (step_ + 1) % setup_.config.buffer_passes == 0; }
+  ParameterSet state() const override { return method_->state(); }
+  void restore(const ParameterSet& state) override { method_->restore(state); }
+  const Policy& policy() const { return policy_; }
+
+ private:
+  FinetuneContext context() const;
+  const FinetuneSetup& setup_;
+  Policy policy_;
+  std::shared_ptr<CountingField> counted_base_, counted_tuned_;
+  std::unique_ptr<FinetuneMethod> method_;
+  LabelSource labels_;
+  std::vector<Batch> buffer_;
+  std::int64_t step_ = 0, collected_at_ = 0;
+};
+
+// Statistics of base samples that metrics refer to.
+struct BaseStatistics {
+  double reward = 0, reward_se = 0;   // E_base r
+  double log_z = 0, log_z_se = 0;     // log E_base exp(r)
+  double ess = 0;                     // effective sample size of the importance weights
+};
+
+// The whole run; returns the averaged trainable weights. Writes model.safetensors (and adapter.safetensors for lora).
+TrainResult finetune(const FinetuneSetup& setup, Run& run);
+
+}  // namespace tiltflow
