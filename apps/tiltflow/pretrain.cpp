@@ -23,12 +23,13 @@ void bind(Fields& f, DataConfig& c) {
 }
 
 struct ModelConfig {
-  std::string family = "sit", path = "linear";
+  std::string family = "sit", path = "linear", init;
   std::map<std::string, std::string> args;
 };
 void bind(Fields& f, ModelConfig& c) {
   f.value("family", c.family, "architecture of the velocity model", one_of({"sit"}));
   f.value("path", c.path, "interpolation path: linear, gvp or vp", one_of(path_names()));
+  f.value("init", c.init, "flow: start from the weights of this model file instead of fresh ones");
   f.table("args", c.args, "constructor arguments by their official names");
 }
 
@@ -63,6 +64,7 @@ void bind(Fields& f, PretrainConfig& c) {
 
 void pretrain_flow(const PretrainConfig& c, Run& run, ModelRuntime runtime) {
   auto model = create_velocity_model({c.model.family, c.model.args}, static_cast<std::uint64_t>(c.seed), runtime);
+  if (!c.model.init.empty()) assign(model->parameters(), load_velocity_model(c.model.init, c.model.args).model->parameters(), c.model.init);
   FlowMatchingObjective objective(std::move(model), make_path(c.model.path), read_dataset(c.data.format, c.data.path, "train"),
                                   {c.batch, c.item, c.label_dropout, c.time_sampling}, static_cast<std::uint64_t>(c.seed));
   TrainHooks hooks;

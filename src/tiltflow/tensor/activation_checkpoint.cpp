@@ -18,16 +18,17 @@ struct Recompute : torch::CustomClassHolder {
 };
 
 struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
-  static at::Tensor forward(AutogradContext* context, const std::shared_ptr<TensorFunction>& fn, variable_list inputs) {
+  static at::Tensor forward(AutogradContext* context, const std::shared_ptr<TensorFunction>& fn, at::TensorList list) {
+    variable_list inputs = list.vec();
     at::Tensor out;
     {
       const at::NoGradGuard no_grad;
       out = (*fn)(inputs);
     }
-    std::vector<bool> wanted;
+    c10::List<bool> wanted;
     for (const at::Tensor& input : inputs) wanted.push_back(input.defined() && input.requires_grad());
     context->saved_data["fn"] = c10::IValue::make_capsule(c10::make_intrusive<Recompute>(*fn));
-    context->saved_data["wanted"] = c10::List<bool>([&] { c10::List<bool> l; for (bool w : wanted) l.push_back(w); return l; }());
+    context->saved_data["wanted"] = wanted;
     context->save_for_backward(std::move(inputs));
     return out;
   }
@@ -58,7 +59,7 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
 
 at::Tensor checkpoint(TensorFunction fn, const std::vector<at::Tensor>& inputs) {
   if (!at::GradMode::is_enabled()) return fn(inputs);
-  return CheckpointFunction::apply(std::make_shared<TensorFunction>(std::move(fn)), inputs);
+  return CheckpointFunction::apply(std::make_shared<TensorFunction>(std::move(fn)), at::TensorList(inputs));
 }
 
 }  // namespace tiltflow

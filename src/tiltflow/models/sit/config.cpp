@@ -116,11 +116,13 @@ SitConfig infer_sit_config(const ParameterSet& tensors, const std::map<std::stri
   c.learn_sigma = last.size(0) == 2 * c.patch_size * c.patch_size * c.in_channels;
   c.num_heads = 0;
   for (const Size& size : kSizes) if (size.width == c.hidden_size) c.num_heads = size.heads;
-  if (c.num_heads == 0 && !args.count("num_heads")) {
+  const bool heads_known = c.num_heads > 0 || args.count("num_heads") || args.count("size");
+  if (!heads_known) c.num_heads = 1;
+  c = sit_config_from_args(args, c);
+  if (!heads_known) {
     fail(ErrorKind::kBadFile, cat("the number of attention heads does not show in the tensors (width ", c.hidden_size, ")"),
          "give it: --model-arg num_heads=N, or model.args.num_heads in a config");
   }
-  c = sit_config_from_args(args, c);
   if (c.num_classes == rows) c.null_class = false;
   return c;
 }

@@ -16,7 +16,14 @@ struct Block {
   Linear qkv, proj, fc1, fc2, modulation;
 };
 
-std::vector<Linear*> layers_of(Block& block) { return {&block.qkv, &block.proj, &block.fc1, &block.fc2, &block.modulation}; }
+// Every tensor of a block that exists, in a fixed order.
+std::vector<at::Tensor*> tensors_of(Block& block) {
+  std::vector<at::Tensor*> out;
+  for (Linear* layer : {&block.qkv, &block.proj, &block.fc1, &block.fc2, &block.modulation}) {
+    for (at::Tensor* tensor : {&layer->weight, &layer->bias, &layer->adapter.a, &layer->adapter.b}) if (tensor->defined()) out.push_back(tensor);
+  }
+  return out;
+}
 
 at::Tensor layer_norm(const at::Tensor& x) { return at::layer_norm(x, {x.size(-1)}, {}, {}, 1e-6); }
 
@@ -116,11 +123,11 @@ class Sit final : public VelocityModel {
   at::Tensor checkpointed(const Block& block, const at::Tensor& x, const at::Tensor& silu_c) const {
     Block copy = block;
     std::vector<at::Tensor> inputs{x, silu_c};
-    for (Linear* layer : layers_of(copy)) inputs.insert(inputs.end(), {layer->weight, layer->bias, layer->adapter.a, layer->adapter.b});
+    for (at::Tensor* tensor : tensors_of(copy)) inputs.push_back(*tensor);
     const auto run = [copy, heads = config_.num_heads, runtime = runtime_](const std::vector<at::Tensor>& in) {
       Block local = copy;
       std::size_t next = 2;
-      for (Linear* layer : layers_of(local)) layer->weight = in[next], layer->bias = in[next + 1], layer->adapter.a = in[next + 2], layer->adapter.b = in[next + 3], next += 4;
+      for (at::Tensor* tensor : tensors_of(local)) *tensor = in[next++];
       return run_block(local, heads, runtime, in[0], in[1]);
     };
     return checkpoint(run, inputs);

@@ -1,0 +1,75 @@
+#include <cmath>
+
+#include "tests/support.h"
+#include "tiltflow/eval/svg.h"
+#include "tiltflow/eval/tilted_check.h"
+#include "tiltflow/eval/verify/problems.h"
+#include "tiltflow/eval/verify/suite.h"
+
+namespace tiltflow {
+
+TEST(eval_statistics, JackknifeOfAPlainMeanIsTheUsualStandardError) {
+  const at::Tensor x = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 6400, {}, at::kDouble);
+  const auto e = jackknife(at::zeros({6400}), [&](const at::Tensor& index, const at::Tensor& w) { return std::vector<double>{at::dot(w, x.index_select(0, index)).item<double>()}; });
+  EXPECT_NEAR(e[0].value, mean_estimate(x).value, 1e-12);
+  EXPECT_NEAR(e[0].se / mean_estimate(x).se, 1, 0.4);  // 32 groups: 13 % per s.e., three of them
+}
+
+TEST(eval_statistics, ImportanceWeightsRecoverATilt) {
+  const ExactProblem p = near_modes();
+  const at::Tensor x = sample(p.base->mixture(), RandomStreams(2), 0, 20000), r = evaluate(p.form, x);
+  const Estimate z = log_mean_exp(r);
+  EXPECT_NEAR(z.value, p.target.log_z, 4 * z.se);
+  EXPECT_LT(z.se, 0.02);
+  const auto e = jackknife(r, [&](const at::Tensor& index, const at::Tensor& w) { return std::vector<double>{at::dot(w, x.index_select(0, index).flatten()).item<double>()}; });
+  EXPECT_NEAR(e[0].value, mean(p.target.law)[0].item<double>(), 4 * e[0].se);
+  EXPECT_LT(effective_sample_size(r), 20000);
+}
+
+TEST(eval_statistics, FrechetDistanceOfGaussians) {
+  const at::Tensor a = at::eye(3, at::kDouble), b = at::eye(3, at::kDouble) * 4;
+  EXPECT_NEAR(frechet_distance({at::zeros({3}, at::kDouble), a, 1}, {at::ones({3}, at::kDouble), b, 1}), 3 + 3 * 1, 1e-9);  // |dm|^2 + sum (1-2)^2
+}
+
+// The check passes for the exact tilted field and fails for the base and for a field that is tilted too much.
+TEST(eval_tilted_check, TellsTheTiltedLawFromOthers) {
+  const ExactProblem p = near_modes();
+  const ExactProblem twice = make_problem("", p.base->mixture(), linear_form(p.form.linear * 2));
+  TiltedCheckOptions options;
+  options.base_samples = 3000, options.tuned_samples = 2000;
+  SamplerConfig sde, ode;
+  sde.steps = 60, ode.name = "ode-heun", ode.steps = 30;
+  options.samplers = {sde, ode};
+  const auto run = [&](const GaussianMixture& law) {
+    const MixtureField field(law, p.path);
+    return check_tilted_law(*p.base, field, *p.path, *p.reward, {1}, RandomStreams(5), no_labels(), options);
+  };
+  const TiltedCheck good = run(p.target.law);
+  EXPECT_TRUE(good.passed) << table_text(good);
+  EXPECT_NEAR(good.samplers[0].gap.value, 0, 0.1);
+  EXPECT_FALSE(run(p.base->mixture()).passed);
+  EXPECT_FALSE(run(twice.target.law).passed);
+  EXPECT_EQ(to_json(good)["samplers"].size(), 2u);
+}
+
+TEST(eval_svg, DrawsFiniteDataOnly) {
+  Chart chart{"t & t", "x", "", {{"a", {0, 1, 2}, {1, std::nan(""), 3}, {}, false, false}}, false};
+  const std::string svg = svg_chart(chart);
+  EXPECT_NE(svg.find("<polyline"), std::string::npos);
+  EXPECT_NE(svg.find("t &amp; t"), std::string::npos);
+  EXPECT_EQ(svg.find("nan"), std::string::npos);
+  EXPECT_EQ(svg_chart({"empty", "", "", {}, false}), "");
+}
+
+TEST(eval_verify, RowsJudgeThemselves) {
+  VerifyRow row{"p", "q", 1, {1.05, 0}, 0.1, false, ""};
+  EXPECT_TRUE(row.ok());
+  row.negative_control = true;
+  EXPECT_FALSE(row.ok());
+  row.obtained.value = std::nan("");
+  EXPECT_TRUE(row.ok());  // a control that blows up fails, as it must
+  row.negative_control = false;
+  EXPECT_FALSE(row.ok());
+}
+
+}  // namespace tiltflow

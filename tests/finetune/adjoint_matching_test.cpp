@@ -1,0 +1,237 @@
+#include "tiltflow/finetune/adjoint_matching.h"
+
+#include <cmath>
+
+#include "tests/support.h"
+#include "tiltflow/eval/verify/problems.h"
+#include "tiltflow/models/mlp/mlp.h"
+#include "tiltflow/models/model_file.h"
+#include "tiltflow/sampler/fields.h"
+
+namespace tiltflow {
+namespace {
+
+// A 2-D problem with a side network that already does something.
+struct Bench {
+  ExactProblem problem = plane_modes(false);
+  Policy policy;
+  TransitionTable table;
+  RandomStreams streams{3};
+  LabelSource labels = no_labels();
+  std::shared_ptr<CountingField> base, tuned;
+
+  explicit Bench(const std::string& sampler = "auto", int steps = 12) {
+    const MlpConfig shape{2, 16, 2, 4};
+    ParameterSet weights;
+    for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1))) weights.add(name, tensor + 0.02);
+    policy = side_policy(problem.base, *make_mlp(shape, weights), [](double) { return 1.0; });
+    base = std::make_shared<CountingField>(policy.base), tuned = std::make_shared<CountingField>(policy.tuned);
+    policy.base = base, policy.tuned = tuned;
+    SamplerConfig config;
+    config.name = sampler, config.steps = steps;
+    table = table_of(config, *problem.path);
+  }
+  FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, streams, labels, {2}}; }
+  double run(AdjointMatching& method, std::vector<at::Tensor>* gradients = nullptr, std::int64_t pieces = 1) {
+    const at::AutoGradMode grad(true);
+    method.begin_step(context(), 5, true);
+    double total = 0;
+    const std::int64_t n = 12 / pieces;
+    for (std::int64_t i = 0; i < pieces; ++i) {
+      const LossReport report = method.loss(context(), method.collect(context(), 5, i * n, n, false), 12);
+      total += report.loss.item<double>();
+      const auto found = torch::autograd::grad({report.loss}, policy.trainable.tensors());
+      if (gradients) {
+        if (gradients->empty()) *gradients = found;
+        else for (std::size_t j = 0; j < found.size(); ++j) (*gradients)[j] = (*gradients)[j] + found[j];
+      }
+    }
+    return total;
+  }
+};
+
+AdjointMatchingConfig exact(std::int64_t loss_steps) {
+  AdjointMatchingConfig c = adjoint_matching_preset("exact", 12);
+  c.loss_steps = loss_steps;
+  return c;
+}
+
+}  // namespace
+
+TEST(finetune_am, KeptGraphsAndRecomputedVelocitiesAgree) {
+  Bench a, b;
+  AdjointMatchingConfig kept = exact(5), again = exact(5);
+  again.keep_graphs = false;
+  AdjointMatching first(kept), second(again);
+  std::vector<at::Tensor> g, h;
+  EXPECT_NEAR(a.run(first, &g), b.run(second, &h), 1e-4);
+  for (std::size_t i = 0; i < g.size(); ++i) EXPECT_LT(test::relative_error(g[i], h[i]), 1e-4);
+}
+
+TEST(finetune_am, EvaluationsAreAtTheFloor) {
+  // K for the rollout, 2 (K-1) for the adjoint, one base velocity at t = 0 for the control cost; nothing for the loss.
+  Bench kept, again;
+  AdjointMatchingConfig config = exact(5);
+  AdjointMatching first(config);
+  kept.run(first);
+  EXPECT_EQ(kept.tuned->count(), 12 * 12);
+  EXPECT_EQ(kept.base->count(), 12 * (2 * 11 + 1));
+  config.keep_graphs = false;
+  AdjointMatching second(config);
+  again.run(second);
+  EXPECT_EQ(again.tuned->count(), 12 * (12 + 5));
+}
+
+TEST(finetune_am, PiecesAddUpToTheWholeBatch) {
+  Bench whole, split;
+  AdjointMatching first(exact(0)), second(exact(0));
+  std::vector<at::Tensor> g, h;
+  EXPECT_NEAR(whole.run(first, &g, 1), split.run(second, &h, 4), 1e-3);
+  for (std::size_t i = 0; i < g.size(); ++i) EXPECT_LT(test::relative_error(g[i], h[i]), 1e-4);
+}
+
+TEST(finetune_am, FirstStepRaisesTheReward) {
+  // u = 0 at the start: the loss is |s a|^2, and a small step against its gradient must raise E r - cost.
+  const ExactProblem p = near_modes();
+  const MlpConfig shape{1, 16, 2, 4};
+  Policy policy = side_policy(p.base, *make_mlp(shape, init_mlp(shape, RandomStreams(1))), [](double) { return 1.0; });
+  SamplerConfig sampler;
+  const TransitionTable table = table_of(sampler, *p.path);
+  const RandomStreams streams(3);
+  const LabelSource labels = no_labels();
+  const FinetuneContext context{policy, *p.reward, *p.path, table, streams, labels, {1}};
+  AdjointMatching method(exact(0));
+  const auto reward = [&] {
+    DrawOptions options;
+    options.n = 4000, options.chunk = 4000;
+    return p.reward->score(draw(*policy.tuned, sampler, *p.path, {1}, streams, labels, options).x, {}).mean().item<double>();
+  };
+  const double before = reward();
+  const at::AutoGradMode grad(true);
+  method.begin_step(context, 0, true);
+  const LossReport report = method.loss(context, method.collect(context, 0, 0, 256, false), 256);
+  const auto gradients = torch::autograd::grad({report.loss}, policy.trainable.tensors(), {}, false, false, true);
+  for (std::size_t i = 0; i < gradients.size(); ++i) if (gradients[i].defined()) policy.trainable.tensors()[i].detach().sub_(gradients[i], 0.05);
+  EXPECT_GT(reward(), before + 1e-3);  // same noise: a paired comparison
+}
+
+TEST(finetune_am, SubsetsFollowThePreset) {
+  Bench bench("euler-paper", 40);
+  AdjointMatching paper(adjoint_matching_preset("paper", 40));
+  for (std::int64_t step = 0; step < 20; ++step) {
+    paper.begin_step(bench.context(), step, true);
+    const auto& subset = paper.subset();
+    ASSERT_EQ(subset.size(), 20u);
+    for (std::int64_t k = 30; k < 40; ++k) EXPECT_EQ(std::count(subset.begin(), subset.end(), k), 1) << "the last quarter is always there";
+    EXPECT_TRUE(std::is_sorted(subset.begin(), subset.end()));
+    EXPECT_TRUE(std::adjacent_find(subset.begin(), subset.end()) == subset.end());
+  }
+  Bench sd("ancestral", 50);
+  AdjointMatching official(adjoint_matching_preset("official-sd", 50));
+  official.begin_step(sd.context(), 1, true);
+  ASSERT_EQ(official.subset().size(), 4u);
+  EXPECT_LT(official.subset()[1], 30);
+  EXPECT_GE(official.subset()[2], 30);
+}
+
+TEST(finetune_am, PresetsDifferAsTheyShould) {
+  std::map<std::string, double> losses;
+  for (const auto& [pairing, sampler] : {std::pair{"next", "euler-paper"}, {"same", "euler-paper"}, {"later", "euler-paper"}}) {
+    Bench bench(sampler);
+    AdjointMatchingConfig config = exact(0);
+    config.pairing = pairing;
+    AdjointMatching method(config);
+    losses[pairing] = bench.run(method);
+  }
+  EXPECT_GT(std::abs(losses["next"] - losses["same"]), 1e-3);
+  EXPECT_GT(std::abs(losses["next"] - losses["later"]), 1e-3);
+  Bench plain("euler");
+  AdjointMatchingConfig config = exact(0);
+  config.pairing = "later";
+  AdjointMatching method(config);
+  test::expect_error(ErrorKind::kConfig, "euler-paper", [&] { plain.run(method); });
+}
+
+TEST(finetune_am, ClippingDropsGradientsAndIsCounted) {
+  Bench bench;
+  AdjointMatchingConfig config = exact(0);
+  config.clip_constant = 1e-9;  // everything is above
+  AdjointMatching method(config);
+  std::vector<at::Tensor> g;
+  EXPECT_EQ(bench.run(method, &g), 0);
+  for (const at::Tensor& gradient : g) EXPECT_EQ(gradient.abs().max().item<double>(), 0);
+
+  config.clip_constant = 0, config.clip_quantile = 0.5;
+  for (const bool per_time : {true, false}) {
+    config.clip_per_time = per_time;
+    AdjointMatching quantile(config);
+    Bench again;
+    const double first = again.run(quantile);  // the first batch only sets the thresholds
+    std::map<std::string, double> metrics{{"reward", 0}, {"reward_square", 0}, {"weight", 1}, {"weight_square", 1}};
+    quantile.end_step(metrics);
+    EXPECT_LT(again.run(quantile), first);
+    // the state that a resume needs is complete
+    AdjointMatching copy(config);
+    copy.restore(quantile.state());
+    Bench other;
+    EXPECT_EQ(other.run(copy), again.run(quantile));
+  }
+}
+
+TEST(finetune_am, NoiselessTerminalAndSmoothing) {
+  Bench bench;
+  AdjointMatchingConfig config = exact(0);
+  AdjointMatching last(config);
+  const double reference = bench.run(last);
+  config.terminal = "noiseless";
+  AdjointMatching noiseless(config);
+  EXPECT_NEAR(bench.run(noiseless), reference, 1e-3) << "a linear reward has the same gradient everywhere";
+  config.terminal = "last", config.smoothing = 3;
+  AdjointMatching smoothed(config);
+  EXPECT_NEAR(bench.run(smoothed), reference, 1e-3);
+}
+
+TEST(finetune_am, NoiselessStepsAreRefused) {
+  Bench bench;
+  bench.table = ddim(*bench.problem.path, {0, 0.5, 1}, 1, FinalStep::kClean);
+  AdjointMatching method(exact(0));
+  test::expect_error(ErrorKind::kConfig, "noiseless step", [&] { bench.run(method); });
+}
+
+// Gradient of the loss against finite differences of the loss with the batch held fixed.
+TEST(finetune_am, GradientAgainstFiniteDifferences) {
+  const auto tuned = load_velocity_model(test::golden("sit_a_model.safetensors"), {{"num_heads", "4"}}, {}, at::kDouble), base = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}}, {}, at::kDouble);
+  Policy policy = full_policy(*tuned.model);
+  policy.base = std::shared_ptr<const VelocityField>(base.model->rebind(base.model->parameters(), {}));
+  RewardTerm term;
+  term.name = "quadratic", term.center = {0.2}, term.scale = 0.1;
+  const StateReward reward(make_weighted_sum({term}), identity_decoder());
+  const auto path = make_path("linear");
+  SamplerConfig sampler;
+  sampler.steps = 5;
+  const TransitionTable table = table_of(sampler, *path);
+  const RandomStreams streams(3);
+  const LabelSource labels = fixed_label(2);
+  const FinetuneContext context{policy, reward, *path, table, streams, labels, {4, 8, 8}, at::kDouble};
+  AdjointMatchingConfig config = adjoint_matching_preset("exact", 5);
+  config.keep_graphs = false;
+  AdjointMatching method(config);
+  method.begin_step(context, 0, true);
+  const Batch batch = method.collect(context, 0, 0, 2, true);
+  const at::AutoGradMode grad(true);
+  const at::Tensor weight = policy.trainable.at("blocks.1.mlp.fc2.bias");
+  const at::Tensor gradient = torch::autograd::grad({method.loss(context, batch, 2).loss}, {weight})[0];
+  for (const std::int64_t i : {0, 7, 33}) {
+    const auto loss_at = [&](double offset) {
+      const at::NoGradGuard no_grad;
+      weight.detach()[i].add_(offset);
+      const double value = method.loss(context, batch, 2).loss.item<double>();
+      weight.detach()[i].sub_(offset);
+      return value;
+    };
+    const double h = 1e-5, numeric = (loss_at(h) - loss_at(-h)) / (2 * h);
+    EXPECT_NEAR(gradient[i].item<double>(), numeric, 1e-6 * (1 + std::abs(numeric)));
+  }
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,167 @@
+#include <cstring>
+
+#include "tests/support.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/hash.h"
+#include "tiltflow/io/dataset.h"
+#include "tiltflow/io/image.h"
+#include "tiltflow/io/json_lines.h"
+#include "tiltflow/io/tensorboard.h"
+
+namespace tiltflow {
+namespace {
+
+std::string safetensors_bytes(const std::string& header, std::size_t data) {
+  const std::uint64_t length = header.size();
+  std::string out(8, '\0');
+  std::memcpy(out.data(), &length, 8);
+  return out + header + std::string(data, '\0');
+}
+
+void expect_rejected(const std::string& bytes, const std::string& reason) {
+  const test::TempDir dir;
+  write_file_atomic(dir / "x.safetensors", bytes);
+  test::expect_error(ErrorKind::kBadFile, reason, [&] { read_safetensors(dir / "x.safetensors"); });
+}
+
+}  // namespace
+
+TEST(io_safetensors, RoundTripOfEveryType) {
+  const test::TempDir dir;
+  ParameterSet set;
+  int i = 0;
+  for (const auto type : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort, at::kChar, at::kByte, at::kBool}) set.add("t" + std::to_string(i++), at::arange(6).reshape({2, 3}).to(type));
+  set.add("empty", at::zeros({0, 4}));
+  set.add("scalar", at::full({}, 2.5));
+  set.add("view", at::arange(6, at::kFloat).reshape({2, 3}).t());
+  write_safetensors(dir / "a.safetensors", set, {{"k", "v \"quoted\""}});
+  const TensorFile file = read_safetensors(dir / "a.safetensors");
+  EXPECT_EQ(file.metadata.at("k"), "v \"quoted\"");
+  EXPECT_EQ(file.tensors.size(), set.size());
+  for (const auto& [name, tensor] : set) {
+    EXPECT_EQ(file.tensors.at(name).scalar_type(), tensor.scalar_type()) << name;
+    EXPECT_TRUE(at::equal(file.tensors.at(name), tensor)) << name;
+  }
+}
+
+TEST(io_safetensors, HostileFilesAreRejected) {
+  expect_rejected("", "too short");
+  expect_rejected(std::string(8, '\xff'), "header length");
+  expect_rejected(safetensors_bytes("{}", 0).substr(0, 9), "does not fit");
+  expect_rejected(safetensors_bytes("[]", 0), "not a JSON object");
+  expect_rejected(safetensors_bytes("{\"a\":", 0), "not valid JSON");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,16]}})", 8), "outside");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", 8), "outside");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8), "its shape needs");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[4611686018427387904,16],"data_offsets":[0,8]}})", 8), "overflows");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,8]}})", 8), "non-negative");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"X9","shape":[2],"data_offsets":[0,8]}})", 8), "unsupported type");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8), "appears twice");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})", 12), "overlaps");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8), "unused bytes");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 8), "unused bytes");
+  expect_rejected(safetensors_bytes(R"({"__metadata__":{"a":1}})", 0), "not a string");
+  expect_rejected(safetensors_bytes(R"({"a":[[[[[[1]]]]]]})", 0), "nested");
+  expect_rejected(safetensors_bytes(R"({"a":3})", 0), "lacks");
+}
+
+TEST(io_safetensors, EveryTruncationIsAnErrorNotACrash) {
+  const std::string bytes = read_file(test::golden("train_steps.safetensors"));
+  const test::TempDir dir;
+  for (std::size_t n = 0; n < bytes.size(); n += 997) {
+    write_file_atomic(dir / "x.safetensors", bytes.substr(0, n));
+    EXPECT_THROW(read_safetensors(dir / "x.safetensors"), Error) << n;
+  }
+}
+
+TEST(io_image, PngAndJpegRoundTrip) {
+  const at::Tensor image = at::rand({3, 9, 13}).mul(255).round().div(255);
+  EXPECT_LT((decode_png(encode_png(image, {{"k", "v"}}), "x") - image).abs().max().item<double>(), 1e-6);
+  EXPECT_EQ(decode_png(encode_png(image[0].unsqueeze(0)), "x").size(0), 1);
+  const at::Tensor smooth = at::linspace(0, 1, 32).view({1, 1, 32}).expand({3, 32, 32});
+  EXPECT_LT((decode_jpeg(encode_jpeg(smooth), "x") - smooth).abs().max().item<double>(), 0.05);
+}
+
+TEST(io_image, BrokenPicturesAreErrors) {
+  const std::string png = encode_png(at::rand({1, 20, 20})), jpeg = encode_jpeg(at::rand({1, 20, 20}));
+  test::expect_error(ErrorKind::kBadFile, "x", [&] { decode_png(png.substr(0, png.size() / 2), "x"); });
+  test::expect_error(ErrorKind::kBadFile, "x", [&] { decode_jpeg("\xff\xd8 nothing", "x"); });
+  EXPECT_EQ(decode_jpeg(jpeg, "x").size(1), 20);
+}
+
+TEST(io_image, GridLayout) {
+  const at::Tensor grid = image_grid(at::ones({5, 1, 4, 4}), 3);
+  EXPECT_EQ(grid.sizes().vec(), (std::vector<std::int64_t>{1, 2 * 6 + 2, 3 * 6 + 2}));
+  EXPECT_EQ(grid[0][0][0].item<float>(), 0);
+  EXPECT_EQ(grid[0][2][2].item<float>(), 1);
+}
+
+TEST(io_dataset, IdxFolderAndErrors) {
+  const test::TempDir dir;
+  const auto idx = [](std::vector<int> dims, std::size_t data) {
+    std::string out{0, 0, 8, static_cast<char>(dims.size())};
+    for (const int n : dims) out += std::string{0, 0, 0, static_cast<char>(n)};
+    return out + std::string(data, '\x03');
+  };
+  write_file_atomic(dir / "train-images-idx3-ubyte", idx({2, 4, 4}, 32));
+  write_file_atomic(dir / "train-labels-idx1-ubyte", idx({2}, 2));
+  const ImageDataset data = read_dataset("idx", dir.path(), "train");
+  EXPECT_EQ(data.images.sizes().vec(), (std::vector<std::int64_t>{2, 1, 4, 4}));
+  EXPECT_EQ(data.labels[1].item<int>(), 3);
+  EXPECT_EQ(data.classes(), 4);
+  write_file_atomic(dir / "train-labels-idx1-ubyte", idx({2}, 1));
+  test::expect_error(ErrorKind::kBadFile, "promises", [&] { read_dataset("idx", dir.path(), "train"); });
+  test::expect_error(ErrorKind::kBadFile, "not found", [&] { read_dataset("idx", dir.path(), "test"); });
+
+  std::filesystem::create_directories(dir / "pictures/train/cat");
+  std::filesystem::create_directories(dir / "pictures/train/dog");
+  write_png(dir / "pictures/train/cat/1.png", at::zeros({3, 8, 8}));
+  write_png(dir / "pictures/train/dog/1.png", at::ones({3, 8, 8}));
+  const ImageDataset folder = read_dataset("folder", dir / "pictures", "train");
+  EXPECT_EQ(folder.class_names, (std::vector<std::string>{"cat", "dog"}));
+  EXPECT_EQ(folder.batch(at::tensor(std::vector<std::int64_t>{1})).mean().item<float>(), 1);
+
+  std::string records(2 * 3073, '\x01');
+  write_file_atomic(dir / "data_batch_1.bin", records);
+  EXPECT_EQ(read_dataset("cifar", dir.path(), "train").images.sizes().vec(), (std::vector<std::int64_t>{2, 3, 32, 32}));
+  write_file_atomic(dir / "data_batch_1.bin", records.substr(1));
+  test::expect_error(ErrorKind::kBadFile, "record size", [&] { read_dataset("cifar", dir.path(), "train"); });
+}
+
+TEST(io_json_lines, HalfALineIsForgotten) {
+  const test::TempDir dir;
+  {
+    JsonLines lines(dir / "m.jsonl");
+    lines.write({{"step", 1}, {"x", json_number(std::nan(""))}});
+  }
+  LineAppender(dir / "m.jsonl").write("{\"step\": 2");
+  const auto lines = read_json_lines(dir / "m.jsonl");
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_TRUE(std::isnan(number_from_json(lines[0]["x"])));
+}
+
+TEST(io_tensorboard, RecordsHaveValidChecksums) {
+  const test::TempDir dir;
+  {
+    EventWriter writer(dir.path());
+    writer.scalar("a", 1, 2.5);
+    writer.image("b", 1, at::rand({1, 4, 4}));
+    writer.histogram("c", 1, at::randn({100}));
+  }
+  const std::string bytes = read_file(std::filesystem::directory_iterator(dir.path())->path());
+  const auto masked = [](std::string_view text) { const std::uint32_t crc = crc32c(text); return ((crc >> 15) | (crc << 17)) + 0xa282ead8u; };
+  const auto word = [&](std::size_t at) { std::uint32_t v; std::memcpy(&v, bytes.data() + at, 4); return v; };
+  std::size_t offset = 0;
+  int records = 0;
+  while (offset < bytes.size()) {
+    std::uint64_t length;
+    std::memcpy(&length, bytes.data() + offset, 8);
+    EXPECT_EQ(word(offset + 8), masked(std::string_view(bytes).substr(offset, 8)));
+    EXPECT_EQ(word(offset + 12 + length), masked(std::string_view(bytes).substr(offset + 12, length)));
+    offset += 16 + length;
+    ++records;
+  }
+  EXPECT_EQ(records, 4);
+}
+
+}  // namespace tiltflow

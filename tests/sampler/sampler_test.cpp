@@ -1,0 +1,160 @@
+#include <cmath>
+
+#include "tests/support.h"
+#include "tiltflow/eval/verify/problems.h"
+#include "tiltflow/flow/time_grid.h"
+#include "tiltflow/models/model_file.h"
+#include "tiltflow/sampler/fields.h"
+#include "tiltflow/sampler/lean_adjoint.h"
+#include "tiltflow/sampler/ode.h"
+#include "tiltflow/sampler/sample.h"
+#include "tiltflow/tensor/parallel.h"
+
+namespace tiltflow {
+
+TEST(sampler_table, LinearClosedForms) {
+  const auto path = make_path("linear");
+  const int K = 25;
+  const double h = 1.0 / K;
+  const TransitionTable euler = memoryless_euler(*path, uniform_grid(K)), paper = memoryless_euler(*path, uniform_grid(K), Offsets::kPaper), exponential = exponential_integrator(*path, uniform_grid(K));
+  for (int k = 0; k < K; ++k) {
+    const double t = k * h, next = (k + 1) * h;
+    const Transition &e = euler.steps[static_cast<std::size_t>(k)], &p = paper.steps[static_cast<std::size_t>(k)], &x = exponential.steps[static_cast<std::size_t>(k)];
+    EXPECT_NEAR(e.p, 1 - h / (t + h), 1e-12);
+    EXPECT_NEAR(e.c, 2 * h, 1e-12);
+    EXPECT_NEAR(e.s * e.s, h * 2 * (1 - t) / (t + h), 1e-12);
+    EXPECT_NEAR(p.s * p.s, h * 2 * (1 - t + h) / (t + h), 1e-12);
+    EXPECT_NEAR(x.c, (next * next - t * t) / next, 1e-12);
+    EXPECT_NEAR(x.s * x.s, 2 / (next * next) * ((next * next - t * t) / 2 - (next * next * next - t * t * t) / 3), 1e-12);
+  }
+  EXPECT_NEAR(euler.steps[0].s * euler.steps[0].s, 2, 1e-12);  // not 1: consistent with the coefficient 2h on v
+}
+
+TEST(sampler_table, DdimIsDdpmAtEtaOne) {
+  const auto path = make_path("vp");
+  const TransitionTable table = ddim(*path, uniform_grid(10), 1, FinalStep::kClean);
+  for (std::size_t k = 0; k + 1 < table.steps.size(); ++k) {  // posterior variance of DDPM in terms of alpha-bar
+    const double now = std::pow(path->at(table.steps[k].t).alpha, 2), next = std::pow(path->at(table.steps[k + 1].t).alpha, 2);
+    EXPECT_NEAR(table.steps[k].s * table.steps[k].s, (1 - next) / (1 - now) * (1 - now / next), 1e-10);
+  }
+  EXPECT_EQ(table.steps.back().s, 0);
+  for (const Transition& step : ddim(*path, uniform_grid(10), 0, FinalStep::kClean).steps) EXPECT_EQ(step.s, 0);
+  EXPECT_GT(ddim(*path, uniform_grid(10), 1, FinalStep::kHalfway).steps.back().s, 0);
+}
+
+TEST(sampler_table, BadInputIsRefused) {
+  const auto path = make_path("gvp");
+  test::expect_error(ErrorKind::kConfig, "linear path", [&] { memoryless_euler(*path, uniform_grid(4), Offsets::kPaper); });
+  test::expect_error(ErrorKind::kConfig, "did you mean 'euler'", [&] { make_table("eulr", *path, uniform_grid(4)); });
+  test::expect_error(ErrorKind::kConfig, "rise", [&] { exponential_integrator(*path, {0, 0.5, 0.5, 1}); });
+}
+
+// Every table reproduces the base law as the grid gets finer.
+TEST(sampler_rollout, BaseLawIsReproduced) {
+  for (const std::string& name : path_names()) {
+    const ExactProblem p = line_gaussian(false, name);
+    for (const char* sampler : {"euler", "exponential", "ancestral", "half-noise"}) {
+      const TransitionTable table = make_table(sampler, *p.path, uniform_grid(300));
+      const RandomStreams streams(1);
+      const at::Tensor x_0 = prior_sample(streams, 0, 0, 20000, {1}, at::kDouble);
+      const at::Tensor x = rollout(*p.base, table, x_0, {}, keyed_noise(streams, 0, 0, x_0)).last;
+      EXPECT_NEAR(x.mean().item<double>(), 0.5, 0.03) << name << " " << sampler;  // 5 s.e. = 0.025
+      EXPECT_NEAR(x.var().item<double>(), 0.49, 0.03) << name << " " << sampler;  // 5 s.e. = 0.025
+    }
+  }
+}
+
+TEST(sampler_rollout, KeepsWhatItIsAskedToKeep) {
+  const ExactProblem p = plane_modes(false);
+  const TransitionTable table = make_table("auto", *p.path, uniform_grid(6));
+  const RandomStreams streams(2);
+  const at::Tensor x_0 = prior_sample(streams, 0, 0, 5, {2}, at::kDouble);
+  RolloutOptions options;
+  options.keep_states = options.keep_noises = options.keep_velocities = true;
+  const Trajectory path = rollout(*p.base, table, x_0, {}, keyed_noise(streams, 0, 0, x_0), options);
+  ASSERT_EQ(path.states.size(), 7u);
+  for (std::size_t k = 0; k < 6; ++k) {
+    const Transition& s = table.steps[k];
+    EXPECT_LT((path.states[k] * s.p + path.velocities[k] * s.c + path.noises[k] * s.s - path.states[k + 1]).abs().max().item<double>(), 1e-12);
+    // the density of the step that was taken, against its definition
+    const double d = transition_log_density(s, path.states[k], path.velocities[k], path.states[k + 1])[0].item<double>();
+    const double xi = path.noises[k][0].square().sum().item<double>();
+    EXPECT_NEAR(d, -0.5 * xi - 2 * std::log(s.s) - std::log(2 * M_PI), 1e-9);
+  }
+}
+
+TEST(sampler_ode, OrdersOfConvergence) {
+  const ExactProblem p = line_gaussian(false, "gvp");
+  const at::Tensor x_0 = at::tensor(std::vector<double>{-1.0, 0.3, 1.7}, at::kDouble).view({3, 1});
+  // exact flow of a Gaussian: keeps quantiles, N(0, 1) -> N(0.5, 0.49)
+  const at::Tensor exact = x_0 * 0.7 + 0.5;
+  for (const auto& [method, order] : {std::pair{"euler", 1.0}, {"midpoint", 2.0}, {"heun", 2.0}, {"rk4", 4.0}}) {
+    OdeOptions options;
+    options.method = parse_ode_method(method);
+    const auto error = [&](int steps) { return (solve_ode(*p.base, x_0, uniform_grid(steps), {}, options).x - exact).abs().max().item<double>(); };
+    EXPECT_NEAR(std::log2(error(20) / error(40)), order, 0.35) << method;
+  }
+  OdeOptions adaptive{OdeMethod::kDopri5, 1e-8, 1e-8, 10000};
+  const OdeResult forward = solve_ode(*p.base, x_0, {0, 1}, {}, adaptive);
+  EXPECT_LT((forward.x - exact).abs().max().item<double>(), 1e-6);
+  EXPECT_EQ(forward.evaluations, 1 + 6 * (forward.accepted + forward.rejected));
+  EXPECT_LT((solve_ode(*p.base, forward.x, {1, 0}, {}, adaptive).x - x_0).abs().max().item<double>(), 1e-6) << "and back";
+}
+
+// States, adjoints and losses recorded from the official network in fp64.
+TEST(sampler_adjoint, GoldenSitTrajectory) {
+  const auto base = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}}, {}, at::kDouble), tuned = load_velocity_model(test::golden("sit_a_model.safetensors"), {{"num_heads", "4"}}, {}, at::kDouble);
+  const ParameterSet g = read_safetensors(test::golden("lean_adjoint.safetensors")).tensors;
+  const TransitionTable table = memoryless_euler(*make_path("linear"), uniform_grid(8));
+  const Condition labels{g.at("y")};
+  for (const auto& [prefix, field] : {std::pair<std::string, const VelocityField*>{"base", base.model.get()}, {"onpolicy", tuned.model.get()}}) {
+    const at::Tensor X = g.at(prefix + ".X"), a = g.at(prefix + ".a"), delta = g.at(prefix + ".delta"), loss = g.at(prefix + ".loss");
+    RolloutOptions keep;
+    keep.keep_states = true;
+    const Trajectory path = rollout(*field, table, g.at("z"), labels, [&](int k) { return g.at("xi")[k]; }, keep);
+    EXPECT_LT(test::relative_error(at::stack(path.states), X), 1e-9) << prefix;
+    const AdjointPass pass = lean_adjoint(*base.model, table, path.states, labels, a[8], /*to_start=*/true);
+    EXPECT_LT(test::relative_error(at::stack(pass.adjoints), a), 1e-9) << prefix;
+    const at::NoGradGuard no_grad;
+    for (std::int64_t k = 0; k < 8; ++k) {
+      const Transition& s = table.steps[static_cast<std::size_t>(k)];
+      const at::Tensor d = (tuned.model->velocity(X[k], time_tensor(s.t, X[k]), labels) - pass.base_velocities[static_cast<std::size_t>(k)]) * s.c;
+      EXPECT_LT(test::relative_error(d, delta[k]), 1e-8);
+      const at::Tensor per_sample = (d / s.s + pass.adjoints[static_cast<std::size_t>(k) + 1] * s.s).square().flatten(1).sum(1);
+      EXPECT_LT(test::relative_error(per_sample, loss[k]), 1e-8);
+    }
+  }
+}
+
+TEST(sampler_fields, GuidanceAndCounting) {
+  const auto loaded = load_velocity_model(test::golden("sit_b_ema.safetensors"), {{"num_heads", "3"}});
+  const std::shared_ptr<const VelocityModel> model(loaded.model->rebind(loaded.model->parameters(), {}));
+  const at::Tensor x = at::randn({2, 1, 28, 28}), t = at::full({2}, 0.4);
+  const Condition labels{at::tensor(std::vector<std::int64_t>{1, 5})};
+  const at::NoGradGuard no_grad;
+  const at::Tensor conditional = model->velocity(x, t, labels), unconditional = model->velocity(x, t, {});
+  EXPECT_LT(test::relative_error(GuidedField(model, 3, 10).velocity(x, t, labels), unconditional + (conditional - unconditional) * 3), 1e-5);
+  EXPECT_LT(test::relative_error(GuidedField(model, 1, 10).velocity(x, t, labels), conditional), 1e-5);
+  const CountingField counted(model);
+  counted.velocity(x, t, labels);
+  counted.vjp(x, t, labels, x);
+  EXPECT_EQ(counted.count(), 2 + 4);
+}
+
+TEST(sampler_draw, SamplesDoNotDependOnChunksOrWorkers) {
+  const ExactProblem p = plane_modes(false);
+  SamplerConfig config;
+  config.steps = 8;
+  const auto run = [&](std::int64_t n, std::int64_t chunk, int workers) {
+    set_thread_policy({workers, 1});
+    DrawOptions options;
+    options.n = n, options.chunk = chunk;
+    return draw(*p.base, config, *p.path, {2}, RandomStreams(4), no_labels(), options).x;
+  };
+  const at::Tensor one = run(20, 20, 1);
+  EXPECT_LT((run(20, 3, 4) - one).abs().max().item<double>(), 1e-6);
+  EXPECT_LT((run(7, 7, 1) - one.narrow(0, 0, 7)).abs().max().item<double>(), 1e-6);
+  set_thread_policy({1, 1});
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,63 @@
+// The house rules that a machine can check: includes point only downwards, headers stay light.
+#include <fstream>
+#include <map>
+#include <set>
+
+#include "tests/support.h"
+#include "tiltflow/base/strings.h"
+
+namespace tiltflow {
+
+// Mirrors the table in docs/architecture.md.
+const std::map<std::string, std::set<std::string>> kMayInclude{
+    {"base", {}},
+    {"config", {"base"}},
+    {"tensor", {"base"}},
+    {"io", {"tensor", "base"}},
+    {"nn", {"tensor", "base"}},
+    {"flow", {"tensor", "base"}},
+    {"models", {"nn", "flow", "tensor", "io", "config", "base"}},
+    {"sampler", {"flow", "tensor", "config", "base"}},
+    {"policy", {"models", "sampler", "nn", "flow", "tensor", "io", "config", "base"}},
+    {"reward", {"models", "nn", "io", "tensor", "config", "base"}},
+    {"finetune", {"reward", "policy", "sampler", "flow", "nn", "tensor", "config", "base"}},
+    {"train", {"finetune", "reward", "policy", "models", "sampler", "flow", "io", "tensor", "config", "base"}},
+    {"eval", {"train", "finetune", "reward", "policy", "models", "sampler", "flow", "io", "tensor", "config", "base"}},
+};
+
+TEST(structure_includes, ArrowsPointDownwards) {
+  int seen = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(test::source_dir() / "src/tiltflow")) {
+    if (!entry.is_regular_file()) continue;
+    const std::string folder = std::filesystem::relative(entry.path(), test::source_dir() / "src/tiltflow").begin()->string();
+    ASSERT_TRUE(kMayInclude.count(folder)) << folder << " is not in the table";
+    std::ifstream file(entry.path());
+    std::string line;
+    const bool header = entry.path().extension() == ".h";
+    while (std::getline(file, line)) {
+      if (header && entry.path().filename() != "aten.h") {
+        EXPECT_EQ(line.find("#include <torch/"), std::string::npos) << entry.path();
+        EXPECT_EQ(line.find("#include <ATen/ATen.h>"), std::string::npos) << entry.path();
+        EXPECT_EQ(line.find("tiltflow/tensor/aten.h"), std::string::npos) << entry.path();
+      }
+      if (!starts_with(line, "#include \"tiltflow/")) continue;
+      const std::string target = split(line.substr(19), '/')[0];
+      EXPECT_TRUE(target == folder || kMayInclude.at(folder).count(target)) << entry.path() << " includes " << target;
+      ++seen;
+    }
+  }
+  EXPECT_GT(seen, 100);
+}
+
+TEST(structure_size, FilesStayReadable) {
+  for (const char* root : {"src", "apps"}) {
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(test::source_dir() / root)) {
+      if (!entry.is_regular_file()) continue;
+      std::ifstream file(entry.path());
+      const auto lines = std::count(std::istreambuf_iterator<char>(file), {}, '\n');
+      EXPECT_LE(lines, 400) << entry.path();
+    }
+  }
+}
+
+}  // namespace tiltflow

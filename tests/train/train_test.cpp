@@ -1,0 +1,210 @@
+#include <cmath>
+#include <csignal>
+
+#include "tests/support.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/models/sit/sit.h"
+#include "tiltflow/tensor/parallel.h"
+#include "tiltflow/train/finetuning.h"
+#include "tiltflow/train/pretraining.h"
+
+namespace tiltflow {
+namespace {
+
+// A small digit-like model on disk and a configuration that fine-tunes it in seconds.
+FinetuneConfig small_run(const test::TempDir& dir, const std::string& policy = "full") {
+  SitConfig c;
+  c.input_size = 8, c.patch_size = 4, c.in_channels = 1, c.hidden_size = 16, c.depth = 1, c.num_heads = 2, c.num_classes = 3, c.learn_sigma = false;
+  ParameterSet weights;
+  std::uint32_t key = 0;
+  for (const auto& [name, tensor] : init_sit(c, RandomStreams(1))) weights.add(name, name == "pos_embed" ? tensor : RandomStreams(9).normal(Purpose::kInit, 3, ++key, 0, 1, tensor.sizes())[0] * 0.1);
+  const auto model = make_sit(c, weights);
+  save_velocity_model(dir / "base.safetensors", *model, weights);
+  FinetuneConfig config;
+  config.model.file = (dir / "base.safetensors").string();
+  config.batch = 6, config.item = 2;
+  config.sampler.steps = 5;
+  config.method = adjoint_matching_preset("exact", 5);
+  config.method.loss_steps = 3;
+  config.method.clip_quantile = 0.9;
+  config.policy.kind = policy;
+  config.reward[0].scale = 20;
+  config.evaluation.every = 3, config.evaluation.samples = 4, config.evaluation.base_samples = 16;
+  config.compute.workers = 2;
+  config.train.steps = 7, config.train.average_decay = 0.9, config.train.checkpoint_every = 2;
+  return config;
+}
+
+std::string weights_of(const std::filesystem::path& run) { return read_file(run / "model.safetensors"); }
+
+std::string run_to_end(const FinetuneConfig& config, const std::filesystem::path& out, bool resume = false) {
+  const FinetuneSetup setup = set_up(config);
+  tiltflow::Run run(out, "x", resume);
+  finetune(setup, run);
+  return weights_of(out);
+}
+
+}  // namespace
+
+TEST(train_optimizer, StepsEqualTheOfficialOnes) {
+  const auto loaded = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}});
+  const ParameterSet g = read_safetensors(test::golden("train_steps.safetensors")).tensors;
+  const Policy policy = full_policy(*loaded.model);
+  OptimizerConfig config;
+  AdamW optimizer(config, policy.trainable);
+  const auto path = make_path("linear");
+  for (std::int64_t step = 0; step < 3; ++step) {
+    const at::AutoGradMode grad(true);
+    const at::Tensor t = g.at("u")[step], x0 = g.at("x0")[step], x1 = g.at("x1")[step], time = t.view({-1, 1, 1, 1});
+    const at::Tensor v = policy.tuned->velocity(time * x1 + (1 - time) * x0, t, {g.at("y")[step]});
+    const at::Tensor loss = (v - (x1 - x0)).square().flatten(1).mean(1).mean();
+    EXPECT_NEAR(loss.item<double>() / g.at("loss")[step].item<double>(), 1, 1e-5);
+    std::vector<at::Tensor> gradients = torch::autograd::grad({loss}, policy.trainable.tensors(), {}, false, false, true);
+    for (std::size_t i = 0; i < gradients.size(); ++i) if (!gradients[i].defined()) gradients[i] = at::zeros_like(policy.trainable.tensors()[i]);
+    EXPECT_NEAR(clip_gradients(gradients, 0) / g.at("grad_norm")[step].item<double>(), 1, 1e-4);
+    optimizer.step(gradients, 1e-3);
+  }
+  for (const auto& [name, tensor] : g) {
+    if (name.rfind("after.", 0) != 0) continue;
+    at::Tensor found = policy.trainable.at(name.substr(6)).detach(), expected = tensor;
+    // The gradient of a key bias is zero (softmax ignores it); Adam turns its rounding into steps of any sign.
+    if (name == "after.blocks.0.attn.qkv.bias") found = at::cat({found.narrow(0, 0, 40), found.narrow(0, 80, 40)}), expected = at::cat({expected.narrow(0, 0, 40), expected.narrow(0, 80, 40)});
+    EXPECT_LT(test::relative_error(found, expected), 1e-4) << name;
+  }
+}
+
+TEST(train_optimizer, Schedules) {
+  OptimizerConfig c;
+  c.warmup = 4, c.final_fraction = 0.1;
+  EXPECT_NEAR(schedule_factor(c, 0, 100), 0.25, 1e-12);
+  EXPECT_NEAR(schedule_factor(c, 4, 100), 1, 1e-12);
+  EXPECT_NEAR(schedule_factor(c, 100, 100), 0.1, 1e-12);
+  c.schedule = "linear";
+  EXPECT_NEAR(schedule_factor(c, 52, 100), 0.55, 1e-12);
+  c.schedule = "constant";
+  EXPECT_NEAR(schedule_factor(c, 99, 100), 1, 1e-12);
+}
+
+TEST(train_optimizer, ClippingKeepsTheDirection) {
+  std::vector<at::Tensor> g{at::full({4}, 3.0), at::full({4}, 4.0)};
+  EXPECT_NEAR(clip_gradients(g, 1), 10, 1e-6);
+  EXPECT_NEAR(g[0][0].item<double>(), 0.3, 1e-6);
+  EXPECT_NEAR(g[1][0].item<double>(), 0.4, 1e-6);
+}
+
+TEST(train_finetune, ResumeIsBitExact) {
+  for (const char* policy : {"full", "lora"}) {
+    const test::TempDir dir;
+    FinetuneConfig config = small_run(dir, policy);
+    const std::string whole = run_to_end(config, dir / "whole");
+    // a run that dies after five steps: a fatal error in a hook stands for a kill
+    {
+      const FinetuneSetup setup = set_up(config);
+      tiltflow::Run run(dir / "killed", "x", false);
+      FinetuneObjective objective(setup, make_policy(*setup.model, config.policy, 0), std::make_unique<AdjointMatching>(config.method));
+      const ParameterSet& start = objective.trainable();
+      run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", 0}, {"log_z_se", 0}, {"base_ess", 1}});
+      run.save({0, {{"weights", start}, {"average", start}, {"optimizer", AdamW(config.train.optimizer, start).state()}}}, 2);
+      TrainHooks hooks;
+      hooks.after_step = [](std::int64_t step, const ParameterSet&) { if (step == 5) fail(ErrorKind::kFailure, "killed"); };
+      EXPECT_THROW(train(config.train, objective, run, hooks), Error);
+    }
+    EXPECT_EQ(run_to_end(config, dir / "killed", true), whole) << policy;
+    // steps were not logged twice
+    std::map<std::int64_t, int> losses;
+    for (const auto& line : read_json_lines(dir / "killed/metrics.jsonl")) if (line.contains("loss")) ++losses[line["step"].get<std::int64_t>()];
+    EXPECT_EQ(losses.size(), 7u);
+    for (const auto& [step, count] : losses) EXPECT_EQ(count, 1) << step;
+  }
+}
+
+TEST(train_finetune, WorkersAndItemsDoNotMatter) {
+  const test::TempDir dir;
+  FinetuneConfig config = small_run(dir);
+  const std::string two = run_to_end(config, dir / "two");
+  config.compute.workers = 1;
+  EXPECT_EQ(run_to_end(config, dir / "one"), two) << "the number of workers changed the result";
+  config.item = 6;  // another order of summation, the same sum
+  config.method.clip_quantile = 0;
+  run_to_end(config, dir / "whole");
+  config.item = 1;
+  run_to_end(config, dir / "single");
+  const ParameterSet a = read_safetensors(dir / "whole/model.safetensors").tensors, b = read_safetensors(dir / "single/model.safetensors").tensors;
+  for (const auto& [name, tensor] : a) EXPECT_LT((tensor - b.at(name)).abs().max().item<double>(), 1e-3) << name;
+  set_thread_policy({1, 1});
+}
+
+TEST(train_finetune, EvaluationsPerIterationAreLogged) {
+  const test::TempDir dir;
+  for (const auto& [policy, backward] : {std::pair{"full", 2}, {"lora", 1}}) {
+    const FinetuneConfig config = small_run(dir, policy);
+    run_to_end(config, dir / policy);
+    for (const auto& line : read_json_lines(dir / policy / "metrics.jsonl")) {
+      if (line.contains("evaluations")) { EXPECT_NEAR(line["evaluations"].get<double>(), 5 + 2 * 4 + 1 + 3 * backward, 1e-9); }
+    }
+  }
+}
+
+TEST(train_finetune, BufferReusesTrajectoriesAndLogsEss) {
+  const test::TempDir dir;
+  FinetuneConfig config = small_run(dir);
+  config.buffer_passes = 3, config.train.steps = 6;
+  run_to_end(config, dir / "run");
+  int fresh = 0, reused = 0;
+  for (const auto& line : read_json_lines(dir / "run/metrics.jsonl")) {
+    if (!line.contains("ess")) continue;
+    (line["evaluations"].get<double>() > 12 ? fresh : reused) += 1;
+    EXPECT_GT(line["ess"].get<double>(), 0);
+    EXPECT_LE(line["ess"].get<double>(), 1 + 1e-6);
+  }
+  EXPECT_EQ(fresh, 2);
+  EXPECT_EQ(reused, 4);
+}
+
+TEST(train_run, OtherConfigurationsAndForeignFoldersAreRefused) {
+  const test::TempDir dir;
+  { tiltflow::Run run(dir / "r", "a = 1\n", false); }
+  test::expect_error(ErrorKind::kConfig, "already holds a run", [&] { tiltflow::Run(dir / "r", "a = 1\n", false); });
+  test::expect_error(ErrorKind::kConfig, "stored `a = 1`, now `a = 2`", [&] { tiltflow::Run(dir / "r", "a = 2\n", true); });
+  std::filesystem::create_directories(dir / "foreign");
+  write_file_atomic(dir / "foreign/letter.txt", "dear");
+  test::expect_error(ErrorKind::kConfig, "not a run", [&] { tiltflow::Run(dir / "foreign", "", false); });
+}
+
+TEST(train_run, IncompleteCheckpointsDoNotCount) {
+  const test::TempDir dir;
+  tiltflow::Run run(dir / "r", "", false);
+  ParameterSet set;
+  set.add("w", at::ones({2}));
+  run.save({3, {{"weights", set}}}, 2);
+  std::filesystem::create_directories(dir / "r/checkpoints/step-000009");
+  EXPECT_EQ(run.latest()->step, 3);
+  for (std::int64_t step : {4, 5, 6}) run.save({step, {{"weights", set}}}, 2);
+  EXPECT_EQ(run.latest()->step, 6);
+  EXPECT_FALSE(std::filesystem::exists(dir / "r/checkpoints/step-000004"));
+}
+
+TEST(train_pretrain, FlowMatchingLearnsAndSamplesEveryImageOnce) {
+  ImageDataset data;
+  data.images = at::zeros({64, 1, 8, 8}, at::kByte);
+  data.images.narrow(0, 0, 32).fill_(255);
+  data.labels = at::cat({at::zeros({32}, at::kLong), at::ones({32}, at::kLong)});
+  data.class_names = {"white", "black"};
+  BatchOrder order(64, 16, RandomStreams(1));
+  at::Tensor seen = at::zeros({64}, at::kLong);
+  for (std::int64_t step = 0; step < 4; ++step) seen.index_add_(0, order.indices(step), at::ones({16}, at::kLong));
+  EXPECT_TRUE(at::equal(seen, at::ones({64}, at::kLong)));
+
+  SitConfig c;
+  c.input_size = 8, c.patch_size = 4, c.in_channels = 1, c.hidden_size = 16, c.depth = 1, c.num_heads = 2, c.num_classes = 2, c.learn_sigma = false;
+  const test::TempDir dir;
+  tiltflow::Run run(dir / "r", "", false);
+  FlowMatchingObjective objective(make_sit(c, init_sit(c, RandomStreams(1))), make_path("linear"), data, {16, 8, 0.1, "uniform"}, 1);
+  TrainConfig config;
+  config.steps = 60, config.optimizer.learning_rate = 1e-2;
+  train(config, objective, run, {});
+  const auto lines = read_json_lines(dir / "r/metrics.jsonl");
+  EXPECT_LT(lines.back()["loss"].get<double>(), 0.6 * lines.front()["loss"].get<double>());
+}
+
+}  // namespace tiltflow
