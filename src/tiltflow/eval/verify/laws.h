@@ -23,7 +23,7 @@ struct LawTolerances {
   double gap = 0.03;             // nats
 };
 
-// Rows: weight of the heaviest tilted mode, mean (largest error over coordinates), covariance (one component: relative
+// Rows: weight of the heaviest tilted mode, mean (along the shift), covariance (one component: relative
 // Frobenius error), control cost against KL, gap certificate, sliced Wasserstein distance beside its floor.
 std::vector<VerifyRow> law_rows(const ExactProblem& problem, const std::string& name, const SampledLaw& law, const LawTolerances& tolerances, bool with_distance);
 
