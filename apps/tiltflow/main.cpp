@@ -7,6 +7,7 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/tensor/parallel.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -70,6 +71,7 @@ int run(int argc, char** argv) {
   if (quiet) set_log_level(LogLevel::kWarn);
   if (debug) set_log_level(LogLevel::kDebug);
   install_stop_handlers();
+  keep_freed_memory();
   return action();
 }
 
@@ -84,7 +86,9 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "error: out of memory\nhint: lower the batch size\n");
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
+    // libtorch appends a stack trace after its message
+    const std::string text = error.what();
+    std::fprintf(stderr, "error: %s\n", text.substr(0, text.find("\nException raised from")).c_str());
   }
   return 1;
 }

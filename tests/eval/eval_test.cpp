@@ -5,6 +5,7 @@
 #include "tiltflow/eval/tilted_check.h"
 #include "tiltflow/eval/verify/problems.h"
 #include "tiltflow/eval/verify/suite.h"
+#include "tiltflow/reward/importance.h"
 
 namespace tiltflow {
 
@@ -18,12 +19,21 @@ TEST(eval_statistics, JackknifeOfAPlainMeanIsTheUsualStandardError) {
 TEST(eval_statistics, ImportanceWeightsRecoverATilt) {
   const ExactProblem p = near_modes();
   const at::Tensor x = sample(p.base->mixture(), RandomStreams(2), 0, 20000), r = evaluate(p.form, x);
-  const Estimate z = log_mean_exp(r);
-  EXPECT_NEAR(z.value, p.target.log_z, 4 * z.se);
-  EXPECT_LT(z.se, 0.02);
+  const ImportanceWeights weights = importance_weights(r, {});
+  EXPECT_NEAR(weights.log_z, p.target.log_z, 4 * weights.log_z_se);
+  EXPECT_LT(weights.log_z_se, 0.02);
   const auto e = jackknife(r, [&](const at::Tensor& index, const at::Tensor& w) { return std::vector<double>{at::dot(w, x.index_select(0, index).flatten()).item<double>()}; });
   EXPECT_NEAR(e[0].value, mean(p.target.law)[0].item<double>(), 4 * e[0].se);
-  EXPECT_LT(effective_sample_size(r), 20000);
+  EXPECT_LT(weights.ess, 20000);
+}
+
+// Two labels whose rewards differ by a constant: the constant must not move mass between them.
+TEST(eval_statistics, EveryLabelHasItsOwnNormaliser) {
+  const at::Tensor labels = at::arange(1000).remainder(2), r = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 1000, {}, at::kDouble) + labels * 7;
+  const ImportanceWeights weights = importance_weights(r, labels);
+  const at::Tensor w = weights.log_weights.softmax(0);
+  EXPECT_NEAR((w * labels).sum().item<double>(), 0.5, 1e-9);
+  EXPECT_NEAR(weights.log_z, 0.5 + 3.5, 0.2);
 }
 
 TEST(eval_statistics, FrechetDistanceOfGaussians) {

@@ -53,7 +53,8 @@ TEST(io_safetensors, HostileFilesAreRejected) {
   expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,16]}})", 8), "outside");
   expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", 8), "outside");
   expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8), "its shape needs");
-  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[4611686018427387904,16],"data_offsets":[0,8]}})", 8), "overflows");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[4611686018427387904,16],"data_offsets":[0,8]}})", 8), "overflow");
+  expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[0,4611686018427387904,16],"data_offsets":[0,0]}})", 0), "overflow");
   expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,8]}})", 8), "non-negative");
   expect_rejected(safetensors_bytes(R"({"a":{"dtype":"X9","shape":[2],"data_offsets":[0,8]}})", 8), "unsupported type");
   expect_rejected(safetensors_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8), "appears twice");

@@ -28,6 +28,7 @@ FinetuneConfig small_run(const test::TempDir& dir, const std::string& policy = "
   config.method.loss_steps = 3;
   config.method.clip_quantile = 0.9;
   config.policy.kind = policy;
+  config.reward = {RewardTerm{}};
   config.reward[0].scale = 20;
   config.evaluation.every = 3, config.evaluation.samples = 4, config.evaluation.base_samples = 16;
   config.compute.workers = 2;

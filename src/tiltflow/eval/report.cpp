@@ -11,7 +11,9 @@
 #include "tiltflow/base/hash.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/svg.h"
+#include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
+#include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
 namespace {
@@ -99,6 +101,8 @@ fs::path write_report(const fs::path& run) {
   if (pictures.size() > 1) {
     body += "<h2>Before and after, from the same noise</h2>";
     body += picture(pictures.front(), "base model") + picture(pictures.back(), "tuned model, " + pictures.back().stem().string());
+    const at::Tensor before = read_image(pictures.front()), after = read_image(pictures.back());
+    if (before.sizes() == after.sizes()) write_png(run / "before-after.png", at::cat({before, at::ones({before.size(0), before.size(1), 24}), after}, 2));
   } else if (pictures.size() == 1) {
     body += "<h2>Samples</h2>" + picture(pictures[0], pictures[0].stem().string());
   }

@@ -30,17 +30,6 @@ std::vector<Estimate> jackknife(const at::Tensor& log_weights, const WeightedSta
   return out;
 }
 
-double effective_sample_size(const at::Tensor& log_weights) {
-  return 1 / log_weights.to(at::kDouble).softmax(0).square().sum().item<double>();
-}
-
-Estimate log_mean_exp(const at::Tensor& log_weights) {
-  const at::Tensor logs = log_weights.to(at::kDouble);
-  const double top = logs.max().item<double>();
-  const Estimate mean = mean_estimate((logs - top).exp());
-  return {top + std::log(mean.value), mean.se / mean.value};
-}
-
 FeatureMoments feature_moments(const at::Tensor& features) {
   const at::Tensor f = features.to(at::kDouble);
   return {f.mean(0), at::cov(f.t()), static_cast<double>(f.size(0))};

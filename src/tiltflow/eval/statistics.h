@@ -21,9 +21,6 @@ Estimate mean_estimate(const at::Tensor& x);  // [N]
 using WeightedStatistic = std::function<std::vector<double>(const at::Tensor& indices, const at::Tensor& weights)>;
 std::vector<Estimate> jackknife(const at::Tensor& log_weights, const WeightedStatistic& statistic, int groups = 32);
 
-double effective_sample_size(const at::Tensor& log_weights);
-Estimate log_mean_exp(const at::Tensor& log_weights);  // log Z with its standard error (delta method)
-
 struct FeatureMoments {
   at::Tensor mean;        // [F] fp64
   at::Tensor covariance;  // [F, F] fp64

@@ -5,6 +5,7 @@
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/json_lines.h"
+#include "tiltflow/reward/importance.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 
@@ -115,15 +116,16 @@ TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tun
 
     SamplerCheck check;
     check.sampler = sampler.name, check.base_samples = options.base_samples, check.tuned_samples = options.tuned_samples;
-    check.ess = effective_sample_size(b.reward);
-    check.log_z = log_mean_exp(b.reward);
+    const ImportanceWeights weights = importance_weights(b.reward, from_base.labels);
+    check.ess = weights.ess;
+    check.log_z = {weights.log_z, weights.log_z_se};
     if (from_tuned.cost.defined()) {
       check.control_cost = mean_estimate(from_tuned.cost);
       const Estimate net = mean_estimate(t.reward - from_tuned.cost.to(at::kDouble));
       check.gap = {check.log_z.value - net.value, std::hypot(check.log_z.se, net.se)};
     }
     const auto evaluate = [&](const Observed& o) { return [&o, classes](const at::Tensor& index, const at::Tensor& w) { return statistics(o, classes, index, w); }; };
-    const std::vector<Estimate> plain = jackknife(at::zeros_like(b.reward), evaluate(b)), predicted = jackknife(b.reward, evaluate(b)), found = jackknife(at::zeros_like(t.reward), evaluate(t));
+    const std::vector<Estimate> plain = jackknife(at::zeros_like(b.reward), evaluate(b)), predicted = jackknife(weights.log_weights, evaluate(b)), found = jackknife(at::zeros_like(t.reward), evaluate(t));
     const std::vector<std::string> names = statistic_names(b, classes);
     for (std::size_t i = 0; i < names.size(); ++i) {
       ComparedStatistic s{names[i], plain[i], predicted[i], found[i]};
@@ -133,7 +135,7 @@ TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tun
       check.statistics.push_back(std::move(s));
     }
     check.histogram_of = b.ink.defined() ? "ink" : "reward";
-    fill_histogram(check, b.ink.defined() ? b.ink : b.reward, b.reward.softmax(0), t.ink.defined() ? t.ink : t.reward);
+    fill_histogram(check, b.ink.defined() ? b.ink : b.reward, weights.log_weights.softmax(0), t.ink.defined() ? t.ink : t.reward);
     out.samplers.push_back(std::move(check));
   }
   return out;

@@ -63,11 +63,13 @@ Entry parse_entry(const std::string& name, const nlohmann::json& value, std::uin
   const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const TypeName& t) { return type_name == t.name; });
   if (type == std::end(kTypes)) bad(cat("has the unsupported type '", type_name, "'"));
   entry.type = type->type;
-  std::uint64_t bytes = c10::elementSize(entry.type);
+  std::uint64_t bytes = c10::elementSize(entry.type), extent = bytes;
   if (shape.size() > 16) bad("has more than 16 dimensions");
   for (const auto& n : shape) {
     if (!n.is_number_unsigned() || n.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) bad("has a dimension that is not a non-negative integer");
     const std::uint64_t size = n.get<std::uint64_t>();
+    if (size > 1 && extent > (std::uint64_t{1} << 62) / size) bad("has dimensions that overflow");  // strides of empty tensors, too
+    extent *= std::max<std::uint64_t>(1, size);
     if (size != 0 && bytes > std::numeric_limits<std::uint64_t>::max() / size) bad("has a size that overflows");
     bytes *= size;
     entry.shape.push_back(static_cast<std::int64_t>(size));
@@ -118,9 +120,10 @@ TensorFile read_safetensors(const std::filesystem::path& path) {
 
   const std::byte* data = file.data() + 8 + header_size;
   for (const Entry& entry : entries) {
-    at::Tensor tensor = at::empty(entry.shape, entry.type);
+    const bool boolean = entry.type == at::kBool;  // bytes other than 0 and 1 must not end up in a C++ bool
+    at::Tensor tensor = at::empty(entry.shape, boolean ? at::kByte : entry.type);
     if (entry.end > entry.begin) std::memcpy(tensor.data_ptr(), data + entry.begin, entry.end - entry.begin);
-    out.tensors.add(entry.name, tensor);
+    out.tensors.add(entry.name, boolean ? tensor.ne(0) : tensor);
   }
   return out;
 }

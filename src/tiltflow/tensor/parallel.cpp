@@ -1,6 +1,9 @@
 #include "tiltflow/tensor/parallel.h"
 
 #include <ATen/Parallel.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -16,6 +19,14 @@ namespace {
 ThreadPolicy g_policy;
 thread_local bool t_inside = false;
 }  // namespace
+
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the largest value that is accepted
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  mallopt(M_TOP_PAD, 64 << 20);
+#endif
+}
 
 int hardware_cores() { return std::max(1u, std::thread::hardware_concurrency()); }
 

@@ -10,6 +10,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/safetensors.h"
+#include "tiltflow/reward/importance.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -149,14 +150,8 @@ BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& 
   const Draws draws = draw(base, setup.config.sampler, *setup.path, setup.model->sample_shape(), setup.streams, setup.labels_at(kBaseKey), options);
   check_reward(*setup.reward, draws.x.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))), draws.labels.defined() ? draws.labels.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))) : draws.labels, setup.streams);
   const at::Tensor r = setup.reward->score(draws.x, draws.labels).to(at::kDouble);
-  const double top = r.max().item<double>();
-  const at::Tensor w = (r - top).exp();
-  BaseStatistics out;
-  out.reward = r.mean().item<double>(), out.reward_se = standard_error(r);
-  out.log_z = top + std::log(w.mean().item<double>());
-  out.log_z_se = standard_error(w) / w.mean().item<double>();
-  out.ess = w.sum().square().item<double>() / w.square().sum().item<double>();
-  return out;
+  const ImportanceWeights weights = importance_weights(r, draws.labels);
+  return {r.mean().item<double>(), standard_error(r), weights.log_z, weights.log_z_se, weights.ess};
 }
 
 // What base_statistics found when the run began.
@@ -180,6 +175,7 @@ void evaluate(const FinetuneSetup& setup, const Policy& policy, const ParameterS
   run.log(step, {{"eval_reward", r.mean().item<double>()}, {"eval_reward_se", standard_error(r)}, {"eval_control_cost", cost},
                  {"eval_gap", base.log_z - net.mean().item<double>()}, {"eval_gap_se", std::hypot(standard_error(net), base.log_z_se)},
                  {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base.reward) / cost : 0}});
+  run.histogram("eval_rewards", step, r);
   if (draws.x.dim() == 4) {
     const std::int64_t shown = std::min<std::int64_t>(32, draws.x.size(0));
     run.picture("samples", step, enlarge(image_grid(setup.reward->decode(draws.x.narrow(0, 0, shown)).clamp(0, 1), 8), 2));

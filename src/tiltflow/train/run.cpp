@@ -118,6 +118,10 @@ void Run::log(std::int64_t step, const std::map<std::string, double>& metrics) {
   for (const auto& [name, value] : metrics) events_->scalar(name, step, value);
 }
 
+void Run::histogram(const std::string& name, std::int64_t step, const at::Tensor& values) {
+  if (events_) events_->histogram(name, step, values);
+}
+
 void Run::picture(const std::string& name, std::int64_t step, const at::Tensor& image) {
   write_png(samples() / cat(name, "-", step_name(step), ".png"), image, {{"Software", "tiltflow"}, {"step", std::to_string(step)}});
   if (events_) events_->image(name, step, image);

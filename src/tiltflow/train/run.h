@@ -35,6 +35,7 @@ class Run {
   void save(const Checkpoint& checkpoint, std::int64_t keep);
 
   void log(std::int64_t step, const std::map<std::string, double>& metrics);
+  void histogram(const std::string& name, std::int64_t step, const at::Tensor& values);          // event file only
   void picture(const std::string& name, std::int64_t step, const at::Tensor& image);  // samples/NAME-step-000100.png + event
 
  private:

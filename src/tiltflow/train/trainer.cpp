@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 
 #include "tiltflow/base/error.h"
@@ -22,17 +23,17 @@ class InOrder {
  public:
   void enter(std::int64_t turn) {
     std::unique_lock lock(mutex_);
-    ready_.wait(lock, [&] { return next_ == turn || failed_; });
-    if (failed_) fail(ErrorKind::kFailure, "another worker failed");
+    ready_.wait(lock, [&] { return next_ == turn || failure_; });
+    if (failure_) std::rethrow_exception(failure_);  // the first worker's own error, whoever reports it
   }
   void leave() {
     const std::lock_guard lock(mutex_);
     ++next_;
     ready_.notify_all();
   }
-  void abort() {
+  void abort(std::exception_ptr failure) {
     const std::lock_guard lock(mutex_);
-    failed_ = true;
+    if (!failure_) failure_ = failure;
     ready_.notify_all();
   }
 
@@ -40,7 +41,7 @@ class InOrder {
   std::mutex mutex_;
   std::condition_variable ready_;
   std::int64_t next_ = 0;
-  bool failed_ = false;
+  std::exception_ptr failure_;
 };
 
 struct StepGradients {
@@ -66,7 +67,7 @@ StepGradients accumulate(Objective& objective, std::int64_t items, const std::ve
       out.metrics.add(report.metrics);
       order.leave();
     } catch (...) {
-      order.abort();
+      order.abort(std::current_exception());
       throw;
     }
   });
