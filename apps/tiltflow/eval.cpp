@@ -10,6 +10,7 @@
 #include "tiltflow/eval/tilted_check.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/safetensors.h"
+#include "tiltflow/sampler/fields.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/train/finetuning.h"
@@ -21,6 +22,7 @@ namespace {
 struct EvalOptions {
   std::string run, model, judge, reference, data, format = "idx", sampler = "auto", make_reference;
   std::int64_t n = 2000, steps = 40, seed = 0, workers = 0;
+  double guidance = 1;
   bool json = false;
 };
 
@@ -76,21 +78,24 @@ int evaluate_model(const EvalOptions& o) {
   if (o.judge.empty()) fail(ErrorKind::kUsage, "eval --model needs --judge FILE");
   ComputeConfig compute;
   compute.workers = o.workers;
-  const LoadedModel loaded = load_velocity_model(o.model, {}, apply(compute));
+  LoadedModel loaded = load_velocity_model(o.model, {}, apply(compute));
+  const std::shared_ptr<const VelocityModel> model = std::move(loaded.model);
   const auto judge = load_classifier(o.judge);
   const FeatureMoments reference = reference_moments(o, *judge);
   const auto path = make_path(loaded.path_name.empty() ? "linear" : loaded.path_name);
   SamplerConfig sampler;
   sampler.name = o.sampler, sampler.steps = o.steps;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
-  nlohmann::ordered_json out{{"model", o.model}, {"sampler", o.sampler}, {"steps", o.steps}, {"samples", o.n}};
+  nlohmann::ordered_json out{{"model", o.model}, {"sampler", o.sampler}, {"steps", o.steps}, {"samples", o.n}, {"guidance", o.guidance}};
   for (const bool conditional : {true, false}) {
-    if (conditional && loaded.model->classes() == 0) continue;
+    if (conditional && model->classes() == 0) continue;
     Progress progress(conditional ? "conditional" : "unconditional", o.n);
     DrawOptions options;
     options.n = o.n;
     options.progress = [&](std::int64_t done) { progress.update(done); };
-    const Draws draws = draw(*loaded.model, sampler, *path, loaded.model->sample_shape(), streams, conditional ? uniform_labels(streams, 0, loaded.model->classes()) : no_labels(), options);
+    const GuidedField guided(model, o.guidance, model->classes());
+    const VelocityField& field = conditional && o.guidance != 1 ? static_cast<const VelocityField&>(guided) : *model;
+    const Draws draws = draw(field, sampler, *path, model->sample_shape(), streams, conditional ? uniform_labels(streams, 0, model->classes()) : no_labels(), options);
     const at::Tensor images = pixel_decoder()(draws.x).clamp(0, 1), features = features_of(*judge, images);
     const at::Tensor chosen = at::linear(features, judge->parameters().at("fc2.weight"), judge->parameters().at("fc2.bias")).argmax(1);
     const std::string kind = conditional ? "conditional" : "unconditional";
@@ -100,7 +105,7 @@ int evaluate_model(const EvalOptions& o) {
     }
     out["frechet_" + kind] = frechet_distance(feature_moments(features), reference);
   }
-  // The floor: the same distance between held-out images and themselves has expectation about 2 tr(S)/N.
+  // What a perfect model would show: the distance is biased upwards by about tr(S)/N.
   out["frechet_floor"] = (reference.covariance.trace().item<double>()) / static_cast<double>(o.n);
   std::cout << out.dump(o.json ? -1 : 1) << std::endl;
   return 0;
@@ -121,6 +126,7 @@ void add_eval(CLI::App& program, Action& action) {
   verb->add_option("--n", o->n, "samples")->capture_default_str()->check(CLI::Range(16, 10'000'000));
   verb->add_option("--sampler", o->sampler, "see `tiltflow list samplers`")->capture_default_str();
   verb->add_option("--steps", o->steps, "sampler steps")->capture_default_str()->check(CLI::PositiveNumber);
+  verb->add_option("--guidance", o->guidance, "classifier-free guidance of the conditional samples; 1 = none")->needs(model)->capture_default_str();
   verb->add_option("--seed", o->seed, "seed")->capture_default_str()->check(CLI::NonNegativeNumber);
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->callback([=, &action] {
