@@ -152,6 +152,19 @@ TEST(finetune_am, PresetsDifferAsTheyShould) {
   test::expect_error(ErrorKind::kConfig, "euler-paper", [&] { plain.run(method); });
 }
 
+TEST(finetune_am, TimeWeightingChangesTheSumOnly) {
+  Bench plain, weighted;
+  AdjointMatchingConfig config = exact(0);
+  AdjointMatching first(config);
+  config.time_weighting = 0.5;
+  AdjointMatching second(config);
+  EXPECT_GT(std::abs(plain.run(first) - weighted.run(second)), 1e-3);
+  // with one step in the grid the weight is 1, whatever the exponent
+  Bench one("auto", 1), same("auto", 1);
+  AdjointMatching third(exact(0)), fourth(config);
+  EXPECT_NEAR(one.run(third), same.run(fourth), 1e-5);
+}
+
 TEST(finetune_am, ClippingDropsGradientsAndIsCounted) {
   Bench bench;
   AdjointMatchingConfig config = exact(0);
