@@ -15,8 +15,8 @@ struct ThreadPolicy {
 void set_thread_policy(ThreadPolicy policy);  // workers <= 0: one per core
 ThreadPolicy thread_policy();
 int hardware_cores();
-// Tells glibc to keep freed memory instead of returning it to the system after every operator: without this a third of the
-// time of a small network goes into page faults. Called once at program start; no effect with other allocators.
+// Tells glibc to keep freed memory instead of returning it to the system after every operator: without this a
+// training step of a small network spends much of its time in page faults. Called once at program start; no effect with other allocators.
 void keep_freed_memory();
 
 // Calls work(i) for i in [0, count), up to `workers` at a time; the caller takes part. The first exception is rethrown
