@@ -1,21 +1,30 @@
-// tiltflow config show|check|diff: the configuration of a fine-tuning run as the program understands it.
+// tiltflow config show|check|diff: a configuration, for fine-tuning or pre-training, as the program understands it.
 #include <iostream>
 #include <map>
 
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/train/finetuning.h"
+#include "tiltflow/train/pretraining_run.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
 namespace {
 
-std::vector<ResolvedValue> resolve(const std::string& file, const std::vector<std::string>& set) {
+// A pre-training configuration says its kind; any other is for fine-tuning.
+bool is_pretraining(const std::string& file, const std::vector<std::string>& set) { return Fields(file, set).has("kind"); }
+
+template <class Config>
+std::vector<ResolvedValue> resolved_as(const std::string& file, const std::vector<std::string>& set) {
   Fields fields(file, set);
-  FinetuneConfig config;
+  Config config;
   bind(fields, config);
   fields.finish();
   return fields.resolved();
+}
+
+std::vector<ResolvedValue> resolve(const std::string& file, const std::vector<std::string>& set) {
+  return is_pretraining(file, set) ? resolved_as<PretrainConfig>(file, set) : resolved_as<FinetuneConfig>(file, set);
 }
 
 }  // namespace
@@ -26,7 +35,7 @@ void add_config(CLI::App& program, Action& action) {
     std::vector<std::string> set;
     bool docs = false;
   };
-  auto* verb = program.add_subcommand("config", "show, check or compare fine-tuning configurations");
+  auto* verb = program.add_subcommand("config", "show, check or compare configurations");
   verb->require_subcommand(1);
   auto o = std::make_shared<Options>();
   const auto with_set = [&](CLI::App* sub) { sub->add_option("--set", o->set, "override a key")->type_name("KEY=VALUE")->allow_extra_args(false); };
@@ -49,7 +58,8 @@ void add_config(CLI::App& program, Action& action) {
   with_set(check);
   check->callback([=, &action] {
     action = [o] {
-      set_up(load_config<FinetuneConfig>(o->file, o->set));
+      if (is_pretraining(o->file, o->set)) set_up(load_config<PretrainConfig>(o->file, o->set));
+      else set_up(load_config<FinetuneConfig>(o->file, o->set));
       log_info(o->file + ": fine");
       return 0;
     };

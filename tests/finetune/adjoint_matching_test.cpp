@@ -165,6 +165,78 @@ TEST(finetune_am, TimeWeightingChangesTheSumOnly) {
   EXPECT_NEAR(one.run(third), same.run(fourth), 1e-5);
 }
 
+// Every sample has its own times; four passes of three show each of the twelve once, so their mean is the full loss.
+TEST(finetune_am, StratifiedTimesCoverTheGridEvenly) {
+  Bench bench;
+  AdjointMatchingConfig config = exact(0);
+  config.keep_graphs = false;
+  AdjointMatching full(config);
+  config.times = "stratified", config.loss_steps = 3;
+  AdjointMatching part(config);
+  full.begin_step(bench.context(), 8, true), part.begin_step(bench.context(), 8, true);
+  const Batch batch = part.collect(bench.context(), 8, 0, 24, true);
+  const auto gradient = [&](const at::Tensor& loss) { return torch::autograd::grad({loss}, {bench.policy.trainable.tensors()[0]})[0]; };
+  const at::AutoGradMode grad(true);
+  const LossReport whole = full.loss(bench.context(), batch, 24);
+  double mean = 0;
+  at::Tensor slope;
+  for (int pass = 0; pass < 4; ++pass) {
+    if (pass > 0) part.begin_step(bench.context(), 8 + pass, false);
+    LossReport report = part.loss(bench.context(), batch, 24);
+    // 24 samples x 3 times over 12 steps: six samples at each time
+    const MetricSums& m = report.metrics;
+    EXPECT_EQ(m.weight_of("loss_t0.00"), 6) << "pass " << pass;
+    EXPECT_EQ(m.weight_of("loss_t0.92"), 6) << "pass " << pass;
+    mean += report.loss.item<double>() / 4;
+    const at::Tensor g = gradient(report.loss) / 4;
+    slope = slope.defined() ? slope + g : g;
+  }
+  EXPECT_NEAR(mean, whole.loss.item<double>(), 1e-4);
+  EXPECT_LT(test::relative_error(slope, gradient(whole.loss)), 1e-4);
+  config.late_fraction = 0.5, config.late_steps = 2;
+  test::expect_error(ErrorKind::kConfig, "shared", [&] { AdjointMatching refused(config); });
+}
+
+// Under any control the weighted mean of the adjoint is its mean under p*: on a Gaussian with a linear reward, where the adjoint
+// is the same on every path, weighting changes nothing; with a quadratic one the uncontrolled paths regress on -grad log E exp r
+// (weighted) or -grad E r (as published), both known in closed form at the last step but one.
+TEST(finetune_am, PathWeightsTurnTheMeanIntoTheTiltedMean) {
+  const ExactProblem p = line_gaussian(true);
+  const MlpConfig shape{1, 8, 1, 2};
+  ParameterSet zero;
+  for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1))) zero.add(name, at::zeros_like(tensor));
+  const Policy policy = side_policy(p.base, *make_mlp(shape, zero), [](double) { return 1.0; });  // no control at all
+  SamplerConfig sampler;
+  sampler.steps = 4;
+  const TransitionTable table = table_of(sampler, *p.path);
+  const RandomStreams streams(7);
+  const LabelSource labels = no_labels();
+  const FinetuneContext context{policy, *p.reward, *p.path, table, streams, labels, {1}, at::kFloat, p.target.log_z};
+  AdjointMatchingConfig config = adjoint_matching_preset("exact", 4);
+  config.keep_graphs = false;
+  AdjointMatching method(config);
+  method.begin_step(context, 0, true);
+  const std::int64_t n = 200000;
+  const Batch batch = method.collect(context, 0, 0, n, true);
+  // r = -w (x - c)^2 at X_4 = m + s xi: regress at fixed X_3 by averaging over a thin slice
+  const Transition& last = table.steps[3];
+  const at::Tensor x = batch.states[3].flatten().to(at::kDouble), a = batch.targets[3].flatten().to(at::kDouble);
+  const at::Tensor weight = (batch.log_weights - p.target.log_z).exp();
+  EXPECT_NEAR(weight.mean().item<double>(), 1, 0.15) << "E exp(r) / Z, up to the discretisation of four steps";
+  const at::Tensor slice = ((x - 0.5).abs() < 0.05).nonzero().flatten();
+  ASSERT_GT(slice.size(0), 3000);
+  const at::Tensor mine = a.index_select(0, slice), w = weight.index_select(0, slice);
+  const double plain = mine.mean().item<double>(), weighted = ((mine * w).sum() / w.sum()).item<double>();
+  // X_4 | X_3 is Gaussian with variance s^2; r has slope g at its mean and second derivative h: E r' = g, tilted g / (1 - h s^2)
+  const at::Tensor centre = at::full({1, 1}, 0.5);
+  const at::Tensor m = centre * last.p + p.base->velocity(centre, time_tensor(last.t, centre), {}) * last.c;
+  const double g = p.reward->score_and_gradient(m, {}).gradient.item<double>(), h = p.reward->score_and_gradient(m + 1, {}).gradient.item<double>() - g;
+  const double se = mine.std().item<double>() / std::sqrt(static_cast<double>(slice.size(0)));
+  EXPECT_NEAR(plain, -g, 5 * se + 0.003);
+  EXPECT_NEAR(weighted, -g / (1 - h * last.s * last.s), 5 * se + 0.003);
+  EXPECT_GT(std::abs(plain - weighted), 5 * se) << "or the comparison says nothing";
+}
+
 TEST(finetune_am, ClippingDropsGradientsAndIsCounted) {
   Bench bench;
   AdjointMatchingConfig config = exact(0);

@@ -43,14 +43,20 @@ TEST(program_help, HelpIsOnStdoutAndMistakesAreUsageErrors) {
 }
 
 TEST(program_recipes, EveryRecipePassesADryRun) {
+  const test::TempDir dir;  // two blank digits stand for the training data
+  write_file_atomic(dir / "train-images-idx3-ubyte", std::string("\0\0\x08\x03\0\0\0\x02\0\0\0\x1c\0\0\0\x1c", 16) + std::string(2 * 28 * 28, '\0'));
+  write_file_atomic(dir / "train-labels-idx1-ubyte", std::string("\0\0\x08\x01\0\0\0\x02\0\x01", 10));
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(test::source_dir() / "recipes")) {
-    const bool pretrain = starts_with(entry.path().filename().string(), "pretrain");
-    const Outcome outcome = run(cat(pretrain ? "pretrain " : "finetune ", entry.path().string(), " --dry-run"));
+    const bool pretrain = starts_with(entry.path().filename().string(), "pretrain"), continued = read_file(entry.path()).find("init = ") != std::string::npos;
+    const std::string set = cat(pretrain ? cat(" --set data.path=", dir.path().string()) : "", continued ? " --set model.init=assets/mnist-sit.safetensors" : "");
+    const Outcome outcome = run(cat(pretrain ? "pretrain " : "finetune ", entry.path().string(), " --dry-run", set));
     EXPECT_EQ(outcome.code, 0) << entry.path() << outcome.err;
+    EXPECT_EQ(run(cat("config show ", entry.path().string(), set)).code, 0) << entry.path();
     ++count;
   }
   EXPECT_GE(count, 4);
+  expect_message(run("pretrain recipes/pretrain-mnist.toml --dry-run --set data.path=/nonexistent"), 4, "not found");
 }
 
 TEST(program_errors, ConfigurationProblems) {

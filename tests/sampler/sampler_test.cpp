@@ -4,6 +4,7 @@
 #include "tiltflow/eval/verify/problems.h"
 #include "tiltflow/flow/time_grid.h"
 #include "tiltflow/models/model_file.h"
+#include "tiltflow/reward/importance.h"
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/sampler/lean_adjoint.h"
 #include "tiltflow/sampler/ode.h"
@@ -155,6 +156,26 @@ TEST(sampler_draw, SamplesDoNotDependOnChunksOrWorkers) {
   EXPECT_LT((run(20, 3, 4) - one).abs().max().item<double>(), 1e-6);
   EXPECT_LT((run(7, 7, 1) - one.narrow(0, 0, 7)).abs().max().item<double>(), 1e-6);
   set_thread_policy({1, 1});
+}
+
+// Under the field's own law, E exp(log_ratio) = 1 and E log_ratio = -E cost.
+TEST(sampler_draw, PathDensityRatioIsADensity) {
+  const ExactProblem p = line_gaussian(false);
+  const MixtureField tuned(p.target.law, p.path);
+  SamplerConfig config;
+  config.steps = 15;
+  DrawOptions options;
+  options.n = 20000, options.chunk = 1000, options.reference = p.base.get();
+  const Draws d = draw(tuned, config, *p.path, {1}, RandomStreams(6), no_labels(), options);
+  const at::Tensor ratio = d.log_ratio.to(at::kDouble).exp();
+  const double se = ratio.std().item<double>() / std::sqrt(20000.0);
+  EXPECT_NEAR(ratio.mean().item<double>(), 1, 4 * se);
+  const at::Tensor sum = (d.log_ratio + d.cost).to(at::kDouble);
+  EXPECT_NEAR(sum.mean().item<double>(), 0, 4 * sum.std().item<double>() / std::sqrt(20000.0));
+  // near the optimum r + log_ratio is constant: log Z with hardly any error
+  const PathGap gap = path_gap(p.reward->score(d.x, {}), d.log_ratio, {});
+  EXPECT_NEAR(gap.gap, 0, 0.01);
+  EXPECT_LT(gap.gap_se, 0.002);
 }
 
 }  // namespace tiltflow

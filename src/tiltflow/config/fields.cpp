@@ -269,6 +269,11 @@ void Fields::enter_item(const std::string& key, std::size_t index) {
 
 void Fields::leave() { impl_->scopes.pop_back(); }
 
+bool Fields::has(const std::string& key) const {
+  const toml::table* input = impl_->scopes.back().input;
+  return input && input->get(key);
+}
+
 void Fields::problem(const std::string& key, const std::string& message) {
   toml::node* node = impl_->scopes.back().input ? impl_->scopes.back().input->get(key) : nullptr;
   if (node) impl_->complain(*node, key, message);

@@ -38,6 +38,8 @@ class Fields {
   Fields(const Fields&) = delete;
   Fields& operator=(const Fields&) = delete;
 
+  bool has(const std::string& key) const;  // the document or an override gives this key of the current section
+
   void value(const std::string& key, double& target, const std::string& doc, const Check<double>& check = {});
   void value(const std::string& key, std::int64_t& target, const std::string& doc, const Check<std::int64_t>& check = {});
   void value(const std::string& key, bool& target, const std::string& doc);

@@ -65,7 +65,10 @@ std::string check_section(const Json& check) {
   for (const Json& s : check["samplers"]) {
     out += cat("<h3>Sampler ", html_escape(s["sampler"].get<std::string>()), "</h3><p>", s["base_samples"].get<std::int64_t>(), " base samples, ESS ", fixed(number_from_json(s["ess"]), 0),
                "; ", s["tuned_samples"].get<std::int64_t>(), " tuned samples; log Z ", fixed(number_from_json(s["log_z"]["value"]), 3));
-    if (number_from_json(s["control_cost"]["value"]) > 0) out += cat("; control cost ", fixed(number_from_json(s["control_cost"]["value"]), 3), ", gap ", fixed(number_from_json(s["gap"]["value"]), 3), " &plusmn; ", fixed(number_from_json(s["gap"]["se"]), 3), " nats");
+    if (number_from_json(s["control_cost"]["value"]) > 0) {
+      const auto show = [&](const char* key, int digits) { return cat(fixed(number_from_json(s[key]["value"]), digits), " &plusmn; ", fixed(number_from_json(s[key]["se"]), digits)); };
+      out += cat("; control cost ", show("control_cost", 3), " nats; gap ", show("gap", 3), " with log Z of the base samples, ", show("path_gap", 4), " from the tuned paths alone");
+    }
     out += "</p><table><tr><th>statistic</th><th>base</th><th>p* predicted</th><th>tuned</th><th>tolerance</th><th></th></tr>";
     for (const Json& c : s["statistics"]) {
       const bool ok = c["agrees"].get<bool>();
@@ -121,7 +124,7 @@ fs::path write_report(const fs::path& run) {
   const std::vector<Chart> charts{
       {"reward", steps, "", {series(lines, "reward", "training batch"), series(lines, "eval_reward", "averaged weights", "eval_reward_se")}, false},
       {"control cost (nats)", steps, "", {series(lines, "control_cost", "training batch"), series(lines, "eval_control_cost", "averaged weights")}, false},
-      {"gap certificate: log Z - (E r - cost), zero only at the optimum", steps, "", {series(lines, "eval_gap", "", "eval_gap_se")}, false},
+      {"gap certificate: log Z - (E r - cost), zero only at the optimum", steps, "", {series(lines, "eval_gap", "log Z of base samples", "eval_gap_se"), series(lines, "eval_path_gap", "from tuned paths alone", "eval_path_gap_se")}, false},
       {"reward gained per nat of control", steps, "", {series(lines, "eval_gain_per_cost", "")}, false},
       {"loss", steps, "", {series(lines, "loss", "")}, true},
       {"loss by time", steps, "", per_time(lines, "loss_t"), true},

@@ -123,6 +123,8 @@ TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tun
       check.control_cost = mean_estimate(from_tuned.cost);
       const Estimate net = mean_estimate(t.reward - from_tuned.cost.to(at::kDouble));
       check.gap = {check.log_z.value - net.value, std::hypot(check.log_z.se, net.se)};
+      const PathGap sharp = path_gap(t.reward, from_tuned.log_ratio, from_tuned.labels);
+      check.path_gap = {sharp.gap, sharp.gap_se}, check.path_ess = sharp.ess;
     }
     const auto evaluate = [&](const Observed& o) { return [&o, classes](const at::Tensor& index, const at::Tensor& w) { return statistics(o, classes, index, w); }; };
     const std::vector<Estimate> plain = jackknife(at::zeros_like(b.reward), evaluate(b)), predicted = jackknife(weights.log_weights, evaluate(b)), found = jackknife(at::zeros_like(t.reward), evaluate(t));
@@ -146,7 +148,7 @@ nlohmann::ordered_json to_json(const TiltedCheck& check) {
   nlohmann::ordered_json out{{"passed", check.passed}, {"samplers", nlohmann::ordered_json::array()}};
   for (const SamplerCheck& s : check.samplers) {
     nlohmann::ordered_json item{{"sampler", s.sampler}, {"ess", json_number(s.ess)}, {"base_samples", s.base_samples}, {"tuned_samples", s.tuned_samples},
-                                {"log_z", estimate(s.log_z)}, {"control_cost", estimate(s.control_cost)}, {"gap", estimate(s.gap)}};
+                                {"log_z", estimate(s.log_z)}, {"control_cost", estimate(s.control_cost)}, {"gap", estimate(s.gap)}, {"path_gap", estimate(s.path_gap)}, {"path_ess", json_number(s.path_ess)}};
     for (const ComparedStatistic& c : s.statistics) {
       item["statistics"].push_back({{"name", c.name}, {"base", estimate(c.base)}, {"predicted", estimate(c.predicted)}, {"tuned", estimate(c.tuned)}, {"tolerance", json_number(c.tolerance)}, {"agrees", c.agrees}});
     }
@@ -161,7 +163,10 @@ std::string table_text(const TiltedCheck& check) {
   const auto cell = [](const Estimate& e) { return pad_left(cat(fixed(e.value, 4), " +- ", fixed(e.se, 4)), 19); };
   for (const SamplerCheck& s : check.samplers) {
     out += cat("\nsampler ", s.sampler, ": ", s.base_samples, " base samples (ESS ", fixed(s.ess, 0), "), ", s.tuned_samples, " tuned; log Z ", fixed(s.log_z.value, 3), " +- ", fixed(s.log_z.se, 3));
-    if (s.control_cost.value > 0) out += cat("; control cost ", fixed(s.control_cost.value, 3), ", gap ", fixed(s.gap.value, 3), " +- ", fixed(s.gap.se, 3), " nats");
+    if (s.control_cost.value > 0) {
+      out += cat("\n  control cost ", fixed(s.control_cost.value, 3), " nats; gap ", fixed(s.gap.value, 3), " +- ", fixed(s.gap.se, 3), " with log Z of the base samples, ",
+                 fixed(s.path_gap.value, 4), " +- ", fixed(s.path_gap.se, 4), " from the tuned paths alone (their ESS ", fixed(100 * s.path_ess, 0), " %)");
+    }
     out += cat("\n", pad_right("  statistic", 24), pad_left("base", 19), pad_left("p* (predicted)", 19), pad_left("tuned", 19), "  tolerance\n");
     for (const ComparedStatistic& c : s.statistics) {
       out += cat(pad_right("  " + c.name, 24), cell(c.base), cell(c.predicted), cell(c.tuned), "  ", fixed(c.tolerance, 4), c.agrees ? "  ok\n" : "  DIFFERS\n");

@@ -25,7 +25,9 @@ struct SamplerCheck {
   double ess = 0;                 // of the importance weights
   std::int64_t base_samples = 0, tuned_samples = 0;
   Estimate log_z;
-  Estimate control_cost, gap;     // SDE only
+  Estimate control_cost;          // SDE only, as what follows
+  Estimate gap, path_gap;         // log Z - (E r - cost), log Z from base samples or from the tuned paths (see PathGap)
+  double path_ess = 0;            // share of the tuned paths
   std::vector<ComparedStatistic> statistics;
   std::vector<double> edges, base_density, predicted_density, tuned_density;  // of the first statistic's variable
   std::string histogram_of;

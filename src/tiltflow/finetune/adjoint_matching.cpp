@@ -10,22 +10,26 @@
 
 namespace tiltflow {
 
+constexpr double kMaxLogWeight = 3;  // nats; keeps one path from making a whole step
+
 void bind(Fields& f, AdjointMatchingConfig& c) {
   f.value("preset", c.preset, "exact (no discretisation bias), paper, official-sd", one_of({"exact", "paper", "official-sd"}));
   if (c.preset == "exact" || c.preset == "paper" || c.preset == "official-sd") c = adjoint_matching_preset(c.preset, c.grid_steps);
   f.value("pairing", c.pairing, "adjoint in the loss of step k: next (a_{k+1}), same (a_k), later (paper's eq. 41)", one_of({"next", "same", "later"}));
   f.value("terminal", c.terminal, "reward gradient at the last state (last) or at a noiseless last step (noiseless)", one_of({"last", "noiseless"}));
   f.value("loss_steps", c.loss_steps, "time steps per iteration in the loss; 0 = all", at_least_integer(0));
+  f.value("times", c.times, "shared: one subset of times for the whole batch; stratified: every sample its own, all times equally often", one_of({"shared", "stratified"}));
   f.value("late_fraction", c.late_fraction, "share of the grid that counts as late", between(0, 1));
   f.value("late_steps", c.late_steps, "how many of the loss steps come from the late part", at_least_integer(0));
   f.value("time_weighting", c.time_weighting, "0: as published; towards 1 early steps count more (same optimum, faster large-scale change)", between(0, 1));
+  f.value("path_weighting", c.path_weighting, "exponent of the path weights dP*/dP in the loss: 0 as published, 1 regresses on the adjoint's mean under p* itself (same optimum, no policy lag)", between(0, 1));
   f.value("clip_constant", c.clip_constant, "no gradient from losses above this; 0 = off", at_least(0));
   f.value("clip_quantile", c.clip_quantile, "no gradient from samples above this running quantile of sqrt(loss); 0 = off", between(0, 1));
   f.value("clip_per_time", c.clip_per_time, "one quantile per time step");
   f.value("clip_decay", c.clip_decay, "decay of the running quantile", between(0, 0.9999));
   f.value("smoothing", c.smoothing, "reward gradients averaged over this many perturbed states; 0 = off", at_least_integer(0));
   f.value("smoothing_deviation", c.smoothing_deviation, "deviation of the perturbations", positive());
-  f.value("keep_graphs", c.keep_graphs, "reuse the rollout's velocity graphs in the loss (fewer evaluations, more memory)");
+  f.value("keep_graphs", c.keep_graphs, "with shared times: reuse the rollout's velocity graphs in the loss (fewer evaluations, more memory)");
 }
 
 AdjointMatchingConfig adjoint_matching_preset(const std::string& name, std::int64_t steps) {
@@ -49,9 +53,10 @@ AdjointMatchingConfig adjoint_matching_preset(const std::string& name, std::int6
 
 AdjointMatching::AdjointMatching(AdjointMatchingConfig config) : config_(std::move(config)) {
   if (config_.late_steps > config_.loss_steps && config_.loss_steps > 0) fail(ErrorKind::kConfig, "method.late_steps exceeds method.loss_steps");
+  if (config_.times == "stratified" && config_.late_steps > 0) fail(ErrorKind::kConfig, "method.late_steps needs method.times = \"shared\"");
 }
 
-void AdjointMatching::begin_step(const FinetuneContext& context, std::int64_t step, bool /*fresh*/) {
+void AdjointMatching::begin_step(const FinetuneContext& context, std::int64_t step, bool fresh) {
   const std::int64_t steps = context.table.size();
   for (const Transition& transition : context.table.steps) {
     if (!(transition.s > 0)) fail(ErrorKind::kConfig, cat("sampler ", context.table.name, " has a noiseless step at t = ", transition.t, ": it cannot be controlled"), "use auto, euler, exponential or ancestral");
@@ -60,14 +65,72 @@ void AdjointMatching::begin_step(const FinetuneContext& context, std::int64_t st
   grid_size_ = static_cast<std::size_t>(steps);
   thresholds_.resize(config_.clip_per_time ? grid_size_ : 1);
   observed_.clear();
-  const std::int64_t wanted = config_.loss_steps == 0 ? steps : std::min(config_.loss_steps, steps);
+  if (fresh) collected_at_ = step;
+  pass_ = step - collected_at_;
+  wanted_ = config_.loss_steps == 0 ? steps : std::min(config_.loss_steps, steps);
+  if (config_.times == "stratified") {
+    subset_ = context.streams.permutation(Purpose::kSubset, static_cast<std::uint32_t>(2 * collected_at_), steps);
+    return;
+  }
   const std::int64_t boundary = steps - std::llround(config_.late_fraction * static_cast<double>(steps));
   const std::int64_t late = std::min(config_.late_steps, steps - boundary);
   const bool split = config_.late_fraction > 0;
   const auto key = static_cast<std::uint32_t>(2 * step);
-  subset_ = context.streams.choose(Purpose::kSubset, key, 0, split ? boundary : steps, wanted - late);
+  subset_ = context.streams.choose(Purpose::kSubset, key, 0, split ? boundary : steps, wanted_ - late);
   const std::vector<std::int64_t> tail = context.streams.choose(Purpose::kSubset, key + 1, boundary, steps, late);
   if (split) subset_.insert(subset_.end(), tail.begin(), tail.end());
+}
+
+// Stratified: sample i takes the next `wanted_` entries of the common order, starting at i, so that a batch covers all
+// times evenly and repeated passes show every sample all its times.
+std::vector<AdjointMatching::Drawn> AdjointMatching::drawn(const Batch& batch) const {
+  std::vector<Drawn> out;
+  if (config_.times == "shared") {
+    for (const std::int64_t k : subset_) out.push_back({static_cast<std::size_t>(k), {}});
+    return out;
+  }
+  std::vector<std::vector<std::int64_t>> rows(grid_size_);
+  for (std::int64_t i = 0; i < batch.n; ++i) {
+    for (std::int64_t j = 0; j < wanted_; ++j) {
+      const std::int64_t place = (batch.first + i + pass_ * wanted_ + j) % static_cast<std::int64_t>(grid_size_);
+      rows[static_cast<std::size_t>(subset_[static_cast<std::size_t>(place)])].push_back(i);
+    }
+  }
+  for (std::size_t k = 0; k < grid_size_; ++k) {
+    if (!rows[k].empty()) out.push_back({k, at::tensor(rows[k], at::kLong)});
+  }
+  return out;
+}
+
+// Kept from the rollout, or recomputed in one call over all drawn steps.
+std::vector<at::Tensor> AdjointMatching::velocities_with_graph(const FinetuneContext& context, const Batch& batch, const std::vector<Drawn>& draws) const {
+  std::vector<at::Tensor> v, states, times, labels;
+  std::vector<std::int64_t> sizes;
+  for (const Drawn& d : draws) {
+    if (!batch.with_graph.empty()) {
+      v.push_back(batch.with_graph[d.k]);
+      continue;
+    }
+    states.push_back(d.of(batch.states[d.k]));
+    sizes.push_back(states.back().size(0));
+    times.push_back(time_tensor(context.table.steps[d.k].t, states.back()));
+    if (batch.labels.defined()) labels.push_back(d.of(batch.labels));
+  }
+  if (!batch.with_graph.empty()) return v;
+  const Condition condition{labels.empty() ? at::Tensor() : at::cat(labels)};
+  return context.policy.tuned->velocity(at::cat(states), at::cat(times), condition).split_with_sizes(sizes);
+}
+
+// The minimiser of every step is its own, so a positive weight per step moves no optimum. Mean 1.
+std::vector<double> AdjointMatching::time_weights(const TransitionTable& table) const {
+  std::vector<double> out;
+  double mean = 0;
+  for (const Transition& s : table.steps) {
+    out.push_back(std::pow(s.s / s.c, 2 * config_.time_weighting));
+    mean += out.back() / static_cast<double>(table.steps.size());
+  }
+  for (double& w : out) w /= mean;
+  return out;
 }
 
 at::Tensor AdjointMatching::terminal_adjoint(const FinetuneContext& context, std::int64_t step, const Batch& batch, const Condition& condition, at::Tensor& rewards) const {
@@ -108,8 +171,8 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
   const Condition condition{batch.labels};
   const at::Tensor x_0 = prior_sample(context.streams, static_cast<std::uint32_t>(step), first, n, context.sample_shape, context.dtype);
   RolloutOptions options;
-  options.keep_states = options.keep_velocities = true;
-  if (config_.keep_graphs && !will_reuse) {
+  options.keep_states = options.keep_velocities = options.keep_noises = true;
+  if (config_.keep_graphs && config_.times == "shared" && !will_reuse) {
     options.graphs.assign(grid_size_, false);
     for (const std::int64_t k : subset_) options.graphs[static_cast<std::size_t>(k)] = true;
   }
@@ -124,62 +187,52 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
   batch.base_velocities = std::move(pass.base_velocities);
   if (!batch.base_velocities[0].defined()) batch.base_velocities[0] = context.policy.base->velocity(x_0, time_tensor(context.table.steps[0].t, x_0), condition);
   for (std::size_t k = 0; k < grid_size_; ++k) batch.targets.push_back(pass.adjoints[same ? k : k + 1]);
+  batch.log_weights = batch.rewards.to(at::kDouble);
+  for (std::size_t k = 0; k < grid_size_; ++k) {
+    batch.log_weights += path_log_ratio(context.table.steps[k], batch.tuned_velocities[k], batch.base_velocities[k], path.noises[k]).to(at::kDouble);
+  }
   return batch;
 }
 
 LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
   const std::vector<Transition>& steps = context.table.steps;
-  // Velocities with graph: kept from the rollout, or recomputed in one call over all drawn steps.
-  std::vector<at::Tensor> v(subset_.size());
-  if (!batch.with_graph.empty()) {
-    for (std::size_t i = 0; i < subset_.size(); ++i) v[i] = batch.with_graph[static_cast<std::size_t>(subset_[i])];
-  } else {
-    std::vector<at::Tensor> states, times, labels;
-    for (const std::int64_t k : subset_) {
-      states.push_back(batch.states[static_cast<std::size_t>(k)]);
-      times.push_back(time_tensor(steps[static_cast<std::size_t>(k)].t, states.back()));
-      if (batch.labels.defined()) labels.push_back(batch.labels);
-    }
-    const Condition condition{labels.empty() ? at::Tensor() : at::cat(labels)};
-    v = context.policy.tuned->velocity(at::cat(states), at::cat(times), condition).chunk(static_cast<std::int64_t>(subset_.size()));
-  }
-
-  // The minimiser of every step is its own, so a positive weight per step moves no optimum.
-  std::vector<double> time_weight;
-  double mean_weight = 0;
-  for (const Transition& s : steps) {
-    time_weight.push_back(std::pow(s.s / s.c, 2 * config_.time_weighting));
-    mean_weight += time_weight.back() / static_cast<double>(steps.size());
-  }
+  const std::vector<Drawn> draws = drawn(batch);
+  const std::vector<at::Tensor> v = velocities_with_graph(context, batch, draws);
+  const std::vector<double> weights = time_weights(context.table);
+  const at::Tensor path_weight = ((batch.log_weights - context.log_z) * config_.path_weighting).clamp_max(kMaxLogWeight).exp().to(batch.states[0].scalar_type());
 
   LossReport report;
-  std::vector<std::vector<float>> roots;
+  std::map<std::size_t, std::vector<float>> roots;
   at::Tensor log_weight = at::zeros({batch.n}, at::kDouble);  // of the current policy against the collecting one
-  for (std::size_t i = 0; i < subset_.size(); ++i) {
-    const std::size_t k = static_cast<std::size_t>(subset_[i]);
+  for (std::size_t i = 0; i < draws.size(); ++i) {
+    const Drawn& d = draws[i];
+    const std::size_t k = d.k;
     const Transition& s = steps[k];
-    const at::Tensor residual = (v[i] - batch.base_velocities[k]) * (s.c / s.s) + batch.targets[k] * s.s;
-    const at::Tensor per_sample = residual.flatten(1).square().sum(1);  // [n]
+    const at::Tensor residual = (v[i] - d.of(batch.base_velocities[k])) * (s.c / s.s) + d.of(batch.targets[k]) * s.s;
+    const at::Tensor per_sample = residual.flatten(1).square().sum(1);  // [rows]
     const at::Tensor root = per_sample.detach().sqrt();
     at::Tensor keep = at::ones_like(root);
     if (config_.clip_constant > 0) keep = keep * (per_sample.detach() <= config_.clip_constant);
     const double threshold = config_.clip_quantile > 0 ? thresholds_[config_.clip_per_time ? k : 0] : 0;
     if (threshold > 0) keep = keep * (root < threshold);
-    const at::Tensor term = (per_sample * keep).sum() * (time_weight[k] / mean_weight / static_cast<double>(total * static_cast<std::int64_t>(subset_.size())));
+    const at::Tensor term = (per_sample * keep * d.of(path_weight)).sum() * (weights[k] / static_cast<double>(total * wanted_));
     report.loss = report.loss.defined() ? report.loss + term : term;
 
-    const double n = static_cast<double>(batch.n);
+    const double n = static_cast<double>(per_sample.size(0));
     report.metrics.add("clip_rate", n - keep.sum().item<double>(), n);
     report.metrics.add(cat("loss_t", fixed(s.t, 2)), per_sample.sum().item<double>(), n);
-    report.metrics.add(cat("adjoint_norm_t", fixed(s.t, 2)), batch.targets[k].flatten(1).norm(2, 1).sum().item<double>(), n);
+    report.metrics.add(cat("adjoint_norm_t", fixed(s.t, 2)), d.of(batch.targets[k]).flatten(1).norm(2, 1).sum().item<double>(), n);
     if (batch.with_graph.empty()) {
       const at::NoGradGuard no_grad;
-      log_weight += transition_log_density(s, batch.states[k], v[i].detach(), batch.states[k + 1]).to(at::kDouble) -
-                    transition_log_density(s, batch.states[k], batch.tuned_velocities[k], batch.states[k + 1]).to(at::kDouble);
+      const at::Tensor x = d.of(batch.states[k]), next = d.of(batch.states[k + 1]);
+      const at::Tensor change = transition_log_density(s, x, v[i].detach(), next).to(at::kDouble) -
+                                transition_log_density(s, x, d.of(batch.tuned_velocities[k]), next).to(at::kDouble);
+      if (d.rows.defined()) log_weight.index_add_(0, d.rows, change);
+      else log_weight += change;
     }
     if (config_.clip_quantile > 0) {
       const at::Tensor values = root.to(at::kFloat).contiguous();
-      roots.emplace_back(values.data_ptr<float>(), values.data_ptr<float>() + batch.n);
+      roots[k].assign(values.data_ptr<float>(), values.data_ptr<float>() + values.numel());
     }
   }
   if (config_.clip_quantile > 0) {
@@ -194,7 +247,10 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
   report.metrics.add("reward", batch.rewards.sum().item<double>(), n);
   report.metrics.add("reward_square", batch.rewards.square().sum().item<double>(), n);
   report.metrics.add("control_cost", cost.sum().item<double>(), n);
-  const at::Tensor weight = (log_weight * (static_cast<double>(steps.size()) / static_cast<double>(subset_.size()))).clamp(-50, 50).exp();
+  const at::Tensor weight = (log_weight * (static_cast<double>(steps.size()) / static_cast<double>(wanted_))).clamp(-50, 50).exp();
+  const at::Tensor full_weight = (batch.log_weights - context.log_z).clamp_max(50).exp();
+  report.metrics.add("path_weight", full_weight.sum().item<double>(), n);
+  report.metrics.add("path_weight_square", full_weight.square().sum().item<double>(), n);
   report.metrics.add("weight", weight.sum().item<double>(), n);
   report.metrics.add("weight_square", weight.square().sum().item<double>(), n);
   return report;
@@ -203,14 +259,15 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
 void AdjointMatching::end_step(std::map<std::string, double>& metrics) {
   metrics["reward_deviation"] = std::sqrt(std::max(0.0, metrics["reward_square"] - metrics["reward"] * metrics["reward"]));
   metrics["ess"] = metrics["weight"] * metrics["weight"] / std::max(1e-300, metrics["weight_square"]);  // share of the batch
-  for (const char* name : {"reward_square", "weight", "weight_square"}) metrics.erase(name);
+  metrics["path_ess"] = metrics["path_weight"] * metrics["path_weight"] / std::max(1e-300, metrics["path_weight_square"]);  // 1 at the optimum
+  for (const char* name : {"path_weight_square", "reward_square", "weight", "weight_square"}) metrics.erase(name);
   if (config_.clip_quantile <= 0) return;
   // Pool in sample order, then move the running quantiles; the first batch sets them.
   std::vector<std::vector<float>> pooled(thresholds_.size());
   for (const auto& [first, roots] : observed_) {
-    for (std::size_t i = 0; i < roots.size(); ++i) {
-      std::vector<float>& pool = pooled[config_.clip_per_time ? static_cast<std::size_t>(subset_[i]) : 0];
-      pool.insert(pool.end(), roots[i].begin(), roots[i].end());
+    for (const auto& [k, values] : roots) {
+      std::vector<float>& pool = pooled[config_.clip_per_time ? k : 0];
+      pool.insert(pool.end(), values.begin(), values.end());
     }
   }
   for (std::size_t j = 0; j < pooled.size(); ++j) {

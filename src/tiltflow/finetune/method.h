@@ -29,12 +29,14 @@ struct FinetuneContext {
   const LabelSource& labels;
   std::vector<std::int64_t> sample_shape;
   at::ScalarType dtype = at::kFloat;
+  double log_z = 0;  // estimate of log E_base exp(r): scales path weights, nothing else
 };
 
 // A batch of trajectories with what the loss needs; no graph except in `with_graph`.
 struct Batch {
   std::int64_t first = 0, n = 0;
   at::Tensor labels, rewards;                // [n]
+  at::Tensor log_weights;                    // [n] log dP*/dP of the path under the collecting policy, up to log Z
   std::vector<at::Tensor> states;            // K+1
   std::vector<at::Tensor> targets;           // K: the adjoint that the loss of step k pairs with
   std::vector<at::Tensor> base_velocities;   // K

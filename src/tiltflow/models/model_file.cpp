@@ -62,7 +62,7 @@ LoadedModel load_velocity_model(const std::filesystem::path& path, const Args& o
   for (const auto& [name, tensor] : tensors) require_finite(tensor, cat(where, ": tensor '", name, "'"));
   if (family == "sit") {
     const SitConfig config = infer_sit_config(tensors, args);
-    require_fit(init_sit(config, RandomStreams(0)), tensors, where);
+    require_fit(sit_shapes(config), tensors, where);
     out.model = make_sit(config, tensors, {}, runtime);
   } else if (family == "mlp") {
     const MlpConfig config = mlp_config_from_args(args);

@@ -26,4 +26,12 @@ ImportanceWeights importance_weights(const at::Tensor& rewards, const at::Tensor
   return out;
 }
 
+PathGap path_gap(const at::Tensor& rewards, const at::Tensor& log_ratio, const at::Tensor& labels) {
+  const at::Tensor w = rewards.to(at::kDouble) + log_ratio.to(at::kDouble);
+  const ImportanceWeights weights = importance_weights(w, labels);
+  const at::Tensor influence = weights.log_weights.exp() - w;  // of one sample on log Z - E w, up to a constant
+  const double n = static_cast<double>(w.size(0));
+  return {weights.log_z - w.mean().item<double>(), w.size(0) > 1 ? influence.std().item<double>() / std::sqrt(n) : 0, weights.ess / n};
+}
+
 }  // namespace tiltflow

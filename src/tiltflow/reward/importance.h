@@ -16,4 +16,13 @@ struct ImportanceWeights {
 // rewards [N], labels [N] or undefined.
 ImportanceWeights importance_weights(const at::Tensor& rewards, const at::Tensor& labels);
 
+// KL(tuned || p*) over whole paths, from paths of the tuned model alone: w = r + log_ratio, gap = log E exp(w) - E w. As the
+// tuned law nears p*, w becomes constant and the error vanishes, unlike with log Z from base samples; but a mode of p* that
+// the tuned model never visits stays unseen. All arguments [N]; labels may be undefined.
+struct PathGap {
+  double gap = 0, gap_se = 0;  // nats; delta method
+  double ess = 0;              // of the weights exp(w), as a share of N
+};
+PathGap path_gap(const at::Tensor& rewards, const at::Tensor& log_ratio, const at::Tensor& labels);
+
 }  // namespace tiltflow

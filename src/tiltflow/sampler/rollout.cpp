@@ -58,4 +58,9 @@ at::Tensor control_cost(const Transition& step, const at::Tensor& v_tuned, const
   return (v_tuned - v_base).flatten(1).square().sum(1) * (step.c * step.c / (2 * step.s * step.s));
 }
 
+at::Tensor path_log_ratio(const Transition& step, const at::Tensor& v_tuned, const at::Tensor& v_base, const at::Tensor& noise) {
+  const at::Tensor pull = (v_tuned - v_base) * (step.c / step.s);
+  return -(pull * (noise + pull * 0.5)).flatten(1).sum(1);
+}
+
 }  // namespace tiltflow

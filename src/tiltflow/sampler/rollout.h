@@ -42,4 +42,8 @@ at::Tensor transition_log_density(const Transition& step, const at::Tensor& x, c
 // |c (v_tuned - v_base)|^2 / (2 s^2) per sample, [N]: the step's share of the KL between the two chains.
 at::Tensor control_cost(const Transition& step, const at::Tensor& v_tuned, const at::Tensor& v_base);
 
+// log N(next; base mean, s^2) - log N(next; tuned mean, s^2) per sample, [N], for next drawn by the tuned chain with `noise`;
+// its conditional mean is -control_cost.
+at::Tensor path_log_ratio(const Transition& step, const at::Tensor& v_tuned, const at::Tensor& v_base, const at::Tensor& noise);
+
 }  // namespace tiltflow

@@ -66,15 +66,17 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
       part.x = solve_ode(field, x_0, grid, condition, ode_options).x;
     } else {
       RolloutOptions keep;
-      keep.keep_states = keep.keep_velocities = costs;
+      keep.keep_states = keep.keep_velocities = keep.keep_noises = costs;
       const Trajectory path_taken = rollout(field, table, x_0, condition, keyed_noise(streams, options.step, begin, x_0), keep);
       part.x = path_taken.last;
       if (costs) {
-        part.cost = at::zeros({n});
+        part.cost = at::zeros({n}), part.log_ratio = at::zeros({n});
         for (std::size_t k = 0; k < table.steps.size(); ++k) {
-          if (!(table.steps[k].s > 0)) continue;
-          const at::Tensor v = options.reference->velocity(path_taken.states[k], time_tensor(table.steps[k].t, x_0), condition);
-          part.cost += control_cost(table.steps[k], path_taken.velocities[k], v);
+          const Transition& step = table.steps[k];
+          if (!(step.s > 0)) continue;
+          const at::Tensor v = options.reference->velocity(path_taken.states[k], time_tensor(step.t, x_0), condition);
+          part.cost += control_cost(step, path_taken.velocities[k], v);
+          part.log_ratio += path_log_ratio(step, path_taken.velocities[k], v, path_taken.noises[k]);
         }
       }
     }
@@ -83,15 +85,15 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     if (options.progress) options.progress(done);
   });
   Draws out;
-  std::vector<at::Tensor> x, y, cost;
+  std::vector<at::Tensor> x, y, cost, log_ratio;
   for (const Draws& part : parts) {
     x.push_back(part.x);
     if (part.labels.defined()) y.push_back(part.labels);
-    if (part.cost.defined()) cost.push_back(part.cost);
+    if (part.cost.defined()) cost.push_back(part.cost), log_ratio.push_back(part.log_ratio);
   }
   out.x = at::cat(x);
   if (!y.empty()) out.labels = at::cat(y);
-  if (!cost.empty()) out.cost = at::cat(cost);
+  if (!cost.empty()) out.cost = at::cat(cost), out.log_ratio = at::cat(log_ratio);
   if (!at::isfinite(out.x).all().item<bool>()) fail(ErrorKind::kNonFinite, cat("sampler ", config.name, " produced NaN or infinity"), "use more steps or another sampler");
   return out;
 }

@@ -34,14 +34,15 @@ LabelSource uniform_labels(const RandomStreams& streams, std::uint32_t step, std
 struct DrawOptions {
   std::int64_t n = 64, first = 0, chunk = 32;
   std::uint32_t step = 0;  // key of the noise
-  const VelocityField* reference = nullptr;  // with it, the control cost against this field is measured (stochastic samplers)
+  const VelocityField* reference = nullptr;  // with it, cost and log_ratio against this field are measured (stochastic samplers)
   std::function<void(std::int64_t done)> progress;
 };
 
 struct Draws {
   at::Tensor x;        // [n, ...]
   at::Tensor labels;   // [n] or undefined
-  at::Tensor cost;     // [n] path KL against `reference`, or undefined
+  at::Tensor cost;       // [n] path KL against `reference`, or undefined
+  at::Tensor log_ratio;  // [n] log density of the path under `reference` minus that under the field; its mean is -cost's
 };
 
 Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,

@@ -18,4 +18,9 @@ std::map<std::string, double> MetricSums::averages() const {
   return out;
 }
 
+double MetricSums::weight_of(const std::string& name) const {
+  const auto found = sums_.find(name);
+  return found == sums_.end() ? 0 : found->second.second;
+}
+
 }  // namespace tiltflow

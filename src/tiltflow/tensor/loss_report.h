@@ -14,6 +14,7 @@ class MetricSums {
   void add(const std::string& name, double sum, double weight = 1);
   void add(const MetricSums& other);
   std::map<std::string, double> averages() const;
+  double weight_of(const std::string& name) const;  // 0 when absent
 
  private:
   std::map<std::string, std::pair<double, double>> sums_;

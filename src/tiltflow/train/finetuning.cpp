@@ -95,15 +95,15 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   return s;
 }
 
-FinetuneObjective::FinetuneObjective(const FinetuneSetup& setup, Policy policy, std::unique_ptr<FinetuneMethod> method)
+FinetuneObjective::FinetuneObjective(const FinetuneSetup& setup, Policy policy, std::unique_ptr<FinetuneMethod> method, double log_z)
     : setup_(setup), policy_(std::move(policy)), counted_base_(std::make_shared<CountingField>(policy_.base)),
-      counted_tuned_(std::make_shared<CountingField>(policy_.tuned)), method_(std::move(method)), labels_(no_labels()) {
+      counted_tuned_(std::make_shared<CountingField>(policy_.tuned)), method_(std::move(method)), labels_(no_labels()), log_z_(log_z) {
   policy_.base = counted_base_;
   policy_.tuned = counted_tuned_;
 }
 
 FinetuneContext FinetuneObjective::context() const {
-  return {policy_, *setup_.reward, *setup_.path, setup_.table, setup_.streams, labels_, setup_.model->sample_shape()};
+  return {policy_, *setup_.reward, *setup_.path, setup_.table, setup_.streams, labels_, setup_.model->sample_shape(), at::kFloat, log_z_};
 }
 
 std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
@@ -172,8 +172,10 @@ void evaluate(const FinetuneSetup& setup, const Policy& policy, const ParameterS
   const Draws draws = draw(*policy.tuned, setup.config.sampler, *setup.path, setup.model->sample_shape(), setup.streams, setup.labels_at(kEvaluationKey), options);
   const at::Tensor r = setup.reward->score(draws.x, draws.labels).to(at::kDouble), net = r - draws.cost.to(at::kDouble);
   const double cost = draws.cost.mean().item<double>();
+  const PathGap sharp = path_gap(r, draws.log_ratio, draws.labels);
   run.log(step, {{"eval_reward", r.mean().item<double>()}, {"eval_reward_se", standard_error(r)}, {"eval_control_cost", cost},
                  {"eval_gap", base.log_z - net.mean().item<double>()}, {"eval_gap_se", std::hypot(standard_error(net), base.log_z_se)},
+                 {"eval_path_gap", sharp.gap}, {"eval_path_gap_se", sharp.gap_se}, {"eval_path_ess", sharp.ess},
                  {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base.reward) / cost : 0}});
   run.histogram("eval_rewards", step, r);
   if (draws.x.dim() == 4) {
@@ -194,7 +196,7 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   log_info(cat("base: reward ", compact(base.reward), " +- ", compact(base.reward_se, 2), ", log Z ", compact(base.log_z), " +- ", compact(base.log_z_se, 2), " (ESS ", fixed(base.ess, 0), " of ", setup.config.evaluation.base_samples, ")"));
 
   const Policy plain = policy;  // without counters, for evaluation
-  FinetuneObjective objective(setup, std::move(policy), std::make_unique<AdjointMatching>(setup.config.method));
+  FinetuneObjective objective(setup, std::move(policy), std::make_unique<AdjointMatching>(setup.config.method), base.log_z);
   TrainHooks hooks;
   hooks.label = "finetune";
   hooks.note = [&](const std::map<std::string, double>& m) {

@@ -73,7 +73,7 @@ FinetuneSetup set_up(const FinetuneConfig& config);
 
 class FinetuneObjective final : public Objective {
  public:
-  FinetuneObjective(const FinetuneSetup& setup, Policy policy, std::unique_ptr<FinetuneMethod> method);
+  FinetuneObjective(const FinetuneSetup& setup, Policy policy, std::unique_ptr<FinetuneMethod> method, double log_z = 0);
   const ParameterSet& trainable() const override { return policy_.trainable; }
   std::int64_t begin_step(std::int64_t step) override;
   LossReport item(std::int64_t i) override;
@@ -92,6 +92,7 @@ class FinetuneObjective final : public Objective {
   LabelSource labels_;
   std::vector<Batch> buffer_;
   std::int64_t step_ = 0, collected_at_ = 0;
+  double log_z_;
 };
 
 // Statistics of base samples that metrics refer to.

@@ -118,8 +118,7 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
     if (!std::isfinite(norm)) fail(ErrorKind::kNonFinite, cat("a gradient is not finite at step ", step + 1), "lower the learning rate; the last checkpoint is intact");
     const double rate = config.optimizer.learning_rate * schedule_factor(config.optimizer, step, config.steps);
     optimizer.step(result.gradients, rate);
-    average.update(config.average_decay > 0 ? step : 0);
-    if (config.average_decay == 0) assign(average.values(), trainable, "weights");
+    average.update(step);
     ++step;
 
     std::map<std::string, double> metrics = result.metrics.averages();

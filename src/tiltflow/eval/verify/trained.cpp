@@ -40,14 +40,12 @@ TrainedControl train_control(const ExactProblem& problem, const TrainedOptions& 
   optimizer_config.learning_rate = options.learning_rate;
   optimizer_config.final_fraction = 0.01;
   AdamW optimizer(optimizer_config, out.policy.trainable);
-  WeightAverage average(out.policy.trainable, options.average_decay);
+  WeightAverage average(out.policy.trainable, 0.97);
   for (std::int64_t i = 0; i < options.iterations; ++i) {
     const at::AutoGradMode grad(true);
     method.begin_step(context, i, true);
     const LossReport report = method.loss(context, method.collect(context, i, 0, options.batch, false), options.batch);
-    std::vector<at::Tensor> gradients = torch::autograd::grad({report.loss}, out.policy.trainable.tensors());
-    clip_gradients(gradients, options.gradient_clip);
-    optimizer.step(gradients, optimizer_config.learning_rate * schedule_factor(optimizer_config, i, options.iterations));
+    optimizer.step(torch::autograd::grad({report.loss}, out.policy.trainable.tensors()), optimizer_config.learning_rate * schedule_factor(optimizer_config, i, options.iterations));
     average.update(i);
     (i == 0 ? out.first_loss : out.last_loss) = report.loss.item<double>();
   }

@@ -144,32 +144,61 @@ class Sit final : public VelocityModel {
 
 }  // namespace
 
-ParameterSet init_sit(const SitConfig& c, const RandomStreams& streams) {
+namespace {
+
+// Every tensor of the state dict in the official order. `key` names its random stream.
+enum class Fill { kZeros, kXavier, kNormal, kPositions };
+struct Slot {
+  std::string name, key;
+  std::vector<std::int64_t> shape;
+  Fill fill;
+};
+
+std::vector<Slot> layout(const SitConfig& c) {
   validate(c);
-  ParameterSet out;
-  const auto linear = [&](const std::string& name, std::int64_t rows, std::int64_t columns, bool zero = false) {
-    out.add(name + ".weight", zero ? at::zeros({rows, columns}) : xavier_uniform(streams, name, {rows, columns}));
-    out.add(name + ".bias", at::zeros({rows}));
+  std::vector<Slot> out;
+  const auto linear = [&](const std::string& name, std::int64_t rows, std::int64_t columns, Fill fill = Fill::kXavier) {
+    out.push_back({name + ".weight", name, {rows, columns}, fill});
+    out.push_back({name + ".bias", name, {rows}, Fill::kZeros});
   };
-  const std::int64_t width = c.hidden_size, mlp = static_cast<std::int64_t>(static_cast<double>(width) * c.mlp_ratio);
-  out.add("pos_embed", sincos_positions(c.input_size / c.patch_size, width));
-  out.add("x_embedder.proj.weight", xavier_uniform(streams, "x_embedder.proj", {width, c.in_channels, c.patch_size, c.patch_size}));
-  out.add("x_embedder.proj.bias", at::zeros({width}));
-  out.add("t_embedder.mlp.0.weight", normal_init(streams, "t_embedder.mlp.0", {width, kFrequencies}, 0.02));
-  out.add("t_embedder.mlp.0.bias", at::zeros({width}));
-  out.add("t_embedder.mlp.2.weight", normal_init(streams, "t_embedder.mlp.2", {width, width}, 0.02));
-  out.add("t_embedder.mlp.2.bias", at::zeros({width}));
-  out.add("y_embedder.embedding_table.weight", normal_init(streams, "y_embedder", {c.num_classes + (c.null_class ? 1 : 0), width}, 0.02));
+  const std::int64_t width = c.hidden_size, mlp = static_cast<std::int64_t>(static_cast<double>(width) * c.mlp_ratio), tokens = (c.input_size / c.patch_size) * (c.input_size / c.patch_size);
+  out.push_back({"pos_embed", "", {1, tokens, width}, Fill::kPositions});
+  out.push_back({"x_embedder.proj.weight", "x_embedder.proj", {width, c.in_channels, c.patch_size, c.patch_size}, Fill::kXavier});
+  out.push_back({"x_embedder.proj.bias", "", {width}, Fill::kZeros});
+  linear("t_embedder.mlp.0", width, kFrequencies, Fill::kNormal);
+  linear("t_embedder.mlp.2", width, width, Fill::kNormal);
+  out.push_back({"y_embedder.embedding_table.weight", "y_embedder", {c.num_classes + (c.null_class ? 1 : 0), width}, Fill::kNormal});
   for (std::int64_t i = 0; i < c.depth; ++i) {
     const std::string prefix = cat("blocks.", i, ".");
     linear(prefix + "attn.qkv", 3 * width, width);
     linear(prefix + "attn.proj", width, width);
     linear(prefix + "mlp.fc1", mlp, width);
     linear(prefix + "mlp.fc2", width, mlp);
-    linear(prefix + "adaLN_modulation.1", 6 * width, width, /*zero=*/true);
+    linear(prefix + "adaLN_modulation.1", 6 * width, width, Fill::kZeros);
   }
-  linear("final_layer.linear", c.patch_size * c.patch_size * c.out_channels(), width, /*zero=*/true);
-  linear("final_layer.adaLN_modulation.1", 2 * width, width, /*zero=*/true);
+  linear("final_layer.linear", c.patch_size * c.patch_size * c.out_channels(), width, Fill::kZeros);
+  linear("final_layer.adaLN_modulation.1", 2 * width, width, Fill::kZeros);
+  return out;
+}
+
+}  // namespace
+
+ParameterSet sit_shapes(const SitConfig& config) {
+  ParameterSet out;
+  for (const Slot& slot : layout(config)) out.add(slot.name, at::empty(slot.shape, at::TensorOptions().device(at::kMeta)));
+  return out;
+}
+
+ParameterSet init_sit(const SitConfig& config, const RandomStreams& streams) {
+  ParameterSet out;
+  for (const Slot& slot : layout(config)) {
+    switch (slot.fill) {
+      case Fill::kZeros: out.add(slot.name, at::zeros(slot.shape)); break;
+      case Fill::kXavier: out.add(slot.name, xavier_uniform(streams, slot.key, slot.shape)); break;
+      case Fill::kNormal: out.add(slot.name, normal_init(streams, slot.key, slot.shape, 0.02)); break;
+      case Fill::kPositions: out.add(slot.name, sincos_positions(config.input_size / config.patch_size, config.hidden_size)); break;
+    }
+  }
   return out;
 }
 

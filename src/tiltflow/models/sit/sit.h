@@ -11,6 +11,8 @@ namespace tiltflow {
 
 // Freshly initialised weights as in the official code (zero modulation and output layers).
 ParameterSet init_sit(const SitConfig& config, const RandomStreams& streams);
+// Names and shapes alone (meta tensors).
+ParameterSet sit_shapes(const SitConfig& config);
 
 // velocity: x [N, C, S, S], t [N], labels [N] in [0, num_classes] (undefined: null class) -> [N, C, S, S].
 // Weights may be fp32 or fp64. Throws kBadFile listing missing, unexpected and mis-shaped tensors.

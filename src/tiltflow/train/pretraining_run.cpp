@@ -1,0 +1,90 @@
+#include "tiltflow/train/pretraining_run.h"
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/models/model_file.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/train/pretraining.h"
+
+namespace tiltflow {
+
+void bind(Fields& f, PretrainDataConfig& c) {
+  f.value("format", c.format, "idx (MNIST files), cifar (binary records) or folder (one sub-folder a class)", one_of({"idx", "cifar", "folder"}));
+  f.value("path", c.path, "folder that holds the data");
+}
+
+void bind(Fields& f, PretrainModelConfig& c) {
+  f.value("family", c.family, "architecture of the velocity model", one_of({"sit"}));
+  f.value("path", c.path, "interpolation path: linear, gvp or vp", one_of(path_names()));
+  f.value("init", c.init, "flow: start from the weights of this model file instead of fresh ones");
+  f.table("args", c.args, "constructor arguments by their official names");
+}
+
+void bind(Fields& f, PretrainConfig& c) {
+  f.value("kind", c.kind, "flow (velocity model) or classifier (judge)", one_of({"flow", "classifier"}));
+  f.value("seed", c.seed, "root of all randomness", at_least_integer(0));
+  f.value("batch", c.batch, "images per step", at_least_integer(1));
+  f.value("item", c.item, "images per independent piece of work", at_least_integer(1));
+  f.value("label_dropout", c.label_dropout, "flow: share of labels replaced by the null class", between(0, 1));
+  f.value("time_sampling", c.time_sampling, "flow: uniform or logit-normal", one_of({"uniform", "logit-normal"}));
+  f.value("noise", c.noise, "classifier: largest deviation of the noise added to inputs", at_least(0));
+  f.value("shift", c.shift, "classifier: largest random translation in pixels", at_least_integer(0));
+  f.value("label_smoothing", c.label_smoothing, "classifier: label smoothing", between(0, 0.9));
+  f.section("data", c.data);
+  f.section("model", c.model);
+  f.section("compute", c.compute);
+  f.section("train", c.train);
+}
+
+PretrainSetup set_up(const PretrainConfig& c) {
+  const ModelRuntime runtime = apply(c.compute);
+  PretrainSetup s{c, nullptr, {}};
+  if (c.kind == "flow") {
+    s.model = create_velocity_model({c.model.family, c.model.args}, static_cast<std::uint64_t>(c.seed), runtime);
+    if (!c.model.init.empty()) assign(s.model->parameters(), load_velocity_model(c.model.init, c.model.args).model->parameters(), c.model.init);
+  } else {
+    classifier_config_from_args(c.model.args);
+  }
+  s.data = read_dataset(c.data.format, c.data.path, "train");
+  return s;
+}
+
+namespace {
+
+void pretrain_flow(PretrainSetup s, Run& run) {
+  const PretrainConfig& c = s.config;
+  FlowMatchingObjective objective(std::move(s.model), make_path(c.model.path), std::move(s.data), {c.batch, c.item, c.label_dropout, c.time_sampling}, static_cast<std::uint64_t>(c.seed));
+  TrainHooks hooks;
+  hooks.label = "pretrain";
+  const TrainResult result = train(c.train, objective, run, hooks);
+  ParameterSet all;  // trained weights (averaged) plus buffers
+  for (const auto& [name, tensor] : objective.model().parameters()) all.add(name, result.average.contains(name) ? result.average.at(name) : tensor);
+  const auto file = run.directory() / "model.safetensors";
+  save_velocity_model(file, objective.model(), all, {{"tiltflow.path", c.model.path}, {"tiltflow.steps", std::to_string(result.steps)}});
+  log_info(cat("wrote ", file.string(), " (", all.numel(), " parameters)"));
+}
+
+void pretrain_classifier(PretrainSetup s, Run& run) {
+  const PretrainConfig& c = s.config;
+  ClassificationObjective objective(classifier_config_from_args(c.model.args), std::move(s.data),
+                                    {c.batch, c.item, c.noise, c.shift, c.label_smoothing}, static_cast<std::uint64_t>(c.seed));
+  TrainHooks hooks;
+  hooks.label = "pretrain";
+  hooks.note = [](const std::map<std::string, double>& m) { return cat("loss ", compact(m.at("loss")), "  accuracy ", fixed(100 * m.at("train_accuracy"), 1), " %"); };
+  const TrainResult result = train(c.train, objective, run, hooks);
+  const ImageDataset held_out = read_dataset(c.data.format, c.data.path, "test");
+  const double test_accuracy = accuracy(Classifier(objective.classifier().config(), result.average), held_out);
+  const auto file = run.directory() / "model.safetensors";
+  save_classifier(file, objective.classifier().config(), result.average, {{"tiltflow.test_accuracy", fixed(test_accuracy, 4)}});
+  log_info(cat("wrote ", file.string(), "; accuracy on ", held_out.size(), " held-out images: ", fixed(100 * test_accuracy, 2), " %"));
+}
+
+}  // namespace
+
+void pretrain(PretrainSetup setup, Run& run) {
+  if (setup.config.kind == "flow") pretrain_flow(std::move(setup), run);
+  else pretrain_classifier(std::move(setup), run);
+}
+
+}  // namespace tiltflow

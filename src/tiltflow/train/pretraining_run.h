@@ -1,0 +1,53 @@
+// The configuration of `tiltflow pretrain` and its two runs: a velocity model by flow matching, or the judge.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "tiltflow/config/fields.h"
+#include "tiltflow/io/dataset.h"
+#include "tiltflow/models/runtime_config.h"
+#include "tiltflow/models/velocity_model.h"
+#include "tiltflow/train/trainer.h"
+
+namespace tiltflow {
+
+struct PretrainDataConfig {
+  std::string format = "idx", path = "data/mnist";
+};
+void bind(Fields& f, PretrainDataConfig& c);
+
+struct PretrainModelConfig {
+  std::string family = "sit", path = "linear", init;
+  std::map<std::string, std::string> args;
+};
+void bind(Fields& f, PretrainModelConfig& c);
+
+struct PretrainConfig {
+  std::string kind = "flow";
+  std::int64_t seed = 0, batch = 128, item = 32;
+  double label_dropout = 0.1;
+  std::string time_sampling = "uniform";
+  double noise = 0.3;
+  std::int64_t shift = 2;
+  double label_smoothing = 0;
+  PretrainDataConfig data;
+  PretrainModelConfig model;
+  ComputeConfig compute;
+  TrainConfig train;
+};
+void bind(Fields& f, PretrainConfig& c);
+
+struct PretrainSetup {
+  PretrainConfig config;
+  std::unique_ptr<VelocityModel> model;  // flow: fresh, or with the weights of model.init; null for a classifier
+  ImageDataset data;
+};
+// Reads and checks everything the configuration names: data, initial weights, constructor arguments. Throws kConfig, kBadFile.
+PretrainSetup set_up(const PretrainConfig& config);
+
+// Trains to the end, continuing from the run's newest checkpoint, and writes model.safetensors (averaged weights).
+void pretrain(PretrainSetup setup, Run& run);
+
+}  // namespace tiltflow
