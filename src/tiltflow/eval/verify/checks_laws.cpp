@@ -38,7 +38,7 @@ std::vector<VerifyRow> path_rows(const std::string& path, int steps, std::uint64
 std::vector<VerifyRow> trained_rows(const ExactProblem& p, TrainedOptions options, LawTolerances tolerances, bool with_distance) {
   const TrainedControl control = train_control(p, options);
   const SampledLaw law = sample_law(*control.policy.tuned, control.table, p.dimension(), kLawSamples, options.seed + 200, p.base.get());
-  return law_rows(p, cat(p.name, ", trained MLP, K=", options.steps), law, tolerances, with_distance);
+  return law_rows(p, cat(p.name, ", trained MLP, K=", options.steps, options.path_weighting > 0 ? ", path weights" : ""), law, tolerances, with_distance);
 }
 
 // The fixed point of a variant, and by how much its law misses p*: mode weight of the mixture, mean of the Gaussian.
@@ -104,6 +104,11 @@ std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed) {
     add([] { return line_gaussian(true); }, options, gaussian(steps));
     add([] { return wide_gaussian(16, false); }, options, gaussian(steps));
     add([] { return wide_gaussian(16, true); }, options, gaussian(steps));
+    if (steps == 40) {
+      TrainedOptions weighted = options;
+      weighted.path_weighting = 1;
+      add(near_modes, weighted, tolerances(steps));
+    }
     options.hidden = 96;
     add([] { return wide_gaussian(64, false); }, options, gaussian(steps));
     add([] { return wide_gaussian(64, true); }, options, gaussian(steps));

@@ -32,9 +32,10 @@ TrainedControl train_control(const ExactProblem& problem, const TrainedOptions& 
   AdjointMatchingConfig config = adjoint_matching_preset("exact", options.steps);
   config.loss_steps = options.loss_steps;
   config.keep_graphs = options.loss_steps > 0;
+  config.path_weighting = options.path_weighting;
   AdjointMatching method(config);
   const LabelSource labels = no_labels();
-  const FinetuneContext context{out.policy, *reward, *problem.path, out.table, streams, labels, {problem.dimension()}};
+  const FinetuneContext context{out.policy, *reward, *problem.path, out.table, streams, labels, {problem.dimension()}, at::kFloat, problem.target.log_z};
 
   OptimizerConfig optimizer_config;
   optimizer_config.learning_rate = options.learning_rate;

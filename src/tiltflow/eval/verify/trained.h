@@ -10,7 +10,7 @@ struct TrainedOptions {
   int steps = 40;                  // of the sampler
   std::int64_t iterations = 300, batch = 256, hidden = 64, depth = 2;
   std::int64_t loss_steps = 0;     // 0: all
-  double learning_rate = 5e-3, reward_scale = 1;
+  double learning_rate = 5e-3, reward_scale = 1, path_weighting = 0;
   std::uint64_t seed = 3;
 };
 
