@@ -59,6 +59,16 @@ TEST(program_recipes, EveryRecipePassesADryRun) {
   expect_message(run("pretrain recipes/pretrain-mnist.toml --dry-run --set data.path=/nonexistent"), 4, "not found");
 }
 
+TEST(program_eval, GuidanceReachesTheConditionalSamples) {
+  const std::string base = "eval --model assets/mnist-sit.safetensors --judge assets/mnist-judge.safetensors --reference assets/mnist-heldout-features.safetensors --n 16 --steps 3 --json ";
+  const Outcome plain = run(base), guided = run(base + "--guidance 3");
+  EXPECT_EQ(plain.code, 0) << plain.err;
+  EXPECT_EQ(guided.code, 0) << guided.err;
+  const auto value = [](const Outcome& o, const std::string& key) { return split(o.out.substr(o.out.find(key)), ',')[0]; };
+  EXPECT_NE(value(plain, "frechet_conditional"), value(guided, "frechet_conditional"));
+  EXPECT_EQ(value(plain, "frechet_unconditional"), value(guided, "frechet_unconditional"));
+}
+
 TEST(program_errors, ConfigurationProblems) {
   expect_message(run("finetune recipes/mnist-ink.toml --set train.stepz=1 --out /tmp/never"), 3, "did you mean 'train.steps'");
   expect_message(run("finetune recipes/mnist-ink.toml --set batch=x --out /tmp/never"), 3, "must be an integer");

@@ -187,8 +187,10 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
   batch.base_velocities = std::move(pass.base_velocities);
   if (!batch.base_velocities[0].defined()) batch.base_velocities[0] = context.policy.base->velocity(x_0, time_tensor(context.table.steps[0].t, x_0), condition);
   for (std::size_t k = 0; k < grid_size_; ++k) batch.targets.push_back(pass.adjoints[same ? k : k + 1]);
+  batch.control_cost = at::zeros({n}, batch.rewards.options());
   batch.log_weights = batch.rewards.to(at::kDouble);
   for (std::size_t k = 0; k < grid_size_; ++k) {
+    batch.control_cost += control_cost(context.table.steps[k], batch.tuned_velocities[k], batch.base_velocities[k]).to(batch.control_cost.scalar_type());
     batch.log_weights += path_log_ratio(context.table.steps[k], batch.tuned_velocities[k], batch.base_velocities[k], path.noises[k]).to(at::kDouble);
   }
   return batch;
@@ -241,12 +243,10 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
   }
 
   // Metrics of the collecting policy over all K steps: exact for the chain.
-  at::Tensor cost = at::zeros({batch.n}, batch.rewards.options());
-  for (std::size_t k = 0; k < steps.size(); ++k) cost += control_cost(steps[k], batch.tuned_velocities[k], batch.base_velocities[k]).to(cost.scalar_type());
   const double n = static_cast<double>(batch.n);
   report.metrics.add("reward", batch.rewards.sum().item<double>(), n);
   report.metrics.add("reward_square", batch.rewards.square().sum().item<double>(), n);
-  report.metrics.add("control_cost", cost.sum().item<double>(), n);
+  report.metrics.add("control_cost", batch.control_cost.sum().item<double>(), n);
   const at::Tensor weight = (log_weight * (static_cast<double>(steps.size()) / static_cast<double>(wanted_))).clamp(-50, 50).exp();
   const at::Tensor full_weight = (batch.log_weights - context.log_z).clamp_max(50).exp();
   report.metrics.add("path_weight", full_weight.sum().item<double>(), n);

@@ -36,6 +36,7 @@ struct FinetuneContext {
 struct Batch {
   std::int64_t first = 0, n = 0;
   at::Tensor labels, rewards;                // [n]
+  at::Tensor control_cost;                   // [n] path KL of the collecting policy against the base
   at::Tensor log_weights;                    // [n] log dP*/dP of the path under the collecting policy, up to log Z
   std::vector<at::Tensor> states;            // K+1
   std::vector<at::Tensor> targets;           // K: the adjoint that the loss of step k pairs with
