@@ -21,6 +21,7 @@ namespace {
 
 struct EvalOptions {
   std::string run, model, judge, reference, data, format = "idx", sampler = "auto", make_reference;
+  std::vector<std::string> args;
   std::int64_t n = 2000, steps = 40, seed = 0, workers = 0;
   double guidance = 1;
   bool json = false;
@@ -78,7 +79,7 @@ int evaluate_model(const EvalOptions& o) {
   if (o.judge.empty()) fail(ErrorKind::kUsage, "eval --model needs --judge FILE");
   ComputeConfig compute;
   compute.workers = o.workers;
-  LoadedModel loaded = load_velocity_model(o.model, {}, apply(compute));
+  LoadedModel loaded = load_velocity_model(o.model, key_values(o.args), apply(compute));
   const std::shared_ptr<const VelocityModel> model = std::move(loaded.model);
   const auto judge = load_classifier(o.judge);
   const FeatureMoments reference = reference_moments(o, *judge);
@@ -124,9 +125,11 @@ void add_eval(CLI::App& program, Action& action) {
   verb->add_option("--format", o->format, "of --data: idx, cifar or folder")->capture_default_str();
   verb->add_option("--make-reference", o->make_reference, "write the moments of --data to this file");
   verb->add_option("--n", o->n, "samples")->capture_default_str()->check(CLI::Range(16, 10'000'000));
-  verb->add_option("--sampler", o->sampler, "see `tiltflow list samplers`")->capture_default_str();
+  verb->add_option("--sampler", o->sampler, "see `tiltflow list samplers`")->check(CLI::IsMember(sampler_names()))->capture_default_str();
   verb->add_option("--steps", o->steps, "sampler steps")->capture_default_str()->check(CLI::PositiveNumber);
   verb->add_option("--guidance", o->guidance, "classifier-free guidance of the conditional samples; 1 = none")->needs(model)->capture_default_str();
+  verb->add_option("--model-arg", o->args, "constructor argument, e.g. num_heads=6 (repeatable)")->needs(model)->type_name("KEY=VALUE")->allow_extra_args(false);
+  verb->add_option("--workers", o->workers, "pieces of work at a time; 0 = one per core")->needs(model)->check(CLI::NonNegativeNumber)->capture_default_str();
   verb->add_option("--seed", o->seed, "seed")->capture_default_str()->check(CLI::NonNegativeNumber);
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->callback([=, &action] {

@@ -1,4 +1,5 @@
 // The program: parses the command line, runs one verb, turns errors into one message and an exit code.
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <exception>
@@ -39,6 +40,16 @@ int report_error(const Error& error) {
   return exit_code(error.kind());
 }
 
+// CLI11 only says that a subcommand is missing.
+void reject_unknown_verb(const CLI::App& program, int argc, char** argv) {
+  const auto word = std::find_if(argv + 1, argv + argc, [](const char* argument) { return argument[0] != '-'; });
+  if (word == argv + argc) return;
+  std::vector<std::string> verbs;
+  for (const CLI::App* verb : program.get_subcommands([](const CLI::App*) { return true; })) verbs.push_back(verb->get_name());
+  if (std::find(verbs.begin(), verbs.end(), *word) != verbs.end()) return;
+  fail(ErrorKind::kUsage, cat("'", *word, "' is not a verb of tiltflow", did_you_mean(*word, verbs)), cat("verbs: ", join(verbs, ", ")));
+}
+
 int run(int argc, char** argv) {
   CLI::App program{"tiltflow aligns flow and diffusion models with a reward: it samples p*(x) ~ p_base(x) exp(r(x)) and shows it."};
   program.name("tiltflow");
@@ -63,6 +74,7 @@ int run(int argc, char** argv) {
   add_bench(program, action);
   add_cite(program, action);
   program.footer("Examples:\n  tiltflow finetune recipes/mnist-ink.toml --out runs/demo\n  tiltflow verify --suite quick\n  tiltflow sample --model assets/mnist-sit.safetensors --n 64 --out samples");
+  reject_unknown_verb(program, argc, argv);
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -1,7 +1,10 @@
 // tiltflow verify: the exactness suite.
+#include <algorithm>
 #include <iostream>
 
+#include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
+#include "tiltflow/base/strings.h"
 #include "tiltflow/eval/verify/suite.h"
 #include "tiltflow/tensor/parallel.h"
 #include "verbs.h"
@@ -10,7 +13,7 @@ namespace tiltflow::app {
 
 void add_verify(CLI::App& program, Action& action) {
   struct Options {
-    std::string suite = "quick";
+    std::string suite = "quick", only;
     bool json = false;
     int workers = 0;
     std::uint64_t seed = 1;
@@ -18,6 +21,7 @@ void add_verify(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("verify", "check the laws against closed forms; broken variants must fail (exit 1 on any surprise)");
   auto o = std::make_shared<Options>();
   verb->add_option("--suite", o->suite, "quick (about a minute) or full")->check(CLI::IsMember({"quick", "full"}))->capture_default_str();
+  verb->add_option("--only", o->only, "run only the tasks with this text in their name, e.g. \"two modes\" or \"control\"");
   verb->add_option("--seed", o->seed, "seed of all randomness")->capture_default_str();
   verb->add_option("--workers", o->workers, "cores to use; 0 = all")->capture_default_str()->check(CLI::NonNegativeNumber);
   verb->add_flag("--json", o->json, "one JSON object on stdout");
@@ -26,12 +30,15 @@ void add_verify(CLI::App& program, Action& action) {
       set_thread_policy({o->workers, 1});
       VerifyOptions options;
       options.full = o->suite == "full", options.seed = o->seed;
+      options.only = o->only;
       VerifyReport report;
       {
         std::unique_ptr<Progress> progress;
-        options.progress = [&](int done, int total) {
+        options.finished = [&](int done, int total, const std::string& task, const std::vector<VerifyRow>& rows) {
           if (!progress) progress = std::make_unique<Progress>("verify", total);
-          progress->update(done);
+          const auto good = std::count_if(rows.begin(), rows.end(), [](const VerifyRow& row) { return row.ok(); });
+          if (good < static_cast<std::ptrdiff_t>(rows.size())) log_warn(cat(task, ": ", good, " of ", rows.size(), " rows as they should be\n", table_text(rows)));
+          progress->update(done, task);
         };
         report = run_verify(options);
       }

@@ -36,8 +36,10 @@ TEST(program_help, HelpIsOnStdoutAndMistakesAreUsageErrors) {
   EXPECT_EQ(run("--help").code, 0);
   EXPECT_NE(run("finetune --help").out.find("--resume"), std::string::npos);
   EXPECT_EQ(run("").code, 2);
-  EXPECT_EQ(run("frobnicate").code, 2);
+  expect_message(run("fintune x.toml"), 2, "did you mean 'finetune'");
   EXPECT_EQ(run("verify --suite huge").code, 2);
+  expect_message(run("verify --only nothing-like-this"), 2, "no task of the suite");
+  EXPECT_NE(run("verify --only \"limits, memoryless\"").out.find("PASSED: 4 of 4"), std::string::npos);
   EXPECT_EQ(run("list rewards").code, 0);
   EXPECT_NE(run("config show recipes/mnist-ink.toml --set seed=4").out.find("--set"), std::string::npos);
 }
@@ -72,6 +74,7 @@ TEST(program_eval, GuidanceReachesTheConditionalSamples) {
 TEST(program_errors, ConfigurationProblems) {
   expect_message(run("finetune recipes/mnist-ink.toml --set train.stepz=1 --out /tmp/never"), 3, "did you mean 'train.steps'");
   expect_message(run("finetune recipes/mnist-ink.toml --set batch=x --out /tmp/never"), 3, "must be an integer");
+  expect_message(run("finetune recipes/mnist-ink.toml --set reward[0].scale=nan --out /tmp/never"), 3, "must be a finite number");
   expect_message(run("finetune /nonexistent.toml"), 4, "cannot open");
   expect_message(run("finetune /dev/null --set model.file=assets/mnist-sit.safetensors --out /tmp/never"), 3, "no reward");
   expect_message(run("finetune recipes/mnist-ink.toml --set model.file=/nonexistent --out /tmp/never"), 4, "cannot open /nonexistent");

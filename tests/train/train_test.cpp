@@ -7,6 +7,7 @@
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/train/finetuning.h"
 #include "tiltflow/train/pretraining.h"
+#include "tiltflow/train/pretraining_run.h"
 
 namespace tiltflow {
 namespace {
@@ -206,6 +207,26 @@ TEST(train_pretrain, FlowMatchingLearnsAndSamplesEveryImageOnce) {
   train(config, objective, run, {});
   const auto lines = read_json_lines(dir / "r/metrics.jsonl");
   EXPECT_LT(lines.back()["loss"].get<double>(), 0.6 * lines.front()["loss"].get<double>());
+}
+
+// Added blocks are the identity at the start; anything else that does not fit is refused.
+TEST(train_pretrain, ADeeperModelStartsAsTheShallowerOne) {
+  const test::TempDir dir;
+  small_run(dir);  // writes base.safetensors, one block
+  write_file_atomic(dir / "train-images-idx3-ubyte", std::string("\0\0\x08\x03\0\0\0\x02\0\0\0\x08\0\0\0\x08", 16) + std::string(2 * 8 * 8, '\0'));
+  write_file_atomic(dir / "train-labels-idx1-ubyte", std::string("\0\0\x08\x01\0\0\0\x02\0\x01", 10));
+  PretrainConfig config;
+  config.data.path = dir.path().string();
+  config.model.init = (dir / "base.safetensors").string();
+  config.model.args = {{"input_size", "8"}, {"patch_size", "4"}, {"in_channels", "1"}, {"hidden_size", "16"}, {"depth", "3"}, {"num_heads", "2"}, {"num_classes", "3"}, {"learn_sigma", "false"}};
+  const PretrainSetup setup = set_up(config);
+  const auto shallow = load_velocity_model(config.model.init, {}).model;
+  const at::Tensor x = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 5, {1, 8, 8}), t = at::linspace(0, 1, 5);
+  const Condition labels{at::tensor(std::vector<std::int64_t>{0, 1, 2, 3, 0}, at::kLong)};
+  EXPECT_LT((setup.model->velocity(x, t, labels) - shallow->velocity(x, t, labels)).abs().max().item<double>(), 1e-6) << "rounding of fp32 products";
+  EXPECT_GT(setup.model->parameters().numel(), shallow->parameters().numel());
+  config.model.args["hidden_size"] = "32";
+  EXPECT_THROW(set_up(config), Error);
 }
 
 }  // namespace tiltflow

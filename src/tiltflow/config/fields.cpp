@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <set>
 #include <sstream>
 #include <toml++/toml.h>
@@ -83,8 +84,9 @@ struct Fields::Impl {
 
   // Converts one node; returns false (and complains) on the wrong type.
   bool convert(toml::node& node, const std::string& key, double& target) {
-    if (const auto v = node.value<double>(); v && (node.is_floating_point() || node.is_integer())) return target = *v, true;
-    return complain(node, key, cat("must be a number, found ", text(node))), false;
+    const auto v = node.is_floating_point() || node.is_integer() ? node.value<double>() : std::nullopt;
+    if (v && std::isfinite(*v)) return target = *v, true;
+    return complain(node, key, cat("must be a ", v ? "finite " : "", "number, found ", text(node))), false;
   }
   bool convert(toml::node& node, const std::string& key, std::int64_t& target) {
     if (node.is_integer()) return target = *node.value<std::int64_t>(), true;

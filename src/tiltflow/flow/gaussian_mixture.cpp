@@ -120,15 +120,23 @@ MixtureField::MixtureField(GaussianMixture mixture, std::shared_ptr<const Path> 
   std::tie(eigenvalues_, eigenvectors_) = at::linalg_eigh(mixture_.covariances);
 }
 
+namespace {
+// Row n of component m times that component's matrix: [N, M, d], [M, d, d] -> [N, M, d]
+at::Tensor per_component(const at::Tensor& rows, const at::Tensor& matrices) {
+  if (rows.size(2) == 1) return rows * matrices.squeeze(2);
+  return at::matmul(rows.transpose(0, 1), matrices).transpose(0, 1);
+}
+}  // namespace
+
 MixtureField::Posterior MixtureField::posterior(const at::Tensor& x, const std::vector<PathPoint>& points) const {
   const at::Tensor like = mixture_.means.unsqueeze(0);  // [1, M, d]
   const at::Tensor alpha = path_coefficient(points, &PathPoint::alpha, like), beta = path_coefficient(points, &PathPoint::beta, like);
   Posterior out;
   out.scale = 1 / (alpha.square() * eigenvalues_ + beta.square());
   const at::Tensor y = x.unsqueeze(1) - alpha * mixture_.means;                               // [N, M, d]
-  const at::Tensor z = at::einsum("nmi,mij->nmj", {y, eigenvectors_});                        // in eigen-coordinates
-  out.q = at::einsum("nmj,mij->nmi", {z * out.scale, eigenvectors_});
-  out.data = mixture_.means + at::einsum("nmj,mij->nmi", {z * out.scale * eigenvalues_ * alpha, eigenvectors_});
+  const at::Tensor z = per_component(y, eigenvectors_);                                         // in eigen-coordinates
+  out.q = per_component(z * out.scale, eigenvectors_.transpose(1, 2));
+  out.data = mixture_.means + per_component(z * out.scale * eigenvalues_ * alpha, eigenvectors_.transpose(1, 2));
   const at::Tensor log_gamma = mixture_.weights.log() - 0.5 * (z.square() * out.scale).sum(2) + 0.5 * out.scale.log().sum(2);
   out.gamma = log_gamma.softmax(1).unsqueeze(2);
   return out;
@@ -151,9 +159,9 @@ Vjp MixtureField::vjp(const at::Tensor& x, const at::Tensor& t, const Condition&
   const Posterior p = posterior(state, points);
   const at::Tensor c_data = path_coefficient(points, &PathPoint::d_alpha, state), c_noise = path_coefficient(points, &PathPoint::beta_d_beta, state);
   const at::Tensor alpha = path_coefficient(points, &PathPoint::alpha, p.q);
-  const at::Tensor rotated = at::einsum("nmi,mij->nmj", {a.expand_as(p.q), eigenvectors_}) * p.scale;
-  const at::Tensor inverse_a = at::einsum("nmj,mij->nmi", {rotated, eigenvectors_});                              // C^-1 a
-  const at::Tensor data_a = at::einsum("nmj,mij->nmi", {rotated * eigenvalues_ * alpha, eigenvectors_});          // alpha S C^-1 a
+  const at::Tensor rotated = per_component(a.expand_as(p.q), eigenvectors_) * p.scale;
+  const at::Tensor inverse_a = per_component(rotated, eigenvectors_.transpose(1, 2));                              // C^-1 a
+  const at::Tensor data_a = per_component(rotated * eigenvalues_ * alpha, eigenvectors_.transpose(1, 2));       // alpha S C^-1 a
   const at::Tensor drift = (p.gamma * p.q).sum(1, true) - p.q;                                                    // grad log gamma_i
   const at::Tensor along_data = (p.gamma * (data_a + drift * (p.data * a).sum(2, true))).sum(1);
   const at::Tensor along_noise = (p.gamma * (inverse_a + drift * (p.q * a).sum(2, true))).sum(1);

@@ -17,7 +17,7 @@ void bind(Fields& f, PretrainDataConfig& c) {
 void bind(Fields& f, PretrainModelConfig& c) {
   f.value("family", c.family, "architecture of the velocity model", one_of({"sit"}));
   f.value("path", c.path, "interpolation path: linear, gvp or vp", one_of(path_names()));
-  f.value("init", c.init, "flow: start from the weights of this model file instead of fresh ones");
+  f.value("init", c.init, "flow: start from the weights of this model file instead of fresh ones; it may have fewer blocks");
   f.table("args", c.args, "constructor arguments by their official names");
 }
 
@@ -37,12 +37,32 @@ void bind(Fields& f, PretrainConfig& c) {
   f.section("train", c.train);
 }
 
+namespace {
+
+// Weights of model.init. A shallower SiT may start a deeper one: the added blocks begin as the identity (adaLN-zero), so
+// the function is unchanged.
+void start_from_file(const VelocityModel& model, const PretrainModelConfig& c) {
+  std::map<std::string, std::string> args = c.args;
+  args.erase("depth");
+  const LoadedModel start = load_velocity_model(c.init, args);
+  const std::int64_t depth = std::stoll(start.model->spec().args.at("depth"));
+  ParameterSet shared;
+  for (const auto& [name, tensor] : model.parameters()) {
+    const bool added = starts_with(name, "blocks.") && std::stoll(name.substr(7)) >= depth;
+    if (!added) shared.add(name, tensor);
+  }
+  assign(shared, start.model->parameters(), c.init);
+  if (shared.size() < model.parameters().size()) log_info(cat(c.init, " has ", depth, " blocks; the others start as the identity"));
+}
+
+}  // namespace
+
 PretrainSetup set_up(const PretrainConfig& c) {
   const ModelRuntime runtime = apply(c.compute);
   PretrainSetup s{c, nullptr, {}};
   if (c.kind == "flow") {
     s.model = create_velocity_model({c.model.family, c.model.args}, static_cast<std::uint64_t>(c.seed), runtime);
-    if (!c.model.init.empty()) assign(s.model->parameters(), load_velocity_model(c.model.init, c.model.args).model->parameters(), c.model.init);
+    if (!c.model.init.empty()) start_from_file(*s.model, c.model);
   } else {
     classifier_config_from_args(c.model.args);
   }

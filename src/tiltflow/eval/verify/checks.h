@@ -3,13 +3,17 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "tiltflow/eval/verify/table.h"
 
 namespace tiltflow {
 
-using VerifyTask = std::function<std::vector<VerifyRow>()>;
+struct VerifyTask {
+  std::string name;  // what --only selects by
+  std::function<std::vector<VerifyRow>()> run;
+};
 
 // Adjoint = autograd through the unrolled chain; vector-Jacobian products against finite differences; closed form.
 std::vector<VerifyTask> adjoint_checks(bool full);

@@ -123,6 +123,6 @@ std::vector<VerifyRow> gaussian_rows() {
 
 }  // namespace
 
-std::vector<VerifyTask> adjoint_checks(bool) { return {mixture_rows, network_rows, gaussian_rows}; }
+std::vector<VerifyTask> adjoint_checks(bool) { return {{"adjoint, mixtures", mixture_rows}, {"adjoint, networks", network_rows}, {"adjoint, Gaussian", gaussian_rows}}; }
 
 }  // namespace tiltflow

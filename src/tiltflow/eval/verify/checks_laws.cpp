@@ -35,10 +35,14 @@ std::vector<VerifyRow> path_rows(const std::string& path, int steps, std::uint64
   return rows;
 }
 
+std::string trained_name(const ExactProblem& p, const TrainedOptions& options) {
+  return cat(p.name, ", trained MLP, K=", options.steps, options.path_weighting > 0 ? ", path weights" : "");
+}
+
 std::vector<VerifyRow> trained_rows(const ExactProblem& p, TrainedOptions options, LawTolerances tolerances, bool with_distance) {
   const TrainedControl control = train_control(p, options);
   const SampledLaw law = sample_law(*control.policy.tuned, control.table, p.dimension(), kLawSamples, options.seed + 200, p.base.get());
-  return law_rows(p, cat(p.name, ", trained MLP, K=", options.steps, options.path_weighting > 0 ? ", path weights" : ""), law, tolerances, with_distance);
+  return law_rows(p, trained_name(p, options), law, tolerances, with_distance);
 }
 
 // The fixed point of a variant, and by how much its law misses p*: mode weight of the mixture, mean of the Gaussian.
@@ -62,7 +66,7 @@ std::vector<VerifyRow> control_rows(const std::string& what, const TabularVarian
 std::vector<VerifyTask> path_checks(bool full, std::uint64_t seed) {
   std::vector<VerifyTask> tasks;
   for (const std::string& path : path_names()) {
-    for (const int steps : full ? std::vector<int>{40, 100} : std::vector<int>{40}) tasks.push_back([=] { return path_rows(path, steps, seed, full); });
+    for (const int steps : full ? std::vector<int>{40, 100} : std::vector<int>{40}) tasks.push_back({cat("paths, ", path, ", K=", steps), [=] { return path_rows(path, steps, seed, full); }});
   }
   return tasks;
 }
@@ -71,7 +75,8 @@ std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed) {
   std::vector<VerifyTask> tasks;
   const auto add = [&](ExactProblem (*make)(), TrainedOptions options, LawTolerances tolerances) {
     options.seed += seed;
-    tasks.push_back([=] { return trained_rows(make(), options, tolerances, full); });
+    const ExactProblem problem = make();
+    tasks.push_back({trained_name(problem, options), [=] { return trained_rows(problem, options, tolerances, full); }});
   };
   // Tolerances of the acceptance list: K=40 weight 0.03, mean 5 %; K=100 weight 0.015, mean 3 %, cost 4 %, gap 0.03.
   const auto tolerances = [](int steps) {
@@ -122,7 +127,7 @@ std::vector<VerifyTask> negative_controls(bool, std::uint64_t seed) {
   const TransitionTable sound = memoryless_euler(*path, grid);
   std::vector<VerifyTask> tasks;
   const auto add = [&](const std::string& what, const TabularVariant& variant, bool is_sound = false) {
-    tasks.push_back([=] { return control_rows(what, variant, seed, is_sound); });
+    tasks.push_back({cat("control, ", what), [=] { return control_rows(what, variant, seed, is_sound); }});
   };
   add("sound method", sound_variant(sound), true);
   const TransitionTable constant = euler_maruyama(*path, grid, [](double) { return 0.5; });

@@ -112,7 +112,7 @@ std::vector<VerifyRow> memoryless_rows() {
 }  // namespace
 
 std::vector<VerifyTask> limit_checks(bool full) {
-  return {[full] { return order_rows(full); }, nothing_rows, memoryless_rows};
+  return {{"limits, order in h", [full] { return order_rows(full); }}, {"limits, no reward", nothing_rows}, {"limits, memoryless", memoryless_rows}};
 }
 
 }  // namespace tiltflow

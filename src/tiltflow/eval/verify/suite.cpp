@@ -3,6 +3,8 @@
 #include <chrono>
 #include <mutex>
 
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
 #include "tiltflow/eval/verify/checks.h"
 #include "tiltflow/tensor/parallel.h"
 
@@ -11,23 +13,33 @@ namespace tiltflow {
 VerifyReport run_verify(const VerifyOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   // Display order; the long trainings start first so that no core waits for them at the end.
-  std::vector<std::vector<VerifyTask>> sections{adjoint_checks(options.full), limit_checks(options.full), path_checks(options.full, options.seed),
-                                                trained_checks(options.full, options.seed), negative_controls(options.full, options.seed)};
+  const std::vector<std::vector<VerifyTask>> sections{adjoint_checks(options.full), limit_checks(options.full), path_checks(options.full, options.seed),
+                                                      trained_checks(options.full, options.seed), negative_controls(options.full, options.seed)};
+  constexpr std::size_t kTrained = 3;
   std::vector<VerifyTask> tasks;
-  for (const auto& section : sections) tasks.insert(tasks.end(), section.begin(), section.end());
-  const std::size_t trained_begin = sections[0].size() + sections[1].size() + sections[2].size(), trained_end = trained_begin + sections[3].size();
-  std::vector<std::size_t> order;
-  for (std::size_t i = trained_begin; i < trained_end; ++i) order.push_back(i);
-  for (std::size_t i = 0; i < tasks.size(); ++i) if (i < trained_begin || i >= trained_end) order.push_back(i);
+  std::vector<std::size_t> order, others;
+  std::vector<std::string> names;
+  for (std::size_t s = 0; s < sections.size(); ++s) {
+    for (const VerifyTask& task : sections[s]) {
+      names.push_back(task.name);
+      if (task.name.find(options.only) == std::string::npos) continue;
+      (s == kTrained ? order : others).push_back(tasks.size());
+      tasks.push_back(task);
+    }
+  }
+  order.insert(order.end(), others.begin(), others.end());
+  if (tasks.empty()) fail(ErrorKind::kUsage, cat("no task of the suite has '", options.only, "' in its name", did_you_mean(options.only, names)), cat("tasks: ", join(names, "; ")));
 
   std::vector<std::vector<VerifyRow>> results(tasks.size());
   std::mutex mutex;
   int done = 0;
+  if (options.finished) options.finished(0, static_cast<int>(tasks.size()), "", {});
   parallel_for(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t i) {
     const std::size_t task = order[static_cast<std::size_t>(i)];
-    results[task] = tasks[task]();
+    results[task] = tasks[task].run();
     const std::lock_guard lock(mutex);
-    if (options.progress) options.progress(++done, static_cast<int>(tasks.size()));
+    ++done;
+    if (options.finished) options.finished(done, static_cast<int>(tasks.size()), tasks[task].name, results[task]);
   });
   VerifyReport report;
   report.suite = options.full ? "full" : "quick";

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <functional>
+#include <string>
+#include <vector>
 
 #include "tiltflow/eval/verify/table.h"
 
@@ -11,9 +13,12 @@ namespace tiltflow {
 struct VerifyOptions {
   bool full = false;        // quick: about a minute on two cores
   std::uint64_t seed = 1;
-  std::function<void(int done, int total)> progress;
+  std::string only;         // part of a task's name; empty: all tasks
+  // Before the first task (done = 0) and after every task, in order of completion, one call at a time.
+  std::function<void(int done, int total, const std::string& task, const std::vector<VerifyRow>& rows)> finished;
 };
 
+// Throws kUsage when `only` fits no task.
 VerifyReport run_verify(const VerifyOptions& options);
 
 }  // namespace tiltflow

@@ -21,17 +21,22 @@ std::string verdict(const VerifyRow& row) {
 }
 }  // namespace
 
-std::string table_text(const VerifyReport& report) {
+std::string table_text(const std::vector<VerifyRow>& rows) {
   std::size_t problem = 8, quantity = 8;
-  for (const VerifyRow& row : report.rows) problem = std::max(problem, row.problem.size()), quantity = std::max(quantity, row.quantity.size());
+  for (const VerifyRow& row : rows) problem = std::max(problem, row.problem.size()), quantity = std::max(quantity, row.quantity.size());
   const auto line = [&](const std::string& a, const std::string& b, const std::string& c, const std::string& d, const std::string& e, const std::string& f) {
     return cat(pad_right(a, problem + 2), pad_right(b, quantity + 2), pad_left(c, 11), pad_left(d, 24), pad_left(e, 11), "  ", f, "\n");
   };
   std::string out = line("problem", "quantity", "exact", "obtained", "tolerance", "verdict");
-  for (const VerifyRow& row : report.rows) {
+  for (const VerifyRow& row : rows) {
     const std::string obtained = compact(row.obtained.value, 5) + (row.obtained.se > 0 ? " +- " + compact(row.obtained.se, 2) : "");
     out += line(row.problem, row.quantity, compact(row.exact, 5), obtained, compact(row.tolerance, 2), verdict(row) + (row.remark.empty() ? "" : "  (" + row.remark + ")"));
   }
+  return out;
+}
+
+std::string table_text(const VerifyReport& report) {
+  std::string out = table_text(report.rows);
   const auto good = std::count_if(report.rows.begin(), report.rows.end(), [](const VerifyRow& row) { return row.ok(); });
   const auto controls = std::count_if(report.rows.begin(), report.rows.end(), [](const VerifyRow& row) { return row.negative_control; });
   out += cat(report.passed() ? "PASSED: " : "FAILED: ", good, " of ", report.rows.size(), " rows as they should be (", controls, " negative controls), ", format_duration(report.seconds), "\n");

@@ -27,7 +27,8 @@ struct VerifyReport {
   bool passed() const;
 };
 
-std::string table_text(const VerifyReport& report);
+std::string table_text(const std::vector<VerifyRow>& rows);
+std::string table_text(const VerifyReport& report);  // with the summary line
 nlohmann::ordered_json to_json(const VerifyReport& report);
 
 }  // namespace tiltflow
