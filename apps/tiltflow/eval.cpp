@@ -20,7 +20,7 @@ namespace tiltflow::app {
 namespace {
 
 struct EvalOptions {
-  std::string run, model, judge, reference, data, format = "idx", sampler = "auto", make_reference;
+  std::string run, model, weights, judge, reference, data, format = "idx", sampler = "auto", make_reference;
   std::vector<std::string> args;
   std::int64_t n = 2000, steps = 40, seed = 0, workers = 0;
   double guidance = 1;
@@ -79,7 +79,7 @@ int evaluate_model(const EvalOptions& o) {
   if (o.judge.empty()) fail(ErrorKind::kUsage, "eval --model needs --judge FILE");
   ComputeConfig compute;
   compute.workers = o.workers;
-  LoadedModel loaded = load_velocity_model(o.model, key_values(o.args), apply(compute));
+  LoadedModel loaded = load_velocity_model(o.model, key_values(o.args), apply(compute), at::kFloat, o.weights);
   const std::shared_ptr<const VelocityModel> model = std::move(loaded.model);
   const auto judge = load_classifier(o.judge);
   const FeatureMoments reference = reference_moments(o, *judge);
@@ -128,6 +128,7 @@ void add_eval(CLI::App& program, Action& action) {
   verb->add_option("--sampler", o->sampler, "see `tiltflow list samplers`")->check(CLI::IsMember(sampler_names()))->capture_default_str();
   verb->add_option("--steps", o->steps, "sampler steps")->capture_default_str()->check(CLI::PositiveNumber);
   verb->add_option("--guidance", o->guidance, "classifier-free guidance of the conditional samples; 1 = none")->needs(model)->capture_default_str();
+  add_weights_option(*verb, o->weights)->needs(model);
   verb->add_option("--model-arg", o->args, "constructor argument, e.g. num_heads=6 (repeatable)")->needs(model)->type_name("KEY=VALUE")->allow_extra_args(false);
   verb->add_option("--workers", o->workers, "pieces of work at a time; 0 = one per core")->needs(model)->check(CLI::NonNegativeNumber)->capture_default_str();
   verb->add_option("--seed", o->seed, "seed")->capture_default_str()->check(CLI::NonNegativeNumber);

@@ -1,26 +1,54 @@
-// tiltflow inspect: what a safetensors file holds.
+// tiltflow inspect: what a file of tensors holds.
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/json_lines.h"
-#include "tiltflow/io/safetensors.h"
+#include "tiltflow/io/tensor_file.h"
+#include "tiltflow/io/torch_file.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/tensor/aten.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
+namespace {
+
+// All sections of a PyTorch checkpoint under their dotted names; what is not a tensor as metadata text.
+TensorFile read_everything(const std::string& path) {
+  if (tensor_format(path) != TensorFormat::kTorch) return read_tensors(path);
+  const TorchFile file = read_torch_file(path);
+  const PickleNode& root = *file.document.root;
+  TensorFile out{tensors_below(file, root), {}};
+  if (!root.is(PickleNode::Kind::kDict)) return out;
+  for (const auto& [key, value] : root.entries) {
+    if (!is_tensor(*value) && tensors_below(file, *value).empty()) out.metadata[key->is(PickleNode::Kind::kText) ? key->text : pickle_text(*key)] = pickle_text(*value, 2000);
+  }
+  return out;
+}
+
+// Of the tensors as they are, or of one section of a checkpoint.
+std::string family_of(const TensorFile& content) {
+  std::string family = model_family(content.tensors, content.metadata);
+  for (const char* section : {"ema.", "model.", "state_dict."}) {
+    ParameterSet part;
+    for (const auto& [name, tensor] : content.tensors) if (starts_with(name, section)) part.add(name.substr(std::string_view(section).size()), tensor);
+    if (family.empty() && !part.empty()) family = model_family(part, {});
+  }
+  return family;
+}
+
+}  // namespace
 
 void add_inspect(CLI::App& program, Action& action) {
-  auto* verb = program.add_subcommand("inspect", "list the tensors, statistics and metadata of a safetensors file");
+  auto* verb = program.add_subcommand("inspect", "list the tensors, statistics and metadata of a model file");
   auto file = std::make_shared<std::string>();
   auto json = std::make_shared<bool>(false);
-  verb->add_option("file", *file, "safetensors file")->required();
+  verb->add_option("file", *file, "safetensors, sharded safetensors (index.json) or PyTorch checkpoint")->required();
   verb->add_flag("--json", *json, "one JSON object on stdout");
   verb->callback([=, &action] {
     action = [file, json] {
-      const TensorFile content = read_safetensors(*file);
-      const std::string family = model_family(content.tensors, content.metadata);
+      const TensorFile content = read_everything(*file);
+      const std::string family = family_of(content);
       nlohmann::ordered_json out{{"file", *file}, {"looks_like", family.empty() ? "unknown" : family}, {"tensors", nlohmann::ordered_json::array()}, {"parameters", content.tensors.numel()}, {"bytes", content.tensors.bytes()}, {"metadata", content.metadata}};
       for (const auto& [name, tensor] : content.tensors) {
         const at::Tensor values = tensor.to(at::kDouble);

@@ -21,6 +21,10 @@ void add_config_options(CLI::App& verb, ConfigOptions& options) {
   verb.add_flag("--dry-run", options.dry_run, "check everything, print the plan, train nothing");
 }
 
+CLI::Option* add_weights_option(CLI::App& verb, std::string& weights) {
+  return verb.add_option("--weights", weights, "PyTorch checkpoint: which state dict, e.g. ema or model (default: ema when there is one)");
+}
+
 std::map<std::string, std::string> key_values(const std::vector<std::string>& items) {
   std::map<std::string, std::string> out;
   for (const std::string& item : items) {

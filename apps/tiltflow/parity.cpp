@@ -14,20 +14,21 @@ namespace tiltflow::app {
 
 void add_parity(CLI::App& program, Action& action) {
   struct Options {
-    std::string model, reference;
+    std::string model, reference, weights;
     std::vector<std::string> args;
     bool json = false;
   };
   auto* verb = program.add_subcommand("parity", "compare a model's outputs and gradients with recorded ones (exit 1 beyond tolerance)");
   auto o = std::make_shared<Options>();
-  verb->add_option("--model", o->model, "safetensors checkpoint")->required();
+  verb->add_option("--model", o->model, "model file: safetensors, sharded safetensors or a PyTorch checkpoint")->required();
   verb->add_option("--reference", o->reference, "safetensors with x, t, y, out, cot, vjp_x, ...")->required();
+  add_weights_option(*verb, o->weights);
   verb->add_option("--model-arg", o->args, "constructor argument the tensors do not show, e.g. num_heads=4 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->callback([=, &action] {
     action = [o] {
       const auto args = key_values(o->args);
-      const LoadedModel model = load_velocity_model(o->model, args), wide = load_velocity_model(o->model, args, {}, at::kDouble);
+      const LoadedModel model = load_velocity_model(o->model, args, {}, at::kFloat, o->weights), wide = load_velocity_model(o->model, args, {}, at::kDouble, o->weights);
       std::vector<ParityRow> rows = compare_with_reference(*model.model, wide.model.get(), read_safetensors(o->reference).tensors);
       const bool ok = std::all_of(rows.begin(), rows.end(), [](const ParityRow& row) { return row.ok(); });
       std::stable_sort(rows.begin(), rows.end(), [](const ParityRow& a, const ParityRow& b) { return a.error / a.tolerance > b.error / b.tolerance; });

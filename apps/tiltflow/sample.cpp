@@ -22,7 +22,7 @@ namespace tiltflow::app {
 namespace {
 
 struct SampleOptions {
-  std::string model, out = "samples", path, label, lora;
+  std::string model, out = "samples", path, label, lora, weights;
   std::vector<std::string> args;
   SamplerConfig sampler;
   ComputeConfig compute;
@@ -58,7 +58,7 @@ LabelSource label_source(const SampleOptions& o, std::int64_t classes, const Ran
 }
 
 int sample_to_folder(const SampleOptions& o) {
-  LoadedModel loaded = load_velocity_model(o.model, key_values(o.args), apply(o.compute));
+  LoadedModel loaded = load_velocity_model(o.model, key_values(o.args), apply(o.compute), at::kFloat, o.weights);
   std::shared_ptr<const VelocityModel> model = std::move(loaded.model);
   if (!o.lora.empty()) model = with_adapter(*model, o.lora, o.strength);
   const auto path = make_path(!o.path.empty() ? o.path : loaded.path_name.empty() ? "linear" : loaded.path_name);
@@ -96,7 +96,7 @@ void add_sample(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("sample", "draw samples of a model");
   auto o = std::make_shared<SampleOptions>();
   o->sampler.name = "ode-heun";
-  verb->add_option("--model", o->model, "velocity model (safetensors)")->required();
+  verb->add_option("--model", o->model, "velocity model: safetensors, sharded safetensors or a PyTorch checkpoint")->required();
   verb->add_option("--out", o->out, "folder")->capture_default_str();
   verb->add_option("--n", o->n, "number of samples")->check(CLI::Range(1, 100'000'000))->capture_default_str();
   verb->add_option("--seed", o->seed, "seed; sample i is the same whatever --n and --chunk")->check(CLI::NonNegativeNumber)->capture_default_str();
@@ -105,6 +105,7 @@ void add_sample(CLI::App& program, Action& action) {
   verb->add_option("--label", o->label, "class number, all (cycling) or uniform; unconditional when left out");
   verb->add_option("--guidance", o->guidance, "classifier-free guidance scale; 1 = none")->capture_default_str();
   verb->add_option("--path", o->path, "interpolation path when the file does not say")->check(CLI::IsMember(path_names()));
+  add_weights_option(*verb, o->weights);
   verb->add_option("--model-arg", o->args, "constructor argument, e.g. num_heads=6 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
   verb->add_option("--lora", o->lora, "adapter file of a lora run, applied to --model");
   verb->add_option("--lora-strength", o->strength, "0 = base, 1 = as trained")->capture_default_str();

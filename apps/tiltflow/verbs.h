@@ -33,6 +33,8 @@ struct ConfigOptions {
   bool resume = false, dry_run = false;
 };
 void add_config_options(CLI::App& verb, ConfigOptions& options);
+// --weights NAME: which state dict of a PyTorch checkpoint.
+CLI::Option* add_weights_option(CLI::App& verb, std::string& weights);
 // "KEY=VALUE" items as a map; throws kUsage.
 std::map<std::string, std::string> key_values(const std::vector<std::string>& items);
 

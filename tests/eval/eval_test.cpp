@@ -56,12 +56,15 @@ TEST(eval_tilted_check, TellsTheTiltedLawFromOthers) {
   };
   const TiltedCheck good = run(p.target.law);
   EXPECT_TRUE(good.passed) << table_text(good);
+  EXPECT_NEAR(good.samplers[0].shift_reached.value, 1, 3 * good.samplers[0].shift_reached.se);
+  EXPECT_LT(good.samplers[0].shift_reached.se, 0.15);
   EXPECT_NEAR(good.samplers[0].gap.value, 0, 0.1);
   EXPECT_NEAR(good.samplers[0].path_gap.value, 0, 0.02) << "discretisation at K = 60 only";
   EXPECT_LT(good.samplers[0].path_gap.se, 0.3 * good.samplers[0].gap.se);
   EXPECT_GT(good.samplers[0].path_ess, 0.95);
   const TiltedCheck none = run(p.base->mixture()), over = run(twice.target.law);
   EXPECT_FALSE(none.passed);
+  EXPECT_NEAR(none.samplers[0].shift_reached.value, 0, 0.1);
   EXPECT_FALSE(over.passed);
   EXPECT_NEAR(none.samplers[0].path_gap.value, p.target.log_z, 5 * none.samplers[0].path_gap.se + 0.01) << "uncontrolled: log Z - E r, and E r = 0 here";
   EXPECT_GT(over.samplers[0].path_gap.value, 10 * over.samplers[0].path_gap.se);

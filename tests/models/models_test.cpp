@@ -1,4 +1,7 @@
 #include "tests/support.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/io/tensor_file.h"
+#include "tiltflow/io/torch_file.h"
 #include "tiltflow/eval/parity.h"
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/models/model_file.h"
@@ -117,6 +120,28 @@ TEST(models_classifier, RoundTripAndErrors) {
   const auto judge = load_classifier(dir / "c.safetensors");
   EXPECT_EQ(judge->logits(at::rand({2, 1, 8, 8})).sizes().vec(), (std::vector<std::int64_t>{2, 3}));
   test::expect_error(ErrorKind::kBadFile, "not a classifier", [] { load_classifier(test::golden("sit_b_ema.safetensors")); });
+}
+
+// A trainer's checkpoint gives its averaged weights unless told otherwise; sharded files give the same model.
+TEST(models_file, PyTorchAndShardedFilesAreModelsToo) {
+  const test::TempDir dir;
+  const ParameterSet ema = read_safetensors(test::golden("sit_a_ema.safetensors")).tensors, raw = read_safetensors(test::golden("sit_a_model.safetensors")).tensors;
+  write_torch_file(dir / "trainer.pt", {{"model", raw}, {"ema", ema}});
+  write_torch_file(dir / "bare.pt", {{"", raw}});
+  write_sharded_safetensors(dir / "sit.safetensors.index.json", ema, 1e5);
+  const std::map<std::string, std::string> heads{{"num_heads", "4"}};
+  const auto table = [&](const std::string& file, const std::string& section = "") { return load_velocity_model(dir / file, heads, {}, at::kFloat, section).model->parameters().at("y_embedder.embedding_table.weight"); };
+  const at::Tensor expected_ema = ema.at("y_embedder.embedding_table.weight"), expected_raw = raw.at("y_embedder.embedding_table.weight");
+  EXPECT_TRUE(at::equal(table("trainer.pt"), expected_ema));
+  EXPECT_TRUE(at::equal(table("trainer.pt", "model"), expected_raw));
+  EXPECT_TRUE(at::equal(table("bare.pt"), expected_raw));
+  EXPECT_TRUE(at::equal(table("sit.safetensors.index.json"), expected_ema));
+  EXPECT_FALSE(at::equal(expected_ema, expected_raw));
+  test::expect_error(ErrorKind::kBadFile, "it has: model, ema", [&] {
+    try { table("trainer.pt", "emma"); } catch (const Error& error) { fail(error.kind(), error.hint()); }
+  });
+  write_file_atomic(dir / "evil.safetensors.index.json", R"({"weight_map": {"a": "../evil.safetensors"}})");
+  test::expect_error(ErrorKind::kBadFile, "not a plain file name", [&] { table("evil.safetensors.index.json"); });
 }
 
 }  // namespace tiltflow

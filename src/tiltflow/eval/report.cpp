@@ -59,6 +59,11 @@ std::vector<Series> per_time(const std::vector<Json>& lines, const std::string& 
 
 std::string estimate_cell(const Json& e) { return cat("<td>", fixed(number_from_json(e["value"]), 4), " &plusmn; ", fixed(number_from_json(e["se"]), 4), "</td>"); }
 
+std::string percent_of_shift(const Json& sampler) {
+  const Json& e = sampler.at("shift_reached");
+  return cat(fixed(100 * number_from_json(e["value"]), 0), " &plusmn; ", fixed(100 * number_from_json(e["se"]), 0), " %");
+}
+
 std::string check_section(const Json& check) {
   std::string out = cat("<h2>Tilted-law check: <span class='", check["passed"].get<bool>() ? "ok'>passed" : "bad'>failed", "</span></h2>",
                         "<p>Statistics of p* predicted by importance-weighting base samples, beside the tuned model's own. Errors are standard errors.</p>");
@@ -69,7 +74,7 @@ std::string check_section(const Json& check) {
       const auto show = [&](const char* key, int digits) { return cat(fixed(number_from_json(s[key]["value"]), digits), " &plusmn; ", fixed(number_from_json(s[key]["se"]), digits)); };
       out += cat("; control cost ", show("control_cost", 3), " nats; gap ", show("gap", 3), " with log Z of the base samples, ", show("path_gap", 4), " from the tuned paths alone");
     }
-    out += "</p><table><tr><th>statistic</th><th>base</th><th>p* predicted</th><th>tuned</th><th>tolerance</th><th></th></tr>";
+    out += cat("; the tuned mean reward covers ", percent_of_shift(s), " of the shift from base to p*</p><table><tr><th>statistic</th><th>base</th><th>p* predicted</th><th>tuned</th><th>tolerance</th><th></th></tr>");
     for (const Json& c : s["statistics"]) {
       const bool ok = c["agrees"].get<bool>();
       out += cat("<tr><td>", html_escape(c["name"].get<std::string>()), "</td>", estimate_cell(c["base"]), estimate_cell(c["predicted"]), estimate_cell(c["tuned"]), "<td>", fixed(number_from_json(c["tolerance"]), 4), "</td><td class='", ok ? "ok'>agrees" : "bad'>differs", "</td></tr>");
@@ -128,6 +133,7 @@ fs::path write_report(const fs::path& run) {
       {"reward gained per nat of control", steps, "", {series(lines, "eval_gain_per_cost", "")}, false},
       {"loss", steps, "", {series(lines, "loss", "")}, true},
       {"loss by time", steps, "", per_time(lines, "loss_t"), true},
+      {"control norm by time, |u| sqrt(h)", steps, "", per_time(lines, "control_norm_t"), true},
       {"adjoint norm by time", steps, "", per_time(lines, "adjoint_norm_t"), true},
       {"gradient norm", steps, "", {series(lines, "gradient_norm", "")}, true},
       {"learning rate", steps, "", {series(lines, "learning_rate", "")}, false},

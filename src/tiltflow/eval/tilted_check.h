@@ -29,6 +29,7 @@ struct SamplerCheck {
   Estimate gap, path_gap;         // log Z - (E r - cost), log Z from base samples or from the tuned paths (see PathGap)
   double path_ess = 0;            // share of the tuned paths
   std::vector<ComparedStatistic> statistics;
+  Estimate shift_reached;         // of the mean reward: (tuned - base) / (p* - base)
   std::vector<double> edges, base_density, predicted_density, tuned_density;  // of the first statistic's variable
   std::string histogram_of;
 };

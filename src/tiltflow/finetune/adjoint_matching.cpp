@@ -210,7 +210,8 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
     const Drawn& d = draws[i];
     const std::size_t k = d.k;
     const Transition& s = steps[k];
-    const at::Tensor residual = (v[i] - d.of(batch.base_velocities[k])) * (s.c / s.s) + d.of(batch.targets[k]) * s.s;
+    const at::Tensor control = (v[i] - d.of(batch.base_velocities[k])) * (s.c / s.s);  // u sqrt(h)
+    const at::Tensor residual = control + d.of(batch.targets[k]) * s.s;
     const at::Tensor per_sample = residual.flatten(1).square().sum(1);  // [rows]
     const at::Tensor root = per_sample.detach().sqrt();
     at::Tensor keep = at::ones_like(root);
@@ -223,6 +224,7 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
     const double n = static_cast<double>(per_sample.size(0));
     report.metrics.add("clip_rate", n - keep.sum().item<double>(), n);
     report.metrics.add(cat("loss_t", fixed(s.t, 2)), per_sample.sum().item<double>(), n);
+    report.metrics.add(cat("control_norm_t", fixed(s.t, 2)), control.detach().flatten(1).norm(2, 1).sum().item<double>(), n);
     report.metrics.add(cat("adjoint_norm_t", fixed(s.t, 2)), d.of(batch.targets[k]).flatten(1).norm(2, 1).sum().item<double>(), n);
     if (batch.with_graph.empty()) {
       const at::NoGradGuard no_grad;

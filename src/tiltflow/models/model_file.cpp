@@ -1,10 +1,12 @@
 #include "tiltflow/models/model_file.h"
 
+#include <algorithm>
+#include <cctype>
 #include <nlohmann/json.hpp>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/io/safetensors.h"
+#include "tiltflow/io/tensor_file.h"
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/tensor/aten.h"
@@ -51,9 +53,9 @@ const std::vector<std::string>& velocity_model_families() {
   return families;
 }
 
-LoadedModel load_velocity_model(const std::filesystem::path& path, const Args& overrides, ModelRuntime runtime, at::ScalarType dtype) {
+LoadedModel load_velocity_model(const std::filesystem::path& path, const Args& overrides, ModelRuntime runtime, at::ScalarType dtype, const std::string& section) {
   const std::string where = path.string();
-  TensorFile file = read_safetensors(path);
+  TensorFile file = read_tensors(path, section);
   const std::string family = model_family(file.tensors, file.metadata);
   Args args = args_from_metadata(file.metadata, where);
   for (const auto& [key, value] : overrides) args[key] = value;
@@ -73,6 +75,11 @@ LoadedModel load_velocity_model(const std::filesystem::path& path, const Args& o
          "velocity models: " + join(velocity_model_families(), ", ") + "; see `tiltflow inspect`");
   }
   if (const auto found = file.metadata.find("tiltflow.path"); found != file.metadata.end()) out.path_name = found->second;
+  if (const auto found = file.metadata.find("args.path_type"); found != file.metadata.end()) {  // of SiT's trainer: Linear, GVP, VP
+    std::string name = found->second;
+    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+    out.path_name = name;
+  }
   out.metadata = std::move(file.metadata);
   return out;
 }
@@ -95,7 +102,7 @@ void save_velocity_model(const std::filesystem::path& path, const VelocityModel&
 }
 
 std::shared_ptr<const Classifier> load_classifier(const std::filesystem::path& path) {
-  TensorFile file = read_safetensors(path);
+  TensorFile file = read_tensors(path);
   if (model_family(file.tensors, file.metadata) != "classifier") fail(ErrorKind::kBadFile, cat(path.string(), ": not a classifier"), "train one with `tiltflow pretrain` and kind = \"classifier\"");
   const ClassifierConfig config = classifier_config_from_args(args_from_metadata(file.metadata, path.string()));
   return std::make_shared<Classifier>(config, cast(file.tensors, at::kFloat));

@@ -1,4 +1,5 @@
-// Models as files: safetensors whose metadata says what the network is; foreign files are recognised by their tensors.
+// Models as files: tensors whose metadata says what the network is; foreign files (PyTorch, sharded) are recognised by
+// their tensors.
 #pragma once
 
 #include <filesystem>
@@ -17,10 +18,10 @@ struct LoadedModel {
   std::map<std::string, std::string> metadata;
 };
 
-// `args` override what metadata and tensors say (official constructor names). Tensors become fp32 (or `dtype`).
+// `section`: which state dict of a PyTorch checkpoint, see read_tensors. `args` override what metadata and tensors say (official constructor names). Tensors become fp32 (or `dtype`).
 // Throws kBadFile: unreadable, unknown architecture, missing/unexpected/mis-shaped tensors (all listed).
 LoadedModel load_velocity_model(const std::filesystem::path& path, const std::map<std::string, std::string>& args = {},
-                                ModelRuntime runtime = {}, at::ScalarType dtype = at::kFloat);
+                                ModelRuntime runtime = {}, at::ScalarType dtype = at::kFloat, const std::string& section = "");
 // Fresh weights of a family. Throws kConfig.
 std::unique_ptr<VelocityModel> create_velocity_model(const ModelSpec& spec, std::uint64_t seed, ModelRuntime runtime = {});
 // Adds family and arguments to `metadata`.

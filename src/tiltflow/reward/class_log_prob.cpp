@@ -17,7 +17,7 @@ class ClassLogProb final : public Reward {
   at::Tensor score(const at::Tensor& samples, const RewardCondition& condition) const override {
     const at::Tensor log_p = judge_->logits(samples).log_softmax(1);  // [N, classes]
     if (label_ >= 0) return log_p.select(1, label_);
-    if (!condition.labels.defined()) fail(ErrorKind::kConfig, "reward class-log-prob with label = -1 needs conditional samples", "set labels.kind to uniform or list, or give a label");
+    if (!condition.labels.defined()) fail(ErrorKind::kConfig, "reward class-log-prob with label = -1 needs conditional samples", "set labels.kind to uniform or fixed, or give a label");
     return log_p.gather(1, condition.labels.unsqueeze(1)).squeeze(1);
   }
 

@@ -24,7 +24,8 @@ double standard_error(const at::Tensor& x) { return x.size(0) > 1 ? x.std().item
 }  // namespace
 
 void bind(Fields& f, BaseModelConfig& c) {
-  f.value("file", c.file, "base model (safetensors)");
+  f.value("file", c.file, "base model: safetensors, sharded safetensors or a PyTorch checkpoint");
+  f.value("weights", c.weights, "PyTorch checkpoint: which state dict, e.g. ema or model; empty = ema when there is one");
   f.value("path", c.path, "interpolation path: linear, gvp, vp; empty = what the file says, else linear", [](const std::string& v) { return v.empty() ? std::string() : one_of(path_names())(v); });
   f.table("args", c.args, "constructor arguments that override what the file says, e.g. num_heads");
 }
@@ -79,7 +80,7 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   s.config = config;
   const ModelRuntime runtime = apply(config.compute);
   if (config.model.file.empty()) fail(ErrorKind::kConfig, "model.file is missing", "the base model, e.g. model.file = \"assets/mnist-sit.safetensors\"");
-  LoadedModel loaded = load_velocity_model(config.model.file, config.model.args, runtime);
+  LoadedModel loaded = load_velocity_model(config.model.file, config.model.args, runtime, at::kFloat, config.model.weights);
   s.model = std::move(loaded.model);
   const std::string path = !config.model.path.empty() ? config.model.path : loaded.path_name.empty() ? "linear" : loaded.path_name;
   s.path = make_path(path);

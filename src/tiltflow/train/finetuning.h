@@ -16,6 +16,7 @@ namespace tiltflow {
 
 struct BaseModelConfig {
   std::string file;
+  std::string weights;                      // PyTorch checkpoint: which state dict; "" = ema when there is one
   std::string path;                         // interpolation path; "" = what the file says, else linear
   std::map<std::string, std::string> args;  // override what the file says (official constructor names)
 };

@@ -1,0 +1,346 @@
+#include "tiltflow/io/torch_file.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <set>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/io/zip_archive.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+
+using Kind = PickleNode::Kind;
+
+struct TorchFile::Storages {
+  explicit Storages(const std::filesystem::path& path) : file(path) {}
+  std::string_view bytes() const { return {reinterpret_cast<const char*>(file.data()), file.size()}; }
+
+  MappedFile file;
+  std::unique_ptr<ZipArchive> zip;  // null for the stream container
+  std::string root;                 // of the archive: "archive/"
+  std::map<std::string, std::string_view> raw;  // stream container: key -> bytes
+  mutable std::uint64_t materialised = 0;       // bytes of tensors made so far
+};
+
+namespace {
+
+constexpr std::size_t kMaxPickle = std::size_t{1} << 31;
+constexpr int kMaxDepth = 64;
+// LONG1 of the number 0x1950a86a20f9469cfc6c in a protocol-2 pickle
+constexpr std::string_view kStreamMagic("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e", 15);
+
+struct StorageType {
+  const char* name;    // torch.<name>Storage
+  const char* dtype;   // torch.<dtype>
+  at::ScalarType type;
+};
+constexpr StorageType kTypes[] = {{"Double", "float64", at::kDouble}, {"Float", "float32", at::kFloat}, {"Half", "float16", at::kHalf}, {"BFloat16", "bfloat16", at::kBFloat16},
+                                  {"Long", "int64", at::kLong}, {"Int", "int32", at::kInt}, {"Short", "int16", at::kShort}, {"Char", "int8", at::kChar},
+                                  {"Byte", "uint8", at::kByte}, {"Bool", "bool", at::kBool}};
+
+[[noreturn]] void bad(const TorchFile& file, const std::string& name, const std::string& why) { fail(ErrorKind::kBadFile, cat(file.where, ": tensor '", name, "' ", why)); }
+
+// ('storage', torch.FloatStorage, key, location, elements[, view])
+struct StorageId {
+  at::ScalarType type;
+  bool untyped;
+  std::string key;
+  std::uint64_t elements, view_offset, view_elements;
+};
+
+std::uint64_t natural(const TorchFile& file, const std::string& name, const PickleNode& node) {
+  if (!node.is(Kind::kInt) || !node.text.empty() || node.integer < 0) bad(file, name, "has a size, stride or offset that is not a natural number");
+  return static_cast<std::uint64_t>(node.integer);
+}
+
+StorageId storage_id(const TorchFile& file, const std::string& name, const PickleNode& node) {
+  if (!node.is(Kind::kPersistent) || !node.items[0]->is(Kind::kTuple) || node.items[0]->items.size() < 5) bad(file, name, "has no storage");
+  const auto& id = node.items[0]->items;
+  if (!id[0]->is(Kind::kText) || id[0]->text != "storage" || !id[1]->is(Kind::kGlobal) || !id[2]->is(Kind::kText)) bad(file, name, "has a malformed storage");
+  StorageId out{at::kByte, false, id[2]->text, natural(file, name, *id[4]), 0, 0};
+  const std::string& type = id[1]->text;
+  if (ends_with(type, ".UntypedStorage")) {
+    out.untyped = true;
+  } else {
+    const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const StorageType& t) { return type == cat("torch.", t.name, "Storage") || type == cat("torch.cuda.", t.name, "Storage"); });
+    if (found == std::end(kTypes)) bad(file, name, cat("has the unsupported storage ", type));
+    out.type = found->type;
+  }
+  out.view_elements = out.elements;
+  if (id.size() > 5 && id[5]->is(Kind::kTuple)) {  // stream container: a storage that is part of another one
+    if (id[5]->items.size() < 3) bad(file, name, "has a malformed storage view");
+    out.view_offset = natural(file, name, *id[5]->items[1]), out.view_elements = natural(file, name, *id[5]->items[2]);
+    if (out.view_offset > out.elements || out.view_elements > out.elements - out.view_offset) bad(file, name, "has a storage view outside its storage");
+  }
+  return out;
+}
+
+std::string_view storage_bytes(const TorchFile& file, const std::string& name, const StorageId& id) {
+  const TorchFile::Storages& s = *file.storages;
+  const std::uint64_t width = id.untyped ? 1 : c10::elementSize(id.type);
+  if (id.elements > std::numeric_limits<std::uint64_t>::max() / 16) bad(file, name, "has a storage whose size overflows");
+  std::string_view data;
+  if (s.zip) {
+    const std::string entry = cat(s.root, "data/", id.key);
+    if (!s.zip->contains(entry)) bad(file, name, cat("refers to the storage '", id.key, "', which the archive lacks"));
+    data = s.zip->stored(entry);
+  } else {
+    const auto found = s.raw.find(id.key);
+    if (found == s.raw.end()) bad(file, name, cat("refers to the storage '", id.key, "', which the file lacks"));
+    data = found->second;
+  }
+  if (data.size() < id.elements * width) bad(file, name, cat("needs ", id.elements * width, " bytes of storage '", id.key, "', the file has ", data.size()));
+  return data.substr(id.view_offset * width, id.view_elements * width);
+}
+
+// The arguments of the call that builds a tensor, or null. Parameters and subclasses wrap such a call.
+const std::vector<const PickleNode*>* tensor_call(const PickleNode& node, std::string* function, int depth = 0) {
+  if (!node.is(Kind::kObject) || depth > 4) return nullptr;
+  if ((node.text == "torch._utils._rebuild_parameter" || node.text == "torch._utils._rebuild_parameter_with_state") && !node.items.empty()) return tensor_call(*node.items[0], function, depth + 1);
+  const bool subclass = node.text == "torch._tensor._rebuild_from_type_v2" && node.items.size() >= 3 && node.items[0]->is(Kind::kGlobal) && node.items[2]->is(Kind::kTuple);
+  const std::string& name = subclass ? node.items[0]->text : node.text;
+  const auto& arguments = subclass ? node.items[2]->items : node.items;
+  if (name != "torch._utils._rebuild_tensor_v2" && name != "torch._utils._rebuild_tensor_v3" && name != "torch._utils._rebuild_tensor") return nullptr;
+  *function = name;
+  return &arguments;
+}
+
+// Lists the keys of the stream container's storages and finds their bytes.
+void find_raw_storages(const TorchFile& file, const PickleDocument& keys, std::size_t position, std::map<std::string, std::string_view>& out) {
+  std::map<std::string, std::uint64_t> widths;  // from the storages that the object mentions
+  for (const PickleNode& node : file.document.nodes) {
+    if (!node.is(Kind::kPersistent)) continue;
+    const StorageId id = storage_id(file, "?", node);
+    widths[id.key] = id.untyped ? 1 : c10::elementSize(id.type);
+  }
+  const std::string_view bytes = file.storages->bytes();
+  for (const PickleNode* key : keys.root->items) {
+    if (!key->is(Kind::kText) || !widths.count(key->text)) fail(ErrorKind::kBadFile, cat(file.where, ": lists a storage that no tensor uses"));
+    if (bytes.size() - position < 8) fail(ErrorKind::kBadFile, cat(file.where, ": ends before its last storage (truncated?)"));
+    std::uint64_t elements = 0;
+    std::memcpy(&elements, bytes.data() + position, 8);
+    position += 8;
+    const std::uint64_t width = widths[key->text];
+    if (elements > (bytes.size() - position) / width) fail(ErrorKind::kBadFile, cat(file.where, ": storage '", key->text, "' of ", elements, " elements leaves the file (truncated?)"));
+    out[key->text] = bytes.substr(position, elements * width);
+    position += elements * width;
+  }
+}
+
+TorchFile read_stream(const std::filesystem::path& path, std::shared_ptr<TorchFile::Storages> storages) {
+  TorchFile file{path.string(), {}, nullptr};
+  std::string_view rest = storages->bytes();
+  std::size_t position = 0;
+  const auto next = [&] {
+    PickleDocument document = parse_pickle(rest.substr(position), file.where);
+    position += document.consumed;
+    return document;
+  };
+  next();  // magic number
+  const PickleDocument protocol = next();
+  if (!protocol.root->is(Kind::kInt) || protocol.root->integer != 1001) fail(ErrorKind::kBadFile, cat(file.where, ": unknown protocol of the old PyTorch format"));
+  const PickleDocument system = next();
+  const PickleNode* little_endian = system.root->find("little_endian");
+  if (little_endian && little_endian->is(Kind::kBool) && !little_endian->integer) fail(ErrorKind::kBadFile, cat(file.where, ": was written on a big-endian machine"));
+  file.document = next();
+  const PickleDocument keys = next();
+  file.storages = storages;
+  find_raw_storages(file, keys, position, storages->raw);
+  return file;
+}
+
+TorchFile read_archive(const std::filesystem::path& path, std::shared_ptr<TorchFile::Storages> storages) {
+  TorchFile file{path.string(), {}, nullptr};
+  storages->zip = std::make_unique<ZipArchive>(storages->file, file.where);
+  std::string entry;
+  for (const std::string& name : storages->zip->names()) {
+    if (ends_with(name, "/constants.pkl")) fail(ErrorKind::kBadFile, cat(file.where, ": a TorchScript archive, which holds code"), "save the weights alone: torch.save(model.state_dict(), FILE)");
+    if (ends_with(name, "/data.pkl") && std::count(name.begin(), name.end(), '/') == 1) entry = name;
+  }
+  if (entry.empty()) fail(ErrorKind::kBadFile, cat(file.where, ": a zip archive without data.pkl, not a PyTorch checkpoint"));
+  storages->root = entry.substr(0, entry.size() - 8);
+  if (const std::string order = storages->root + "byteorder"; storages->zip->contains(order) && !starts_with(storages->zip->read(order, 64), "little")) {
+    fail(ErrorKind::kBadFile, cat(file.where, ": was written on a big-endian machine"));
+  }
+  file.document = parse_pickle(storages->zip->read(entry, kMaxPickle), file.where);
+  file.storages = std::move(storages);
+  return file;
+}
+
+void collect(const TorchFile& file, const PickleNode& node, const std::string& name, ParameterSet& out, int depth) {
+  if (depth > kMaxDepth) fail(ErrorKind::kBadFile, cat(file.where, ": is nested too deeply at '", name.substr(0, 80), "'"));
+  const auto below = [&](const std::string& key, const PickleNode& child) { collect(file, child, name.empty() ? key : cat(name, ".", key), out, depth + 1); };
+  if (is_tensor(node)) {
+    out.add(name, tensor_from(file, node, name));
+  } else if (node.is(Kind::kDict)) {
+    std::map<std::string, const PickleNode*> last;  // of equal keys the last one counts, as in Python
+    for (const auto& [key, value] : node.entries) last[key->is(Kind::kText) ? key->text : pickle_text(*key)] = value;
+    for (const auto& [key, value] : node.entries) {
+      const std::string label = key->is(Kind::kText) ? key->text : pickle_text(*key);
+      if (last[label] == value) below(label, *value), last[label] = nullptr;
+    }
+  } else if (node.is(Kind::kList) || node.is(Kind::kTuple)) {
+    for (std::size_t i = 0; i < node.items.size(); ++i) below(std::to_string(i), *node.items[i]);
+  }
+}
+
+bool has_tensor(const PickleNode& node) {
+  return node.is(Kind::kDict) && std::any_of(node.entries.begin(), node.entries.end(), [](const auto& entry) { return is_tensor(*entry.second); });
+}
+
+}  // namespace
+
+bool looks_like_torch_file(std::string_view first_bytes) { return looks_like_zip(first_bytes) || starts_with(first_bytes, kStreamMagic); }
+
+TorchFile read_torch_file(const std::filesystem::path& path) {
+  auto storages = std::make_shared<TorchFile::Storages>(path);
+  if (looks_like_zip(storages->bytes())) return read_archive(path, std::move(storages));
+  if (starts_with(storages->bytes(), kStreamMagic)) return read_stream(path, std::move(storages));
+  fail(ErrorKind::kBadFile, cat(path.string(), ": not a PyTorch checkpoint"));
+}
+
+bool is_tensor(const PickleNode& node) {
+  std::string function;
+  return tensor_call(node, &function) != nullptr;
+}
+
+at::Tensor tensor_from(const TorchFile& file, const PickleNode& node, const std::string& name) {
+  std::string function;
+  const auto* arguments = tensor_call(node, &function);
+  if (!arguments || arguments->size() < 4 || (ends_with(function, "_v3") && arguments->size() < 7)) bad(file, name, "is built in an unknown way");
+  const StorageId id = storage_id(file, name, *(*arguments)[0]);
+  at::ScalarType type = id.type;
+  if (ends_with(function, "_v3")) {
+    const PickleNode& dtype = *(*arguments)[6];
+    const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const StorageType& t) { return dtype.text == cat("torch.", t.dtype); });
+    if (found == std::end(kTypes)) bad(file, name, cat("has the unsupported type ", pickle_text(dtype, 40)));
+    type = found->type;
+  } else if (id.untyped) {
+    bad(file, name, "has a storage without a type");
+  }
+  const PickleNode &sizes = *(*arguments)[2], &strides = *(*arguments)[3];
+  if (!sizes.is(Kind::kTuple) || !strides.is(Kind::kTuple) || sizes.items.size() != strides.items.size() || sizes.items.size() > 64) bad(file, name, "has malformed sizes or strides");
+
+  const std::string_view data = storage_bytes(file, name, id);
+  const std::uint64_t width = c10::elementSize(type), available = data.size() / width;
+  constexpr std::uint64_t kLimit = std::uint64_t{1} << 62;
+  std::uint64_t last = natural(file, name, *(*arguments)[1]), count = 1;  // index of the last element; number of elements
+  std::vector<std::int64_t> shape, steps;
+  for (std::size_t i = 0; i < sizes.items.size(); ++i) {
+    const std::uint64_t n = natural(file, name, *sizes.items[i]), step = natural(file, name, *strides.items[i]);
+    if (n > kLimit || step > kLimit || (n > 0 && count > kLimit / n) || (n > 1 && step > (kLimit - std::min(last, kLimit)) / (n - 1))) bad(file, name, "has a size that overflows");
+    count *= n;
+    if (n > 1) last += (n - 1) * step;
+    shape.push_back(static_cast<std::int64_t>(n)), steps.push_back(static_cast<std::int64_t>(step));
+  }
+  const auto offset = static_cast<std::int64_t>((*arguments)[1]->integer);
+  if (count == 0) return at::empty(shape, type);
+  if (last >= available) bad(file, name, cat("reaches element ", last, " of a storage of ", available));
+  file.storages->materialised += count * width;  // strides of zero must not turn a small file into a large tensor
+  if (file.storages->materialised > 8 * static_cast<std::uint64_t>(file.storages->file.size()) + (std::uint64_t{1} << 26)) bad(file, name, "repeats its storage too often");
+
+  // Boolean bytes other than 0 and 1 must not end up in a C++ bool; old files are not aligned.
+  const at::ScalarType read_as = type == at::kBool ? at::kByte : type;
+  at::Tensor whole;
+  if (reinterpret_cast<std::uintptr_t>(data.data()) % width == 0) {
+    whole = at::from_blob(const_cast<char*>(data.data()), {static_cast<std::int64_t>(available)}, at::TensorOptions().dtype(read_as));
+  } else {
+    whole = at::empty({static_cast<std::int64_t>(available)}, read_as);
+    std::memcpy(whole.data_ptr(), data.data(), available * width);
+  }
+  const at::Tensor view = whole.as_strided(shape, steps, offset);
+  return type == at::kBool ? view.ne(0) : view.clone(at::MemoryFormat::Contiguous);
+}
+
+ParameterSet tensors_below(const TorchFile& file, const PickleNode& node) {
+  ParameterSet found;
+  collect(file, node, "", found, 0);
+  const auto wrapped = [](const auto& item) { return starts_with(item.first, "module."); };
+  if (found.empty() || !std::all_of(found.begin(), found.end(), wrapped)) return found;
+  ParameterSet out;
+  for (const auto& [name, tensor] : found) out.add(name.substr(7), tensor);
+  return out;
+}
+
+std::vector<std::string> state_dict_sections(const TorchFile& file) {
+  const PickleNode& root = *file.document.root;
+  if (has_tensor(root)) return {""};
+  std::vector<std::string> out;
+  if (root.is(Kind::kDict)) for (const auto& [key, value] : root.entries) if (key->is(Kind::kText) && has_tensor(*value)) out.push_back(key->text);
+  return out;
+}
+
+ParameterSet state_dict(const TorchFile& file, const std::string& section) {
+  const PickleNode* node = section.empty() ? file.document.root : file.document.root->find(section);
+  if (!node || !has_tensor(*node)) {
+    const std::vector<std::string> sections = state_dict_sections(file);
+    fail(ErrorKind::kBadFile, cat(file.where, section.empty() ? ": is no bare state dict" : cat(": has no state dict '", section, "'")), sections.empty() ? "see `tiltflow inspect`" : cat("it has: ", join(sections, ", ")));
+  }
+  return tensors_below(file, *node);
+}
+
+namespace {
+
+// Emits the few opcodes that a dict of tensors needs, protocol 2.
+class Writer {
+ public:
+  std::string out{"\x80\x02", 2};
+  void text(std::string_view s) { out += 'X', number(s.size(), 4), out += s; }
+  void integer(std::int64_t value) {
+    if (value >= 0 && value < 256) out += 'K', number(static_cast<std::uint64_t>(value), 1);
+    else if (value >= 0 && value < 65536) out += 'M', number(static_cast<std::uint64_t>(value), 2);
+    else if (value >= std::numeric_limits<std::int32_t>::min() && value <= std::numeric_limits<std::int32_t>::max()) out += 'J', number(static_cast<std::uint64_t>(value), 4);
+    else out += "\x8a\x08", number(static_cast<std::uint64_t>(value), 8);
+  }
+  void integers(at::IntArrayRef values) {
+    out += '(';
+    for (const std::int64_t value : values) integer(value);
+    out += 't';
+  }
+  void global(std::string_view module, std::string_view name) { out += 'c', out += module, out += '\n', out += name, out += '\n'; }
+  void number(std::uint64_t value, int width) { for (int i = 0; i < width; ++i) out += static_cast<char>(value >> (8 * i) & 0xff); }
+};
+
+}  // namespace
+
+void write_torch_file(const std::filesystem::path& path, const std::vector<std::pair<std::string, ParameterSet>>& sections) {
+  Writer w;
+  std::vector<at::Tensor> kept;
+  const auto dict = [&](const ParameterSet& tensors) {
+    w.out += "}(";
+    for (const auto& [name, original] : tensors) {
+      const at::Tensor tensor = original.detach().to(at::kCPU).contiguous();
+      const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const StorageType& t) { return t.type == tensor.scalar_type(); });
+      if (type == std::end(kTypes)) fail(ErrorKind::kFailure, cat("tensor '", name, "' has a type that a PyTorch file cannot hold here"));
+      w.text(name);
+      w.global("torch._utils", "_rebuild_tensor_v2");
+      w.out += "((";
+      w.text("storage"), w.global("torch", cat(type->name, "Storage")), w.text(std::to_string(kept.size())), w.text("cpu"), w.integer(tensor.numel());
+      w.out += "tQ";
+      w.integer(0), w.integers(tensor.sizes()), w.integers(tensor.strides());
+      w.out += '\x89';
+      w.global("collections", "OrderedDict");
+      w.out += ")RtR";
+      kept.push_back(tensor);
+    }
+    w.out += 'u';
+  };
+  if (sections.size() == 1 && sections[0].first.empty()) {
+    dict(sections[0].second);
+  } else {
+    w.out += "}(";
+    for (const auto& [name, tensors] : sections) w.text(name), dict(tensors);
+    w.out += 'u';
+  }
+  w.out += '.';
+  std::vector<ZipPiece> pieces{{"archive/data.pkl", w.out}, {"archive/byteorder", "little"}};
+  for (std::size_t i = 0; i < kept.size(); ++i) pieces.push_back({cat("archive/data/", i), {static_cast<const char*>(kept[i].data_ptr()), kept[i].nbytes()}});
+  pieces.push_back({"archive/version", "3\n"});
+  write_zip(path, pieces);
+}
+
+}  // namespace tiltflow

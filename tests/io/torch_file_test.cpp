@@ -1,0 +1,156 @@
+#include <cstring>
+#include <fstream>
+#include <random>
+
+#include "tests/support.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/io/torch_file.h"
+#include "tiltflow/io/zip_archive.h"
+
+namespace tiltflow {
+namespace {
+
+std::filesystem::path sample(const std::string& name) { return test::source_dir() / "tests/golden/torch" / name; }
+
+void expect_all_kinds(const ParameterSet& t) {
+  const at::Tensor base = at::arange(24, at::kFloat).reshape({4, 6}) / 8;
+  EXPECT_EQ(t.size(), 14u);
+  EXPECT_TRUE(at::equal(t.at("plain"), base));
+  EXPECT_TRUE(at::equal(t.at("transposed"), base.t()));
+  EXPECT_TRUE(t.at("transposed").is_contiguous());
+  EXPECT_TRUE(at::equal(t.at("slice"), base.slice(0, 1, 3).slice(1, 0, 6, 2)));
+  EXPECT_TRUE(at::equal(t.at("expanded"), at::full({3}, 2.5)));
+  EXPECT_TRUE(at::equal(t.at("half"), base[0].to(at::kHalf)));
+  EXPECT_TRUE(at::equal(t.at("brain"), base[0].to(at::kBFloat16)));
+  EXPECT_TRUE(at::equal(t.at("double"), base[0].to(at::kDouble)));
+  EXPECT_TRUE(at::equal(t.at("long"), at::tensor(std::vector<std::int64_t>{-1, std::int64_t{1} << 40}, at::kLong)));
+  EXPECT_EQ(t.at("int").item<int>(), -7);
+  EXPECT_EQ(t.at("byte").item<int>(), 255);
+  EXPECT_TRUE(t.at("bool")[0].item<bool>());
+  EXPECT_EQ(t.at("scalar").dim(), 0);
+  EXPECT_EQ(t.at("empty").sizes(), (std::vector<std::int64_t>{0, 3}));
+  EXPECT_TRUE(at::equal(t.at("parameter"), at::tensor(std::vector<float>{1, -1})));
+}
+
+std::string pickle_error(const std::string& bytes) {
+  try {
+    parse_pickle(bytes, "x");
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST(io_torch_file, EveryKindOfTensorFromBothContainers) {
+  expect_all_kinds(state_dict(read_torch_file(sample("zip.pt")), ""));
+  expect_all_kinds(state_dict(read_torch_file(sample("stream.pt")), ""));
+}
+
+TEST(io_torch_file, TrainerFilesHaveSectionsAndInertArguments) {
+  const TorchFile file = read_torch_file(sample("trainer.pt"));
+  EXPECT_EQ(state_dict_sections(file), (std::vector<std::string>{"model", "ema"}));
+  const ParameterSet model = state_dict(file, "model"), ema = state_dict(file, "ema");  // ema is written with "module."
+  EXPECT_EQ(ema.names(), model.names());
+  EXPECT_TRUE(at::equal(ema.at("weight"), model.at("weight") + 1));
+  const std::string args = pickle_text(*file.document.root->find("args"));
+  EXPECT_NE(args.find("argparse.Namespace"), std::string::npos) << args;
+  EXPECT_NE(args.find("'lr': 0.001"), std::string::npos) << args;
+  EXPECT_EQ(file.document.root->find("epoch")->integer, 3);
+  EXPECT_TRUE(tensors_below(file, *file.document.root).contains("opt.state.0.exp_avg"));
+  test::expect_error(ErrorKind::kBadFile, "no state dict 'emma'", [&] { state_dict(file, "emma"); });
+  EXPECT_TRUE(state_dict_sections(read_torch_file(sample("no-tensors.pt"))).empty());
+}
+
+TEST(io_torch_file, RoundTrip) {
+  const test::TempDir dir;
+  const ParameterSet all = state_dict(read_torch_file(sample("zip.pt")), "");
+  write_torch_file(dir / "bare.pt", {{"", all}});
+  expect_all_kinds(state_dict(read_torch_file(dir / "bare.pt"), ""));
+  write_torch_file(dir / "two.pt", {{"model", all}, {"ema", all}});
+  const TorchFile two = read_torch_file(dir / "two.pt");
+  EXPECT_EQ(state_dict_sections(two), (std::vector<std::string>{"model", "ema"}));
+  expect_all_kinds(state_dict(two, "ema"));
+}
+
+// Nothing is executed: a pickle that would delete files in Python is a node with a name.
+TEST(io_torch_file, CallsStayInert) {
+  const PickleDocument document = parse_pickle("\x80\x02" "cposix\nsystem\nU\x06rm -rf\x85R.", "x");
+  EXPECT_EQ(pickle_text(*document.root), "posix.system('rm -rf')");
+}
+
+TEST(io_torch_file, HostilePickles) {
+  EXPECT_NE(pickle_error("").find("ends too early"), std::string::npos);
+  EXPECT_NE(pickle_error("\x80\x09.").find("protocol"), std::string::npos);
+  EXPECT_NE(pickle_error("h\x05.").find("memo"), std::string::npos);
+  EXPECT_NE(pickle_error("0.").find("mark"), std::string::npos);
+  EXPECT_NE(pickle_error("t.").find("mark"), std::string::npos);
+  EXPECT_NE(pickle_error("NNs.").find("empty stack"), std::string::npos);
+  EXPECT_NE(pickle_error("X\xff\xff\xff\xff" "a.").find("too long"), std::string::npos);
+  EXPECT_NE(pickle_error("\xfe.").find("unknown opcode"), std::string::npos);
+  // a list that contains itself, and lists nested a million deep: printed up to a bound, freed without recursion
+  EXPECT_NE(pickle_text(*parse_pickle("]q\x01h\x01" "a.", "x").root).find("..."), std::string::npos);
+  std::string deep(1'000'000, ']');
+  deep += std::string(999'999, 'a') + ".";
+  EXPECT_NE(pickle_text(*parse_pickle(deep, "x").root).find("..."), std::string::npos);
+  // bytes that double with every call
+  std::string bomb = "(";
+  for (int i = 0; i < 200; ++i) bomb += "K\x01";
+  bomb += "tq\x01";
+  for (int i = 0; i < 1'000'000; ++i) bomb += "cbuiltins\nlist\nh\x01\x85R0";
+  EXPECT_NE(pickle_error(bomb + "N.").find("blows up"), std::string::npos);
+}
+
+// Every truncation, and thousands of files with one to four damaged bytes: an error or a value, never a crash.
+TEST(io_torch_file, DamagedFilesAreErrors) {
+  const test::TempDir dir;
+  std::mt19937 random(7);
+  const auto read_all = [&](const std::string& bytes) {
+    const auto path = dir / "damaged.pt";
+    std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    try {
+      const TorchFile file = read_torch_file(path);
+      tensors_below(file, *file.document.root);
+      return true;
+    } catch (const Error& error) {
+      EXPECT_EQ(static_cast<int>(error.kind()), static_cast<int>(ErrorKind::kBadFile)) << error.what();
+      return false;
+    }
+  };
+  for (const char* name : {"zip.pt", "stream.pt", "trainer.pt"}) {
+    const std::string bytes = read_file(sample(name));
+    ASSERT_TRUE(read_all(bytes)) << name;
+    for (std::size_t n = 0; n < bytes.size(); n += 7) EXPECT_FALSE(read_all(bytes.substr(0, n))) << name << " cut to " << n;
+    for (int i = 0; i < 2000; ++i) {
+      std::string damaged = bytes;
+      for (unsigned k = 0; k <= random() % 4; ++k) damaged[random() % damaged.size()] = static_cast<char>(random());
+      read_all(damaged);
+    }
+  }
+}
+
+TEST(io_zip, RefusesWhatPointsOutside) {
+  const test::TempDir dir;
+  write_zip(dir / "a.zip", {{"x/data", "hello"}, {"y", ""}});
+  const std::string bytes = read_file(dir / "a.zip");
+  EXPECT_EQ(bytes.find("hello") % 64, 0u);
+  const auto with = [&](std::size_t from_end, std::uint32_t value) {
+    std::string changed = bytes;
+    std::memcpy(changed.data() + changed.size() - from_end, &value, 4);
+    write_file_atomic(dir / "b.zip", changed);
+    const MappedFile file(dir / "b.zip");
+    ZipArchive(file, "b").stored("x/data");
+  };
+  test::expect_error(ErrorKind::kBadFile, "leaves the file", [&] { with(6, 1u << 30); });   // offset of the directory
+  test::expect_error(ErrorKind::kBadFile, "leaves the file", [&] { with(10, 1u << 30); });  // its size
+  std::string damaged = bytes;
+  damaged[damaged.find("hello")] = 'j';
+  write_file_atomic(dir / "c.zip", damaged);
+  const MappedFile file(dir / "c.zip");
+  test::expect_error(ErrorKind::kBadFile, "checksum", [&] { ZipArchive(file, "c").stored("x/data"); });
+  EXPECT_EQ(ZipArchive(file, "c").stored("y"), "");
+  test::expect_error(ErrorKind::kBadFile, "no entry 'z'", [&] { ZipArchive(file, "c").stored("z"); });
+}
+
+}  // namespace tiltflow
