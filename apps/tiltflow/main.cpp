@@ -71,6 +71,7 @@ int run(int argc, char** argv) {
   add_verify(program, action);
   add_parity(program, action);
   add_inspect(program, action);
+  add_convert(program, action);
   add_report(program, action);
   add_list(program, action);
   add_config(program, action);

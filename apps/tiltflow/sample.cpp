@@ -10,7 +10,7 @@
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/models/runtime_config.h"
-#include "tiltflow/policy/policy.h"
+#include "tiltflow/policy/lora.h"
 #include "tiltflow/reward/state_reward.h"
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/sampler/sample.h"
@@ -30,21 +30,6 @@ struct SampleOptions {
   double guidance = 1, strength = 1;
 };
 
-// A trained adapter merged into the base: rank and alpha come from the adapter file's metadata.
-std::unique_ptr<VelocityModel> with_adapter(const VelocityModel& model, const std::string& file, double strength) {
-  const TensorFile adapter = read_safetensors(file);
-  PolicyConfig config;
-  config.kind = "lora";
-  const auto number = [&](const char* key) {
-    const auto found = adapter.metadata.find(key);
-    if (found == adapter.metadata.end()) fail(ErrorKind::kBadFile, cat(file, ": metadata entry '", key, "' is missing"), "is this an adapter.safetensors of `tiltflow finetune`?");
-    return std::atof(found->second.c_str());
-  };
-  config.rank = static_cast<std::int64_t>(number("rank")), config.alpha = number("lora_alpha");
-  if (config.rank < 1 || !(config.alpha > 0)) fail(ErrorKind::kBadFile, cat(file, ": rank and lora_alpha must be positive"));
-  return model.rebind(merged_weights(model, config, adapter.tensors, strength), {});
-}
-
 LabelSource label_source(const SampleOptions& o, std::int64_t classes, const RandomStreams& streams) {
   if (o.label.empty()) return no_labels();
   if (classes == 0) fail(ErrorKind::kUsage, "--label given, but the model is unconditional");
@@ -60,7 +45,7 @@ LabelSource label_source(const SampleOptions& o, std::int64_t classes, const Ran
 int sample_to_folder(const SampleOptions& o) {
   LoadedModel loaded = load_velocity_model(o.model, key_values(o.args), apply(o.compute), at::kFloat, o.weights);
   std::shared_ptr<const VelocityModel> model = std::move(loaded.model);
-  if (!o.lora.empty()) model = with_adapter(*model, o.lora, o.strength);
+  if (!o.lora.empty()) model = model->rebind(merge_adapters(model->parameters(), read_adapters(o.lora, o.strength)), {});
   const auto path = make_path(!o.path.empty() ? o.path : loaded.path_name.empty() ? "linear" : loaded.path_name);
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
   std::shared_ptr<const VelocityField> field = model;

@@ -18,6 +18,7 @@ void add_eval(CLI::App& program, Action& action);
 void add_verify(CLI::App& program, Action& action);
 void add_parity(CLI::App& program, Action& action);
 void add_inspect(CLI::App& program, Action& action);
+void add_convert(CLI::App& program, Action& action);
 void add_report(CLI::App& program, Action& action);
 void add_list(CLI::App& program, Action& action);
 void add_config(CLI::App& program, Action& action);

@@ -1,6 +1,7 @@
 #include "tiltflow/policy/policy.h"
 
 #include "tests/support.h"
+#include "tiltflow/policy/lora.h"
 #include "tiltflow/models/sit/sit.h"
 
 namespace tiltflow {

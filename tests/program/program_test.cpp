@@ -71,6 +71,25 @@ TEST(program_eval, GuidanceReachesTheConditionalSamples) {
   EXPECT_EQ(value(plain, "frechet_unconditional"), value(guided, "frechet_unconditional"));
 }
 
+// Through every format and back: the same tensors.
+TEST(program_convert, FormatsAndTypes) {
+  const test::TempDir dir;
+  const std::string at = dir.path().string();
+  for (const std::string& step : {std::string("assets/mnist-sit.safetensors ") + at + "/a.pt", at + "/a.pt " + at + "/b.safetensors.index.json --shard-gb 0.001", at + "/b.safetensors.index.json " + at + "/c.safetensors", at + "/c.safetensors " + at + "/d.safetensors --dtype bf16"}) {
+    const Outcome outcome = run("convert " + step);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+  }
+  const ParameterSet before = read_safetensors(test::source_dir() / "assets/mnist-sit.safetensors").tensors, after = read_safetensors(dir / "c.safetensors").tensors, brain = read_safetensors(dir / "d.safetensors").tensors;
+  EXPECT_EQ(before.size(), after.size());
+  for (const auto& [name, tensor] : before) {
+    EXPECT_TRUE(at::equal(tensor, after.at(name))) << name;
+    EXPECT_TRUE(at::equal(tensor.to(at::kBFloat16), brain.at(name))) << name;
+  }
+  expect_message(run("convert assets/mnist-sit.safetensors " + at + "/x.gguf"), 2, "does not say which format");
+  expect_message(run("convert README.md " + at + "/x.pt"), 4, "safetensors");
+  EXPECT_FALSE(std::filesystem::exists(dir / "x.pt"));
+}
+
 TEST(program_errors, ConfigurationProblems) {
   expect_message(run("finetune recipes/mnist-ink.toml --set train.stepz=1 --out /tmp/never"), 3, "did you mean 'train.steps'");
   expect_message(run("finetune recipes/mnist-ink.toml --set batch=x --out /tmp/never"), 3, "must be an integer");

@@ -6,6 +6,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/nn/init.h"
+#include "tiltflow/policy/lora.h"
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -69,47 +70,14 @@ Policy make_policy(const VelocityModel& model, const PolicyConfig& config, std::
   return config.kind == "lora" ? lora_policy(model, config, RandomStreams(seed)) : full_policy(model);
 }
 
-AdapterSet adapters_from(const ParameterSet& tensors, double scale) {
-  AdapterSet out;
-  for (const auto& [full_name, tensor] : tensors) {
-    constexpr std::string_view kPrefix = "base_model.model.";
-    const std::string name = starts_with(full_name, kPrefix) ? full_name.substr(kPrefix.size()) : full_name;
-    constexpr std::string_view kA = ".lora_A.weight", kB = ".lora_B.weight";
-    if (ends_with(name, kA)) out[name.substr(0, name.size() - kA.size())].a = tensor;
-    else if (ends_with(name, kB)) out[name.substr(0, name.size() - kB.size())].b = tensor;
-    else fail(ErrorKind::kBadFile, cat("'", full_name, "' is not a LoRA tensor"), "expected NAME.lora_A.weight and NAME.lora_B.weight");
-  }
-  for (auto& [layer, adapter] : out) {
-    const bool fits = adapter.a.defined() && adapter.b.defined() && adapter.a.dim() == 2 && adapter.b.dim() == 2 && adapter.a.size(0) == adapter.b.size(1);
-    if (!fits) fail(ErrorKind::kBadFile, cat("the LoRA tensors of '", layer, "' are incomplete or do not fit each other"));
-    adapter.scale = scale;
-  }
-  return out;
-}
-
 ParameterSet merged_weights(const VelocityModel& model, const PolicyConfig& config, const ParameterSet& trained, double strength) {
+  if (config.kind == "lora") return merge_adapters(model.parameters(), adapters_from(trained, strength * config.alpha / static_cast<double>(config.rank)));
   const at::NoGradGuard no_grad;
   ParameterSet out;
-  if (config.kind != "lora") {
-    for (const auto& [name, tensor] : model.parameters()) {
-      const at::Tensor end = trained.contains(name) ? trained.at(name).detach() : tensor;
-      out.add(name, strength == 1 ? end : at::lerp(tensor.detach(), end, strength));
-    }
-    return out;
-  }
-  const AdapterSet adapters = adapters_from(trained, strength * config.alpha / static_cast<double>(config.rank));
   for (const auto& [name, tensor] : model.parameters()) {
-    at::Tensor weight = tensor.detach();
-    if (ends_with(name, ".weight")) {
-      if (const auto found = adapters.find(name.substr(0, name.size() - 7)); found != adapters.end()) {
-        const LowRank& adapter = found->second;
-        if (adapter.b.size(0) != weight.size(0) || adapter.a.size(1) != weight.size(1)) fail(ErrorKind::kBadFile, cat("the LoRA tensors of '", name, "' do not fit the layer ", shape_text(weight.sizes())));
-        weight = weight + at::matmul(adapter.b, adapter.a) * adapter.scale;
-      }
-    }
-    out.add(name, weight);
+    const at::Tensor end = trained.contains(name) ? trained.at(name).detach() : tensor;
+    out.add(name, strength == 1 ? end : at::lerp(tensor.detach(), end, strength));
   }
-  for (const auto& [layer, adapter] : adapters) if (!out.contains(layer + ".weight")) fail(ErrorKind::kBadFile, cat("LoRA layer '", layer, "' is not part of the model"));
   return out;
 }
 

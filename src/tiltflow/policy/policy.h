@@ -36,8 +36,6 @@ Policy make_policy(const VelocityModel& model, const PolicyConfig& config, std::
 
 // Weights of the tuned model as one plain set: trained copies (full) or base + strength * adapters (lora).
 ParameterSet merged_weights(const VelocityModel& model, const PolicyConfig& config, const ParameterSet& trained, double strength = 1);
-// Adapters from PEFT-named tensors (an optional "base_model.model." prefix is dropped). Throws kBadFile on stray names.
-AdapterSet adapters_from(const ParameterSet& tensors, double scale);
 
 // base field + gain(t) * side network: for analytic bases. The side network's output must start at zero.
 Policy side_policy(std::shared_ptr<const VelocityField> base, const VelocityModel& side, std::function<double(double)> gain);

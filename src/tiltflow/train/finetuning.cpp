@@ -9,7 +9,7 @@
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/image.h"
-#include "tiltflow/io/safetensors.h"
+#include "tiltflow/policy/lora.h"
 #include "tiltflow/reward/importance.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -215,11 +215,7 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   const TrainResult result = train(setup.config.train, objective, run, hooks);
   const std::map<std::string, std::string> metadata{{"tiltflow.path", setup.path->name()}, {"tiltflow.reward", setup.reward->reward().info().name}, {"tiltflow.steps", std::to_string(result.steps)}};
   save_velocity_model(run.directory() / "model.safetensors", *setup.model, merged_weights(*setup.model, setup.config.policy, result.average), metadata);
-  if (setup.config.policy.kind == "lora") {
-    ParameterSet adapter;
-    for (const auto& [name, tensor] : result.average) adapter.add("base_model.model." + name, tensor);
-    write_safetensors(run.directory() / "adapter.safetensors", adapter, {{"format", "pt"}, {"rank", std::to_string(setup.config.policy.rank)}, {"lora_alpha", compact(setup.config.policy.alpha, 9)}});
-  }
+  if (setup.config.policy.kind == "lora") write_adapters(run.directory() / "adapter.safetensors", result.average, setup.config.policy.rank, setup.config.policy.alpha);
   return result;
 }
 
