@@ -34,7 +34,7 @@ struct Bench {
   FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, streams, labels, {2}}; }
   double run(AdjointMatching& method, std::vector<at::Tensor>* gradients = nullptr, std::int64_t pieces = 1) {
     const at::AutoGradMode grad(true);
-    method.begin_step(context(), 5, true);
+    method.begin_step(context(), 5, 0);
     double total = 0;
     const std::int64_t n = 12 / pieces;
     for (std::int64_t i = 0; i < pieces; ++i) {
@@ -108,7 +108,7 @@ TEST(finetune_am, FirstStepRaisesTheReward) {
   };
   const double before = reward();
   const at::AutoGradMode grad(true);
-  method.begin_step(context, 0, true);
+  method.begin_step(context, 0, 0);
   const LossReport report = method.loss(context, method.collect(context, 0, 0, 256, false), 256);
   const auto gradients = torch::autograd::grad({report.loss}, policy.trainable.tensors(), {}, false, false, true);
   for (std::size_t i = 0; i < gradients.size(); ++i) if (gradients[i].defined()) policy.trainable.tensors()[i].detach().sub_(gradients[i], 0.05);
@@ -119,7 +119,7 @@ TEST(finetune_am, SubsetsFollowThePreset) {
   Bench bench("euler-paper", 40);
   AdjointMatching paper(adjoint_matching_preset("paper", 40));
   for (std::int64_t step = 0; step < 20; ++step) {
-    paper.begin_step(bench.context(), step, true);
+    paper.begin_step(bench.context(), step, 0);
     const auto& subset = paper.subset();
     ASSERT_EQ(subset.size(), 20u);
     for (std::int64_t k = 30; k < 40; ++k) EXPECT_EQ(std::count(subset.begin(), subset.end(), k), 1) << "the last quarter is always there";
@@ -128,7 +128,7 @@ TEST(finetune_am, SubsetsFollowThePreset) {
   }
   Bench sd("ancestral", 50);
   AdjointMatching official(adjoint_matching_preset("official-sd", 50));
-  official.begin_step(sd.context(), 1, true);
+  official.begin_step(sd.context(), 1, 0);
   ASSERT_EQ(official.subset().size(), 4u);
   EXPECT_LT(official.subset()[1], 30);
   EXPECT_GE(official.subset()[2], 30);
@@ -173,7 +173,7 @@ TEST(finetune_am, StratifiedTimesCoverTheGridEvenly) {
   AdjointMatching full(config);
   config.times = "stratified", config.loss_steps = 3;
   AdjointMatching part(config);
-  full.begin_step(bench.context(), 8, true), part.begin_step(bench.context(), 8, true);
+  full.begin_step(bench.context(), 8, 0), part.begin_step(bench.context(), 8, 0);
   const Batch batch = part.collect(bench.context(), 8, 0, 24, true);
   const auto gradient = [&](const at::Tensor& loss) { return torch::autograd::grad({loss}, {bench.policy.trainable.tensors()[0]})[0]; };
   const at::AutoGradMode grad(true);
@@ -181,7 +181,7 @@ TEST(finetune_am, StratifiedTimesCoverTheGridEvenly) {
   double mean = 0;
   at::Tensor slope;
   for (int pass = 0; pass < 4; ++pass) {
-    if (pass > 0) part.begin_step(bench.context(), 8 + pass, false);
+    if (pass > 0) part.begin_step(bench.context(), 8 + pass, pass);
     LossReport report = part.loss(bench.context(), batch, 24);
     // 24 samples x 3 times over 12 steps: six samples at each time
     const MetricSums& m = report.metrics;
@@ -215,7 +215,7 @@ TEST(finetune_am, PathWeightsTurnTheMeanIntoTheTiltedMean) {
   AdjointMatchingConfig config = adjoint_matching_preset("exact", 4);
   config.keep_graphs = false;
   AdjointMatching method(config);
-  method.begin_step(context, 0, true);
+  method.begin_step(context, 0, 0);
   const std::int64_t n = 200000;
   const Batch batch = method.collect(context, 0, 0, n, true);
   // r = -w (x - c)^2 at X_4 = m + s xi: regress at fixed X_3 by averaging over a thin slice
@@ -301,7 +301,7 @@ TEST(finetune_am, GradientAgainstFiniteDifferences) {
   AdjointMatchingConfig config = adjoint_matching_preset("exact", 5);
   config.keep_graphs = false;
   AdjointMatching method(config);
-  method.begin_step(context, 0, true);
+  method.begin_step(context, 0, 0);
   const Batch batch = method.collect(context, 0, 0, 2, true);
   const at::AutoGradMode grad(true);
   const at::Tensor weight = policy.trainable.at("blocks.1.mlp.fc2.bias");

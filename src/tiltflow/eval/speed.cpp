@@ -72,7 +72,7 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
   double peak = 0;
   for (std::int64_t repeat = 0; repeat <= o.repeats; ++repeat) {  // the first one warms up
     base->reset(), tuned->reset();
-    method.begin_step(context, repeat, true);
+    method.begin_step(context, repeat, 0);
     const auto begin = Clock::now();
     const at::AutoGradMode grad(true);
     parallel_chunks(o.batch, o.item, [&](std::int64_t first, std::int64_t end) {

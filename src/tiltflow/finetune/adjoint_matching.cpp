@@ -56,7 +56,7 @@ AdjointMatching::AdjointMatching(AdjointMatchingConfig config) : config_(std::mo
   if (config_.times == "stratified" && config_.late_steps > 0) fail(ErrorKind::kConfig, "method.late_steps needs method.times = \"shared\"");
 }
 
-void AdjointMatching::begin_step(const FinetuneContext& context, std::int64_t step, bool fresh) {
+void AdjointMatching::begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) {
   const std::int64_t steps = context.table.size();
   for (const Transition& transition : context.table.steps) {
     if (!(transition.s > 0)) fail(ErrorKind::kConfig, cat("sampler ", context.table.name, " has a noiseless step at t = ", transition.t, ": it cannot be controlled"), "use auto, euler, exponential or ancestral");
@@ -65,11 +65,10 @@ void AdjointMatching::begin_step(const FinetuneContext& context, std::int64_t st
   grid_size_ = static_cast<std::size_t>(steps);
   thresholds_.resize(config_.clip_per_time ? grid_size_ : 1);
   observed_.clear();
-  if (fresh) collected_at_ = step;
-  pass_ = step - collected_at_;
+  pass_ = pass;
   wanted_ = config_.loss_steps == 0 ? steps : std::min(config_.loss_steps, steps);
   if (config_.times == "stratified") {
-    subset_ = context.streams.permutation(Purpose::kSubset, static_cast<std::uint32_t>(2 * collected_at_), steps);
+    subset_ = context.streams.permutation(Purpose::kSubset, static_cast<std::uint32_t>(2 * (step - pass)), steps);
     return;
   }
   const std::int64_t boundary = steps - std::llround(config_.late_fraction * static_cast<double>(steps));

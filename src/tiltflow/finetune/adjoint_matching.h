@@ -39,7 +39,7 @@ class AdjointMatching final : public FinetuneMethod {
   explicit AdjointMatching(AdjointMatchingConfig config);
   std::string name() const override { return "adjoint-matching"; }
   MethodNeeds needs() const override { return {true, true, false}; }
-  void begin_step(const FinetuneContext& context, std::int64_t step, bool fresh) override;
+  void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;
   LossReport loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) override;
   void end_step(std::map<std::string, double>& metrics) override;
@@ -61,7 +61,7 @@ class AdjointMatching final : public FinetuneMethod {
 
   AdjointMatchingConfig config_;
   std::vector<std::int64_t> subset_;         // shared: ascending; stratified: all steps in the order of this batch
-  std::int64_t wanted_ = 0, pass_ = 0, collected_at_ = 0;  // times per sample; use of the batch, from 0
+  std::int64_t wanted_ = 0, pass_ = 0;  // times per sample; use of the batch, from 0
   std::vector<double> thresholds_;           // running quantile per step (or one), of sqrt(loss); 0 = none yet
   std::mutex mutex_;
   std::map<std::int64_t, std::map<std::size_t, std::vector<float>>> observed_;  // first sample -> step -> sqrt(loss)

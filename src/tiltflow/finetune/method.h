@@ -50,8 +50,9 @@ class FinetuneMethod {
   virtual ~FinetuneMethod() = default;
   virtual std::string name() const = 0;
   virtual MethodNeeds needs() const = 0;
-  // Draws step-wide choices (which time steps enter the loss). `fresh`: a collect follows.
-  virtual void begin_step(const FinetuneContext& context, std::int64_t step, bool fresh) = 0;
+  // Draws step-wide choices (which time steps enter the loss). `pass`: how often the current batch was used before; 0: a
+  // collect follows.
+  virtual void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) = 0;
   // Samples first..first+n of step `step`. Thread-safe. `will_reuse`: the batch serves several steps.
   virtual Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) = 0;
   // `total`: samples of the whole step (the loss is a mean over them). Thread-safe.

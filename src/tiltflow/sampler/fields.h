@@ -4,7 +4,9 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <string>
 
+#include "tiltflow/flow/path.h"
 #include "tiltflow/flow/velocity_field.h"
 
 namespace tiltflow {
@@ -33,6 +35,20 @@ class SumField final : public VelocityField {
  private:
   std::shared_ptr<const VelocityField> base_, side_;
   Gain gain_;
+};
+
+// A network that predicts noise or score, as a velocity field. Not defined where the conversion has no limit (t = 0 for noise
+// on linear and gvp): start a little later.
+class PredictionField final : public VelocityField {
+ public:
+  // `prediction`: velocity, noise or score. Throws kConfig.
+  PredictionField(std::shared_ptr<const VelocityField> field, std::shared_ptr<const Path> path, const std::string& prediction);
+  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override;
+
+ private:
+  std::shared_ptr<const VelocityField> field_;
+  std::shared_ptr<const Path> path_;
+  std::string prediction_;
 };
 
 // Counts per-sample network evaluations in units of one forward: velocity 1, vjp 2 (forward and input gradient).

@@ -111,14 +111,13 @@ std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
   step_ = step;
   counted_base_->reset();
   counted_tuned_->reset();
-  const bool fresh = step % setup_.config.buffer_passes == 0;
+  pass_ = step % setup_.config.buffer_passes;
   const std::int64_t items = (setup_.config.batch + setup_.config.item - 1) / setup_.config.item;
-  if (fresh) {
-    collected_at_ = step;
+  if (pass_ == 0) {
     labels_ = setup_.labels_at(static_cast<std::uint32_t>(step));
     buffer_.assign(static_cast<std::size_t>(items), Batch{});
   }
-  method_->begin_step(context(), step, fresh);
+  method_->begin_step(context(), step, pass_);
   return items;
 }
 
@@ -128,7 +127,7 @@ LossReport FinetuneObjective::item(std::int64_t i) {
   const FinetuneContext context = this->context();
   if (!reuse) return method_->loss(context, method_->collect(context, step_, first, n, false), setup_.config.batch);
   Batch& kept = buffer_[static_cast<std::size_t>(i)];
-  if (step_ == collected_at_) kept = method_->collect(context, step_, first, n, true);
+  if (pass_ == 0) kept = method_->collect(context, step_, first, n, true);
   return method_->loss(context, kept, setup_.config.batch);
 }
 

@@ -92,7 +92,7 @@ class FinetuneObjective final : public Objective {
   std::unique_ptr<FinetuneMethod> method_;
   LabelSource labels_;
   std::vector<Batch> buffer_;
-  std::int64_t step_ = 0, collected_at_ = 0;
+  std::int64_t step_ = 0, pass_ = 0;
   double log_z_;
 };
 

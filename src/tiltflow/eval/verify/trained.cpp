@@ -44,7 +44,7 @@ TrainedControl train_control(const ExactProblem& problem, const TrainedOptions& 
   WeightAverage average(out.policy.trainable, 0.97);
   for (std::int64_t i = 0; i < options.iterations; ++i) {
     const at::AutoGradMode grad(true);
-    method.begin_step(context, i, true);
+    method.begin_step(context, i, 0);
     const LossReport report = method.loss(context, method.collect(context, i, 0, options.batch, false), options.batch);
     optimizer.step(torch::autograd::grad({report.loss}, out.policy.trainable.tensors()), optimizer_config.learning_rate * schedule_factor(optimizer_config, i, options.iterations));
     average.update(i);
