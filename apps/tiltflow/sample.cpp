@@ -87,6 +87,10 @@ void add_sample(CLI::App& program, Action& action) {
   verb->add_option("--seed", o->seed, "seed; sample i is the same whatever --n and --chunk")->check(CLI::NonNegativeNumber)->capture_default_str();
   verb->add_option("--sampler", o->sampler.name, "see `tiltflow list samplers`")->check(CLI::IsMember(sampler_names()))->capture_default_str();
   verb->add_option("--steps", o->sampler.steps, "steps")->check(CLI::Range(1, 100000))->capture_default_str();
+  verb->add_option("--diffusion", o->sampler.sde.form, "sde-*: diffusion coefficient w(t)")->check(CLI::IsMember(diffusion_forms()))->capture_default_str();
+  verb->add_option("--diffusion-norm", o->sampler.sde.norm, "sde-*: factor on w")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb->add_option("--last-step", o->sampler.sde.last_step, "sde-*: none, mean, tweedie or euler")->check(CLI::IsMember({"none", "mean", "tweedie", "euler"}))->capture_default_str();
+  verb->add_option("--last-step-size", o->sampler.sde.last_step_size, "sde-*: its length")->check(CLI::Range(0.0, 0.5))->capture_default_str();
   verb->add_option("--label", o->label, "class number, all (cycling) or uniform; unconditional when left out");
   verb->add_option("--guidance", o->guidance, "classifier-free guidance scale; 1 = none")->capture_default_str();
   verb->add_option("--path", o->path, "interpolation path when the file does not say")->check(CLI::IsMember(path_names()));

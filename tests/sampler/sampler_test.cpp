@@ -220,4 +220,23 @@ TEST(sampler_official, EverySolverReproducesTheRecordedStates) {
   EXPECT_GT(deterministic, 30);
 }
 
+// Every diffusion form leaves the marginals alone: a Gaussian comes out as itself up to the order of the step.
+TEST(sampler_sde, EveryDiffusionFormGivesTheSameLaw) {
+  const ExactProblem p = line_gaussian(false);
+  for (const std::string& form : diffusion_forms()) {
+    for (const std::string& name : {std::string("sde-euler"), std::string("sde-heun")}) {
+      SamplerConfig config;
+      config.name = name, config.steps = 200, config.sde.form = form, config.sde.last_step_size = 0.01;
+      DrawOptions options;
+      options.n = 8000, options.chunk = 1000;
+      const at::Tensor x = draw(*p.base, config, *p.path, {1}, RandomStreams(3), no_labels(), options).x;
+      EXPECT_NEAR(x.mean().item<double>(), 0.5, 4 * 0.7 / std::sqrt(8000.0) + 0.01) << form << " " << name;  // four standard errors and O(h)
+      EXPECT_NEAR(x.std().item<double>(), 0.7, 4 * 0.7 / std::sqrt(16000.0) + 0.01) << form << " " << name;
+    }
+  }
+  SamplerConfig none;
+  none.name = "sde-euler";
+  test::expect_error(ErrorKind::kConfig, "no transition table", [&] { table_of(none, *p.path); });
+}
+
 }  // namespace tiltflow

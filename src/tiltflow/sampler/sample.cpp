@@ -12,25 +12,31 @@ namespace tiltflow {
 
 std::vector<std::string> sampler_names() {
   std::vector<std::string> names = table_names();
+  names.insert(names.end(), {"sde-euler", "sde-heun"});
   for (const char* method : {"euler", "midpoint", "heun", "rk4", "dopri5"}) names.push_back(cat("ode-", method));
   return names;
 }
 
 void bind(Fields& f, SamplerConfig& c) {
-  f.value("name", c.name, "auto (memoryless SDE recommended for the path), another table, or ode-METHOD; see `tiltflow list samplers`", one_of(sampler_names()));
+  f.value("name", c.name, "auto (memoryless SDE recommended for the path), another table, sde-METHOD or ode-METHOD; see `tiltflow list samplers`", one_of(sampler_names()));
   f.value("steps", c.steps, "steps of the sampler", at_least_integer(1));
   f.value("grid", c.grid, "time grid", one_of({"uniform", "cosine", "shifted"}));
   f.value("shift", c.shift, "of the shifted grid", positive());
   f.value("parameter", c.parameter, "eta of ddim, sigma of constant", at_least(0));
+  f.value("diffusion", c.sde.form, "sde-*: diffusion coefficient w(t)", one_of(diffusion_forms()));
+  f.value("diffusion_norm", c.sde.norm, "sde-*: factor on w", at_least(0));
+  f.value("last_step", c.sde.last_step, "sde-*: none, mean, tweedie or euler", one_of({"none", "mean", "tweedie", "euler"}));
+  f.value("last_step_size", c.sde.last_step_size, "sde-*: length of the last step", between(0, 0.5));
   f.value("rtol", c.rtol, "ode-dopri5: relative tolerance", positive());
   f.value("atol", c.atol, "ode-dopri5: absolute tolerance", positive());
 }
 
 bool is_ode(const SamplerConfig& c) { return starts_with(c.name, "ode-"); }
+bool is_sde(const SamplerConfig& c) { return starts_with(c.name, "sde-"); }
 std::vector<double> grid_of(const SamplerConfig& c) { return make_grid(c.grid, static_cast<int>(c.steps), c.shift); }
 
 TransitionTable table_of(const SamplerConfig& c, const Path& path) {
-  if (is_ode(c)) fail(ErrorKind::kConfig, cat("sampler ", c.name, " is deterministic; a stochastic one is needed here"), "use auto, euler, exponential or ancestral");
+  if (is_ode(c) || is_sde(c)) fail(ErrorKind::kConfig, cat("sampler ", c.name, is_ode(c) ? " is deterministic" : " has no transition table", "; a table is needed here"), "use auto, euler, exponential or ancestral");
   return make_table(c.name, path, grid_of(c), c.parameter);
 }
 
@@ -47,10 +53,12 @@ LabelSource uniform_labels(const RandomStreams& streams, std::uint32_t step, std
 Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
            const LabelSource& labels, const DrawOptions& options) {
   const at::NoGradGuard no_grad;
-  const bool ode = is_ode(config);
-  const bool costs = options.reference && !ode;
+  const bool ode = is_ode(config), sde = is_sde(config);
+  const bool costs = options.reference && !ode && !sde;
   const std::vector<double> grid = grid_of(config);
-  const TransitionTable table = ode ? TransitionTable{} : table_of(config, path);
+  const TransitionTable table = ode || sde ? TransitionTable{} : table_of(config, path);
+  SdeOptions sde_options = config.sde;
+  if (sde) sde_options.method = config.name.substr(4);
   const OdeOptions ode_options{ode ? parse_ode_method(config.name.substr(4)) : OdeMethod::kHeun, config.rtol, config.atol};
   const std::int64_t pieces = (options.n + options.chunk - 1) / options.chunk;
   std::vector<Draws> parts(static_cast<std::size_t>(pieces));
@@ -64,6 +72,9 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     const at::Tensor x_0 = prior_sample(streams, options.step, begin, n, shape);
     if (ode) {
       part.x = solve_ode(field, x_0, grid, condition, ode_options).x;
+    } else if (sde) {
+      const std::vector<double> times = sde_grid(path, "velocity", sde_options, static_cast<int>(config.steps));
+      part.x = solve_sde(field, path, x_0, times, condition, keyed_noise(streams, options.step, begin, x_0), sde_options);
     } else {
       RolloutOptions keep;
       keep.keep_states = keep.keep_velocities = keep.keep_noises = costs;

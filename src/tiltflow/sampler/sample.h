@@ -1,4 +1,4 @@
-// Drawing many samples: a named sampler (stochastic table or ODE) run over chunks of keyed samples on all cores.
+// Drawing many samples: a named sampler (stochastic table, SDE with free diffusion, or ODE) run over chunks of keyed samples on all cores.
 #pragma once
 
 #include <functional>
@@ -8,22 +8,25 @@
 #include "tiltflow/config/fields.h"
 #include "tiltflow/sampler/ode.h"
 #include "tiltflow/sampler/rollout.h"
+#include "tiltflow/sampler/sde.h"
 
 namespace tiltflow {
 
 struct SamplerConfig {
-  std::string name = "auto";     // a table of make_table, or ode-euler, ode-midpoint, ode-heun, ode-rk4, ode-dopri5
+  std::string name = "auto";     // a table of make_table; sde-euler, sde-heun; ode-euler, ode-midpoint, ode-heun, ode-rk4, ode-dopri5
   std::int64_t steps = 20;
   std::string grid = "uniform";  // uniform, cosine, shifted
   double shift = 1;              // of the shifted grid
   double parameter = 1;          // eta of ddim, sigma of constant
   double rtol = 1e-4, atol = 1e-5;  // ode-dopri5
+  SdeOptions sde;                // of sde-euler and sde-heun; the last of the steps is the last step
 };
 void bind(Fields& f, SamplerConfig& c);
 std::vector<std::string> sampler_names();
 bool is_ode(const SamplerConfig& config);
+bool is_sde(const SamplerConfig& config);  // free diffusion, not a table
 std::vector<double> grid_of(const SamplerConfig& config);
-TransitionTable table_of(const SamplerConfig& config, const Path& path);  // throws kConfig for an ODE
+TransitionTable table_of(const SamplerConfig& config, const Path& path);  // throws kConfig for sde-* and ode-*
 
 // Labels of sample i, [n] for samples first..first+n; undefined for unconditional.
 using LabelSource = std::function<at::Tensor(std::int64_t first, std::int64_t n)>;
