@@ -101,7 +101,7 @@ std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed) {
   }
   for (const int steps : {40, 100}) {
     TrainedOptions options;
-    options.steps = steps, options.iterations = 700, options.batch = 768, options.loss_steps = steps == 100 ? 50 : 0;
+    options.steps = steps, options.iterations = 1200, options.batch = 512, options.loss_steps = steps == 100 ? 50 : 0;
     add(near_modes, options, tolerances(steps));
     add(near_modes_quadratic, options, tolerances(steps));
     add([] { return plane_modes(false); }, options, tolerances(steps));
