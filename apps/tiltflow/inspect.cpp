@@ -1,4 +1,5 @@
 // tiltflow inspect: what a file of tensors holds.
+#include <algorithm>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -21,7 +22,9 @@ TensorFile read_everything(const std::string& path) {
   TensorFile out{tensors_below(file, root), {}};
   if (!root.is(PickleNode::Kind::kDict)) return out;
   for (const auto& [key, value] : root.entries) {
-    if (!is_tensor(*value) && tensors_below(file, *value).empty()) out.metadata[key->is(PickleNode::Kind::kText) ? key->text : pickle_text(*key)] = pickle_text(*value, 2000);
+    const std::string name = key->is(PickleNode::Kind::kText) ? key->text : pickle_text(*key);
+    const bool holds_tensors = std::any_of(out.tensors.begin(), out.tensors.end(), [&](const auto& item) { return starts_with(item.first, name + "."); });
+    if (!is_tensor(*value) && !holds_tensors) out.metadata[name] = pickle_text(*value, 2000);
   }
   return out;
 }

@@ -7,6 +7,8 @@
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/io/torch_file.h"
+#include "tiltflow/policy/lora.h"
 
 namespace tiltflow {
 namespace {
@@ -88,6 +90,36 @@ TEST(program_convert, FormatsAndTypes) {
   expect_message(run("convert assets/mnist-sit.safetensors " + at + "/x.gguf"), 2, "does not say which format");
   expect_message(run("convert README.md " + at + "/x.pt"), 4, "safetensors");
   EXPECT_FALSE(std::filesystem::exists(dir / "x.pt"));
+}
+
+// Every flag that chooses weights or a sampler reaches what it names.
+TEST(program_flags, WeightsAdaptersAndDiffusionsAreUsed) {
+  const test::TempDir dir;
+  const std::string at = dir.path().string(), golden = "tests/golden/sit/";
+  const auto tensors = [](const std::string& file) { return read_safetensors(test::golden(file)).tensors; };
+  write_torch_file(dir / "trainer.pt", {{"model", tensors("sit_a_model.safetensors")}, {"ema", tensors("sit_a_ema.safetensors")}});
+  const std::string parity = cat("parity --reference ", golden, "sit_a_forward.safetensors --model-arg num_heads=4 --model ", at, "/trainer.pt");
+  EXPECT_EQ(run(parity).code, 0);
+  EXPECT_EQ(run(parity + " --weights model").code, 1);  // the reference belongs to the averaged weights
+  expect_message(run(parity + " --weights emma"), 4, "no state dict 'emma'");
+
+  const auto samples = [&](const std::string& flags) {
+    const Outcome outcome = run(cat("sample --model assets/mnist-sit.safetensors --n 1 --steps 4 --out ", at, "/s ", flags));
+    EXPECT_EQ(outcome.code, 0) << flags << outcome.err;
+    return read_safetensors(dir / "s/samples.safetensors").tensors.at("samples");
+  };
+  const at::Tensor plain = samples("--sampler sde-euler");
+  for (const char* flags : {"--sampler sde-heun", "--sampler sde-euler --diffusion linear", "--sampler sde-euler --diffusion-norm 0.5", "--sampler sde-euler --last-step tweedie", "--sampler sde-euler --last-step-size 0.2"}) {
+    EXPECT_FALSE(at::equal(plain, samples(flags))) << flags;
+  }
+
+  ParameterSet adapter;  // rank 1 on one layer
+  adapter.add("blocks.0.attn.qkv.lora_A.weight", at::ones({1, 96})), adapter.add("blocks.0.attn.qkv.lora_B.weight", at::ones({288, 1}));
+  write_adapters(dir / "adapter.safetensors", adapter, 1, 2);
+  EXPECT_EQ(run(cat("convert assets/mnist-sit.safetensors ", at, "/merged.safetensors --lora ", at, "/adapter.safetensors --lora-strength 0.5")).code, 0);
+  const std::string layer = "blocks.0.attn.qkv.weight";
+  const at::Tensor before = read_safetensors(test::source_dir() / "assets/mnist-sit.safetensors").tensors.at(layer), after = read_safetensors(dir / "merged.safetensors").tensors.at(layer);
+  EXPECT_LT((after - before - 1).abs().max().item<double>(), 1e-6);  // 0.5 x alpha / rank x B A
 }
 
 TEST(program_errors, ConfigurationProblems) {

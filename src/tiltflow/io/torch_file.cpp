@@ -23,7 +23,6 @@ struct TorchFile::Storages {
   std::unique_ptr<ZipArchive> zip;  // null for the stream container
   std::string root;                 // of the archive: "archive/"
   std::map<std::string, std::string_view> raw;  // stream container: key -> bytes
-  mutable std::uint64_t materialised = 0;       // bytes of tensors made so far
 };
 
 namespace {
@@ -171,11 +170,14 @@ TorchFile read_archive(const std::filesystem::path& path, std::shared_ptr<TorchF
   return file;
 }
 
-void collect(const TorchFile& file, const PickleNode& node, const std::string& name, ParameterSet& out, int depth) {
+at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std::string& name, std::uint64_t& made);
+
+// `made`: bytes of the tensors so far.
+void collect(const TorchFile& file, const PickleNode& node, const std::string& name, ParameterSet& out, std::uint64_t& made, int depth) {
   if (depth > kMaxDepth) fail(ErrorKind::kBadFile, cat(file.where, ": is nested too deeply at '", name.substr(0, 80), "'"));
-  const auto below = [&](const std::string& key, const PickleNode& child) { collect(file, child, name.empty() ? key : cat(name, ".", key), out, depth + 1); };
+  const auto below = [&](const std::string& key, const PickleNode& child) { collect(file, child, name.empty() ? key : cat(name, ".", key), out, made, depth + 1); };
   if (is_tensor(node)) {
-    out.add(name, tensor_from(file, node, name));
+    out.add(name, make_tensor(file, node, name, made));
   } else if (node.is(Kind::kDict)) {
     std::map<std::string, const PickleNode*> last;  // of equal keys the last one counts, as in Python
     for (const auto& [key, value] : node.entries) last[key->is(Kind::kText) ? key->text : pickle_text(*key)] = value;
@@ -208,7 +210,9 @@ bool is_tensor(const PickleNode& node) {
   return tensor_call(node, &function) != nullptr;
 }
 
-at::Tensor tensor_from(const TorchFile& file, const PickleNode& node, const std::string& name) {
+namespace {
+
+at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std::string& name, std::uint64_t& made) {
   std::string function;
   const auto* arguments = tensor_call(node, &function);
   if (!arguments || arguments->size() < 4 || (ends_with(function, "_v3") && arguments->size() < 7)) bad(file, name, "is built in an unknown way");
@@ -240,8 +244,8 @@ at::Tensor tensor_from(const TorchFile& file, const PickleNode& node, const std:
   const auto offset = static_cast<std::int64_t>((*arguments)[1]->integer);
   if (count == 0) return at::empty(shape, type);
   if (last >= available) bad(file, name, cat("reaches element ", last, " of a storage of ", available));
-  file.storages->materialised += count * width;  // strides of zero must not turn a small file into a large tensor
-  if (file.storages->materialised > 8 * static_cast<std::uint64_t>(file.storages->file.size()) + (std::uint64_t{1} << 26)) bad(file, name, "repeats its storage too often");
+  made += count * width;  // strides of zero must not turn a small file into a large tensor
+  if (made > 8 * static_cast<std::uint64_t>(file.storages->file.size()) + (std::uint64_t{1} << 26)) bad(file, name, "repeats its storage too often");
 
   // Boolean bytes other than 0 and 1 must not end up in a C++ bool; old files are not aligned.
   const at::ScalarType read_as = type == at::kBool ? at::kByte : type;
@@ -256,9 +260,17 @@ at::Tensor tensor_from(const TorchFile& file, const PickleNode& node, const std:
   return type == at::kBool ? view.ne(0) : view.clone(at::MemoryFormat::Contiguous);
 }
 
+}  // namespace
+
+at::Tensor tensor_from(const TorchFile& file, const PickleNode& node, const std::string& name) {
+  std::uint64_t made = 0;
+  return make_tensor(file, node, name, made);
+}
+
 ParameterSet tensors_below(const TorchFile& file, const PickleNode& node) {
   ParameterSet found;
-  collect(file, node, "", found, 0);
+  std::uint64_t made = 0;
+  collect(file, node, "", found, made, 0);
   const auto wrapped = [](const auto& item) { return starts_with(item.first, "module."); };
   if (found.empty() || !std::all_of(found.begin(), found.end(), wrapped)) return found;
   ParameterSet out;

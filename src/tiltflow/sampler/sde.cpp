@@ -1,5 +1,6 @@
 #include "tiltflow/sampler/sde.h"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <numbers>
@@ -54,6 +55,8 @@ at::Tensor solve_sde(const VelocityField& field, const Path& path, at::Tensor x,
                      const NoiseSource& noise, const SdeOptions& options) {
   const at::NoGradGuard no_grad;
   if (options.method != "euler" && options.method != "heun") fail(ErrorKind::kConfig, cat("SDE method '", options.method, "' is unknown", did_you_mean(options.method, {"euler", "heun"})), "use euler or heun");
+  const std::vector<std::string> last_steps{"none", "mean", "tweedie", "euler"};
+  if (std::find(last_steps.begin(), last_steps.end(), options.last_step) == last_steps.end()) fail(ErrorKind::kConfig, cat("last step '", options.last_step, "' is unknown", did_you_mean(options.last_step, last_steps)), "use none, mean, tweedie or euler");
   const auto drift = [&](const at::Tensor& state, double t) {
     const PathPoint p = path.at(t);
     const double w = diffusion(options.form, options.norm, p);
@@ -72,16 +75,13 @@ at::Tensor solve_sde(const VelocityField& field, const Path& path, at::Tensor x,
     }
   }
   const double end = grid.back();
-  const PathPoint p = path.at(end);
   if (options.last_step == "mean") {
     x = x + drift(x, end) * options.last_step_size;
   } else if (options.last_step == "euler") {
     x = x + field.velocity(x, time_tensor(end, x), condition) * options.last_step_size;
   } else if (options.last_step == "tweedie") {  // E[X_1 | x] = (x + beta^2 score) / alpha
     const at::Tensor v = field.velocity(x, time_tensor(end, x), condition);
-    x = data_from_velocity(p, x, v);
-  } else if (options.last_step != "none") {
-    fail(ErrorKind::kConfig, cat("last step '", options.last_step, "' is unknown", did_you_mean(options.last_step, {"none", "mean", "tweedie", "euler"})), "use none, mean, tweedie or euler");
+    x = data_from_velocity(path.at(end), x, v);
   }
   if (!at::isfinite(x).all().item<bool>()) fail(ErrorKind::kNonFinite, cat("the SDE (", options.method, ", diffusion ", options.form, ") produced NaN or infinity"), "use more steps, a last step, or another diffusion form");
   return x;
