@@ -1,6 +1,4 @@
 // tiltflow convert: model files from one format, type or set of weights to another; LoRA adapters merged on the way.
-#include <nlohmann/json.hpp>
-
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
