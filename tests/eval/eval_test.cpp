@@ -3,8 +3,10 @@
 #include "tests/support.h"
 #include "tiltflow/eval/svg.h"
 #include "tiltflow/eval/tilted_check.h"
+#include "tiltflow/eval/verify/gaussian_chain.h"
 #include "tiltflow/eval/verify/problems.h"
 #include "tiltflow/eval/verify/suite.h"
+#include "tiltflow/flow/time_grid.h"
 #include "tiltflow/reward/importance.h"
 
 namespace tiltflow {
@@ -78,6 +80,25 @@ TEST(eval_svg, DrawsFiniteDataOnly) {
   EXPECT_NE(svg.find("t &amp; t"), std::string::npos);
   EXPECT_EQ(svg.find("nan"), std::string::npos);
   EXPECT_EQ(svg_chart({"empty", "", "", {}, false}), "");
+}
+
+// Reference values computed independently of this code: K = 40, Euler, a_{k+1} pairing.
+TEST(eval_verify, OptimumOfAGaussianChain) {
+  const TransitionTable table = make_table("euler", *make_path("linear"), uniform_grid(40));
+  const ChainOptimum linear = gaussian_chain_optimum(line_gaussian(false), table), quadratic = gaussian_chain_optimum(line_gaussian(true), table);
+  EXPECT_NEAR(linear.mean.item<double>(), 1.249, 6e-4);
+  EXPECT_NEAR(linear.covariance.item<double>(), 0.4905, 6e-5);
+  EXPECT_NEAR(linear.cost, 0.552, 6e-4);
+  EXPECT_NEAR(quadratic.mean.item<double>(), 1.143, 6e-4);
+  EXPECT_NEAR(quadratic.covariance.item<double>(), 0.289, 6e-4);
+  EXPECT_NEAR(quadratic.cost, 0.467, 6e-4);
+  // In 16 dimensions the bias falls with the step.
+  const ExactProblem wide = wide_gaussian(16, true);
+  const auto gap = [&](int K) { return gaussian_chain_optimum(wide, make_table("euler", *wide.path, uniform_grid(K))).gap(wide); };
+  EXPECT_GT(gap(40), 2 * gap(160));
+  EXPECT_GT(gap(160), 0);
+  EXPECT_THROW(gaussian_chain_optimum(near_modes(), table), Error);
+  EXPECT_THROW(gaussian_chain_optimum(wide, make_table("ddim", *wide.path, uniform_grid(4), 0.0)), Error);
 }
 
 TEST(eval_verify, RowsJudgeThemselves) {

@@ -42,7 +42,9 @@ std::string trained_name(const ExactProblem& p, const TrainedOptions& options) {
 std::vector<VerifyRow> trained_rows(const ExactProblem& p, TrainedOptions options, LawTolerances tolerances, bool with_distance) {
   const TrainedControl control = train_control(p, options);
   const SampledLaw law = sample_law(*control.policy.tuned, control.table, p.dimension(), kLawSamples, options.seed + 200, p.base.get());
-  return law_rows(p, trained_name(p, options), law, tolerances, with_distance);
+  if (p.base->mixture().components() > 1) return law_rows(p, trained_name(p, options), law, tolerances, with_distance);
+  const ChainOptimum chain = gaussian_chain_optimum(p, control.table);
+  return law_rows(p, trained_name(p, options), law, tolerances, with_distance, &chain);
 }
 
 // The fixed point of a variant, and by how much its law misses p*: mode weight of the mixture, mean of the Gaussian.

@@ -30,7 +30,7 @@ Estimate tilted_weight(const ExactProblem& problem, const at::Tensor& x, double*
   return mean_estimate(responsibilities(problem.target.law, x).select(1, gained));
 }
 
-std::vector<VerifyRow> law_rows(const ExactProblem& problem, const std::string& name, const SampledLaw& law, const LawTolerances& tolerances, bool with_distance) {
+std::vector<VerifyRow> law_rows(const ExactProblem& problem, const std::string& name, const SampledLaw& law, const LawTolerances& tolerances, bool with_distance, const ChainOptimum* chain) {
   std::vector<VerifyRow> rows;
   const GaussianMixture& target = problem.target.law;
   const auto add = [&](const std::string& quantity, double exact, Estimate obtained, double tolerance) { rows.push_back({name, quantity, exact, obtained, tolerance + 3 * obtained.se, false, ""}); };
@@ -44,7 +44,12 @@ std::vector<VerifyRow> law_rows(const ExactProblem& problem, const std::string& 
     add("mean", exact_mean[0].item<double>(), mean_estimate(law.x.flatten()), tolerances.mean_fraction * std::max(std::abs(exact_mean[0].item<double>()), shift.abs()[0].item<double>()));
   } else {
     const at::Tensor along = at::matmul(law.x - mean(problem.base->mixture()), shift / shift.norm());
-    add("mean along the shift", shift.norm().item<double>(), mean_estimate(along), tolerances.mean_fraction * shift.norm().item<double>());
+    const double size = shift.norm().item<double>();
+    add("mean along the shift", size, mean_estimate(along), tolerances.mean_fraction * std::max(size, exact_mean.norm().item<double>()));
+    if (chain) {
+      const double best = (chain->mean - mean(problem.base->mixture())).dot(shift / shift.norm()).item<double>();
+      add("mean along the shift, of the chain's optimum", best, mean_estimate(along), 0.02 * size);
+    }
   }
   const at::Tensor exact_cov = covariance(target), found_cov = at::cov(law.x.t()).reshape_as(exact_cov);
   const double d = static_cast<double>(problem.dimension());
@@ -53,7 +58,8 @@ std::vector<VerifyRow> law_rows(const ExactProblem& problem, const std::string& 
     const double kl = problem.target.kl();
     add("control cost against KL", kl, mean_estimate(law.cost), tolerances.cost_fraction * kl);
     const Estimate net = mean_estimate(evaluate(problem.form, law.x) - law.cost);
-    add("gap certificate (nats)", 0, {problem.target.log_z - net.value, net.se}, tolerances.gap);
+    add("gap certificate (nats)", chain ? chain->gap(problem) : 0, {problem.target.log_z - net.value, net.se}, tolerances.gap);
+    if (chain) rows.back().remark = "exact: of the chain's optimum";
   }
   if (with_distance) {
     const std::int64_t n = std::min<std::int64_t>(law.x.size(0), 20000);
