@@ -6,6 +6,7 @@
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
+#include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {

@@ -6,6 +6,7 @@
 #include "tiltflow/io/torch_file.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/tensor/aten.h"
+#include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {

@@ -14,16 +14,19 @@
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/train/finetuning.h"
+#include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
 namespace {
 
 struct EvalOptions {
-  std::string run, model, weights, judge, reference, data, format = "idx", sampler = "auto", make_reference;
-  std::vector<std::string> args;
-  std::int64_t n = 2000, steps = 40, seed = 0, workers = 0;
-  double guidance = 1;
+  std::string run, judge, reference, data, format = "idx", make_reference;
+  ModelOptions model;
+  SamplerConfig sampler;
+  Guidance guidance;
+  ComputeConfig compute;
+  std::int64_t n = 2000, seed = 0;
   bool json = false;
 };
 
@@ -31,7 +34,9 @@ int check_run(const EvalOptions& o) {
   const std::filesystem::path folder = o.run;
   const FinetuneConfig config = load_config<FinetuneConfig>(folder / "config.toml", {});
   const FinetuneSetup setup = set_up(config);
-  const LoadedModel tuned = load_velocity_model(folder / "model.safetensors", {}, apply(config.compute));
+  FlowModelConfig file;
+  file.file = (folder / "model.safetensors").string();
+  const FlowModel tuned = load_flow_model(file, apply(config.compute));
   TiltedCheckOptions options;
   options.base_samples = config.check.base_samples, options.tuned_samples = config.check.tuned_samples;
   options.standard_errors = config.check.standard_errors, options.allowance = config.check.allowance;
@@ -42,7 +47,7 @@ int check_run(const EvalOptions& o) {
     ode.name = config.check.ode, ode.steps = config.check.ode_steps;
     options.samplers.push_back(ode);
   }
-  const TiltedCheck check = check_tilted_law(*setup.model, *tuned.model, *setup.path, *setup.reward, setup.model->sample_shape(), setup.streams, setup.labels_at(0xffffe000u), options);
+  const TiltedCheck check = check_tilted_law(*setup.flow.model, *tuned.model, *setup.flow.path, *setup.reward, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(0xffffe000u), options);
   write_file_atomic(folder / "check.json", to_json(check).dump(1) + "\n");
   const auto report = write_report(folder);
   if (o.json) std::cout << to_json(check).dump() << std::endl;
@@ -77,26 +82,22 @@ FeatureMoments reference_moments(const EvalOptions& o, const Classifier& judge) 
 
 int evaluate_model(const EvalOptions& o) {
   if (o.judge.empty()) fail(ErrorKind::kUsage, "eval --model needs --judge FILE");
-  ComputeConfig compute;
-  compute.workers = o.workers;
-  LoadedModel loaded = load_velocity_model(o.model, key_values(o.args), apply(compute), at::kFloat, o.weights);
-  const std::shared_ptr<const VelocityModel> model = std::move(loaded.model);
+  const FlowModel flow = o.model.load(apply(o.compute));
+  const auto& model = flow.model;
   const auto judge = load_classifier(o.judge);
   const FeatureMoments reference = reference_moments(o, *judge);
-  const auto path = make_path(loaded.path_name.empty() ? "linear" : loaded.path_name);
-  SamplerConfig sampler;
-  sampler.name = o.sampler, sampler.steps = o.steps;
+  SamplerConfig sampler = o.sampler;
+  sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
-  nlohmann::ordered_json out{{"model", o.model}, {"sampler", o.sampler}, {"steps", o.steps}, {"samples", o.n}, {"guidance", o.guidance}};
+  nlohmann::ordered_json out{{"model", o.model.model.file}, {"sampler", sampler.name}, {"steps", sampler.steps}, {"samples", o.n}, {"guidance", o.guidance.scale}};
   for (const bool conditional : {true, false}) {
     if (conditional && model->classes() == 0) continue;
     Progress progress(conditional ? "conditional" : "unconditional", o.n);
     DrawOptions options;
     options.n = o.n;
     options.progress = [&](std::int64_t done) { progress.update(done); };
-    const GuidedField guided(model, o.guidance, model->classes());
-    const VelocityField& field = conditional && o.guidance != 1 ? static_cast<const VelocityField&>(guided) : *model;
-    const Draws draws = draw(field, sampler, *path, model->sample_shape(), streams, conditional ? uniform_labels(streams, 0, model->classes()) : no_labels(), options);
+    const auto field = conditional ? guided(model, o.guidance, model->classes()) : model;
+    const Draws draws = draw(*field, sampler, *flow.path, model->sample_shape(), streams, conditional ? uniform_labels(streams, 0, model->classes()) : no_labels(), options);
     const at::Tensor images = pixel_decoder()(draws.x).clamp(0, 1), features = features_of(*judge, images);
     const at::Tensor chosen = at::linear(features, judge->parameters().at("fc2.weight"), judge->parameters().at("fc2.bias")).argmax(1);
     const std::string kind = conditional ? "conditional" : "unconditional";
@@ -118,24 +119,22 @@ void add_eval(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("eval", "tilted-law check of a run (--run), or quality of a model by a judge (--model)");
   auto o = std::make_shared<EvalOptions>();
   auto* run = verb->add_option("--run", o->run, "run directory of `tiltflow finetune`; exit 1 when the check fails");
-  auto* model = verb->add_option("--model", o->model, "velocity model file")->excludes(run);
+  o->sampler.steps = 40;
+  auto* model = add_model_options(*verb, o->model)->excludes(run);
   verb->add_option("--judge", o->judge, "classifier file")->needs(model);
   verb->add_option("--reference", o->reference, "feature moments to compare with")->needs(model);
   verb->add_option("--data", o->data, "folder of held-out images instead of --reference")->needs(model);
   verb->add_option("--format", o->format, "of --data: idx, cifar or folder")->capture_default_str();
   verb->add_option("--make-reference", o->make_reference, "write the moments of --data to this file");
   verb->add_option("--n", o->n, "samples")->capture_default_str()->check(CLI::Range(16, 10'000'000));
-  verb->add_option("--sampler", o->sampler, "see `tiltflow list samplers`")->check(CLI::IsMember(sampler_names()))->capture_default_str();
-  verb->add_option("--steps", o->steps, "sampler steps")->capture_default_str()->check(CLI::PositiveNumber);
-  verb->add_option("--guidance", o->guidance, "classifier-free guidance of the conditional samples; 1 = none")->needs(model)->capture_default_str();
-  add_weights_option(*verb, o->weights)->needs(model);
-  verb->add_option("--model-arg", o->args, "constructor argument, e.g. num_heads=6 (repeatable)")->needs(model)->type_name("KEY=VALUE")->allow_extra_args(false);
-  verb->add_option("--workers", o->workers, "pieces of work at a time; 0 = one per core")->needs(model)->check(CLI::NonNegativeNumber)->capture_default_str();
+  add_sampler_options(*verb, o->sampler);
+  add_guidance_options(*verb, o->guidance);
+  add_compute_options(*verb, o->compute);
   verb->add_option("--seed", o->seed, "seed")->capture_default_str()->check(CLI::NonNegativeNumber);
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->callback([=, &action] {
     action = [o] {
-      if (o->run.empty() == o->model.empty()) fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
+      if (o->run.empty() == o->model.model.file.empty()) fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
       return o->run.empty() ? evaluate_model(*o) : check_run(*o);
     };
   });

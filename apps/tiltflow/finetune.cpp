@@ -1,22 +1,24 @@
 // tiltflow finetune: aligns a base model with a reward, as a run directory.
 #include "tiltflow/base/log.h"
+#include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/report.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/train/finetuning.h"
+#include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
 namespace {
 
 void print_plan(const FinetuneSetup& s, const std::filesystem::path& out) {
-  const Policy policy = make_policy(*s.model, s.config.policy, 0);
-  const double weights = s.model->parameters().bytes(), trained = policy.trainable.bytes();
-  log_info(cat("model ", s.config.model.file, ": ", s.model->spec().family, ", ", s.model->parameters().numel(), " parameters (", format_bytes(weights), "), samples ", shape_text(s.model->sample_shape())));
+  const Policy policy = make_policy(*s.flow.model, s.config.policy, 0);
+  const double weights = s.flow.model->parameters().bytes(), trained = policy.trainable.bytes();
+  log_info(cat("model ", s.config.model.file, ": ", s.flow.model->spec().family, ", ", s.flow.model->parameters().numel(), " parameters (", format_bytes(weights), "), samples ", shape_text(s.flow.model->sample_shape())));
   log_info(cat("policy ", s.config.policy.kind, ": ", policy.trainable.numel(), " trainable; weights, gradients, AdamW and average about ", format_bytes(weights + 5 * trained)));
   log_info(cat("reward ", s.reward->reward().info().name, "; labels ", s.config.labels.kind));
-  log_info(cat("sampler ", s.table.name, " on the ", s.path->name(), " path, ", s.table.size(), " steps; preset ", s.config.method.preset, ", ", s.config.method.loss_steps, " loss steps"));
+  log_info(cat("sampler ", s.table.name, " on the ", s.flow.path->name(), " path, ", s.table.size(), " steps; preset ", s.config.method.preset, ", ", s.config.method.loss_steps, " loss steps"));
   log_info(cat(s.config.train.steps, " steps of ", s.config.batch, " trajectories -> ", out.string()));
 }
 
@@ -37,6 +39,7 @@ void add_finetune(CLI::App& program, Action& action) {
         print_plan(setup, out);
         return 0;
       }
+      install_stop_handlers();
       Run run(out, resolved, options->resume);
       finetune(setup, run);
       log_info(cat("wrote ", (out / "model.safetensors").string(), " and ", write_report(out).string()));

@@ -13,28 +13,6 @@
 
 namespace tiltflow::app {
 
-void add_config_options(CLI::App& verb, ConfigOptions& options) {
-  verb.add_option("config", options.file, "TOML file; shipped ones are in recipes/")->required();
-  verb.add_option("--set", options.set, "override a key, e.g. --set train.steps=10 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
-  verb.add_option("--out", options.out, "run directory (default: runs/<name of the config file>)");
-  verb.add_flag("--resume", options.resume, "continue the run in the directory if there is one");
-  verb.add_flag("--dry-run", options.dry_run, "check everything, print the plan, train nothing");
-}
-
-CLI::Option* add_weights_option(CLI::App& verb, std::string& weights) {
-  return verb.add_option("--weights", weights, "PyTorch checkpoint: which state dict, e.g. ema or model (default: ema when there is one)");
-}
-
-std::map<std::string, std::string> key_values(const std::vector<std::string>& items) {
-  std::map<std::string, std::string> out;
-  for (const std::string& item : items) {
-    const std::size_t equals = item.find('=');
-    if (equals == std::string::npos || equals == 0) fail(ErrorKind::kUsage, cat("'", item, "': expected KEY=VALUE"));
-    out[item.substr(0, equals)] = item.substr(equals + 1);
-  }
-  return out;
-}
-
 namespace {
 
 int report_error(const Error& error) {
@@ -67,6 +45,7 @@ int run(int argc, char** argv) {
   add_finetune(program, action);
   add_pretrain(program, action);
   add_sample(program, action);
+  add_likelihood(program, action);
   add_eval(program, action);
   add_verify(program, action);
   add_parity(program, action);
@@ -87,7 +66,6 @@ int run(int argc, char** argv) {
   }
   if (quiet) set_log_level(LogLevel::kWarn);
   if (debug) set_log_level(LogLevel::kDebug);
-  install_stop_handlers();
   keep_freed_memory();
   return action();
 }

@@ -8,6 +8,7 @@
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/tensor/aten.h"
+#include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -23,7 +24,7 @@ void add_parity(CLI::App& program, Action& action) {
   verb->add_option("--model", o->model, "model file: safetensors, sharded safetensors or a PyTorch checkpoint")->required();
   verb->add_option("--reference", o->reference, "safetensors with x, t, y, out, cot, vjp_x, ...")->required();
   add_weights_option(*verb, o->weights);
-  verb->add_option("--model-arg", o->args, "constructor argument the tensors do not show, e.g. num_heads=4 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  add_model_arg_option(*verb, o->args);
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->callback([=, &action] {
     action = [o] {

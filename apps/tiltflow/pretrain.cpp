@@ -1,7 +1,9 @@
 // tiltflow pretrain: trains a base velocity model by flow matching, or the judge, from labelled images.
 #include "tiltflow/base/log.h"
+#include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/train/pretraining_run.h"
+#include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -22,6 +24,7 @@ void add_pretrain(CLI::App& program, Action& action) {
         log_info(cat(setup.data.size(), " images; ", config.train.steps, " steps of ", config.batch, " -> ", out.string()));
         return 0;
       }
+      install_stop_handlers();
       Run run(out, resolved, options->resume);
       pretrain(std::move(setup), run);
       return 0;

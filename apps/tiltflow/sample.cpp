@@ -1,77 +1,63 @@
-// tiltflow sample: draws samples of a model to PNG files, a grid and one safetensors file.
-#include <iostream>
-
+// tiltflow sample: draws samples of a model to PNG files, a grid and one archive; in parts, resumable, sharded.
 #include "tiltflow/base/error.h"
-#include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/io/image.h"
-#include "tiltflow/io/safetensors.h"
-#include "tiltflow/models/model_file.h"
-#include "tiltflow/models/runtime_config.h"
+#include "tiltflow/eval/generate.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/reward/state_reward.h"
-#include "tiltflow/sampler/fields.h"
-#include "tiltflow/sampler/sample.h"
 #include "tiltflow/tensor/aten.h"
-#include "tiltflow/tensor/precision.h"
+#include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
 namespace {
 
 struct SampleOptions {
-  std::string model, out = "samples", path, label, lora, weights;
-  std::vector<std::string> args;
+  ModelOptions model;
   SamplerConfig sampler;
+  Guidance guidance;
   ComputeConfig compute;
-  std::int64_t n = 64, seed = 0, chunk = 32;
-  double guidance = 1, strength = 1;
+  GenerateOptions generate;
+  std::string out = "samples", labels, lora, shard;
+  std::int64_t seed = 0;
+  double strength = 1;
+  bool no_png = false;
 };
 
-LabelSource label_source(const SampleOptions& o, std::int64_t classes, const RandomStreams& streams) {
-  if (o.label.empty()) return no_labels();
-  if (classes == 0) fail(ErrorKind::kUsage, "--label given, but the model is unconditional");
-  if (o.label == "all") return [classes](std::int64_t first, std::int64_t n) { return at::remainder(at::arange(first, first + n), classes); };
-  if (o.label == "uniform") return uniform_labels(streams, 0, classes);
+std::pair<std::int64_t, std::int64_t> parse_shard(const std::string& text) {
+  const std::vector<std::string> part = split(text, '/');
   char* end = nullptr;
-  const long label = std::strtol(o.label.c_str(), &end, 10);
-  if (*end) fail(ErrorKind::kUsage, cat("--label ", o.label, ": expected a class number, all or uniform"));
-  if (label < 0 || label > classes) fail(ErrorKind::kUsage, cat("--label ", label, " is out of range: classes 0..", classes - 1, ", ", classes, " for none"));
-  return fixed_label(label);
+  if (part.size() == 2 && !part[0].empty() && !part[1].empty()) {
+    const std::int64_t shard = std::strtoll(part[0].c_str(), &end, 10);
+    const bool first_ok = !*end;
+    const std::int64_t shards = std::strtoll(part[1].c_str(), &end, 10);
+    if (first_ok && !*end && shards >= 1 && shard >= 0 && shard < shards) return {shard, shards};
+  }
+  fail(ErrorKind::kUsage, cat("--shard ", text, ": expected I/N with I from 0 to N - 1"));
 }
 
-int sample_to_folder(const SampleOptions& o) {
-  LoadedModel loaded = load_velocity_model(o.model, key_values(o.args), apply(o.compute), at::kFloat, o.weights);
-  std::shared_ptr<const VelocityModel> model = std::move(loaded.model);
-  if (!o.lora.empty()) model = model->rebind(merge_adapters(model->parameters(), read_adapters(o.lora, o.strength)), {});
-  const auto path = make_path(!o.path.empty() ? o.path : loaded.path_name.empty() ? "linear" : loaded.path_name);
+int sample_to_folder(SampleOptions o) {
+  FlowModel flow = o.model.load(apply(o.compute));
+  if (!o.lora.empty()) flow.model = flow.model->rebind(merge_adapters(flow.model->parameters(), read_adapters(o.lora, o.strength)), {});
+  o.sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
-  std::shared_ptr<const VelocityField> field = model;
-  if (o.guidance != 1) field = std::make_shared<GuidedField>(model, o.guidance, model->classes());
-  const LabelSource labels = label_source(o, model->classes(), streams);
-  make_directories(o.out);
-  Progress progress("sample", o.n);
-  DrawOptions options;
-  options.n = o.n, options.chunk = o.chunk;
+  const auto field = guided(flow.model, o.guidance, flow.model->classes());
+  const LabelSource labels = label_source(o.labels, flow.model->classes(), streams);
+  GenerateOptions options = o.generate;
+  if (!o.shard.empty()) std::tie(options.shard, options.shards) = parse_shard(o.shard);
+  options.out = o.out, options.png = !o.no_png;
+  if (o.labels == "all") options.columns = std::min<std::int64_t>(16, flow.model->classes());
+  options.request = {{"model", o.model.model.file}, {"weights", o.model.model.weights}, {"path", flow.path->name()}, {"prediction", flow.prediction}, {"sampler", o.sampler.name},
+                     {"steps", std::to_string(o.sampler.steps)}, {"grid", o.sampler.grid}, {"seed", std::to_string(o.seed)}, {"labels", o.labels}, {"guidance", compact(o.guidance.scale)}};
+  if (!o.lora.empty()) options.request["lora"] = o.lora, options.request["lora_strength"] = compact(o.strength);
+  Progress progress("sample", options.shards == 1 ? options.n : (options.n + options.shards - 1) / options.shards);
   options.progress = [&](std::int64_t done) { progress.update(done); };
-  const Draws draws = draw(*field, o.sampler, *path, model->sample_shape(), streams, labels, options);
-  const std::filesystem::path folder = o.out;
-  ParameterSet tensors;
-  tensors.add("samples", draws.x);
-  if (draws.labels.defined()) tensors.add("labels", draws.labels);
-  write_safetensors(folder / "samples.safetensors", tensors, {{"model", o.model}, {"sampler", o.sampler.name}, {"steps", std::to_string(o.sampler.steps)}, {"seed", std::to_string(o.seed)}});
-  if (draws.x.dim() == 4 && (draws.x.size(1) == 1 || draws.x.size(1) == 3)) {
-    const at::Tensor images = pixel_decoder()(draws.x).clamp(0, 1);
-    for (std::int64_t i = 0; i < images.size(0); ++i) {
-      std::string name = std::to_string(i);
-      name.insert(0, name.size() < 6 ? 6 - name.size() : 0, '0');
-      write_png(folder / (name + ".png"), images[i], {{"Software", "tiltflow"}, {"model", o.model}, {"seed", std::to_string(o.seed)}, {"index", std::to_string(i)}});
-    }
-    write_png(folder / "grid.png", image_grid(images.narrow(0, 0, std::min<std::int64_t>(64, images.size(0))), o.label == "all" ? static_cast<int>(std::min<std::int64_t>(16, model->classes())) : 8));
-  }
-  log_info(cat("wrote ", o.n, " samples to ", folder.string(), " (samples.safetensors, PNG files, grid.png)"));
+  const bool image = flow.model->sample_shape().size() == 3;
+  const GenerateResult result = generate(*field, o.sampler, *flow.path, flow.model->sample_shape(), streams, labels, image ? pixel_decoder() : identity_decoder(), options);
+  if (is_ode(o.sampler) && result.drawn > 0) log_info(cat(o.sampler.name, ": ", result.evaluations, " evaluations a sample, ", result.accepted, " steps", result.rejected ? cat(", ", result.rejected, " rejected") : ""));
+  if (result.kept > 0) log_info(cat(result.kept, " samples were there already"));
+  log_info(result.complete ? cat("wrote ", options.n, " samples to ", o.out) : cat("wrote ", result.drawn, " samples to ", o.out, "; other shards are not ready"));
   return 0;
 }
 
@@ -81,27 +67,25 @@ void add_sample(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("sample", "draw samples of a model");
   auto o = std::make_shared<SampleOptions>();
   o->sampler.name = "ode-heun";
-  verb->add_option("--model", o->model, "velocity model: safetensors, sharded safetensors or a PyTorch checkpoint")->required();
+  GenerateOptions& g = o->generate;
+  add_model_options(*verb, o->model)->required();
   verb->add_option("--out", o->out, "folder")->capture_default_str();
-  verb->add_option("--n", o->n, "number of samples")->check(CLI::Range(1, 100'000'000))->capture_default_str();
-  verb->add_option("--seed", o->seed, "seed; sample i is the same whatever --n and --chunk")->check(CLI::NonNegativeNumber)->capture_default_str();
-  verb->add_option("--sampler", o->sampler.name, "see `tiltflow list samplers`")->check(CLI::IsMember(sampler_names()))->capture_default_str();
-  verb->add_option("--steps", o->sampler.steps, "steps")->check(CLI::Range(1, 100000))->capture_default_str();
-  verb->add_option("--diffusion", o->sampler.sde.form, "sde-*: diffusion coefficient w(t)")->check(CLI::IsMember(diffusion_forms()))->capture_default_str();
-  verb->add_option("--diffusion-norm", o->sampler.sde.norm, "sde-*: factor on w")->check(CLI::NonNegativeNumber)->capture_default_str();
-  verb->add_option("--last-step", o->sampler.sde.last_step, "sde-*: none, mean, tweedie or euler")->check(CLI::IsMember({"none", "mean", "tweedie", "euler"}))->capture_default_str();
-  verb->add_option("--last-step-size", o->sampler.sde.last_step_size, "sde-*: its length")->check(CLI::Range(0.0, 0.5))->capture_default_str();
-  verb->add_option("--label", o->label, "class number, all (cycling) or uniform; unconditional when left out");
-  verb->add_option("--guidance", o->guidance, "classifier-free guidance scale; 1 = none")->capture_default_str();
-  verb->add_option("--path", o->path, "interpolation path when the file does not say")->check(CLI::IsMember(path_names()));
-  add_weights_option(*verb, o->weights);
-  verb->add_option("--model-arg", o->args, "constructor argument, e.g. num_heads=6 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  verb->add_option("--n", g.n, "number of samples")->check(CLI::Range(1, 100'000'000))->capture_default_str();
+  verb->add_option("--seed", o->seed, "seed; sample i is the same whatever --n, --chunk, --part and --shard")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb->add_option("--first", g.first, "index of the first sample")->check(CLI::Range(0, 2'000'000'000))->capture_default_str();
+  add_sampler_options(*verb, o->sampler);
+  verb->add_option("--label,--labels", o->labels, "class number, list 1,5,7, file @FILE, weights w:1,0,2, all (cycling) or uniform; unconditional when left out");
+  add_guidance_options(*verb, o->guidance);
   verb->add_option("--lora", o->lora, "adapter file of a lora run, applied to --model");
   verb->add_option("--lora-strength", o->strength, "0 = base, 1 = as trained")->capture_default_str();
-  verb->add_option("--precision", o->compute.precision, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}))->capture_default_str();
-  verb->add_option("--workers", o->compute.workers, "pieces of work at a time; 0 = one per core")->check(CLI::NonNegativeNumber)->capture_default_str();
-  verb->add_option("--chunk", o->chunk, "samples per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
-  verb->footer("Example:\n  tiltflow sample --model assets/mnist-sit.safetensors --label all --n 80 --out digits");
+  add_compute_options(*verb, o->compute);
+  verb->add_option("--chunk", g.chunk, "samples per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--pack", g.pack, "one file of all samples: safetensors (as drawn), npz (uint8 [N, H, W, C] as arr_0, for evaluation scripts) or none")->check(CLI::IsMember({"safetensors", "npz", "none"}))->capture_default_str();
+  verb->add_flag("--no-png", o->no_png, "no PNG file for every sample");
+  verb->add_option("--part", g.part, "samples per part; an interruption loses at most one")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_flag("--resume", g.resume, "continue an interrupted call");
+  verb->add_option("--shard", o->shard, "I/N: this process draws every N-th part; the last one packs")->type_name("I/N");
+  verb->footer("Example:\n  tiltflow sample --model assets/mnist-sit.safetensors --labels all --n 80 --out digits\n  tiltflow sample --model assets/mnist-sit.safetensors --labels uniform --n 50000 --pack npz --no-png --resume --out digits50k");
   verb->callback([=, &action] { action = [o] { return sample_to_folder(*o); }; });
 }
 

@@ -33,6 +33,32 @@ TEST(flow_path, CoefficientsEqualTheOfficialOnes) {
   EXPECT_GT(compared, 50) << "the golden file has other names than expected";
 }
 
+TEST(flow_path, ConversionsEqualTheOfficialOnes) {
+  const ParameterSet g = read_safetensors(test::golden("transport_convert.safetensors")).tensors;
+  const at::Tensor x = g.at("x").to(at::kDouble), out = g.at("model_out").to(at::kDouble), t = g.at("t").to(at::kDouble);
+  int compared = 0;
+  for (const char* name : {"Linear", "GVP", "VP"}) {
+    const auto path = make_path(std::string(name) == "Linear" ? "linear" : std::string(name) == "GVP" ? "gvp" : "vp");
+    for (std::int64_t i = 0; i < t.size(0); ++i) {
+      const PathPoint p = path->at(t[i].item<double>());
+      const auto check = [&](const std::string& key, const at::Tensor& found) {
+        EXPECT_LT(test::relative_error(found, g.at(std::string(name) + "." + key)[i]), std::string(name) == "VP" ? 5e-4 : 1e-5) << name << "." << key << " at t = " << p.t;
+        ++compared;
+      };
+      check("xt", g.at("x1")[i].to(at::kDouble) * p.alpha + g.at("x0")[i].to(at::kDouble) * p.beta);
+      check("ut", g.at("x1")[i].to(at::kDouble) * p.d_alpha + g.at("x0")[i].to(at::kDouble) * p.d_beta);
+      check("score_from_velocity", score_from_velocity(p, x[i], out[i]));
+      check("noise_from_velocity", noise_from_velocity(p, x[i], out[i]));
+      check("velocity_from_score", velocity_from_score(p, x[i], out[i]));
+      check("noise.ode_drift", velocity_from_noise(p, x[i], out[i]));
+      check("noise.score", out[i] / -p.beta);
+      check("score.ode_drift", velocity_from_score(p, x[i], out[i]));
+      check("velocity.score", score_from_velocity(p, x[i], out[i]));
+    }
+  }
+  EXPECT_EQ(compared, 3 * 9 * 9);
+}
+
 TEST(flow_path, ConversionsInvertEachOther) {
   const at::Tensor x = at::randn({6, 3}, at::kDouble), v = at::randn({6, 3}, at::kDouble);
   for (const std::string& name : path_names()) {

@@ -92,6 +92,47 @@ TEST(program_convert, FormatsAndTypes) {
   EXPECT_FALSE(std::filesystem::exists(dir / "x.pt"));
 }
 
+// Parts, shards and resumption change nothing about the samples.
+TEST(program_sample, PartsShardsAndResumption) {
+  const test::TempDir dir;
+  const std::string at = dir.path().string();
+  const std::string ask = "sample --model assets/mnist-sit.safetensors --n 7 --steps 2 --labels 3,5 --sampler ode-euler --part 2 ";
+  EXPECT_EQ(run(cat(ask, "--out ", at, "/whole")).code, 0);
+  const at::Tensor whole = read_safetensors(dir / "whole/samples.safetensors").tensors.at("samples");
+  EXPECT_TRUE(std::filesystem::exists(dir / "whole/000006.png"));
+  EXPECT_TRUE(std::filesystem::exists(dir / "whole/grid.png"));
+  EXPECT_FALSE(std::filesystem::exists(dir / "whole/parts"));
+  EXPECT_EQ(run(cat(ask, "--shard 1/2 --out ", at, "/shared")).code, 0);
+  EXPECT_FALSE(std::filesystem::exists(dir / "shared/samples.safetensors")) << "the other half is missing";
+  EXPECT_EQ(run(cat(ask, "--shard 0/2 --out ", at, "/shared")).code, 0);
+  EXPECT_TRUE(at::equal(read_safetensors(dir / "shared/samples.safetensors").tensors.at("samples"), whole));
+  // A part that is there is kept, whatever it holds: that is what resuming means.
+  EXPECT_EQ(run(cat(ask, "--shard 1/2 --out ", at, "/again")).code, 0);
+  const Outcome resumed = run(cat(ask, "--resume --out ", at, "/again"));
+  expect_message(resumed, 0, "3 samples were there already");  // parts 1 and 3
+  EXPECT_TRUE(at::equal(read_safetensors(dir / "again/samples.safetensors").tensors.at("samples"), whole));
+  expect_message(run(cat(ask, "--seed 1 --resume --out ", at, "/again")), 3, "holds samples of another request");
+  expect_message(run(cat(ask, "--shard 2/2 --out ", at, "/no")), 2, "expected I/N");
+  EXPECT_EQ(run(cat(ask, "--pack npz --no-png --first 3 --out ", at, "/packed")).code, 0);
+  EXPECT_EQ(read_file(dir / "packed/samples.npz").substr(0, 4), "PK\x03\x04");
+  EXPECT_NE(read_file(dir / "packed/samples.npz").find("'descr': '|u1', 'fortran_order': False, 'shape': (7,28,28,1,)"), std::string::npos);
+  EXPECT_FALSE(std::filesystem::exists(dir / "packed/000003.png"));
+}
+
+TEST(program_likelihood, SamplesOfTheModel) {
+  const test::TempDir dir;
+  const std::string at = dir.path().string();
+  EXPECT_EQ(run(cat("sample --model assets/mnist-sit.safetensors --n 2 --steps 3 --labels 3,5 --out ", at, "/s")).code, 0);
+  const std::string ask = cat("likelihood --model assets/mnist-sit.safetensors --input ", at, "/s/samples.safetensors --sampler ode-euler --steps 3 --json ");
+  const Outcome outcome = run(ask);
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("\"bits_per_dim\":"), std::string::npos) << outcome.out;
+  EXPECT_NE(outcome.out, run(ask + "--seed 1").out) << "other probes";
+  EXPECT_NE(outcome.out, run(ask + "--unconditional").out);
+  expect_message(run("likelihood --model assets/mnist-sit.safetensors --input x --sampler euler"), 2, "likelihood integrates an ODE");
+  expect_message(run("likelihood --model assets/mnist-sit.safetensors"), 2, "needs --data FOLDER or --input FILE");
+}
+
 // Every flag that chooses weights or a sampler reaches what it names.
 TEST(program_flags, WeightsAdaptersAndDiffusionsAreUsed) {
   const test::TempDir dir;

@@ -1,13 +1,17 @@
+#include <algorithm>
 #include <cmath>
 
 #include "tests/support.h"
+#include "tiltflow/eval/statistics.h"
 #include "tiltflow/eval/verify/problems.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/flow/prediction.h"
 #include "tiltflow/flow/time_grid.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/reward/importance.h"
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/sampler/lean_adjoint.h"
+#include "tiltflow/sampler/likelihood.h"
 #include "tiltflow/sampler/ode.h"
 #include "tiltflow/sampler/sample.h"
 #include "tiltflow/sampler/sde.h"
@@ -136,8 +140,8 @@ TEST(sampler_fields, GuidanceAndCounting) {
   const Condition labels{at::tensor(std::vector<std::int64_t>{1, 5})};
   const at::NoGradGuard no_grad;
   const at::Tensor conditional = model->velocity(x, t, labels), unconditional = model->velocity(x, t, {});
-  EXPECT_LT(test::relative_error(GuidedField(model, 3, 10).velocity(x, t, labels), unconditional + (conditional - unconditional) * 3), 1e-5);
-  EXPECT_LT(test::relative_error(GuidedField(model, 1, 10).velocity(x, t, labels), conditional), 1e-5);
+  EXPECT_LT(test::relative_error(GuidedField(model, {3}, 10).velocity(x, t, labels), unconditional + (conditional - unconditional) * 3), 1e-5);
+  EXPECT_LT(test::relative_error(GuidedField(model, {1}, 10).velocity(x, t, labels), conditional), 1e-5);
   const CountingField counted(model);
   counted.velocity(x, t, labels);
   counted.vjp(x, t, labels, x);
@@ -180,6 +184,13 @@ TEST(sampler_draw, PathDensityRatioIsADensity) {
   EXPECT_LT(gap.gap_se, 0.002);
 }
 
+std::vector<double> recorded_times(const Path& path, const std::string& prediction) {
+  const TimeEnds ends = ode_ends(path, prediction, 1e-3);
+  std::vector<double> grid = uniform_grid(9);
+  for (double& t : grid) t = ends.begin + (ends.end - ends.begin) * t;
+  return grid;
+}
+
 // Final states of the official samplers with recorded noises: every path, prediction, diffusion, method and last step.
 TEST(sampler_official, EverySolverReproducesTheRecordedStates) {
   const std::shared_ptr<const VelocityModel> model = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}}).model;
@@ -210,7 +221,7 @@ TEST(sampler_official, EverySolverReproducesTheRecordedStates) {
     options.method = parse_ode_method(part[3] == "heun2" ? "heun" : part[3]);
     options.rtol = 1e-6, options.atol = 1e-7;
     const PredictionField field(model, path, part[2]);
-    const at::Tensor found = solve_ode(field, g.at("ode.z"), ode_grid(*path, part[2], 10), {g.at("ode.y")}, options).x;
+    const at::Tensor found = solve_ode(field, g.at("ode.z"), recorded_times(*path, part[2]), {g.at("ode.y")}, options).x;
     // Adaptive: the recorded states are only as good as their tolerance, the exact ones are solutions in fp64.
     const double tolerance = exact ? 1e-4 : part[3] == "dopri5" ? 6e-3 : 1e-5;
     EXPECT_LT(test::relative_error(found, expected), tolerance) << key;
@@ -218,6 +229,100 @@ TEST(sampler_official, EverySolverReproducesTheRecordedStates) {
   }
   EXPECT_GT(stochastic, 120);
   EXPECT_GT(deterministic, 30);
+}
+
+// Guidance on the first three channels, integration from data to noise, and the log-likelihood with recorded probes.
+TEST(sampler_official, GuidedReverseAndLikelihood) {
+  const std::shared_ptr<const VelocityModel> model = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}}).model;
+  const ParameterSet g = read_safetensors(test::golden("guided.safetensors")).tensors;
+  const auto linear = make_path("linear"), gvp = make_path("gvp");
+  const Condition chosen{g.at("cfg.y").narrow(0, 0, 2)}, labels{g.at("y")};
+  Guidance guidance{4, 3};
+  const auto field = guided(model, guidance, model->classes());
+  const auto first_half = [&](const char* key) { return g.at(key).narrow(0, 0, 2); };
+  OdeOptions euler{OdeMethod::kEuler}, tight{OdeMethod::kDopri5, 1e-6, 1e-7};
+  EXPECT_LT(test::relative_error(solve_ode(*field, g.at("z"), uniform_grid(9), chosen, euler).x, first_half("cfg4.Linear.velocity.euler")), 1e-5);
+  EXPECT_LT(test::relative_error(solve_ode(*field, g.at("z"), uniform_grid(9), chosen, tight).x, first_half("cfg4.Linear.velocity.dopri5")), 1e-2);  // recorded at rtol 1e-3
+  SdeOptions sde;
+  sde.form = "sigma";
+  const NoiseSource noise = [&](int k) { return g.at("sde.noise")[k]; };
+  EXPECT_LT(test::relative_error(solve_sde(*field, *linear, g.at("sde.z"), sde_grid(*linear, "velocity", sde, 10), {g.at("sde.cfg.y").narrow(0, 0, 2)}, noise, sde), first_half("sde.cfg4.Linear.velocity.Euler.sigma.Mean")), 1e-4);
+  // All channels guided is something else.
+  const auto everywhere = guided(model, {4}, model->classes());
+  EXPECT_GT(test::relative_error(solve_ode(*everywhere, g.at("z"), uniform_grid(9), chosen, euler).x, first_half("cfg4.Linear.velocity.euler")), 1e-2);
+
+  std::vector<double> back = uniform_grid(9);
+  std::reverse(back.begin(), back.end());
+  EXPECT_LT(test::relative_error(solve_ode(*model, g.at("z"), back, labels, euler).x, g.at("Linear.velocity.euler.reverse")), 1e-5);
+  EXPECT_LT(test::relative_error(solve_ode(*model, g.at("z"), back, labels, {OdeMethod::kHeun}).x, g.at("GVP.velocity.heun2.reverse")), 1e-5);
+
+  const DivergenceRule rule = hutchinson(g.at("likelihood.probe").unsqueeze(0));
+  const Likelihood a = log_likelihood(*model, g.at("likelihood.x"), back, labels, rule, euler);
+  EXPECT_LT(test::relative_error(a.latent, g.at("likelihood.euler.z")), 1e-5);
+  EXPECT_LT(test::relative_error(a.log_prob, g.at("likelihood.euler.logp")), 1e-5);
+  const Likelihood b = log_likelihood(*model, g.at("likelihood.x"), back, labels, rule, tight);
+  EXPECT_LT(test::relative_error(b.latent, g.at("likelihood.dopri5.z")), 6e-3);
+  EXPECT_LT(test::relative_error(b.log_prob, g.at("likelihood.dopri5.logp")), 6e-3);
+}
+
+// The exact trace gives the exact density of a mixture, whose own density is known; Hutchinson's estimate scatters around it.
+TEST(sampler_likelihood, ExactForAMixture) {
+  for (const char* path : {"linear", "gvp", "vp"}) {
+    const auto p = make_path(path);
+    const ExactProblem problem = plane_modes(false);
+    const MixtureField field(problem.base->mixture(), p);
+    const at::Tensor x = sample(problem.base->mixture(), RandomStreams(4), 0, 200);
+    SamplerConfig config;
+    config.name = "ode-dopri5", config.epsilon = 1e-6;
+    std::vector<double> grid = grid_of(config, *p);
+    std::reverse(grid.begin(), grid.end());
+    const OdeOptions tight{OdeMethod::kDopri5, 1e-8, 1e-9};
+    const at::Tensor truth = log_density(problem.base->mixture(), x);
+    const at::Tensor exact = log_likelihood(field, x, grid, {}, exact_divergence(64), tight).log_prob;
+    EXPECT_LT((exact - truth).abs().max().item<double>(), std::string(path) == "vp" ? 5e-3 : 1e-5) << path;  // vp starts at alpha = 0.007, not 0
+    const DivergenceRule rule = hutchinson(rademacher(RandomStreams(5), 4, 0, 200, {2}).to(at::kDouble));
+    const at::Tensor estimate = log_likelihood(field, x, grid, {}, rule, tight).log_prob - truth;
+    EXPECT_LT(std::abs(mean_estimate(estimate).value), 4 * mean_estimate(estimate).se + 2e-3) << path;
+    EXPECT_GT(mean_estimate(estimate).se, 1e-3) << "an estimate scatters";
+  }
+}
+
+TEST(sampler_fields, GuidanceActsInItsIntervalOnly) {
+  const std::shared_ptr<const VelocityModel> model = load_velocity_model(test::golden("sit_b_ema.safetensors"), {{"num_heads", "3"}}).model;
+  const at::Tensor x = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 3, {1, 28, 28});
+  const Condition labels{at::arange(3)};
+  Guidance inner{5, 0, 0.3, 0.6};
+  const auto field = guided(model, inner, 10), always = guided(model, {5}, 10);
+  const at::Tensor t = at::tensor({0.1F, 0.5F, 0.9F}), mixed = field->velocity(x, t, labels);
+  const at::Tensor plain = model->velocity(x, t, labels), full = always->velocity(x, t, labels);
+  EXPECT_LT((mixed[0] - plain[0]).abs().max().item<double>(), 1e-5);
+  EXPECT_LT((mixed[1] - full[1]).abs().max().item<double>(), 1e-5);
+  EXPECT_LT((mixed[2] - plain[2]).abs().max().item<double>(), 1e-5);
+  EXPECT_GT((plain[1] - full[1]).abs().max().item<double>(), 1e-2);
+  CountingField counted(model);
+  const auto over = guided(std::shared_ptr<const VelocityField>(&counted, [](const VelocityField*) {}), inner, 10);
+  over->velocity(x, time_tensor(0.1, x), labels);
+  EXPECT_EQ(counted.count(), 3) << "outside the interval one evaluation is enough";
+  EXPECT_EQ(guided(model, {1}, 10), model);
+  EXPECT_THROW(guided(model, {2, 0, 0.5, 0.5}, 10), Error);
+  EXPECT_THROW(guided(model, {2}, 0), Error);
+}
+
+TEST(sampler_labels, ListsFilesAndWeights) {
+  const RandomStreams streams(3);
+  LabelConfig config;
+  config.kind = "list", config.list = {4, 1, 7};
+  EXPECT_TRUE(at::equal(make_labels(config, 10, streams, 0, 2)(1, 4), at::tensor({4, 1, 7, 4}, at::kLong)));
+  config.list = {4, 11};
+  test::expect_error(ErrorKind::kConfig, "label 11 is out of range", [&] { make_labels(config, 10, streams, 0, 0); });
+  config.kind = "weighted", config.weights = {0, 3, 1, 0};
+  const at::Tensor drawn = make_labels(config, 4, streams, 0, 0)(0, 4000), shares = drawn.bincount({}, 4).to(at::kDouble) / 4000;
+  EXPECT_EQ(shares[0].item<double>() + shares[3].item<double>(), 0);
+  EXPECT_NEAR(shares[1].item<double>(), 0.75, 0.03);
+  EXPECT_TRUE(at::equal(make_labels(config, 4, streams, 0, 0)(100, 50), drawn.narrow(0, 100, 50))) << "sample i keeps its label";
+  test::expect_error(ErrorKind::kConfig, "4 label weights for 10 classes", [&] { make_labels(config, 10, streams, 0, 0); });
+  test::expect_error(ErrorKind::kConfig, "not a label", [] { parse_labels("1, 2.5", "x"); });
+  test::expect_error(ErrorKind::kConfig, "'cat' is not a number", [] { parse_labels("1 cat", "x"); });
 }
 
 // Every diffusion form leaves the marginals alone: a Gaussian comes out as itself up to the order of the step.

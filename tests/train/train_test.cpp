@@ -5,6 +5,7 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/tensor/parallel.h"
+#include "tiltflow/base/strings.h"
 #include "tiltflow/train/finetuning.h"
 #include "tiltflow/train/pretraining.h"
 #include "tiltflow/train/pretraining_run.h"
@@ -75,6 +76,34 @@ TEST(train_optimizer, StepsEqualTheOfficialOnes) {
   }
 }
 
+// Losses, weights, time intervals and gradients of SiT for every path, prediction and weighting.
+TEST(train_pretrain, LossesEqualTheOfficialOnes) {
+  const ParameterSet g = read_safetensors(test::golden("transport_losses.safetensors")).tensors;
+  const auto loaded = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}});
+  const at::Tensor a = loaded.model->parameters().at("blocks.0.attn.qkv.bias"), b = loaded.model->parameters().at("final_layer.linear.bias");
+  a.set_requires_grad(true), b.set_requires_grad(true);
+  int compared = 0;
+  for (const auto& [key, expected] : g) {
+    const std::vector<std::string> part = split(key, '.');
+    if (part.size() != 4 || part[3] != "loss") continue;
+    const auto lower = [](std::string text) { for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c))); return text; };
+    const auto path = make_path(lower(part[0]));
+    FlowMatchingOptions options;
+    options.prediction = part[1], options.loss_weight = lower(part[2]);
+    const std::string stem = key.substr(0, key.size() - 4);
+    const at::Tensor t = training_times(*path, options, g.at("u"));
+    EXPECT_LT((t - g.at(stem + "t")).abs().max().item<double>(), 1e-6) << key;
+    const at::Tensor losses = flow_matching_losses(*loaded.model, *path, options, g.at("x0"), g.at("x1"), t, {g.at("y")});
+    // fp32 of the reference cancels in VP's coefficients near t = 1
+    EXPECT_LT(test::relative_error(losses, expected), part[0] == "VP" ? 2e-4 : 1e-5) << key;
+    const auto gradients = torch::autograd::grad({losses.mean()}, {a, b});
+    EXPECT_LT(test::relative_error(gradients[0], g.at(stem + "grad.blocks.0.attn.qkv.bias")), 2e-4) << key;
+    EXPECT_LT(test::relative_error(gradients[1], g.at(stem + "grad.final_layer.linear.bias")), 2e-4) << key;
+    ++compared;
+  }
+  EXPECT_EQ(compared, 21);
+}
+
 TEST(train_optimizer, Schedules) {
   OptimizerConfig c;
   c.warmup = 4, c.final_fraction = 0.1;
@@ -103,7 +132,7 @@ TEST(train_finetune, ResumeIsBitExact) {
     {
       const FinetuneSetup setup = set_up(config);
       tiltflow::Run run(dir / "killed", "x", false);
-      FinetuneObjective objective(setup, make_policy(*setup.model, config.policy, 0), std::make_unique<AdjointMatching>(config.method));
+      FinetuneObjective objective(setup, make_policy(*setup.flow.model, config.policy, 0), std::make_unique<AdjointMatching>(config.method));
       const ParameterSet& start = objective.trainable();
       run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", 0}, {"log_z_se", 0}, {"base_ess", 1}});
       run.save({0, {{"weights", start}, {"average", start}, {"optimizer", AdamW(config.train.optimizer, start).state()}}}, 2);

@@ -1,6 +1,7 @@
 #include "tiltflow/base/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -137,6 +138,12 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
 MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
+
+FileLock::FileLock(const std::filesystem::path& path) : fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
+  if (fd_ < 0 || ::flock(fd_, LOCK_EX) != 0) fail(ErrorKind::kFailure, cat("cannot lock ", path.string(), ": ", std::strerror(errno)));
+}
+
+FileLock::~FileLock() { ::close(fd_); }
 
 LineAppender::LineAppender(const std::filesystem::path& path)
     : path_(path), fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {

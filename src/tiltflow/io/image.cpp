@@ -11,6 +11,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/io/caption.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -173,14 +174,16 @@ void write_png(const std::filesystem::path& path, const at::Tensor& image, const
   write_file_atomic(path, encode_png(image, text));
 }
 
-at::Tensor image_grid(const at::Tensor& images, int columns) {
+at::Tensor image_grid(const at::Tensor& images, int columns, const std::vector<std::string>& captions) {
   constexpr std::int64_t kPad = 2;
   const std::int64_t n = images.size(0), channels = images.size(1), height = images.size(2), width = images.size(3);
   const std::int64_t across = std::min<std::int64_t>(columns, n), down = (n + across - 1) / across;
-  at::Tensor grid = at::zeros({channels, down * (height + kPad) + kPad, across * (width + kPad) + kPad}, at::kFloat);
+  const std::int64_t line = captions.empty() ? 0 : caption("", 1).size(0), cell = height + line + kPad;
+  at::Tensor grid = at::zeros({channels, down * cell + kPad, across * (width + kPad) + kPad}, at::kFloat);
   for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t y = (i / across) * (height + kPad) + kPad, x = (i % across) * (width + kPad) + kPad;
+    const std::int64_t y = (i / across) * cell + kPad, x = (i % across) * (width + kPad) + kPad;
     grid.narrow(1, y, height).narrow(2, x, width).copy_(images[i].detach().to(at::kFloat));
+    if (line > 0) grid.narrow(1, y + height, line).narrow(2, x, width).copy_(caption(captions[static_cast<std::size_t>(i)], width));
   }
   return grid;
 }

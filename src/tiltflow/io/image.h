@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace tiltflow {
 
@@ -17,8 +18,9 @@ at::Tensor decode_jpeg(const std::string& bytes, const std::string& name);  // t
 at::Tensor read_image(const std::filesystem::path& path);                   // by content, not by name
 void write_png(const std::filesystem::path& path, const at::Tensor& image, const std::map<std::string, std::string>& text = {});
 
-// Rows of `columns` images with a 2-pixel black border, as torchvision's make_grid. [N, C, H, W] -> [C, H', W'].
-at::Tensor image_grid(const at::Tensor& images, int columns = 8);
+// Rows of `columns` images with a 2-pixel black border, as torchvision's make_grid. [N, C, H, W] -> [C, H', W']. With
+// `captions` (one per image) a line of text stands under each.
+at::Tensor image_grid(const at::Tensor& images, int columns = 8, const std::vector<std::string>& captions = {});
 // Nearest-neighbour enlargement by a whole factor.
 at::Tensor enlarge(const at::Tensor& image, int factor);
 

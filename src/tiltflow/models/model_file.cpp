@@ -74,12 +74,19 @@ LoadedModel load_velocity_model(const std::filesystem::path& path, const Args& o
     fail(ErrorKind::kBadFile, cat(where, family.empty() ? ": not a model tiltflow knows" : ": holds a " + family + ", not a velocity model"),
          "velocity models: " + join(velocity_model_families(), ", ") + "; see `tiltflow inspect`");
   }
-  if (const auto found = file.metadata.find("tiltflow.path"); found != file.metadata.end()) out.path_name = found->second;
-  if (const auto found = file.metadata.find("args.path_type"); found != file.metadata.end()) {  // of SiT's trainer: Linear, GVP, VP
-    std::string name = found->second;
-    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
-    out.path_name = name;
-  }
+  // Ours, else what SiT's trainer wrote: Linear, GVP, VP.
+  const auto lower = [&](const char* ours, const char* trainers) {
+    for (const char* key : {ours, trainers}) {
+      const auto found = file.metadata.find(key);
+      if (found == file.metadata.end()) continue;
+      std::string name = found->second;
+      std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+      return name;
+    }
+    return std::string();
+  };
+  out.path_name = lower("tiltflow.path", "args.path_type");
+  out.prediction = lower("tiltflow.prediction", "args.prediction");
   out.metadata = std::move(file.metadata);
   return out;
 }

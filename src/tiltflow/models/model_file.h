@@ -15,6 +15,7 @@ namespace tiltflow {
 struct LoadedModel {
   std::unique_ptr<VelocityModel> model;
   std::string path_name;                        // interpolation path from the metadata, "" when the file does not say
+  std::string prediction;                       // likewise: velocity, noise, score
   std::map<std::string, std::string> metadata;
 };
 

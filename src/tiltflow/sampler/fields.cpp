@@ -1,21 +1,45 @@
 #include "tiltflow/sampler/fields.h"
 
-#include <algorithm>
-
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
 
-GuidedField::GuidedField(std::shared_ptr<const VelocityField> field, double scale, std::int64_t null_label)
-    : field_(std::move(field)), scale_(scale), null_label_(null_label) {}
+void bind(Fields& f, Guidance& c) {
+  f.value("scale", c.scale, "classifier-free guidance scale; 1 = none");
+  f.value("channels", c.channels, "guide only the first so many channels (SiT: 3); 0 = all", at_least_integer(0));
+  f.value("begin", c.begin, "guidance acts from this time on (0 is noise)", between(0, 1));
+  f.value("end", c.end, "and until this time", between(0, 1));
+}
+
+GuidedField::GuidedField(std::shared_ptr<const VelocityField> field, const Guidance& guidance, std::int64_t null_label)
+    : field_(std::move(field)), guidance_(guidance), null_label_(null_label) {
+  if (!(guidance.begin < guidance.end)) fail(ErrorKind::kConfig, cat("guidance acts from t = ", guidance.begin, " to ", guidance.end, ": an empty interval"));
+}
 
 at::Tensor GuidedField::velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {
   if (!condition.labels.defined()) fail(ErrorKind::kConfig, "guidance needs labels", "choose a label, or guidance 1");
+  const bool whole = guidance_.begin <= 0 && guidance_.end >= 1;
+  at::Tensor inside;  // [N], undefined = everywhere
+  if (!whole) {
+    inside = (t >= guidance_.begin).logical_and(t <= guidance_.end);
+    if (!inside.any().item<bool>()) return field_->velocity(x, t, condition);
+  }
   const at::Tensor both = field_->velocity(at::cat({x, x}), at::cat({t, t}), {at::cat({condition.labels, at::full_like(condition.labels, null_label_)})});
   const std::vector<at::Tensor> v = both.chunk(2);
-  return v[1] + (v[0] - v[1]) * scale_;
+  at::Tensor out = v[1] + (v[0] - v[1]) * guidance_.scale;
+  if (guidance_.channels > 0 && guidance_.channels < x.size(1)) out = at::cat({out.narrow(1, 0, guidance_.channels), v[0].narrow(1, guidance_.channels, x.size(1) - guidance_.channels)}, 1);
+  if (whole || inside.all().item<bool>()) return out;
+  std::vector<std::int64_t> shape(static_cast<std::size_t>(x.dim()), 1);
+  shape[0] = x.size(0);
+  return at::where(inside.expand({x.size(0)}).reshape(shape), out, v[0]);
+}
+
+std::shared_ptr<const VelocityField> guided(std::shared_ptr<const VelocityField> field, const Guidance& guidance, std::int64_t classes) {
+  if (!guidance.active()) return field;
+  if (classes < 1) fail(ErrorKind::kConfig, "guidance needs a class-conditional model", "use guidance scale 1");
+  return std::make_shared<GuidedField>(std::move(field), guidance, classes);
 }
 
 at::Tensor SumField::velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {
@@ -27,25 +51,6 @@ at::Tensor SumField::velocity(const at::Tensor& x, const at::Tensor& t, const Co
   shape[0] = times.numel();
   const at::Tensor gain = at::tensor(gains, at::kDouble).to(x.scalar_type()).view(shape);
   return base_->velocity(x, t, condition) + side_->velocity(x, t, condition) * gain;
-}
-
-PredictionField::PredictionField(std::shared_ptr<const VelocityField> field, std::shared_ptr<const Path> path, const std::string& prediction)
-    : field_(std::move(field)), path_(std::move(path)), prediction_(prediction) {
-  const std::vector<std::string> known{"velocity", "noise", "score"};
-  if (std::find(known.begin(), known.end(), prediction) == known.end()) fail(ErrorKind::kConfig, cat("prediction '", prediction, "' is unknown", did_you_mean(prediction, known)), "use velocity, noise or score");
-}
-
-at::Tensor PredictionField::velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {
-  const at::Tensor out = field_->velocity(x, t, condition);
-  if (prediction_ == "velocity") return out;
-  const std::vector<PathPoint> points = path_points(*path_, t);
-  const auto convert = [&](const PathPoint& p, const at::Tensor& state, const at::Tensor& value) {
-    return prediction_ == "noise" ? velocity_from_noise(p, state, value) : velocity_from_score(p, state, value);
-  };
-  if (points.size() == 1) return convert(points[0], x, out);
-  std::vector<at::Tensor> rows;
-  for (std::int64_t i = 0; i < x.size(0); ++i) rows.push_back(convert(points[static_cast<std::size_t>(i)], x[i], out[i]));
-  return at::stack(rows);
 }
 
 at::Tensor CountingField::velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {

@@ -6,23 +6,34 @@
 #include <memory>
 #include <string>
 
-#include "tiltflow/flow/path.h"
+#include "tiltflow/config/fields.h"
 #include "tiltflow/flow/velocity_field.h"
 
 namespace tiltflow {
 
-// v_u + scale (v_c - v_u); scale 1 is the conditional field, 0 the unconditional one. `null_label` stands for "no label".
-// Cost: two samples per sample, in one call.
+// Classifier-free guidance.
+struct Guidance {
+  double scale = 1;            // v_u + scale (v_c - v_u): 1 is the conditional field, 0 the unconditional one
+  std::int64_t channels = 0;   // only the first so many are guided, the others keep v_c (SiT guides 3 of 4); 0 = all
+  double begin = 0, end = 1;   // times in which guidance acts; elsewhere the conditional field
+  bool active() const { return scale != 1; }
+};
+void bind(Fields& f, Guidance& c);
+
+// `null_label` stands for "no label". Cost: two samples per sample, in one call, inside the interval; else one.
 class GuidedField final : public VelocityField {
  public:
-  GuidedField(std::shared_ptr<const VelocityField> field, double scale, std::int64_t null_label);
+  // Throws kConfig when the interval is empty.
+  GuidedField(std::shared_ptr<const VelocityField> field, const Guidance& guidance, std::int64_t null_label);
   at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override;
 
  private:
   std::shared_ptr<const VelocityField> field_;
-  double scale_;
+  Guidance guidance_;
   std::int64_t null_label_;
 };
+// The field itself when guidance does nothing. Throws kConfig for a model without classes.
+std::shared_ptr<const VelocityField> guided(std::shared_ptr<const VelocityField> field, const Guidance& guidance, std::int64_t classes);
 
 // base + gain(t) side: a frozen field with a trainable network beside it. With gain = sigma/2 the side network is the
 // control u itself, of one size at all times, instead of a velocity that must vanish towards t = 1.
@@ -35,20 +46,6 @@ class SumField final : public VelocityField {
  private:
   std::shared_ptr<const VelocityField> base_, side_;
   Gain gain_;
-};
-
-// A network that predicts noise or score, as a velocity field. Not defined where the conversion has no limit (t = 0 for noise
-// on linear and gvp): start a little later.
-class PredictionField final : public VelocityField {
- public:
-  // `prediction`: velocity, noise or score. Throws kConfig.
-  PredictionField(std::shared_ptr<const VelocityField> field, std::shared_ptr<const Path> path, const std::string& prediction);
-  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override;
-
- private:
-  std::shared_ptr<const VelocityField> field_;
-  std::shared_ptr<const Path> path_;
-  std::string prediction_;
 };
 
 // Counts per-sample network evaluations in units of one forward: velocity 1, vjp 2 (forward and input gradient).

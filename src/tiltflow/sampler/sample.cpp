@@ -4,6 +4,7 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/flow/prediction.h"
 #include "tiltflow/flow/time_grid.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
@@ -27,27 +28,25 @@ void bind(Fields& f, SamplerConfig& c) {
   f.value("diffusion_norm", c.sde.norm, "sde-*: factor on w", at_least(0));
   f.value("last_step", c.sde.last_step, "sde-*: none, mean, tweedie or euler", one_of({"none", "mean", "tweedie", "euler"}));
   f.value("last_step_size", c.sde.last_step_size, "sde-*: length of the last step", between(0, 0.5));
+  f.value("epsilon", c.epsilon, "distance kept from the ends of time where path, prediction or diffusion are singular", between(1e-6, 0.1));
   f.value("rtol", c.rtol, "ode-dopri5: relative tolerance", positive());
   f.value("atol", c.atol, "ode-dopri5: absolute tolerance", positive());
 }
 
 bool is_ode(const SamplerConfig& c) { return starts_with(c.name, "ode-"); }
 bool is_sde(const SamplerConfig& c) { return starts_with(c.name, "sde-"); }
-std::vector<double> grid_of(const SamplerConfig& c) { return make_grid(c.grid, static_cast<int>(c.steps), c.shift); }
+
+std::vector<double> grid_of(const SamplerConfig& c, const Path& path) {
+  TimeEnds ends = ode_ends(path, c.prediction, c.epsilon);
+  if (!is_ode(c)) ends.end = 1;  // a table never looks at its end
+  std::vector<double> grid = make_grid(c.grid, static_cast<int>(c.steps), c.shift);
+  for (double& t : grid) t = ends.begin + (ends.end - ends.begin) * t;
+  return grid;
+}
 
 TransitionTable table_of(const SamplerConfig& c, const Path& path) {
   if (is_ode(c) || is_sde(c)) fail(ErrorKind::kConfig, cat("sampler ", c.name, is_ode(c) ? " is deterministic" : " has no transition table", "; a table is needed here"), "use auto, euler, exponential or ancestral");
-  return make_table(c.name, path, grid_of(c), c.parameter);
-}
-
-LabelSource no_labels() {
-  return [](std::int64_t, std::int64_t) { return at::Tensor(); };
-}
-LabelSource fixed_label(std::int64_t label) {
-  return [label](std::int64_t, std::int64_t n) { return at::full({n}, label, at::kLong); };
-}
-LabelSource uniform_labels(const RandomStreams& streams, std::uint32_t step, std::int64_t classes) {
-  return [=](std::int64_t first, std::int64_t n) { return streams.integers(Purpose::kLabel, step, first, n, classes); };
+  return make_table(c.name, path, grid_of(c, path), c.parameter);
 }
 
 Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
@@ -55,7 +54,7 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
   const at::NoGradGuard no_grad;
   const bool ode = is_ode(config), sde = is_sde(config);
   const bool costs = options.reference && !ode && !sde;
-  const std::vector<double> grid = grid_of(config);
+  const std::vector<double> grid = grid_of(config, path);
   const TransitionTable table = ode || sde ? TransitionTable{} : table_of(config, path);
   SdeOptions sde_options = config.sde;
   if (sde) sde_options.method = config.name.substr(4);
@@ -71,9 +70,10 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     const Condition condition{part.labels};
     const at::Tensor x_0 = prior_sample(streams, options.step, begin, n, shape);
     if (ode) {
-      part.x = solve_ode(field, x_0, grid, condition, ode_options).x;
+      const OdeResult end = solve_ode(field, x_0, grid, condition, ode_options);
+      part.x = end.x, part.evaluations = end.evaluations, part.accepted = end.accepted, part.rejected = end.rejected;
     } else if (sde) {
-      const std::vector<double> times = sde_grid(path, "velocity", sde_options, static_cast<int>(config.steps));
+      const std::vector<double> times = sde_grid(path, config.prediction, sde_options, static_cast<int>(config.steps), config.epsilon);
       part.x = solve_sde(field, path, x_0, times, condition, keyed_noise(streams, options.step, begin, x_0), sde_options);
     } else {
       RolloutOptions keep;
@@ -99,6 +99,7 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
   std::vector<at::Tensor> x, y, cost, log_ratio;
   for (const Draws& part : parts) {
     x.push_back(part.x);
+    if (part.evaluations > out.evaluations) out.evaluations = part.evaluations, out.accepted = part.accepted, out.rejected = part.rejected;
     if (part.labels.defined()) y.push_back(part.labels);
     if (part.cost.defined()) cost.push_back(part.cost), log_ratio.push_back(part.log_ratio);
   }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "tiltflow/config/fields.h"
+#include "tiltflow/sampler/labels.h"
 #include "tiltflow/sampler/ode.h"
 #include "tiltflow/sampler/rollout.h"
 #include "tiltflow/sampler/sde.h"
@@ -20,19 +21,16 @@ struct SamplerConfig {
   double parameter = 1;          // eta of ddim, sigma of constant
   double rtol = 1e-4, atol = 1e-5;  // ode-dopri5
   SdeOptions sde;                // of sde-euler and sde-heun; the last of the steps is the last step
+  double epsilon = 1e-3;         // distance from the ends of time where path, prediction or diffusion are singular there
+  std::string prediction = "velocity";  // what the network behind the field predicts; comes from the model, not from a key
 };
 void bind(Fields& f, SamplerConfig& c);
 std::vector<std::string> sampler_names();
 bool is_ode(const SamplerConfig& config);
 bool is_sde(const SamplerConfig& config);  // free diffusion, not a table
-std::vector<double> grid_of(const SamplerConfig& config);
+// Times from noise to data. Begins or ends `epsilon` inside [0, 1] where path and prediction need it.
+std::vector<double> grid_of(const SamplerConfig& config, const Path& path);
 TransitionTable table_of(const SamplerConfig& config, const Path& path);  // throws kConfig for sde-* and ode-*
-
-// Labels of sample i, [n] for samples first..first+n; undefined for unconditional.
-using LabelSource = std::function<at::Tensor(std::int64_t first, std::int64_t n)>;
-LabelSource no_labels();
-LabelSource fixed_label(std::int64_t label);
-LabelSource uniform_labels(const RandomStreams& streams, std::uint32_t step, std::int64_t classes);
 
 struct DrawOptions {
   std::int64_t n = 64, first = 0, chunk = 32;
@@ -45,6 +43,8 @@ struct Draws {
   at::Tensor x;        // [n, ...]
   at::Tensor labels;   // [n] or undefined
   at::Tensor cost;       // [n] path KL against `reference`, or undefined
+  std::int64_t evaluations = 0;                 // ODE: velocity calls per sample (largest over the pieces)
+  std::int64_t accepted = 0, rejected = 0;      // ODE: steps, likewise
   at::Tensor log_ratio;  // [n] log density of the path under `reference` minus that under the field; its mean is -cost's
 };
 

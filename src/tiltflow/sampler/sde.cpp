@@ -46,11 +46,6 @@ std::vector<double> sde_grid(const Path& path, const std::string& prediction, co
   return points_between(starts_inside ? epsilon : 0, last > 0 ? 1 - last : ends_inside ? 1 - epsilon : 1, points);
 }
 
-std::vector<double> ode_grid(const Path& path, const std::string& prediction, int points, double epsilon) {
-  if (path.name() == "vp") return points_between(0, 1 - epsilon, points);
-  return prediction == "velocity" ? points_between(0, 1, points) : points_between(epsilon, 1 - epsilon, points);
-}
-
 at::Tensor solve_sde(const VelocityField& field, const Path& path, at::Tensor x, const std::vector<double>& grid, const Condition& condition,
                      const NoiseSource& noise, const SdeOptions& options) {
   const at::NoGradGuard no_grad;

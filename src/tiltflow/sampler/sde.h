@@ -27,9 +27,8 @@ struct SdeOptions {
 // Times of `points` grid values from t_0 to where the last step begins. As SiT: the ends move inwards by `epsilon` where the
 // path, the prediction or the diffusion is singular there.
 std::vector<double> sde_grid(const Path& path, const std::string& prediction, const SdeOptions& options, int points, double epsilon = 1e-3);
-std::vector<double> ode_grid(const Path& path, const std::string& prediction, int points, double epsilon = 1e-3);
 
-// From x at grid.front() to grid.back(), then the last step. `field` gives velocities (see PredictionField for others).
+// From x at grid.front() to grid.back(), then the last step. `field` gives velocities (see flow/prediction.h for others).
 // Cost: one evaluation a step (heun: two), one more for the last step. Throws kNonFinite when a state stops being finite.
 at::Tensor solve_sde(const VelocityField& field, const Path& path, at::Tensor x, const std::vector<double>& grid, const Condition& condition,
                      const NoiseSource& noise, const SdeOptions& options);

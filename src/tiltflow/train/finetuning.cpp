@@ -23,18 +23,6 @@ double standard_error(const at::Tensor& x) { return x.size(0) > 1 ? x.std().item
 
 }  // namespace
 
-void bind(Fields& f, BaseModelConfig& c) {
-  f.value("file", c.file, "base model: safetensors, sharded safetensors or a PyTorch checkpoint");
-  f.value("weights", c.weights, "PyTorch checkpoint: which state dict, e.g. ema or model; empty = ema when there is one");
-  f.value("path", c.path, "interpolation path: linear, gvp, vp; empty = what the file says, else linear", [](const std::string& v) { return v.empty() ? std::string() : one_of(path_names())(v); });
-  f.table("args", c.args, "constructor arguments that override what the file says, e.g. num_heads");
-}
-
-void bind(Fields& f, LabelConfig& c) {
-  f.value("kind", c.kind, "none (unconditional), uniform or fixed", one_of({"none", "uniform", "fixed"}));
-  f.value("label", c.label, "the fixed label", at_least_integer(0));
-}
-
 void bind(Fields& f, EvaluationConfig& c) {
   f.value("every", c.every, "steps between evaluations of the averaged weights; 0 = never", at_least_integer(0));
   f.value("samples", c.samples, "samples per evaluation", at_least_integer(2));
@@ -70,28 +58,24 @@ void bind(Fields& f, FinetuneConfig& c) {
 }
 
 LabelSource FinetuneSetup::labels_at(std::uint32_t step) const {
-  if (config.labels.kind == "fixed") return fixed_label(config.labels.label);
-  if (config.labels.kind == "uniform") return uniform_labels(streams, step, model->classes());
-  return no_labels();
+  const bool training = static_cast<std::int64_t>(step) < config.train.steps;  // other keys are evaluations: they start at the list's head
+  return make_labels(config.labels, flow.model->classes(), streams, step, training ? static_cast<std::int64_t>(step) / config.buffer_passes * config.batch : 0);
 }
 
 FinetuneSetup set_up(const FinetuneConfig& config) {
   FinetuneSetup s;
   s.config = config;
   const ModelRuntime runtime = apply(config.compute);
-  if (config.model.file.empty()) fail(ErrorKind::kConfig, "model.file is missing", "the base model, e.g. model.file = \"assets/mnist-sit.safetensors\"");
-  LoadedModel loaded = load_velocity_model(config.model.file, config.model.args, runtime, at::kFloat, config.model.weights);
-  s.model = std::move(loaded.model);
-  const std::string path = !config.model.path.empty() ? config.model.path : loaded.path_name.empty() ? "linear" : loaded.path_name;
-  s.path = make_path(path);
+  s.flow = load_flow_model(config.model, runtime);
+  s.config.sampler.prediction = s.flow.prediction;
   s.streams = RandomStreams(static_cast<std::uint64_t>(config.seed));
-  if (config.labels.kind == "uniform" && s.model->classes() < 1) fail(ErrorKind::kConfig, "labels.kind = \"uniform\" needs a class-conditional model");
-  if (config.labels.kind == "fixed" && config.labels.label >= s.model->classes()) fail(ErrorKind::kConfig, cat("labels.label ", config.labels.label, " is out of range, the model has ", s.model->classes(), " classes"));
-  const bool image = s.model->sample_shape().size() == 3;
+  s.config.labels = with_file_read(config.labels);
+  s.labels_at(0);  // refuses labels the model does not have
+  const bool image = s.flow.model->sample_shape().size() == 3;
   s.reward = std::make_shared<StateReward>(make_weighted_sum(config.reward), image ? pixel_decoder() : identity_decoder());
   if (s.config.sampler.name == "auto" && config.method.preset == "paper") s.config.sampler.name = "euler-paper";
   if (s.config.sampler.name == "auto" && config.method.preset == "official-sd") s.config.sampler.name = "ancestral";
-  s.table = table_of(s.config.sampler, *s.path);
+  s.table = table_of(s.config.sampler, *s.flow.path);
   if (!s.table.memoryless) log_warn(cat("sampler ", s.table.name, " is not memoryless: the tuned law will not be the tilted law"));
   return s;
 }
@@ -104,7 +88,7 @@ FinetuneObjective::FinetuneObjective(const FinetuneSetup& setup, Policy policy, 
 }
 
 FinetuneContext FinetuneObjective::context() const {
-  return {policy_, *setup_.reward, *setup_.path, setup_.table, setup_.streams, labels_, setup_.model->sample_shape(), at::kFloat, log_z_};
+  return {policy_, *setup_.reward, *setup_.flow.path, setup_.table, setup_.streams, labels_, setup_.flow.model->sample_shape(), at::kFloat, log_z_};
 }
 
 std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
@@ -147,7 +131,7 @@ BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& 
   DrawOptions options;
   options.n = setup.config.evaluation.base_samples, options.step = kBaseKey;
   options.progress = [&](std::int64_t done) { progress.update(done); };
-  const Draws draws = draw(base, setup.config.sampler, *setup.path, setup.model->sample_shape(), setup.streams, setup.labels_at(kBaseKey), options);
+  const Draws draws = draw(base, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kBaseKey), options);
   check_reward(*setup.reward, draws.x.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))), draws.labels.defined() ? draws.labels.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))) : draws.labels, setup.streams);
   const at::Tensor r = setup.reward->score(draws.x, draws.labels).to(at::kDouble);
   const ImportanceWeights weights = importance_weights(r, draws.labels);
@@ -169,7 +153,7 @@ void evaluate(const FinetuneSetup& setup, const Policy& policy, const ParameterS
   const SwappedWeights swapped(policy.trainable, average);
   DrawOptions options;
   options.n = setup.config.evaluation.samples, options.step = kEvaluationKey, options.reference = policy.base.get();
-  const Draws draws = draw(*policy.tuned, setup.config.sampler, *setup.path, setup.model->sample_shape(), setup.streams, setup.labels_at(kEvaluationKey), options);
+  const Draws draws = draw(*policy.tuned, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kEvaluationKey), options);
   const at::Tensor r = setup.reward->score(draws.x, draws.labels).to(at::kDouble), net = r - draws.cost.to(at::kDouble);
   const double cost = draws.cost.mean().item<double>();
   const PathGap sharp = path_gap(r, draws.log_ratio, draws.labels);
@@ -187,9 +171,9 @@ void evaluate(const FinetuneSetup& setup, const Policy& policy, const ParameterS
 }  // namespace
 
 TrainResult finetune(const FinetuneSetup& setup, Run& run) {
-  Policy policy = make_policy(*setup.model, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
-  log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", setup.model->parameters().numel(), " parameters (", format_bytes(policy.trainable.bytes()), ")"));
-  log_info(cat("sampler ", setup.table.name, ", ", setup.table.size(), " steps, ", setup.path->name(), " path; ", setup.config.compute.precision, " products, attention ", setup.config.compute.attention));
+  Policy policy = make_policy(*setup.flow.model, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
+  log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", setup.flow.model->parameters().numel(), " parameters (", format_bytes(policy.trainable.bytes()), ")"));
+  log_info(cat("sampler ", setup.table.name, ", ", setup.table.size(), " steps, ", setup.flow.path->name(), " path; ", setup.config.compute.precision, " products, attention ", setup.config.compute.attention));
   const bool fresh = !run.has_checkpoint();
   if (fresh) run.latest();  // forgets what a start that never reached its first checkpoint has logged
   const BaseStatistics base = fresh ? base_statistics(setup, *policy.base) : stored_base_statistics(run);
@@ -212,8 +196,9 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
     if (every > 0 && (step % every == 0 || step == setup.config.train.steps)) evaluate(setup, plain, average, base, step, run);
   };
   const TrainResult result = train(setup.config.train, objective, run, hooks);
-  const std::map<std::string, std::string> metadata{{"tiltflow.path", setup.path->name()}, {"tiltflow.reward", setup.reward->reward().info().name}, {"tiltflow.steps", std::to_string(result.steps)}};
-  save_velocity_model(run.directory() / "model.safetensors", *setup.model, merged_weights(*setup.model, setup.config.policy, result.average), metadata);
+  std::map<std::string, std::string> metadata = setup.flow.metadata();
+  metadata["tiltflow.reward"] = setup.reward->reward().info().name, metadata["tiltflow.steps"] = std::to_string(result.steps);
+  save_velocity_model(run.directory() / "model.safetensors", *setup.flow.model, merged_weights(*setup.flow.model, setup.config.policy, result.average), metadata);
   if (setup.config.policy.kind == "lora") write_adapters(run.directory() / "adapter.safetensors", result.average, setup.config.policy.rank, setup.config.policy.alpha);
   return result;
 }

@@ -7,26 +7,12 @@
 #include <vector>
 
 #include "tiltflow/finetune/adjoint_matching.h"
-#include "tiltflow/models/model_file.h"
+#include "tiltflow/models/flow_model.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/train/trainer.h"
 
 namespace tiltflow {
-
-struct BaseModelConfig {
-  std::string file;
-  std::string weights;                      // PyTorch checkpoint: which state dict; "" = ema when there is one
-  std::string path;                         // interpolation path; "" = what the file says, else linear
-  std::map<std::string, std::string> args;  // override what the file says (official constructor names)
-};
-void bind(Fields& f, BaseModelConfig& c);
-
-struct LabelConfig {
-  std::string kind = "none";  // none: unconditional; uniform: over the classes; fixed
-  std::int64_t label = 0;
-};
-void bind(Fields& f, LabelConfig& c);
 
 struct EvaluationConfig {
   std::int64_t every = 10, samples = 128, base_samples = 512;
@@ -46,7 +32,7 @@ void bind(Fields& f, CheckConfig& c);
 
 struct FinetuneConfig {
   std::int64_t seed = 0, batch = 48, item = 24, buffer_passes = 1;
-  BaseModelConfig model;
+  FlowModelConfig model;
   std::vector<RewardTerm> reward;  // one [[reward]] section each; at least one
   LabelConfig labels;
   SamplerConfig sampler;
@@ -62,8 +48,7 @@ void bind(Fields& f, FinetuneConfig& c);
 // Everything a configuration describes, loaded and checked: model, path, reward, sampler, labels.
 struct FinetuneSetup {
   FinetuneConfig config;
-  std::shared_ptr<const VelocityModel> model;
-  std::shared_ptr<const Path> path;
+  FlowModel flow;
   std::shared_ptr<const StateReward> reward;
   TransitionTable table;
   RandomStreams streams{0};

@@ -37,6 +37,30 @@ at::Tensor BatchOrder::indices(std::int64_t step) {
   return at::tensor(std::vector<std::int64_t>(begin, begin + batch_), at::kLong);
 }
 
+at::Tensor training_times(const Path& path, const FlowMatchingOptions& options, const at::Tensor& u) {
+  const bool vp = path.name() == "vp", plain = options.prediction == "velocity";
+  const double inset = options.epsilon >= 0 ? options.epsilon : vp ? 1e-5 : plain ? 0 : 1e-3;
+  const double begin = vp || plain ? 0 : inset, end = plain && !vp ? 1 : 1 - inset;
+  return u * (end - begin) + begin;
+}
+
+at::Tensor flow_matching_losses(const VelocityField& network, const Path& path, const FlowMatchingOptions& options, const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& t, const Condition& condition) {
+  const std::vector<PathPoint> points = path_points(path, t);
+  const auto c = [&](double PathPoint::*member) { return path_coefficient(points, member, x_1); };
+  const at::Tensor beta = c(&PathPoint::beta), x_t = c(&PathPoint::alpha) * x_1 + beta * x_0;
+  const at::Tensor out = network.velocity(x_t, t, condition);
+  if (options.prediction == "velocity") return (out - (c(&PathPoint::d_alpha) * x_1 + c(&PathPoint::d_beta) * x_0)).square().flatten(1).mean(1);
+  const at::Tensor loss = (options.prediction == "noise" ? out - x_0 : beta * out + x_0).square().flatten(1).mean(1);
+  if (options.loss_weight == "none") return loss;
+  std::vector<double> weights;
+  for (std::int64_t i = 0; i < x_1.size(0); ++i) {
+    const PathPoint& p = points[points.size() == 1 ? 0 : static_cast<std::size_t>(i)];
+    const double ratio = p.eta() / p.beta;
+    weights.push_back(options.loss_weight == "velocity" ? ratio * ratio : ratio / p.beta);
+  }
+  return loss * at::tensor(weights, at::kDouble).to(loss.scalar_type());
+}
+
 FlowMatchingObjective::FlowMatchingObjective(std::unique_ptr<VelocityModel> model, std::shared_ptr<const Path> path, ImageDataset data, FlowMatchingOptions options, std::uint64_t seed)
     : model_(std::move(model)), path_(std::move(path)), data_(std::move(data)), options_(std::move(options)), streams_(seed),
       order_(data_.size(), options_.batch, streams_), trainable_(trainable_of(*model_)) {
@@ -58,21 +82,15 @@ LossReport FlowMatchingObjective::item(std::int64_t i) {
   const at::Tensor indices = indices_.narrow(0, begin, n);
   const at::Tensor data = data_.batch(indices) * 2 - 1;
   const at::Tensor noise = streams_.normal(Purpose::kPrior, step, 0, begin, n, model_->sample_shape());
-  // Times stay a little inside [0, 1]: VP's d beta/dt is infinite at 1.
-  at::Tensor t = options_.time_sampling == "logit-normal" ? streams_.normal(Purpose::kTime, step, 0, begin, n, {}).sigmoid()
+  const at::Tensor u = options_.time_sampling == "logit-normal" ? streams_.normal(Purpose::kTime, step, 0, begin, n, {}).sigmoid()
                                                          : streams_.uniform(Purpose::kTime, step, begin, n);
-  t = t.clamp(0.0, 1 - 1e-5);
+  const at::Tensor t = training_times(*path_, options_, u);
   Condition condition;
   if (model_->classes() > 0) {
     const at::Tensor dropped = streams_.uniform(Purpose::kLabel, step, begin, n) < options_.label_dropout;
     condition.labels = at::where(dropped, at::full({1}, model_->classes(), at::kLong), data_.labels.index_select(0, indices));
   }
-  const std::vector<PathPoint> points = path_points(*path_, t);
-  const auto c = [&](double PathPoint::*member) { return path_coefficient(points, member, data); };
-  const at::Tensor x_t = c(&PathPoint::alpha) * data + c(&PathPoint::beta) * noise;
-  const at::Tensor target = c(&PathPoint::d_alpha) * data + c(&PathPoint::d_beta) * noise;
-  const at::Tensor v = model_->velocity(x_t, t, condition);
-  return {(v - target).square().flatten(1).mean(1).sum() / static_cast<double>(options_.batch), {}};
+  return {flow_matching_losses(*model_, *path_, options_, noise, data, t, condition).sum() / static_cast<double>(options_.batch), {}};
 }
 
 ClassificationObjective::ClassificationObjective(ClassifierConfig config, ImageDataset data, ClassificationOptions options, std::uint64_t seed)

@@ -30,10 +30,18 @@ struct FlowMatchingOptions {
   std::int64_t batch = 128, item = 32;  // item: samples per independent piece of work
   double label_dropout = 0.1;
   std::string time_sampling = "uniform";  // or "logit-normal"
+  std::string prediction = "velocity";    // what the network is trained to answer
+  std::string loss_weight = "none";       // of noise and score losses: none, velocity (eta/beta)^2, likelihood eta/beta^2
+  double epsilon = -1;                    // times stay this far inside [0, 1]; -1 = SiT's: 0 for velocity (vp 1e-5), else 1e-3 (vp 1e-5)
 };
 
-// mean over samples and pixels of |v(x_t, t, y) - (alpha' x_1 + beta' x_0)|^2, as SiT's velocity loss. Data in [0, 1] are
-// mapped to [-1, 1].
+// SiT's losses, per sample the mean over pixels: velocity |out - (alpha' x_1 + beta' x_0)|^2, noise w |out - x_0|^2,
+// score w |beta out + x_0|^2. [N]. `network` is the raw network, not a velocity.
+at::Tensor flow_matching_losses(const VelocityField& network, const Path& path, const FlowMatchingOptions& options, const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& t, const Condition& condition);
+// u in [0, 1] to training times.
+at::Tensor training_times(const Path& path, const FlowMatchingOptions& options, const at::Tensor& u);
+
+// The mean of these losses. Data in [0, 1] are mapped to [-1, 1].
 class FlowMatchingObjective final : public Objective {
  public:
   FlowMatchingObjective(std::unique_ptr<VelocityModel> model, std::shared_ptr<const Path> path, ImageDataset data, FlowMatchingOptions options, std::uint64_t seed);

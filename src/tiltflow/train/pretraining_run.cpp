@@ -3,6 +3,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/flow/prediction.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/pretraining.h"
@@ -17,6 +18,7 @@ void bind(Fields& f, PretrainDataConfig& c) {
 void bind(Fields& f, PretrainModelConfig& c) {
   f.value("family", c.family, "architecture of the velocity model", one_of({"sit"}));
   f.value("path", c.path, "interpolation path: linear, gvp or vp", one_of(path_names()));
+  f.value("prediction", c.prediction, "what the network answers: velocity, noise or score", one_of(predictions()));
   f.value("init", c.init, "flow: start from the weights of this model file instead of fresh ones; it may have fewer blocks");
   f.table("args", c.args, "constructor arguments by their official names");
 }
@@ -28,6 +30,8 @@ void bind(Fields& f, PretrainConfig& c) {
   f.value("item", c.item, "images per independent piece of work", at_least_integer(1));
   f.value("label_dropout", c.label_dropout, "flow: share of labels replaced by the null class", between(0, 1));
   f.value("time_sampling", c.time_sampling, "flow: uniform or logit-normal", one_of({"uniform", "logit-normal"}));
+  f.value("loss_weight", c.loss_weight, "flow, noise and score predictions: none, velocity or likelihood", one_of({"none", "velocity", "likelihood"}));
+  f.value("epsilon", c.epsilon, "flow: training times stay this far inside [0, 1]; -1 = as SiT", between(-1, 0.1));
   f.value("noise", c.noise, "classifier: largest deviation of the noise added to inputs", at_least(0));
   f.value("shift", c.shift, "classifier: largest random translation in pixels", at_least_integer(0));
   f.value("label_smoothing", c.label_smoothing, "classifier: label smoothing", between(0, 0.9));
@@ -74,14 +78,14 @@ namespace {
 
 void pretrain_flow(PretrainSetup s, Run& run) {
   const PretrainConfig& c = s.config;
-  FlowMatchingObjective objective(std::move(s.model), make_path(c.model.path), std::move(s.data), {c.batch, c.item, c.label_dropout, c.time_sampling}, static_cast<std::uint64_t>(c.seed));
+  FlowMatchingObjective objective(std::move(s.model), make_path(c.model.path), std::move(s.data), {c.batch, c.item, c.label_dropout, c.time_sampling, c.model.prediction, c.loss_weight, c.epsilon}, static_cast<std::uint64_t>(c.seed));
   TrainHooks hooks;
   hooks.label = "pretrain";
   const TrainResult result = train(c.train, objective, run, hooks);
   ParameterSet all;  // trained weights (averaged) plus buffers
   for (const auto& [name, tensor] : objective.model().parameters()) all.add(name, result.average.contains(name) ? result.average.at(name) : tensor);
   const auto file = run.directory() / "model.safetensors";
-  save_velocity_model(file, objective.model(), all, {{"tiltflow.path", c.model.path}, {"tiltflow.steps", std::to_string(result.steps)}});
+  save_velocity_model(file, objective.model(), all, {{"tiltflow.path", c.model.path}, {"tiltflow.prediction", c.model.prediction}, {"tiltflow.steps", std::to_string(result.steps)}});
   log_info(cat("wrote ", file.string(), " (", all.numel(), " parameters)"));
 }
 

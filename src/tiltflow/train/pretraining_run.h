@@ -19,7 +19,7 @@ struct PretrainDataConfig {
 void bind(Fields& f, PretrainDataConfig& c);
 
 struct PretrainModelConfig {
-  std::string family = "sit", path = "linear", init;
+  std::string family = "sit", path = "linear", prediction = "velocity", init;
   std::map<std::string, std::string> args;
 };
 void bind(Fields& f, PretrainModelConfig& c);
@@ -28,7 +28,8 @@ struct PretrainConfig {
   std::string kind = "flow";
   std::int64_t seed = 0, batch = 128, item = 32;
   double label_dropout = 0.1;
-  std::string time_sampling = "uniform";
+  std::string time_sampling = "uniform", loss_weight = "none";
+  double epsilon = -1;
   double noise = 0.3;
   std::int64_t shift = 2;
   double label_smoothing = 0;

@@ -1,0 +1,102 @@
+#include "options.h"
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/flow/prediction.h"
+#include "tiltflow/flow/time_grid.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow::app {
+
+void add_config_options(CLI::App& verb, ConfigOptions& options) {
+  verb.add_option("config", options.file, "TOML file; shipped ones are in recipes/")->required();
+  verb.add_option("--set", options.set, "override a key, e.g. --set train.steps=10 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  verb.add_option("--out", options.out, "run directory (default: runs/<name of the config file>)");
+  verb.add_flag("--resume", options.resume, "continue the run in the directory if there is one");
+  verb.add_flag("--dry-run", options.dry_run, "check everything, print the plan, train nothing");
+}
+
+FlowModel ModelOptions::load(ModelRuntime runtime) const {
+  FlowModelConfig config = model;
+  config.args = key_values(args);
+  return load_flow_model(config, runtime);
+}
+
+CLI::Option* add_weights_option(CLI::App& verb, std::string& weights) {
+  return verb.add_option("--weights", weights, "PyTorch checkpoint: which state dict, e.g. ema or model (default: ema when there is one)");
+}
+
+CLI::Option* add_model_arg_option(CLI::App& verb, std::vector<std::string>& args) {
+  return verb.add_option("--model-arg", args, "constructor argument, e.g. num_heads=6 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+}
+
+CLI::Option* add_model_options(CLI::App& verb, ModelOptions& o) {
+  auto* model = verb.add_option("--model", o.model.file, "velocity model: safetensors, sharded safetensors or a PyTorch checkpoint");
+  add_weights_option(verb, o.model.weights)->needs(model);
+  verb.add_option("--path", o.model.path, "interpolation path when the file does not say")->check(CLI::IsMember(path_names()))->needs(model);
+  verb.add_option("--prediction", o.model.prediction, "what the network answers when the file does not say")->check(CLI::IsMember(predictions()))->needs(model);
+  add_model_arg_option(verb, o.args)->needs(model);
+  return model;
+}
+
+void add_sampler_options(CLI::App& verb, SamplerConfig& s) {
+  verb.add_option("--sampler", s.name, "see `tiltflow list samplers`")->check(CLI::IsMember(sampler_names()))->capture_default_str();
+  verb.add_option("--steps", s.steps, "sampler steps")->check(CLI::Range(1, 100000))->capture_default_str();
+  verb.add_option("--grid", s.grid, "time grid")->check(CLI::IsMember({"uniform", "cosine", "shifted"}))->capture_default_str();
+  verb.add_option("--shift", s.shift, "of the shifted grid")->check(CLI::PositiveNumber)->capture_default_str();
+  verb.add_option("--eta", s.parameter, "ddim: 0 deterministic, 1 ancestral; constant: sigma")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb.add_option("--rtol", s.rtol, "ode-dopri5: relative tolerance")->check(CLI::PositiveNumber)->capture_default_str();
+  verb.add_option("--atol", s.atol, "ode-dopri5: absolute tolerance")->check(CLI::PositiveNumber)->capture_default_str();
+  verb.add_option("--epsilon", s.epsilon, "distance kept from singular ends of time")->check(CLI::Range(1e-6, 0.1))->capture_default_str();
+  verb.add_option("--diffusion", s.sde.form, "sde-*: diffusion coefficient w(t)")->check(CLI::IsMember(diffusion_forms()))->capture_default_str();
+  verb.add_option("--diffusion-norm", s.sde.norm, "sde-*: factor on w")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb.add_option("--last-step", s.sde.last_step, "sde-*: none, mean, tweedie or euler")->check(CLI::IsMember({"none", "mean", "tweedie", "euler"}))->capture_default_str();
+  verb.add_option("--last-step-size", s.sde.last_step_size, "sde-*: its length")->check(CLI::Range(0.0, 0.5))->capture_default_str();
+}
+
+void add_guidance_options(CLI::App& verb, Guidance& g) {
+  verb.add_option("--guidance", g.scale, "classifier-free guidance scale; 1 = none")->capture_default_str();
+  verb.add_option("--guidance-channels", g.channels, "guide only the first so many channels (SiT's script: 3); 0 = all")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb.add_option("--guidance-begin", g.begin, "guidance acts from this time on (0 is noise)")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  verb.add_option("--guidance-end", g.end, "and until this time")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+}
+
+void add_compute_options(CLI::App& verb, ComputeConfig& c) {
+  verb.add_option("--precision", c.precision, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}))->capture_default_str();
+  verb.add_option("--workers", c.workers, "pieces of work at a time; 0 = one per core")->check(CLI::NonNegativeNumber)->capture_default_str();
+}
+
+std::map<std::string, std::string> key_values(const std::vector<std::string>& items) {
+  std::map<std::string, std::string> out;
+  for (const std::string& item : items) {
+    const std::size_t equals = item.find('=');
+    if (equals == std::string::npos || equals == 0) fail(ErrorKind::kUsage, cat("'", item, "': expected KEY=VALUE"));
+    out[item.substr(0, equals)] = item.substr(equals + 1);
+  }
+  return out;
+}
+
+LabelSource label_source(const std::string& text, std::int64_t classes, const RandomStreams& streams) {
+  if (text.empty()) return no_labels();
+  if (classes == 0) fail(ErrorKind::kUsage, "labels given, but the model is unconditional");
+  if (text == "all") return [classes](std::int64_t first, std::int64_t n) { return at::remainder(at::arange(first, first + n), classes); };
+  LabelConfig config;
+  try {
+    if (text == "uniform") {
+      config.kind = "uniform";
+    } else if (text[0] == '@') {
+      config.kind = "file", config.file = text.substr(1);
+    } else if (starts_with(text, "w:")) {
+      config.kind = "weighted", config.weights = parse_numbers(text.substr(2), "label weights");
+    } else {
+      config.kind = "list", config.list = parse_labels(text, "--labels");
+    }
+    return make_labels(config, classes, streams, 0, 0);
+  } catch (const Error& error) {  // a wrong value on the command line is a usage error
+    if (error.kind() == ErrorKind::kConfig) fail(ErrorKind::kUsage, error.what(), error.hint());
+    throw;
+  }
+}
+
+}  // namespace tiltflow::app

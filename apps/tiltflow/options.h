@@ -1,0 +1,48 @@
+// Options shared by verbs.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tiltflow/models/flow_model.h"
+#include "tiltflow/models/runtime_config.h"
+#include "tiltflow/sampler/fields.h"
+#include "tiltflow/sampler/sample.h"
+
+namespace tiltflow::app {
+
+// Verbs that read a configuration.
+struct ConfigOptions {
+  std::string file;
+  std::vector<std::string> set;
+  std::string out;
+  bool resume = false, dry_run = false;
+};
+void add_config_options(CLI::App& verb, ConfigOptions& options);
+
+// Verbs that read a velocity model: --model, --weights, --path, --prediction, --model-arg.
+struct ModelOptions {
+  FlowModelConfig model;
+  std::vector<std::string> args;
+  FlowModel load(ModelRuntime runtime) const;
+};
+CLI::Option* add_model_options(CLI::App& verb, ModelOptions& options);  // returns --model
+// --weights NAME: which state dict of a PyTorch checkpoint.
+CLI::Option* add_weights_option(CLI::App& verb, std::string& weights);
+CLI::Option* add_model_arg_option(CLI::App& verb, std::vector<std::string>& args);
+// --sampler, --steps, --grid, --shift, --rtol, ... and --diffusion, --last-step, ...
+void add_sampler_options(CLI::App& verb, SamplerConfig& sampler);
+// --guidance, --guidance-channels, --guidance-begin, --guidance-end
+void add_guidance_options(CLI::App& verb, Guidance& guidance);
+// --workers, --precision
+void add_compute_options(CLI::App& verb, ComputeConfig& compute);
+
+// "KEY=VALUE" items as a map; throws kUsage.
+std::map<std::string, std::string> key_values(const std::vector<std::string>& items);
+// --labels: a class number, "all" (cycling), "uniform", a list "1,5,7", a file of numbers "@FILE", or weights "w:.5,.5"; "" = none. Throws kUsage.
+LabelSource label_source(const std::string& text, std::int64_t classes, const RandomStreams& streams);
+
+}  // namespace tiltflow::app

@@ -1,0 +1,141 @@
+#include "tiltflow/eval/generate.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/io/image.h"
+#include "tiltflow/io/npz.h"
+#include "tiltflow/io/safetensors.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
+
+namespace tiltflow {
+namespace {
+
+struct Part {
+  std::int64_t first, n;
+  std::filesystem::path file;
+};
+
+std::string padded(std::int64_t i, std::size_t width) {
+  const std::string digits = std::to_string(i);
+  return std::string(digits.size() < width ? width - digits.size() : 0, '0') + digits;
+}
+
+std::vector<Part> parts_of(const GenerateOptions& o) {
+  std::vector<Part> parts;
+  for (std::int64_t begin = 0; begin < o.n; begin += o.part) {
+    const std::int64_t n = std::min(o.part, o.n - begin);
+    parts.push_back({o.first + begin, n, o.out / "parts" / cat(padded(o.first + begin, 9), "-", padded(o.first + begin + n, 9), ".safetensors")});
+  }
+  return parts;
+}
+
+// Refuses a folder with another request; forgets its parts when nothing of them is wanted.
+void prepare(const GenerateOptions& o) {
+  make_directories(o.out);
+  nlohmann::ordered_json request(o.request);
+  request["n"] = std::to_string(o.n), request["first"] = std::to_string(o.first), request["part"] = std::to_string(o.part);
+  const std::string text = request.dump(1) + "\n";
+  const std::filesystem::path file = o.out / "request.json";
+  const FileLock lock(o.out / ".lock");
+  if (o.resume || o.shards > 1) {
+    if (std::filesystem::exists(file) && read_file(file) != text) {
+      fail(ErrorKind::kConfig, cat(o.out.string(), " holds samples of another request"), cat("compare ", file.string(), ", or choose another --out"));
+    }
+  } else {
+    std::filesystem::remove_all(o.out / "parts");
+  }
+  make_directories(o.out / "parts");
+  write_file_atomic(file, text);
+}
+
+bool is_image(const at::Tensor& x) { return x.dim() == 4 && (x.size(1) == 1 || x.size(1) == 3); }
+
+void write_pictures(const Part& part, const at::Tensor& images, const GenerateOptions& o) {
+  parallel_chunks(images.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      std::map<std::string, std::string> text = o.request;
+      text["index"] = std::to_string(part.first + i), text["Software"] = "tiltflow";
+      write_png(o.out / (padded(part.first + i, 6) + ".png"), images[i], text);
+    }
+  });
+}
+
+void pack(const std::vector<Part>& parts, const std::function<at::Tensor(const at::Tensor&)>& decode, const GenerateOptions& o) {
+  std::vector<at::Tensor> samples, labels, pictures;
+  std::int64_t shown = 0;
+  for (const Part& part : parts) {
+    const ParameterSet t = read_safetensors(part.file).tensors;
+    at::Tensor x = t.at("samples");
+    if (t.contains("labels")) labels.push_back(t.at("labels"));
+    const std::int64_t wanted = std::min(o.grid - shown, x.size(0));
+    const bool npz = o.pack == "npz";
+    if (npz || wanted > 0) {
+      const at::NoGradGuard no_grad;
+      const at::Tensor images = decode(npz ? x : x.narrow(0, 0, wanted)).clamp(0, 1);
+      if (is_image(images) && wanted > 0) pictures.push_back(images.narrow(0, 0, wanted)), shown += wanted;
+      if (npz) x = is_image(images) ? images.mul(255).round().to(at::kByte).permute({0, 2, 3, 1}).contiguous() : x;
+    }
+    if (o.pack != "none") samples.push_back(x);
+  }
+  const at::Tensor all_labels = labels.empty() ? at::Tensor() : at::cat(labels);
+  if (!pictures.empty()) {
+    std::vector<std::string> captions;
+    for (std::int64_t i = 0; all_labels.defined() && i < shown; ++i) captions.push_back(std::to_string(all_labels[i].item<std::int64_t>()));
+    write_png(o.out / "grid.png", image_grid(at::cat(pictures), static_cast<int>(o.columns), captions), o.request);
+  }
+  if (o.pack == "none") return;
+  ParameterSet out;
+  const bool npz = o.pack == "npz";
+  out.add(npz ? "arr_0" : "samples", at::cat(samples));
+  if (all_labels.defined()) out.add(npz ? "arr_1" : "labels", all_labels);
+  if (npz) write_npz(o.out / "samples.npz", out);
+  else write_safetensors(o.out / "samples.safetensors", out, o.request);
+}
+
+}  // namespace
+
+GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
+                        const LabelSource& labels, const std::function<at::Tensor(const at::Tensor&)>& decode, const GenerateOptions& o) {
+  if (o.shards < 1 || o.shard < 0 || o.shard >= o.shards) fail(ErrorKind::kConfig, cat("shard ", o.shard, " of ", o.shards, " does not exist"), "shards count from 0");
+  prepare(o);
+  const std::vector<Part> parts = parts_of(o);
+  GenerateResult result;
+  const auto progress = [&](std::int64_t within) { if (o.progress) o.progress(result.drawn + result.kept + within); };
+  for (std::size_t i = static_cast<std::size_t>(o.shard); i < parts.size(); i += static_cast<std::size_t>(o.shards)) {
+    const Part& part = parts[i];
+    if (std::filesystem::exists(part.file)) {
+      result.kept += part.n;
+      progress(0);
+      continue;
+    }
+    DrawOptions options;
+    options.n = part.n, options.first = part.first, options.chunk = o.chunk, options.progress = progress;
+    const Draws draws = draw(field, sampler, path, shape, streams, labels, options);
+    ParameterSet tensors;
+    tensors.add("samples", draws.x);
+    if (draws.labels.defined()) tensors.add("labels", draws.labels);
+    if (o.png) {
+      const at::NoGradGuard no_grad;
+      const at::Tensor images = decode(draws.x).clamp(0, 1);
+      if (is_image(images)) write_pictures(part, images, o);
+    }
+    write_safetensors(part.file, tensors);
+    result.drawn += part.n;
+    if (draws.evaluations > result.evaluations) result.evaluations = draws.evaluations, result.accepted = draws.accepted, result.rejected = draws.rejected;
+  }
+  // Whoever finds all parts packs them; a shard that comes later finds none.
+  const FileLock lock(o.out / ".lock");
+  result.complete = !std::filesystem::exists(o.out / "parts") || std::all_of(parts.begin(), parts.end(), [](const Part& part) { return std::filesystem::exists(part.file); });
+  if (result.complete && std::filesystem::exists(o.out / "parts")) {
+    pack(parts, decode, o);
+    std::filesystem::remove_all(o.out / "parts");
+  }
+  return result;
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,64 @@
+#include "tiltflow/models/flow_model.h"
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/flow/prediction.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+class PredictionModel final : public VelocityModel {
+ public:
+  PredictionModel(std::shared_ptr<const VelocityModel> network, std::shared_ptr<const Path> path, std::string prediction)
+      : network_(std::move(network)), path_(std::move(path)), prediction_(std::move(prediction)), field_(network_, path_, prediction_) {}
+  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override { return field_.velocity(x, t, condition); }
+  const ModelSpec& spec() const override { return network_->spec(); }
+  const ParameterSet& parameters() const override { return network_->parameters(); }
+  std::vector<std::int64_t> sample_shape() const override { return network_->sample_shape(); }
+  std::int64_t classes() const override { return network_->classes(); }
+  std::vector<std::string> linear_layers() const override { return network_->linear_layers(); }
+  bool is_buffer(const std::string& name) const override { return network_->is_buffer(name); }
+  std::unique_ptr<VelocityModel> rebind(ParameterSet parameters, AdapterSet adapters) const override {
+    return std::make_unique<PredictionModel>(network_->rebind(std::move(parameters), std::move(adapters)), path_, prediction_);
+  }
+
+ private:
+  std::shared_ptr<const VelocityModel> network_;
+  std::shared_ptr<const Path> path_;
+  std::string prediction_;
+  PredictionField field_;
+};
+
+Check<std::string> empty_or(std::vector<std::string> names) {
+  return [names](const std::string& v) { return v.empty() ? std::string() : one_of(names)(v); };
+}
+
+const std::string& first_given(const std::string& a, const std::string& b, const std::string& c) { return !a.empty() ? a : !b.empty() ? b : c; }
+
+}  // namespace
+
+void bind(Fields& f, FlowModelConfig& c) {
+  f.value("file", c.file, "base model: safetensors, sharded safetensors or a PyTorch checkpoint");
+  f.value("weights", c.weights, "PyTorch checkpoint: which state dict, e.g. ema or model; empty = ema when there is one");
+  f.value("path", c.path, "interpolation path: linear, gvp, vp; empty = what the file says, else linear", empty_or(path_names()));
+  f.value("prediction", c.prediction, "what the network predicts: velocity, noise, score; empty = what the file says, else velocity", empty_or(predictions()));
+  f.table("args", c.args, "constructor arguments that override what the file says, e.g. num_heads");
+}
+
+FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime, at::ScalarType dtype) {
+  if (config.file.empty()) fail(ErrorKind::kConfig, "model.file is missing", "the base model, e.g. model.file = \"assets/mnist-sit.safetensors\"");
+  LoadedModel loaded = load_velocity_model(config.file, config.args, runtime, dtype, config.weights);
+  FlowModel out;
+  out.path = make_path(first_given(config.path, loaded.path_name, "linear"));
+  out.prediction = first_given(config.prediction, loaded.prediction, "velocity");
+  out.model = with_prediction(std::move(loaded.model), out.path, out.prediction);
+  return out;
+}
+
+std::unique_ptr<VelocityModel> with_prediction(std::unique_ptr<VelocityModel> network, std::shared_ptr<const Path> path, const std::string& prediction) {
+  if (prediction == "velocity") return network;
+  return std::make_unique<PredictionModel>(std::move(network), std::move(path), prediction);
+}
+
+}  // namespace tiltflow
