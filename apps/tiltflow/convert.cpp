@@ -57,7 +57,7 @@ void add_convert(CLI::App& program, Action& action) {
   verb->add_option("out", o->out, "the ending chooses the format: .safetensors, .safetensors.index.json, .pt, .pth, .ckpt, .bin")->required();
   add_weights_option(*verb, o->weights);
   verb->add_option("--dtype", o->dtype, "type of the floating-point tensors: keep, fp32, bf16 or fp16")->check(CLI::IsMember({"keep", "fp32", "bf16", "fp16"}))->capture_default_str();
-  verb->add_option("--lora", o->lora, "adapter file of a lora run, merged into the weights");
+  verb->add_option("--lora", o->lora, "adapter folder of a lora run or of PEFT, merged into the weights");
   verb->add_option("--lora-strength", o->strength, "0 = base, 1 = as trained")->capture_default_str();
   verb->add_option("--shard-gb", o->shard_gb, "largest shard, in 10^9 bytes")->check(CLI::PositiveNumber)->capture_default_str();
   verb->footer("Example:\n  tiltflow convert SiT-XL-2-256x256.pt sit.safetensors --weights ema --dtype bf16");

@@ -47,7 +47,7 @@ int check_run(const EvalOptions& o) {
     ode.name = config.check.ode, ode.steps = config.check.ode_steps;
     options.samplers.push_back(ode);
   }
-  const TiltedCheck check = check_tilted_law(*setup.flow.model, *tuned.model, *setup.flow.path, *setup.reward, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(0xffffe000u), options);
+  const TiltedCheck check = check_tilted_law(*setup.for_check(setup.flow.model), *setup.for_check(tuned.model), *setup.flow.path, *setup.reward, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(0xffffe000u), options);
   write_file_atomic(folder / "check.json", to_json(check).dump(1) + "\n");
   const auto report = write_report(folder);
   if (o.json) std::cout << to_json(check).dump() << std::endl;

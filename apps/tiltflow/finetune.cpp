@@ -13,7 +13,7 @@ namespace tiltflow::app {
 namespace {
 
 void print_plan(const FinetuneSetup& s, const std::filesystem::path& out) {
-  const Policy policy = make_policy(*s.flow.model, s.config.policy, 0);
+  const Policy policy = make_policy(s.flow, s.config.policy, 0);
   const double weights = s.flow.model->parameters().bytes(), trained = policy.trainable.bytes();
   log_info(cat("model ", s.config.model.file, ": ", s.flow.model->spec().family, ", ", s.flow.model->parameters().numel(), " parameters (", format_bytes(weights), "), samples ", shape_text(s.flow.model->sample_shape())));
   log_info(cat("policy ", s.config.policy.kind, ": ", policy.trainable.numel(), " trainable; weights, gradients, AdamW and average about ", format_bytes(weights + 5 * trained)));

@@ -76,7 +76,7 @@ void add_sample(CLI::App& program, Action& action) {
   add_sampler_options(*verb, o->sampler);
   verb->add_option("--label,--labels", o->labels, "class number, list 1,5,7, file @FILE, weights w:1,0,2, all (cycling) or uniform; unconditional when left out");
   add_guidance_options(*verb, o->guidance);
-  verb->add_option("--lora", o->lora, "adapter file of a lora run, applied to --model");
+  verb->add_option("--lora", o->lora, "adapter folder of a lora run or of PEFT, applied to --model");
   verb->add_option("--lora-strength", o->strength, "0 = base, 1 = as trained")->capture_default_str();
   add_compute_options(*verb, o->compute);
   verb->add_option("--chunk", g.chunk, "samples per piece of work")->check(CLI::PositiveNumber)->capture_default_str();

@@ -24,7 +24,7 @@ struct Bench {
     const MlpConfig shape{2, 16, 2, 4};
     ParameterSet weights;
     for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1))) weights.add(name, tensor + 0.02);
-    policy = side_policy(problem.base, *make_mlp(shape, weights), [](double) { return 1.0; });
+    policy = side_policy(problem.base, *make_mlp(shape, weights), make_path("linear"));
     base = std::make_shared<CountingField>(policy.base), tuned = std::make_shared<CountingField>(policy.tuned);
     policy.base = base, policy.tuned = tuned;
     SamplerConfig config;
@@ -94,7 +94,7 @@ TEST(finetune_am, FirstStepRaisesTheReward) {
   // u = 0 at the start: the loss is |s a|^2, and a small step against its gradient must raise E r - cost.
   const ExactProblem p = near_modes();
   const MlpConfig shape{1, 16, 2, 4};
-  Policy policy = side_policy(p.base, *make_mlp(shape, init_mlp(shape, RandomStreams(1))), [](double) { return 1.0; });
+  Policy policy = side_policy(p.base, *make_mlp(shape, init_mlp(shape, RandomStreams(1))), make_path("linear"));
   SamplerConfig sampler;
   const TransitionTable table = table_of(sampler, *p.path);
   const RandomStreams streams(3);
@@ -205,7 +205,7 @@ TEST(finetune_am, PathWeightsTurnTheMeanIntoTheTiltedMean) {
   const MlpConfig shape{1, 8, 1, 2};
   ParameterSet zero;
   for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1))) zero.add(name, at::zeros_like(tensor));
-  const Policy policy = side_policy(p.base, *make_mlp(shape, zero), [](double) { return 1.0; });  // no control at all
+  const Policy policy = side_policy(p.base, *make_mlp(shape, zero), make_path("linear"));  // no control at all
   SamplerConfig sampler;
   sampler.steps = 4;
   const TransitionTable table = table_of(sampler, *p.path);

@@ -156,8 +156,8 @@ TEST(program_flags, WeightsAdaptersAndDiffusionsAreUsed) {
 
   ParameterSet adapter;  // rank 1 on one layer
   adapter.add("blocks.0.attn.qkv.lora_A.weight", at::ones({1, 96})), adapter.add("blocks.0.attn.qkv.lora_B.weight", at::ones({288, 1}));
-  write_adapters(dir / "adapter.safetensors", adapter, 1, 2);
-  EXPECT_EQ(run(cat("convert assets/mnist-sit.safetensors ", at, "/merged.safetensors --lora ", at, "/adapter.safetensors --lora-strength 0.5")).code, 0);
+  write_adapters(dir / "adapter", adapter, 1, 2);
+  EXPECT_EQ(run(cat("convert assets/mnist-sit.safetensors ", at, "/merged.safetensors --lora ", at, "/adapter --lora-strength 0.5")).code, 0);
   const std::string layer = "blocks.0.attn.qkv.weight";
   const at::Tensor before = read_safetensors(test::source_dir() / "assets/mnist-sit.safetensors").tensors.at(layer), after = read_safetensors(dir / "merged.safetensors").tensors.at(layer);
   EXPECT_LT((after - before - 1).abs().max().item<double>(), 1e-6);  // 0.5 x alpha / rank x B A

@@ -132,7 +132,7 @@ TEST(train_finetune, ResumeIsBitExact) {
     {
       const FinetuneSetup setup = set_up(config);
       tiltflow::Run run(dir / "killed", "x", false);
-      FinetuneObjective objective(setup, make_policy(*setup.flow.model, config.policy, 0), std::make_unique<AdjointMatching>(config.method));
+      FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0), std::make_unique<AdjointMatching>(config.method));
       const ParameterSet& start = objective.trainable();
       run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", 0}, {"log_z_se", 0}, {"base_ess", 1}});
       run.save({0, {{"weights", start}, {"average", start}, {"optimizer", AdamW(config.train.optimizer, start).state()}}}, 2);

@@ -48,10 +48,10 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
   ParameterSet weights;
   std::uint32_t key = 0;
   for (const auto& [name, tensor] : created->parameters()) weights.add(name, created->is_buffer(name) ? tensor : RandomStreams(1).normal(Purpose::kInit, 5, ++key, 0, 1, tensor.sizes())[0] * 0.03);
-  const auto model = created->rebind(weights, {});
+  const std::shared_ptr<const VelocityModel> model = created->rebind(weights, {});
   PolicyConfig policy_config;
   policy_config.kind = o.policy;
-  Policy policy = make_policy(*model, policy_config, 1);
+  Policy policy = make_policy({model, make_path("linear"), "velocity"}, policy_config, 1);
   const auto base = std::make_shared<CountingField>(policy.base), tuned = std::make_shared<CountingField>(policy.tuned);
   policy.base = base, policy.tuned = tuned;
   RewardTerm term;

@@ -171,11 +171,11 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
   const at::Tensor x_0 = prior_sample(context.streams, static_cast<std::uint32_t>(step), first, n, context.sample_shape, context.dtype);
   RolloutOptions options;
   options.keep_states = options.keep_velocities = options.keep_noises = true;
-  if (config_.keep_graphs && config_.times == "shared" && !will_reuse) {
+  if (config_.keep_graphs && !context.policy.rollout && config_.times == "shared" && !will_reuse) {
     options.graphs.assign(grid_size_, false);
     for (const std::int64_t k : subset_) options.graphs[static_cast<std::size_t>(k)] = true;
   }
-  Trajectory path = rollout(*context.policy.tuned, context.table, x_0, condition, keyed_noise(context.streams, static_cast<std::uint32_t>(step), first, x_0), options);
+  Trajectory path = rollout(context.policy.collector(), context.table, x_0, condition, keyed_noise(context.streams, static_cast<std::uint32_t>(step), first, x_0), options);
   batch.states = std::move(path.states);
   batch.tuned_velocities = std::move(path.velocities);
   batch.with_graph = std::move(path.with_graph);

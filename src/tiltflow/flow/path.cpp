@@ -84,9 +84,14 @@ at::Tensor velocity_from_score(const PathPoint& p, const at::Tensor& x, const at
   return combine(p.kappa(), x, p.eta(), score, "velocity from score", p.t);
 }
 
-at::Tensor path_coefficient(const std::vector<PathPoint>& points, double PathPoint::*member, const at::Tensor& like) {
+double PathPoint::control_gain() const {
+  constexpr double kFloor = 0.02;
+  return std::sqrt((beta_d + kFloor) / (alpha + kFloor));
+}
+
+at::Tensor path_coefficient(const std::vector<PathPoint>& points, const std::function<double(const PathPoint&)>& coefficient, const at::Tensor& like) {
   std::vector<double> values;
-  for (const PathPoint& point : points) values.push_back(point.*member);
+  for (const PathPoint& point : points) values.push_back(coefficient(point));
   std::vector<std::int64_t> shape(static_cast<std::size_t>(like.dim()), 1);
   shape[0] = static_cast<std::int64_t>(values.size());
   return at::tensor(values, at::kDouble).to(like.scalar_type()).reshape(shape);

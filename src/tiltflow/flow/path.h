@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,6 +24,9 @@ struct PathPoint {
   double beta_d_beta;        // beta beta'
   double kappa() const { return d_alpha / alpha; }    // infinite at t = 0 for Linear and GVP
   double eta() const { return beta_d / alpha; }       // likewise
+  // sigma/2 = sqrt(eta/2) up to a factor, kept finite and away from zero at both ends: what a network that stands for the
+  // control u is multiplied with to become a velocity.
+  double control_gain() const;
 };
 
 class Path {
@@ -46,7 +50,7 @@ at::Tensor velocity_from_noise(const PathPoint&, const at::Tensor& x, const at::
 at::Tensor velocity_from_score(const PathPoint&, const at::Tensor& x, const at::Tensor& score);
 
 // One coefficient per sample, shaped to broadcast against [N, ...]: member = &PathPoint::alpha etc.
-at::Tensor path_coefficient(const std::vector<PathPoint>& points, double PathPoint::*member, const at::Tensor& like);
+at::Tensor path_coefficient(const std::vector<PathPoint>& points, const std::function<double(const PathPoint&)>& coefficient, const at::Tensor& like);
 // Points of a time tensor [N]; when all entries are one value (an expanded scalar), a single point.
 std::vector<PathPoint> path_points(const Path& path, const at::Tensor& t);
 

@@ -7,6 +7,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/tensor_file.h"
+#include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/tensor/aten.h"
@@ -39,6 +40,34 @@ ParameterSet cast(const ParameterSet& tensors, at::ScalarType dtype) {
   return out;
 }
 
+std::unique_ptr<VelocityModel> build(const std::string& family, const ParameterSet& tensors, const Args& args, ModelRuntime runtime, const std::string& where) {
+  if (family == "sit") {
+    const SitConfig config = infer_sit_config(tensors, args);
+    require_fit(sit_shapes(config), tensors, where);
+    return make_sit(config, tensors, {}, runtime);
+  }
+  if (family == "mlp") {
+    const MlpConfig config = mlp_config_from_args(args);
+    require_fit(init_mlp(config, RandomStreams(0)), tensors, where);
+    return make_mlp(config, tensors, {}, runtime);
+  }
+  if (family == "controlled") {
+    Args base_args = args_below(args, "base.");
+    const std::string base_family = base_args["family"];
+    if (base_family == "controlled") fail(ErrorKind::kBadFile, cat(where, ": a controlled model inside a controlled model"));
+    base_args.erase("family");
+    const auto path = args.find("path");
+    if (path == args.end()) fail(ErrorKind::kBadFile, cat(where, ": a controlled model without its path"));
+    std::shared_ptr<const VelocityModel> base = build(base_family, tensors_below(tensors, "base."), base_args, runtime, where);
+    const ControlConfig config = control_config_from_args(args);
+    const ParameterSet control = tensors_below(tensors, "control.");
+    require_fit(init_control(config, base->sample_shape(), base->classes(), RandomStreams(0)), control, where);
+    return std::make_unique<ControlledModel>(std::move(base), make_path(path->second), config, control);
+  }
+  fail(ErrorKind::kBadFile, cat(where, family.empty() ? ": not a model tiltflow knows" : ": holds a " + family + ", not a velocity model"),
+       "velocity models: " + join(velocity_model_families(), ", ") + "; see `tiltflow inspect`");
+}
+
 }  // namespace
 
 std::string model_family(const ParameterSet& tensors, const Args& metadata) {
@@ -49,7 +78,7 @@ std::string model_family(const ParameterSet& tensors, const Args& metadata) {
 }
 
 const std::vector<std::string>& velocity_model_families() {
-  static const std::vector<std::string> families{"sit", "mlp"};
+  static const std::vector<std::string> families{"sit", "mlp", "controlled"};
   return families;
 }
 
@@ -62,18 +91,7 @@ LoadedModel load_velocity_model(const std::filesystem::path& path, const Args& o
   LoadedModel out;
   const ParameterSet tensors = cast(file.tensors, dtype);
   for (const auto& [name, tensor] : tensors) require_finite(tensor, cat(where, ": tensor '", name, "'"));
-  if (family == "sit") {
-    const SitConfig config = infer_sit_config(tensors, args);
-    require_fit(sit_shapes(config), tensors, where);
-    out.model = make_sit(config, tensors, {}, runtime);
-  } else if (family == "mlp") {
-    const MlpConfig config = mlp_config_from_args(args);
-    require_fit(init_mlp(config, RandomStreams(0)), tensors, where);
-    out.model = make_mlp(config, tensors, {}, runtime);
-  } else {
-    fail(ErrorKind::kBadFile, cat(where, family.empty() ? ": not a model tiltflow knows" : ": holds a " + family + ", not a velocity model"),
-         "velocity models: " + join(velocity_model_families(), ", ") + "; see `tiltflow inspect`");
-  }
+  out.model = build(family, tensors, args, runtime, where);
   // Ours, else what SiT's trainer wrote: Linear, GVP, VP.
   const auto lower = [&](const char* ours, const char* trainers) {
     for (const char* key : {ours, trainers}) {

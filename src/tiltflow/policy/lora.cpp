@@ -2,15 +2,19 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <regex>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/io/safetensors.h"
+#include "tiltflow/io/tensor_file.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
 namespace {
 constexpr std::string_view kPrefix = "base_model.model.", kA = ".lora_A.weight", kB = ".lora_B.weight", kWeight = ".weight";
+constexpr const char *kTensors = "adapter_model.safetensors", *kConfig = "adapter_config.json";
 }  // namespace
 
 AdapterSet adapters_from(const ParameterSet& tensors, double scale) {
@@ -29,19 +33,82 @@ AdapterSet adapters_from(const ParameterSet& tensors, double scale) {
   return out;
 }
 
-void write_adapters(const std::filesystem::path& path, const ParameterSet& trained, std::int64_t rank, double alpha) {
+void write_adapters(const std::filesystem::path& folder, const ParameterSet& trained, std::int64_t rank, double alpha) {
   ParameterSet named;
-  for (const auto& [name, tensor] : trained) named.add(cat(kPrefix, name), tensor);
-  write_safetensors(path, named, {{"format", "pt"}, {"rank", std::to_string(rank)}, {"lora_alpha", compact(alpha, 9)}});
+  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
+  for (const auto& [name, tensor] : trained) {
+    named.add(cat(kPrefix, name), tensor);
+    if (ends_with(name, kA)) layers.push_back(name.substr(0, name.size() - kA.size()));
+  }
+  const nlohmann::ordered_json config{{"peft_type", "LORA"}, {"task_type", nullptr}, {"base_model_name_or_path", nullptr}, {"inference_mode", true}, {"r", rank}, {"lora_alpha", alpha},
+                                      {"lora_dropout", 0.0}, {"bias", "none"}, {"fan_in_fan_out", false}, {"use_rslora", false}, {"use_dora", false}, {"target_modules", layers}};
+  make_directories(folder);
+  write_safetensors(folder / kTensors, named, {{"format", "pt"}, {"rank", std::to_string(rank)}, {"lora_alpha", compact(alpha, 9)}});
+  write_file_atomic(folder / kConfig, config.dump(2) + "\n");
 }
 
+namespace {
+
+// PEFT's adapter_config.json: how every layer is scaled.
+class PeftScale {
+ public:
+  explicit PeftScale(const std::filesystem::path& file) : where_(file.string()) {
+    try {
+      config_ = nlohmann::json::parse(read_file(file, std::size_t{1} << 24));
+      if (config_.value("peft_type", "LORA") != "LORA") fail(ErrorKind::kBadFile, cat(where_, ": peft_type ", config_["peft_type"].dump(), " is not LORA"));
+      for (const char* unsupported : {"use_dora", "fan_in_fan_out", "use_qalora", "lora_bias"}) if (config_.contains(unsupported) && config_[unsupported] == true) fail(ErrorKind::kBadFile, cat(where_, ": ", unsupported, " is not supported"), "merge the adapter with PEFT and load the merged model");
+      alpha_ = config_.at("lora_alpha").get<double>();
+      root_ = config_.value("use_rslora", false);
+      if (config_.contains("alpha_pattern")) patterns_ = config_["alpha_pattern"].get<std::map<std::string, double>>();
+    } catch (const nlohmann::json::exception& error) {
+      fail(ErrorKind::kBadFile, cat(where_, ": not an adapter configuration: ", error.what()));
+    }
+    if (!(alpha_ > 0) || !std::isfinite(alpha_)) fail(ErrorKind::kBadFile, cat(where_, ": lora_alpha must be positive"));
+  }
+  double operator()(const std::string& layer, std::int64_t rank) const {
+    double alpha = alpha_;
+    for (const auto& [pattern, value] : patterns_) if (ends_like(layer, pattern)) { alpha = value; break; }
+    return alpha / (root_ ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
+  }
+
+ private:
+  // Patterns are regular expressions for the end of a name; they come from a file, so their size is bounded.
+  bool ends_like(const std::string& layer, const std::string& pattern) const {
+    if (pattern.size() > 200 || layer.size() > 500) fail(ErrorKind::kBadFile, cat(where_, ": a name or pattern is too long"));
+    try {
+      return std::regex_match(layer, std::regex("(.*\\.)?(" + pattern + ")"));
+    } catch (const std::regex_error&) {
+      fail(ErrorKind::kBadFile, cat(where_, ": alpha_pattern '", pattern, "' is no regular expression"));
+    }
+  }
+  std::string where_;
+  nlohmann::json config_;
+  double alpha_ = 1;
+  bool root_ = false;
+  std::map<std::string, double> patterns_;
+};
+
+}  // namespace
+
 AdapterSet read_adapters(const std::filesystem::path& path, double strength) {
-  const TensorFile file = read_safetensors(path);
+  std::filesystem::path tensors = path;
+  if (std::filesystem::is_directory(path)) {
+    tensors = path / kTensors;
+    if (!std::filesystem::exists(tensors)) tensors = path / "adapter_model.bin";
+  }
+  const TensorFile file = read_tensors(tensors);
+  const std::filesystem::path config = tensors.parent_path() / kConfig;
+  if (tensors.stem() == "adapter_model" && std::filesystem::exists(config)) {
+    const PeftScale scale(config);
+    AdapterSet out = adapters_from(file.tensors, 1);
+    for (auto& [layer, adapter] : out) adapter.scale = strength * scale(layer, adapter.a.size(0));
+    return out;
+  }
   const auto number = [&](const char* key) {
     const auto found = file.metadata.find(key);
-    if (found == file.metadata.end()) fail(ErrorKind::kBadFile, cat(path.string(), ": metadata entry '", key, "' is missing"), "is this an adapter.safetensors of `tiltflow finetune`?");
+    if (found == file.metadata.end()) fail(ErrorKind::kBadFile, cat(tensors.string(), ": neither metadata entry '", key, "' nor adapter_config.json beside it"), "give the folder that holds adapter_config.json and adapter_model.safetensors");
     const double value = std::atof(found->second.c_str());
-    if (!(value > 0) || !std::isfinite(value)) fail(ErrorKind::kBadFile, cat(path.string(), ": metadata entry '", key, "' must be positive, found '", found->second, "'"));
+    if (!(value > 0) || !std::isfinite(value)) fail(ErrorKind::kBadFile, cat(tensors.string(), ": metadata entry '", key, "' must be positive, found '", found->second, "'"));
     return value;
   };
   return adapters_from(file.tensors, strength * number("lora_alpha") / number("rank"));

@@ -5,6 +5,7 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/nn/init.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/sampler/fields.h"
@@ -27,20 +28,33 @@ ParameterSet frozen(const ParameterSet& parameters) {
 
 }  // namespace
 
+void bind(Fields& f, ControlConfig& c) {
+  f.value("kind", c.kind, "mlp, conv or lowrank", one_of(control_kinds()));
+  f.value("width", c.width, "hidden units, channels, or the rank of lowrank", at_least_integer(1));
+  f.value("depth", c.depth, "hidden layers of mlp and conv", at_least_integer(1));
+}
+
 void bind(Fields& f, PolicyConfig& c) {
-  f.value("kind", c.kind, "full (every weight) or lora (low-rank adapters on a shared, frozen base)", one_of({"full", "lora"}));
+  f.value("kind", c.kind, "full (weights themselves), lora (low-rank adapters) or control (a network beside the base); the base stays frozen", one_of({"full", "lora", "control"}));
+  f.value("trainable", c.trainable, "full: patterns of the tensors that may change ('*' and '?'), e.g. blocks.27.*");
   f.value("rank", c.rank, "lora: rank", at_least_integer(1));
   f.value("alpha", c.alpha, "lora: the adapter is scaled by alpha / rank", positive());
   f.value("targets", c.targets, "lora: patterns of layer names ('*' and '?')");
+  f.section("control", c.control);
 }
 
-Policy full_policy(const VelocityModel& model) {
-  ParameterSet copy = clone(model.parameters(), true);
-  for (const auto& [name, tensor] : copy) if (model.is_buffer(name)) tensor.requires_grad_(false);
+Policy full_policy(const VelocityModel& model, const std::vector<std::string>& trainable) {
+  const ParameterSet base = frozen(model.parameters());
+  ParameterSet weights;
   Policy policy;
-  policy.base = model.rebind(frozen(model.parameters()), {});
-  policy.trainable = without_buffers(model, copy);
-  policy.tuned = model.rebind(std::move(copy), {});
+  for (const auto& [name, tensor] : base) {
+    const bool trains = !model.is_buffer(name) && std::any_of(trainable.begin(), trainable.end(), [&](const std::string& p) { return matches_pattern(name, p); });
+    weights.add(name, trains ? tensor.clone().set_requires_grad(true) : tensor);
+    if (trains) policy.trainable.add(name, weights.at(name));
+  }
+  if (policy.trainable.empty()) fail(ErrorKind::kConfig, cat("policy.trainable matches no tensor: ", join(trainable, ", ")), cat("tensors are named like ", model.parameters().names().back()));
+  policy.base = model.rebind(base, {});
+  policy.tuned = model.rebind(std::move(weights), {});
   policy.backward_cost = 2;
   return policy;
 }
@@ -66,27 +80,55 @@ Policy lora_policy(const VelocityModel& model, const PolicyConfig& config, const
   return policy;
 }
 
-Policy make_policy(const VelocityModel& model, const PolicyConfig& config, std::uint64_t seed) {
-  return config.kind == "lora" ? lora_policy(model, config, RandomStreams(seed)) : full_policy(model);
+Policy control_policy(std::shared_ptr<const VelocityModel> model, std::shared_ptr<const Path> path, const ControlConfig& config, const RandomStreams& streams) {
+  Policy policy;
+  ParameterSet control = clone(init_control(config, model->sample_shape(), model->classes(), streams), true);
+  for (const auto& [name, tensor] : control) policy.trainable.add("control." + name, tensor);
+  policy.base = model->rebind(frozen(model->parameters()), {});
+  policy.tuned = std::make_shared<ControlledModel>(model->rebind(frozen(model->parameters()), {}), std::move(path), config, std::move(control));
+  policy.backward_cost = 1;
+  return policy;
 }
 
-ParameterSet merged_weights(const VelocityModel& model, const PolicyConfig& config, const ParameterSet& trained, double strength) {
-  if (config.kind == "lora") return merge_adapters(model.parameters(), adapters_from(trained, strength * config.alpha / static_cast<double>(config.rank)));
+namespace {
+void require_velocities(const FlowModel& flow) {
+  if (flow.prediction != "velocity") fail(ErrorKind::kConfig, cat("policy.kind = \"control\" adds to velocities, the network answers with ", flow.prediction), "use policy.kind full or lora");
+}
+}  // namespace
+
+Policy make_policy(const FlowModel& flow, const PolicyConfig& config, std::uint64_t seed) {
+  const RandomStreams streams(seed);
+  if (config.kind == "lora") return lora_policy(*flow.model, config, streams);
+  if (config.kind == "full") return full_policy(*flow.model, config.trainable);
+  require_velocities(flow);
+  return control_policy(flow.model, flow.path, config.control, streams);
+}
+
+std::unique_ptr<VelocityModel> merged_model(const FlowModel& flow, const PolicyConfig& config, const ParameterSet& trained, double strength) {
+  const VelocityModel& model = *flow.model;
   const at::NoGradGuard no_grad;
+  if (config.kind == "lora") return model.rebind(merge_adapters(model.parameters(), adapters_from(trained, strength * config.alpha / static_cast<double>(config.rank))), {});
+  if (config.kind == "control") {
+    require_velocities(flow);
+    const std::string prefix = "control.", last = config.control.kind == "lowrank" ? "up." : "output.";
+    ParameterSet control;
+    for (const auto& [name, tensor] : trained) control.add(name.substr(prefix.size()), starts_with(name, prefix + last) ? tensor.detach() * strength : tensor.detach());
+    return std::make_unique<ControlledModel>(model.rebind(model.parameters(), {}), flow.path, config.control, std::move(control));
+  }
   ParameterSet out;
   for (const auto& [name, tensor] : model.parameters()) {
     const at::Tensor end = trained.contains(name) ? trained.at(name).detach() : tensor;
     out.add(name, strength == 1 ? end : at::lerp(tensor.detach(), end, strength));
   }
-  return out;
+  return model.rebind(std::move(out), {});
 }
 
-Policy side_policy(std::shared_ptr<const VelocityField> base, const VelocityModel& side, std::function<double(double)> gain) {
+Policy side_policy(std::shared_ptr<const VelocityField> base, const VelocityModel& side, std::shared_ptr<const Path> path) {
   Policy policy;
   ParameterSet copy = clone(side.parameters(), true);
   policy.trainable = without_buffers(side, copy);
   policy.base = base;
-  policy.tuned = std::make_shared<SumField>(base, side.rebind(std::move(copy), {}), std::move(gain));
+  policy.tuned = std::make_shared<SumField>(base, side.rebind(std::move(copy), {}), std::move(path));
   return policy;
 }
 

@@ -18,6 +18,7 @@ class ClassLogProb final : public Reward {
     const at::Tensor log_p = judge_->logits(samples).log_softmax(1);  // [N, classes]
     if (label_ >= 0) return log_p.select(1, label_);
     if (!condition.labels.defined()) fail(ErrorKind::kConfig, "reward class-log-prob with label = -1 needs conditional samples", "set labels.kind to uniform or fixed, or give a label");
+    if (condition.labels.max().item<std::int64_t>() >= log_p.size(1)) fail(ErrorKind::kConfig, "reward class-log-prob with label = -1: a sample has no class of the judge", "give a label, or set labels.dropout = 0");
     return log_p.gather(1, condition.labels.unsqueeze(1)).squeeze(1);
   }
 

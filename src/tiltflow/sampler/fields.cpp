@@ -43,13 +43,7 @@ std::shared_ptr<const VelocityField> guided(std::shared_ptr<const VelocityField>
 }
 
 at::Tensor SumField::velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {
-  const bool one_time = t.stride(0) == 0 || t.numel() == 1;
-  const at::Tensor times = (one_time ? t.narrow(0, 0, 1) : t).to(at::kDouble).contiguous();
-  std::vector<double> gains;
-  for (std::int64_t i = 0; i < times.numel(); ++i) gains.push_back(gain_(times.data_ptr<double>()[i]));
-  std::vector<std::int64_t> shape(static_cast<std::size_t>(x.dim()), 1);
-  shape[0] = times.numel();
-  const at::Tensor gain = at::tensor(gains, at::kDouble).to(x.scalar_type()).view(shape);
+  const at::Tensor gain = path_coefficient(path_points(*path_, t), &PathPoint::control_gain, x);
   return base_->velocity(x, t, condition) + side_->velocity(x, t, condition) * gain;
 }
 

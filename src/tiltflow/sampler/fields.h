@@ -7,6 +7,7 @@
 #include <string>
 
 #include "tiltflow/config/fields.h"
+#include "tiltflow/flow/path.h"
 #include "tiltflow/flow/velocity_field.h"
 
 namespace tiltflow {
@@ -35,17 +36,16 @@ class GuidedField final : public VelocityField {
 // The field itself when guidance does nothing. Throws kConfig for a model without classes.
 std::shared_ptr<const VelocityField> guided(std::shared_ptr<const VelocityField> field, const Guidance& guidance, std::int64_t classes);
 
-// base + gain(t) side: a frozen field with a trainable network beside it. With gain = sigma/2 the side network is the
-// control u itself, of one size at all times, instead of a velocity that must vanish towards t = 1.
+// base + gain(t) side: a frozen field with a trainable network beside it. The side network is the control u itself (see
+// PathPoint::control_gain), of one size at all times, instead of a velocity that must vanish towards t = 1.
 class SumField final : public VelocityField {
  public:
-  using Gain = std::function<double(double t)>;
-  SumField(std::shared_ptr<const VelocityField> base, std::shared_ptr<const VelocityField> side, Gain gain) : base_(std::move(base)), side_(std::move(side)), gain_(std::move(gain)) {}
+  SumField(std::shared_ptr<const VelocityField> base, std::shared_ptr<const VelocityField> side, std::shared_ptr<const Path> path) : base_(std::move(base)), side_(std::move(side)), path_(std::move(path)) {}
   at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override;
 
  private:
   std::shared_ptr<const VelocityField> base_, side_;
-  Gain gain_;
+  std::shared_ptr<const Path> path_;
 };
 
 // Counts per-sample network evaluations in units of one forward: velocity 1, vjp 2 (forward and input gradient).

@@ -43,10 +43,19 @@ void bind(Fields& f, LabelConfig& c) {
   f.value("list", c.list, "list: labels taken in turn");
   f.value("file", c.file, "file: a text file of labels, taken in turn");
   f.value("weights", c.weights, "weighted: one weight per class");
+  f.value("dropout", c.dropout, "share of samples made unconditional, for model and reward alike", between(0, 1));
 }
 
-LabelSource make_labels(const LabelConfig& c, std::int64_t classes, const RandomStreams& streams, std::uint32_t step, std::int64_t offset) {
-  if (c.kind == "none") return no_labels();
+namespace {
+
+LabelSource with_dropout(LabelSource source, double share, std::int64_t null_label, const RandomStreams& streams, std::uint32_t step) {
+  if (share <= 0) return source;
+  return [=](std::int64_t first, std::int64_t n) {
+    return source(first, n).masked_fill(streams.uniform(Purpose::kLabelDropout, step, first, n) < share, null_label);
+  };
+}
+
+LabelSource chosen_labels(const LabelConfig& c, std::int64_t classes, const RandomStreams& streams, std::uint32_t step, std::int64_t offset) {
   if (classes < 1) fail(ErrorKind::kConfig, cat("labels.kind = \"", c.kind, "\" needs a class-conditional model"));
   const auto require = [&](std::int64_t label, const std::string& what) {
     if (label < 0 || label > classes) fail(ErrorKind::kConfig, cat(what, " ", label, " is out of range: classes 0..", classes - 1, ", ", classes, " for none"));
@@ -64,6 +73,12 @@ LabelSource make_labels(const LabelConfig& c, std::int64_t classes, const Random
   for (const std::int64_t label : list) require(label, c.file.empty() ? "label" : cat(c.file, ": label"));
   const LabelSource source = listed_labels(list);
   return [source, offset](std::int64_t first, std::int64_t n) { return source(first + offset, n); };
+}
+
+}  // namespace
+
+LabelSource make_labels(const LabelConfig& c, std::int64_t classes, const RandomStreams& streams, std::uint32_t step, std::int64_t offset) {
+  return c.kind == "none" ? no_labels() : with_dropout(chosen_labels(c, classes, streams, step, offset), c.dropout, classes, streams, step);
 }
 
 LabelConfig with_file_read(LabelConfig config) {

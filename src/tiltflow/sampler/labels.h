@@ -28,6 +28,7 @@ struct LabelConfig {
   std::vector<std::int64_t> list;  // list
   std::string file;                // file: whole numbers separated by white space or commas
   std::vector<double> weights;     // weighted: one per class
+  double dropout = 0;              // share of samples made unconditional (null class), for model and reward alike
 };
 void bind(Fields& f, LabelConfig& c);
 // `step` keys random labels; a list starts at element `offset`. Throws kConfig for labels outside [0, classes] (classes is

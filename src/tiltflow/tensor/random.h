@@ -22,6 +22,7 @@ enum class Purpose : std::uint8_t {
   kAugment,        // noise on classifier inputs
   kProbe,          // directions of finite differences, projections
   kExact,          // draws from closed-form laws
+  kLabelDropout,   // which samples lose their label
 };
 
 class RandomStreams {

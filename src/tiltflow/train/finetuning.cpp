@@ -23,6 +23,11 @@ double standard_error(const at::Tensor& x) { return x.size(0) > 1 ? x.std().item
 
 }  // namespace
 
+void bind(Fields& f, FinetuneGuidance& c) {
+  f.value("mode", c.mode, "none; full (tilts the guided law); trajectories (guided rollouts only, as the official SD code); sampling (guided evaluations only)", one_of({"none", "full", "trajectories", "sampling"}));
+  bind(f, c.guidance);
+}
+
 void bind(Fields& f, EvaluationConfig& c) {
   f.value("every", c.every, "steps between evaluations of the averaged weights; 0 = never", at_least_integer(0));
   f.value("samples", c.samples, "samples per evaluation", at_least_integer(2));
@@ -49,6 +54,7 @@ void bind(Fields& f, FinetuneConfig& c) {
   f.section("labels", c.labels);
   f.section("sampler", c.sampler);
   f.section("policy", c.policy);
+  f.section("guidance", c.guidance);
   c.method.grid_steps = c.sampler.steps;
   f.section("method", c.method);
   f.section("evaluation", c.evaluation);
@@ -76,8 +82,29 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   if (s.config.sampler.name == "auto" && config.method.preset == "paper") s.config.sampler.name = "euler-paper";
   if (s.config.sampler.name == "auto" && config.method.preset == "official-sd") s.config.sampler.name = "ancestral";
   s.table = table_of(s.config.sampler, *s.flow.path);
+  if (config.guidance.mode != "none") {
+    if (config.labels.kind == "none") fail(ErrorKind::kConfig, cat("guidance.mode = \"", config.guidance.mode, "\" needs labels"), "set labels.kind");
+    if (!config.guidance.guidance.active()) fail(ErrorKind::kConfig, cat("guidance.mode = \"", config.guidance.mode, "\" with guidance.scale = 1 does nothing"), "set guidance.scale, e.g. 4");
+    s.for_evaluation(s.flow.model);  // refuses intervals and models that cannot be guided
+  }
   if (!s.table.memoryless) log_warn(cat("sampler ", s.table.name, " is not memoryless: the tuned law will not be the tilted law"));
   return s;
+}
+
+Policy FinetuneSetup::for_training(Policy policy) const {
+  const Guidance& g = config.guidance.guidance;
+  const std::int64_t classes = flow.model->classes();
+  if (config.guidance.mode == "trajectories") policy.rollout = guided(policy.tuned, g, classes);
+  if (config.guidance.mode == "full") policy.base = guided(policy.base, g, classes), policy.tuned = guided(policy.tuned, g, classes), policy.backward_cost *= 2;
+  return policy;
+}
+
+std::shared_ptr<const VelocityField> FinetuneSetup::for_evaluation(std::shared_ptr<const VelocityField> field) const {
+  return config.guidance.mode == "none" ? field : guided(std::move(field), config.guidance.guidance, flow.model->classes());
+}
+
+std::shared_ptr<const VelocityField> FinetuneSetup::for_check(std::shared_ptr<const VelocityField> field) const {
+  return config.guidance.mode == "full" ? guided(std::move(field), config.guidance.guidance, flow.model->classes()) : field;
 }
 
 FinetuneObjective::FinetuneObjective(const FinetuneSetup& setup, Policy policy, std::unique_ptr<FinetuneMethod> method, double log_z)
@@ -85,6 +112,7 @@ FinetuneObjective::FinetuneObjective(const FinetuneSetup& setup, Policy policy, 
       counted_tuned_(std::make_shared<CountingField>(policy_.tuned)), method_(std::move(method)), labels_(no_labels()), log_z_(log_z) {
   policy_.base = counted_base_;
   policy_.tuned = counted_tuned_;
+  policy_ = setup_.for_training(std::move(policy_));
 }
 
 FinetuneContext FinetuneObjective::context() const {
@@ -171,7 +199,7 @@ void evaluate(const FinetuneSetup& setup, const Policy& policy, const ParameterS
 }  // namespace
 
 TrainResult finetune(const FinetuneSetup& setup, Run& run) {
-  Policy policy = make_policy(*setup.flow.model, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
+  Policy policy = make_policy(setup.flow, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
   log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", setup.flow.model->parameters().numel(), " parameters (", format_bytes(policy.trainable.bytes()), ")"));
   log_info(cat("sampler ", setup.table.name, ", ", setup.table.size(), " steps, ", setup.flow.path->name(), " path; ", setup.config.compute.precision, " products, attention ", setup.config.compute.attention));
   const bool fresh = !run.has_checkpoint();
@@ -198,8 +226,10 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   const TrainResult result = train(setup.config.train, objective, run, hooks);
   std::map<std::string, std::string> metadata = setup.flow.metadata();
   metadata["tiltflow.reward"] = setup.reward->reward().info().name, metadata["tiltflow.steps"] = std::to_string(result.steps);
-  save_velocity_model(run.directory() / "model.safetensors", *setup.flow.model, merged_weights(*setup.flow.model, setup.config.policy, result.average), metadata);
-  if (setup.config.policy.kind == "lora") write_adapters(run.directory() / "adapter.safetensors", result.average, setup.config.policy.rank, setup.config.policy.alpha);
+  if (setup.config.guidance.mode != "none") metadata["tiltflow.guidance"] = cat(setup.config.guidance.mode, " ", compact(setup.config.guidance.guidance.scale));
+  const auto tuned = merged_model(setup.flow, setup.config.policy, result.average);
+  save_velocity_model(run.directory() / "model.safetensors", *tuned, tuned->parameters(), metadata);
+  if (setup.config.policy.kind == "lora") write_adapters(run.directory() / "adapter", result.average, setup.config.policy.rank, setup.config.policy.alpha);
   return result;
 }
 

@@ -14,6 +14,17 @@
 
 namespace tiltflow {
 
+// Classifier-free guidance in fine-tuning. What is tilted by exp(r):
+//   none          the conditional law
+//   full          the guided law: guidance in rollouts, adjoint and control. Sound.
+//   trajectories  rollouts are guided, adjoint and control are not (as the official Stable Diffusion code). A mismatch.
+//   sampling      the conditional law; evaluations and pictures are guided
+struct FinetuneGuidance {
+  std::string mode = "none";
+  Guidance guidance;
+};
+void bind(Fields& f, FinetuneGuidance& c);
+
 struct EvaluationConfig {
   std::int64_t every = 10, samples = 128, base_samples = 512;
 };
@@ -37,6 +48,7 @@ struct FinetuneConfig {
   LabelConfig labels;
   SamplerConfig sampler;
   PolicyConfig policy;
+  FinetuneGuidance guidance;
   AdjointMatchingConfig method;
   EvaluationConfig evaluation;
   CheckConfig check;
@@ -53,6 +65,10 @@ struct FinetuneSetup {
   TransitionTable table;
   RandomStreams streams{0};
   LabelSource labels_at(std::uint32_t step) const;  // labels of the samples of one step
+  // The fields of training (rollout included) and those of evaluation, guided as the configuration says.
+  Policy for_training(Policy policy) const;
+  std::shared_ptr<const VelocityField> for_evaluation(std::shared_ptr<const VelocityField> field) const;
+  std::shared_ptr<const VelocityField> for_check(std::shared_ptr<const VelocityField> field) const;  // the law that is tilted
 };
 // Throws kConfig and kBadFile; collects nothing, trains nothing.
 FinetuneSetup set_up(const FinetuneConfig& config);
@@ -88,7 +104,7 @@ struct BaseStatistics {
   double ess = 0;                     // effective sample size of the importance weights
 };
 
-// The whole run; returns the averaged trainable weights. Writes model.safetensors (and adapter.safetensors for lora).
+// The whole run; returns the averaged trainable weights. Writes model.safetensors (and the PEFT folder adapter/ for lora).
 TrainResult finetune(const FinetuneSetup& setup, Run& run);
 
 }  // namespace tiltflow

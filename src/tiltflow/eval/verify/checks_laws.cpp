@@ -23,6 +23,7 @@ std::vector<VerifyRow> path_rows(const std::string& path, int steps, std::uint64
   const std::string name = cat("two modes, ", path, ", K=", steps);
   LawTolerances tolerances;
   tolerances.covariance_fraction = 0.12;
+  if (steps >= 100) tolerances.weight = 0.015;
   std::vector<VerifyRow> rows = law_rows(p, cat(name, ", ", table.name, " SDE"), sample_law(*field, table, 1, kLawSamples, seed + 100, p.base.get()), tolerances, with_distance);
   for (const auto& [label, factor] : {std::pair{"half-noise SDE", 0.5}, {"ODE", 0.0}}) {
     const TransitionTable other = scaled_memoryless(*p.path, grid, factor);

@@ -1,27 +1,17 @@
 #include "tiltflow/eval/verify/trained.h"
 
-#include <cmath>
-#include <numbers>
-
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/optimizer.h"
 
 namespace tiltflow {
 
-namespace {
-// sigma/2 up to a factor, with both ends kept finite and away from zero.
-std::function<double(double)> control_gain(std::shared_ptr<const Path> path) {
-  return [path](double t) { const PathPoint p = path->at(t); return std::sqrt((p.beta_d + 0.02) / (p.alpha + 0.02)); };
-}
-}  // namespace
-
 TrainedControl train_control(const ExactProblem& problem, const TrainedOptions& options) {
   SamplerConfig sampler;
   sampler.steps = options.steps;
   const MlpConfig shape{problem.dimension(), options.hidden, options.depth, 6};
   const RandomStreams streams(options.seed);
-  TrainedControl out{side_policy(problem.base, *make_mlp(shape, init_mlp(shape, streams)), control_gain(problem.path)), table_of(sampler, *problem.path)};
+  TrainedControl out{side_policy(problem.base, *make_mlp(shape, init_mlp(shape, streams)), problem.path), table_of(sampler, *problem.path)};
 
   std::shared_ptr<const StateReward> reward = problem.reward;
   if (options.reward_scale != 1) {
