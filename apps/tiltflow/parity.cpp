@@ -22,15 +22,21 @@ void add_parity(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("parity", "compare a model's outputs and gradients with recorded ones (exit 1 beyond tolerance)");
   auto o = std::make_shared<Options>();
   verb->add_option("--model", o->model, "model file: safetensors, sharded safetensors or a PyTorch checkpoint")->required();
-  verb->add_option("--reference", o->reference, "safetensors with x, t, y, out, cot, vjp_x, ...")->required();
+  verb->add_option("--reference", o->reference, "safetensors with x, t, y, out, cot, vjp_x, ... (velocity models) or latent, decoded, image, mean, ... (autoencoders)")->required();
   add_weights_option(*verb, o->weights);
   add_model_arg_option(*verb, o->args);
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->callback([=, &action] {
     action = [o] {
       const auto args = key_values(o->args);
-      const LoadedModel model = load_velocity_model(o->model, args, {}, at::kFloat, o->weights), wide = load_velocity_model(o->model, args, {}, at::kDouble, o->weights);
-      std::vector<ParityRow> rows = compare_with_reference(*model.model, wide.model.get(), read_safetensors(o->reference).tensors);
+      const ParameterSet reference = read_safetensors(o->reference).tensors;
+      std::vector<ParityRow> rows;
+      if (reference.contains("latent")) {
+        rows = compare_with_reference(*load_autoencoder(o->model, args), reference);
+      } else {
+        const LoadedModel model = load_velocity_model(o->model, args, {}, at::kFloat, o->weights), wide = load_velocity_model(o->model, args, {}, at::kDouble, o->weights);
+        rows = compare_with_reference(*model.model, wide.model.get(), reference);
+      }
       const bool ok = std::all_of(rows.begin(), rows.end(), [](const ParityRow& row) { return row.ok(); });
       std::stable_sort(rows.begin(), rows.end(), [](const ParityRow& a, const ParityRow& b) { return a.error / a.tolerance > b.error / b.tolerance; });
       if (o->json) {

@@ -18,6 +18,7 @@ struct SampleOptions {
   SamplerConfig sampler;
   Guidance guidance;
   ComputeConfig compute;
+  AutoencoderConfig decoder;
   GenerateOptions generate;
   std::string out = "samples", labels, lora, shard;
   std::int64_t seed = 0;
@@ -50,11 +51,12 @@ int sample_to_folder(SampleOptions o) {
   if (o.labels == "all") options.columns = std::min<std::int64_t>(16, flow.model->classes());
   options.request = {{"model", o.model.model.file}, {"weights", o.model.model.weights}, {"path", flow.path->name()}, {"prediction", flow.prediction}, {"sampler", o.sampler.name},
                      {"steps", std::to_string(o.sampler.steps)}, {"grid", o.sampler.grid}, {"seed", std::to_string(o.seed)}, {"labels", o.labels}, {"guidance", compact(o.guidance.scale)}};
+  if (!o.decoder.file.empty()) options.request["decoder"] = o.decoder.file;
   if (!o.lora.empty()) options.request["lora"] = o.lora, options.request["lora_strength"] = compact(o.strength);
   Progress progress("sample", options.shards == 1 ? options.n : (options.n + options.shards - 1) / options.shards);
   options.progress = [&](std::int64_t done) { progress.update(done); };
-  const bool image = flow.model->sample_shape().size() == 3;
-  const GenerateResult result = generate(*field, o.sampler, *flow.path, flow.model->sample_shape(), streams, labels, image ? pixel_decoder() : identity_decoder(), options);
+  const auto autoencoder = o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder);
+  const GenerateResult result = generate(*field, o.sampler, *flow.path, flow.model->sample_shape(), streams, labels, decoder_for(flow.model->sample_shape(), autoencoder), options);
   if (is_ode(o.sampler) && result.drawn > 0) log_info(cat(o.sampler.name, ": ", result.evaluations, " evaluations a sample, ", result.accepted, " steps", result.rejected ? cat(", ", result.rejected, " rejected") : ""));
   if (result.kept > 0) log_info(cat(result.kept, " samples were there already"));
   log_info(result.complete ? cat("wrote ", options.n, " samples to ", o.out) : cat("wrote ", result.drawn, " samples to ", o.out, "; other shards are not ready"));
@@ -76,6 +78,8 @@ void add_sample(CLI::App& program, Action& action) {
   add_sampler_options(*verb, o->sampler);
   verb->add_option("--label,--labels", o->labels, "class number, list 1,5,7, file @FILE, weights w:1,0,2, all (cycling) or uniform; unconditional when left out");
   add_guidance_options(*verb, o->guidance);
+  verb->add_option("--decoder", o->decoder.file, "autoencoder of a latent model (folder or file in the names of diffusers)");
+  verb->add_option("--decoder-tile", o->decoder.tile, "decode larger latents in overlapping tiles of this side; 0 = never")->check(CLI::NonNegativeNumber)->capture_default_str();
   verb->add_option("--lora", o->lora, "adapter folder of a lora run or of PEFT, applied to --model");
   verb->add_option("--lora-strength", o->strength, "0 = base, 1 = as trained")->capture_default_str();
   add_compute_options(*verb, o->compute);

@@ -7,8 +7,10 @@
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/io/image.h"
 #include "tiltflow/io/torch_file.h"
 #include "tiltflow/policy/lora.h"
+#include "tiltflow/tensor/random.h"
 
 namespace tiltflow {
 namespace {
@@ -117,6 +119,34 @@ TEST(program_sample, PartsShardsAndResumption) {
   EXPECT_EQ(read_file(dir / "packed/samples.npz").substr(0, 4), "PK\x03\x04");
   EXPECT_NE(read_file(dir / "packed/samples.npz").find("'descr': '|u1', 'fortran_order': False, 'shape': (7,28,28,1,)"), std::string::npos);
   EXPECT_FALSE(std::filesystem::exists(dir / "packed/000003.png"));
+}
+
+// From pictures to a latent model that is trained, sampled, decoded and aligned with a reward of pictures.
+TEST(program_latents, FromPicturesToAnAlignedLatentModel) {
+  const test::TempDir dir;
+  const std::string at = dir.path().string(), tae = "tests/golden/diffusers/taesd";
+  std::filesystem::create_directories(dir / "pictures/train/a"), std::filesystem::create_directories(dir / "pictures/train/b");
+  for (int i = 0; i < 8; ++i) write_png(dir / cat("pictures/train/", i % 2 ? "a/" : "b/", i, ".png"), RandomStreams(1).uniform(Purpose::kProbe, 0, i, 1, {3, 32, 32})[0]);
+  const std::string encode = cat("encode --autoencoder ", tae, " --data ", at, "/pictures --out ", at, "/latents.safetensors");
+  expect_message(run(encode), 0, "wrote 8 latents [4, 4, 4]");
+  expect_message(run(encode), 0, "encoded already");
+  write_file_atomic(dir / "pretrain.toml", R"(batch = 4
+item = 2
+[model]
+args = { input_size = 4, patch_size = 2, in_channels = 4, hidden_size = 16, depth = 1, num_heads = 2, num_classes = 2 }
+[train]
+steps = 3
+)");
+  Outcome outcome = run(cat("pretrain ", at, "/pretrain.toml --set data.format=latents --set data.path=", at, "/latents.safetensors --out ", at, "/base"));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  outcome = run(cat("sample --model ", at, "/base/model.safetensors --n 2 --steps 2 --decoder ", tae, " --out ", at, "/s"));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(read_image(dir / "s/000000.png").sizes().vec(), (std::vector<std::int64_t>{3, 32, 32}));
+  write_file_atomic(dir / "tune.toml", cat("[model]\nfile = \"", at, "/base/model.safetensors\"\n[decoder]\nfile = \"", tae, "\"\n[[reward]]\nname = \"ink\"\n"));
+  outcome = run(cat("finetune ", at, "/tune.toml --out ", at, "/tuned", kTiny));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_TRUE(std::filesystem::exists(dir / "tuned/model.safetensors"));
+  expect_message(run(cat("sample --model assets/mnist-sit.safetensors --decoder ", tae, " --out ", at, "/no")), 3, "the autoencoder decodes 4-channel latents");
 }
 
 TEST(program_likelihood, SamplesOfTheModel) {

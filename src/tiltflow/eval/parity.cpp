@@ -82,4 +82,30 @@ std::vector<ParityRow> compare_with_reference(const VelocityModel& model, const 
   return rows;
 }
 
+std::vector<ParityRow> compare_with_reference(const Autoencoder& autoencoder, const ParameterSet& reference) {
+  constexpr double kTolerance = 1e-4;
+  std::vector<ParityRow> rows;
+  const auto has = [&](const char* name) { return reference.contains(name); };
+  const auto decoded = [&](const char* latent, const char* image) {
+    if (!has(latent) || !has(image)) return;
+    const at::NoGradGuard no_grad;
+    rows.push_back(compare(image, autoencoder.decode(reference.at(latent)), reference.at(image), kTolerance));
+  };
+  decoded("latent", "decoded"), decoded("latent_odd", "decoded_odd");
+  const at::AutoGradMode grad(true);
+  if (has("image")) {
+    const at::Tensor image = reference.at("image").clone().set_requires_grad(has("encode_mean_cotangent"));
+    const Moments moments = autoencoder.encode(image);
+    for (const char* name : {"mean", "encoded"}) if (has(name)) rows.push_back(compare(name, moments.mean, reference.at(name), kTolerance));
+    if (has("logvar") && moments.logvar.defined()) rows.push_back(compare("logvar", moments.logvar, reference.at("logvar"), kTolerance));
+    if (has("encode_mean_cotangent") && has("vjp_image")) rows.push_back(compare("vjp_image", torch::autograd::grad({(moments.mean * reference.at("encode_mean_cotangent")).sum()}, {image})[0], reference.at("vjp_image"), kTolerance));
+  }
+  if (has("latent") && has("decode_cotangent") && has("vjp_latent")) {
+    const at::Tensor latent = reference.at("latent").clone().set_requires_grad(true);
+    rows.push_back(compare("vjp_latent", torch::autograd::grad({(autoencoder.decode(latent) * reference.at("decode_cotangent")).sum()}, {latent})[0], reference.at("vjp_latent"), kTolerance));
+  }
+  if (rows.empty()) fail(ErrorKind::kBadFile, "the reference has nothing to compare an autoencoder with", "expected image with mean, or latent with decoded");
+  return rows;
+}
+
 }  // namespace tiltflow

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "tiltflow/models/autoencoder/autoencoder.h"
 #include "tiltflow/models/velocity_model.h"
 
 namespace tiltflow {
@@ -21,5 +22,9 @@ struct ParityRow {
 // differences in fp64 when `in_double` is given); cfg.x, cfg.t, cfg.y -> cfg.out_SCALE (the official guided forward: only
 // the first three channels are guided). Throws kBadFile when nothing can be compared or shapes do not fit.
 std::vector<ParityRow> compare_with_reference(const VelocityModel& model, const VelocityModel* in_double, const ParameterSet& reference);
+
+// An autoencoder against image, mean, logvar, encoded, latent, decoded, vjp_latent (with decode_cotangent), vjp_image (with
+// encode_mean_cotangent), latent_odd and decoded_odd, as far as they are there. Tolerance 1e-4.
+std::vector<ParityRow> compare_with_reference(const Autoencoder& autoencoder, const ParameterSet& reference);
 
 }  // namespace tiltflow

@@ -1,12 +1,15 @@
 #include "tiltflow/io/dataset.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/hash.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/image.h"
+#include "tiltflow/io/safetensors.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -85,7 +88,8 @@ ImageDataset read_cifar(const fs::path& folder, const std::string& split) {
     labels.push_back(records.select(1, 0).to(at::kLong));
     images.push_back(records.narrow(1, 1, kRecord - 1).reshape({-1, 3, 32, 32}));
   }
-  ImageDataset data{at::cat(images), at::cat(labels), digit_names(10)};
+  ImageDataset data;
+  data.images = at::cat(images), data.labels = at::cat(labels), data.class_names = digit_names(10);
   if (data.labels.max().item<std::int64_t>() > 9) fail(ErrorKind::kBadFile, cat(folder.string(), ": a label exceeds 9; not CIFAR-10 records"));
   return data;
 }
@@ -119,7 +123,79 @@ ImageDataset read_folder(fs::path folder, const std::string& split) {
 
 }  // namespace
 
-std::int64_t ImageDataset::size() const { return images.size(0); }
+std::int64_t ImageDataset::size() const { return (images.defined() ? images : mean).size(0); }
+
+std::vector<std::int64_t> ImageDataset::shape() const { return (images.defined() ? images : mean).sizes().slice(1).vec(); }
+
+at::Tensor ImageDataset::states(const at::Tensor& indices, const std::function<at::Tensor()>& noise) const {
+  if (images.defined()) return batch(indices) * 2 - 1;
+  const at::Tensor center = mean.index_select(0, indices);
+  return deviation.defined() ? center + deviation.index_select(0, indices) * noise() : center;
+}
+
+namespace {
+
+std::string bytes_hash(const at::Tensor& x) {
+  const at::Tensor whole = x.contiguous();
+  return cat(fnv1a({static_cast<const char*>(whole.data_ptr()), whole.nbytes()}));
+}
+
+std::string checksum(const at::Tensor& mean, const at::Tensor& logvar, const at::Tensor& labels) {
+  return cat(bytes_hash(mean), "-", logvar.defined() ? bytes_hash(logvar) : "0", "-", bytes_hash(labels));
+}
+
+struct ReadLatents {
+  LatentFile latents;
+  bool intact = false;
+};
+
+ReadLatents read_latent_file(const fs::path& file) {
+  const TensorFile t = read_safetensors(file);
+  const auto text = [&](const char* key) { const auto found = t.metadata.find(key); return found == t.metadata.end() ? std::string() : found->second; };
+  if (!t.tensors.contains("mean") || !t.tensors.contains("labels") || text("latents.source").empty()) fail(ErrorKind::kBadFile, cat(file.string(), ": no encoded pictures"), "make them with `tiltflow encode`");
+  ReadLatents out;
+  LatentFile& l = out.latents;
+  l.mean = t.tensors.at("mean"), l.labels = t.tensors.at("labels");
+  if (t.tensors.contains("logvar")) l.logvar = t.tensors.at("logvar");
+  l.scale = std::atof(text("latents.scale").c_str()), l.shift = std::atof(text("latents.shift").c_str()), l.source = text("latents.source");
+  const bool fits = l.mean.dim() == 4 && l.mean.scalar_type() == at::kFloat && l.labels.dim() == 1 && l.labels.scalar_type() == at::kLong && l.labels.size(0) == l.mean.size(0) && l.mean.size(0) > 0 &&
+                    (!l.logvar.defined() || (l.logvar.sizes() == l.mean.sizes() && l.logvar.scalar_type() == at::kFloat)) && l.scale > 0 && l.labels.min().item<std::int64_t>() >= 0;
+  if (!fits) fail(ErrorKind::kBadFile, cat(file.string(), ": the encoded pictures and labels do not fit each other"));
+  out.intact = text("latents.checksum") == checksum(l.mean, l.logvar, l.labels);
+  return out;
+}
+
+}  // namespace
+
+std::string fingerprint(const ImageDataset& data) { return cat(shape_text(data.images.sizes()), " ", bytes_hash(data.images), "-", bytes_hash(data.labels)); }
+
+void write_latents(const fs::path& file, const LatentFile& l) {
+  ParameterSet tensors;
+  tensors.add("mean", l.mean), tensors.add("labels", l.labels);
+  if (l.logvar.defined()) tensors.add("logvar", l.logvar);
+  write_safetensors(file, tensors, {{"latents.source", l.source}, {"latents.scale", compact(l.scale, 12)}, {"latents.shift", compact(l.shift, 12)}, {"latents.checksum", checksum(l.mean, l.logvar, l.labels)}});
+}
+
+std::string latents_source(const fs::path& file) {
+  if (!fs::exists(file)) return "";
+  try {
+    const ReadLatents found = read_latent_file(file);
+    return found.intact ? found.latents.source : "";
+  } catch (const Error&) {
+    return "";
+  }
+}
+
+ImageDataset read_latents(const fs::path& file) {
+  const auto [l, intact] = read_latent_file(file);
+  if (!intact) fail(ErrorKind::kBadFile, cat(file.string(), ": the encoded pictures fail their checksum"), "encode them again");
+  ImageDataset data;
+  data.mean = (l.mean - l.shift) * l.scale;
+  if (l.logvar.defined()) data.deviation = (l.logvar * 0.5).exp() * l.scale;
+  data.labels = l.labels;
+  for (std::int64_t i = 0; i <= l.labels.max().item<std::int64_t>(); ++i) data.class_names.push_back(std::to_string(i));
+  return data;
+}
 
 at::Tensor ImageDataset::batch(const at::Tensor& indices) const { return images.index_select(0, indices).to(at::kFloat).div(255); }
 
@@ -127,7 +203,8 @@ ImageDataset read_dataset(const std::string& format, const fs::path& path, const
   if (format == "idx") return read_idx_pair(path, split);
   if (format == "cifar") return read_cifar(path, split);
   if (format == "folder") return read_folder(path, split);
-  fail(ErrorKind::kConfig, cat("data.format '", format, "' is unknown", did_you_mean(format, {"idx", "cifar", "folder"})), "use idx, cifar or folder");
+  if (format == "latents") return read_latents(path);
+  fail(ErrorKind::kConfig, cat("data.format '", format, "' is unknown", did_you_mean(format, {"idx", "cifar", "folder", "latents"})), "use idx, cifar, folder or latents");
 }
 
 }  // namespace tiltflow

@@ -16,6 +16,17 @@ Decoder pixel_decoder() {
   return [](const at::Tensor& x) { return (x + 1) * 0.5; };
 }
 
+Decoder latent_decoder(std::shared_ptr<const Autoencoder> autoencoder) {
+  return [autoencoder](const at::Tensor& x) { return (autoencoder->decode(autoencoder->from_scaled(x)) + 1) * 0.5; };
+}
+
+Decoder decoder_for(const std::vector<std::int64_t>& shape, std::shared_ptr<const Autoencoder> autoencoder) {
+  const bool image = shape.size() == 3;
+  if (!autoencoder) return image ? pixel_decoder() : identity_decoder();
+  if (!image || shape[0] != autoencoder->latent_channels()) fail(ErrorKind::kConfig, cat("the model makes ", shape_text(shape), ", the autoencoder decodes ", autoencoder->latent_channels(), "-channel latents"));
+  return latent_decoder(std::move(autoencoder));
+}
+
 at::Tensor StateReward::score(const at::Tensor& state, const at::Tensor& labels) const {
   const at::NoGradGuard no_grad;
   const at::Tensor score = reward_->score(decoder_(state), reward_->prepare(labels));

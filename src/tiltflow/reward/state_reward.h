@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 
+#include "tiltflow/models/autoencoder/autoencoder.h"
 #include "tiltflow/reward/reward.h"
 #include "tiltflow/tensor/random.h"
 
@@ -13,6 +14,10 @@ namespace tiltflow {
 using Decoder = std::function<at::Tensor(const at::Tensor&)>;
 Decoder identity_decoder();
 Decoder pixel_decoder();  // (x + 1) / 2, not clamped
+Decoder latent_decoder(std::shared_ptr<const Autoencoder> autoencoder);  // scaled latents to images in [0, 1], not clamped
+// The decoder of samples of this shape: latents when there is an autoencoder, pixels for images, vectors as they are. Throws
+// kConfig when shape and autoencoder do not fit.
+Decoder decoder_for(const std::vector<std::int64_t>& sample_shape, std::shared_ptr<const Autoencoder> autoencoder);
 
 struct ScoreAndGradient {
   at::Tensor score;     // [N]

@@ -50,6 +50,7 @@ void bind(Fields& f, FinetuneConfig& c) {
   f.value("item", c.item, "trajectories per independent piece of work", at_least_integer(1));
   f.value("buffer_passes", c.buffer_passes, "optimiser steps per collected batch; above 1 the batch is off-policy (see ess)", at_least_integer(1));
   f.section("model", c.model);
+  f.section("decoder", c.decoder);
   f.list("reward", c.reward);
   f.section("labels", c.labels);
   f.section("sampler", c.sampler);
@@ -77,8 +78,8 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   s.streams = RandomStreams(static_cast<std::uint64_t>(config.seed));
   s.config.labels = with_file_read(config.labels);
   s.labels_at(0);  // refuses labels the model does not have
-  const bool image = s.flow.model->sample_shape().size() == 3;
-  s.reward = std::make_shared<StateReward>(make_weighted_sum(config.reward), image ? pixel_decoder() : identity_decoder());
+  const auto autoencoder = config.decoder.file.empty() ? nullptr : load_autoencoder(config.decoder);
+  s.reward = std::make_shared<StateReward>(make_weighted_sum(config.reward), decoder_for(s.flow.model->sample_shape(), autoencoder));
   if (s.config.sampler.name == "auto" && config.method.preset == "paper") s.config.sampler.name = "euler-paper";
   if (s.config.sampler.name == "auto" && config.method.preset == "official-sd") s.config.sampler.name = "ancestral";
   s.table = table_of(s.config.sampler, *s.flow.path);

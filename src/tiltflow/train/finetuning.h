@@ -44,6 +44,7 @@ void bind(Fields& f, CheckConfig& c);
 struct FinetuneConfig {
   std::int64_t seed = 0, batch = 48, item = 24, buffer_passes = 1;
   FlowModelConfig model;
+  AutoencoderConfig decoder;
   std::vector<RewardTerm> reward;  // one [[reward]] section each; at least one
   LabelConfig labels;
   SamplerConfig sampler;

@@ -64,8 +64,7 @@ at::Tensor flow_matching_losses(const VelocityField& network, const Path& path, 
 FlowMatchingObjective::FlowMatchingObjective(std::unique_ptr<VelocityModel> model, std::shared_ptr<const Path> path, ImageDataset data, FlowMatchingOptions options, std::uint64_t seed)
     : model_(std::move(model)), path_(std::move(path)), data_(std::move(data)), options_(std::move(options)), streams_(seed),
       order_(data_.size(), options_.batch, streams_), trainable_(trainable_of(*model_)) {
-  std::vector<std::int64_t> shape = data_.images.sizes().vec();
-  shape.erase(shape.begin());
+  const std::vector<std::int64_t> shape = data_.shape();
   if (shape != model_->sample_shape()) fail(ErrorKind::kConfig, cat("the data are ", shape_text(shape), ", the model makes ", shape_text(model_->sample_shape())), "adapt model.args (input_size, in_channels)");
   if (model_->classes() > 0 && data_.labels.max().item<std::int64_t>() >= model_->classes()) fail(ErrorKind::kConfig, cat("the data have labels up to ", data_.labels.max().item<std::int64_t>(), ", the model has ", model_->classes(), " classes"));
 }
@@ -80,7 +79,7 @@ LossReport FlowMatchingObjective::item(std::int64_t i) {
   const std::int64_t begin = i * options_.item, end = std::min(options_.batch, begin + options_.item), n = end - begin;
   const auto step = static_cast<std::uint32_t>(step_);
   const at::Tensor indices = indices_.narrow(0, begin, n);
-  const at::Tensor data = data_.batch(indices) * 2 - 1;
+  const at::Tensor data = data_.states(indices, [&] { return streams_.normal(Purpose::kAugment, step, 0, begin, n, model_->sample_shape()); });
   const at::Tensor noise = streams_.normal(Purpose::kPrior, step, 0, begin, n, model_->sample_shape());
   const at::Tensor u = options_.time_sampling == "logit-normal" ? streams_.normal(Purpose::kTime, step, 0, begin, n, {}).sigmoid()
                                                          : streams_.uniform(Purpose::kTime, step, begin, n);

@@ -11,8 +11,8 @@
 namespace tiltflow {
 
 void bind(Fields& f, PretrainDataConfig& c) {
-  f.value("format", c.format, "idx (MNIST files), cifar (binary records) or folder (one sub-folder a class)", one_of({"idx", "cifar", "folder"}));
-  f.value("path", c.path, "folder that holds the data");
+  f.value("format", c.format, "idx (MNIST files), cifar (binary records), folder (one sub-folder a class) or latents (a file of `tiltflow encode`)", one_of({"idx", "cifar", "folder", "latents"}));
+  f.value("path", c.path, "folder that holds the data, or the file of latents");
 }
 
 void bind(Fields& f, PretrainModelConfig& c) {
@@ -70,6 +70,7 @@ PretrainSetup set_up(const PretrainConfig& c) {
   } else {
     classifier_config_from_args(c.model.args);
   }
+  if (c.kind != "flow" && c.data.format == "latents") fail(ErrorKind::kConfig, "a classifier is trained on pictures, not on latents");
   s.data = read_dataset(c.data.format, c.data.path, "train");
   return s;
 }
