@@ -2,18 +2,15 @@
 #include <iostream>
 
 #include "tiltflow/base/error.h"
-#include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/report.h"
-#include "tiltflow/eval/tilted_check.h"
+#include "tiltflow/eval/run_check.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
-#include "tiltflow/train/finetuning.h"
 #include "options.h"
 #include "verbs.h"
 
@@ -30,30 +27,13 @@ struct EvalOptions {
   bool json = false;
 };
 
-int check_run(const EvalOptions& o) {
+int check(const EvalOptions& o) {
   const std::filesystem::path folder = o.run;
-  const FinetuneConfig config = load_config<FinetuneConfig>(folder / "config.toml", {});
-  const FinetuneSetup setup = set_up(config);
-  FlowModelConfig file;
-  file.file = (folder / "model.safetensors").string();
-  const FlowModel tuned = load_flow_model(file, apply(config.compute));
-  TiltedCheckOptions options;
-  options.base_samples = config.check.base_samples, options.tuned_samples = config.check.tuned_samples;
-  options.standard_errors = config.check.standard_errors, options.allowance = config.check.allowance;
-  if (!config.check.judge.empty()) options.judge = load_classifier(config.check.judge);
-  options.samplers.push_back(setup.config.sampler);
-  if (!config.check.ode.empty()) {
-    SamplerConfig ode = setup.config.sampler;
-    ode.name = config.check.ode, ode.steps = config.check.ode_steps;
-    options.samplers.push_back(ode);
-  }
-  const TiltedCheck check = check_tilted_law(*setup.for_check(setup.flow.model), *setup.for_check(tuned.model), *setup.flow.path, *setup.reward, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(0xffffe000u), options);
-  write_file_atomic(folder / "check.json", to_json(check).dump(1) + "\n");
-  const auto report = write_report(folder);
-  if (o.json) std::cout << to_json(check).dump() << std::endl;
-  else std::cerr << table_text(check);
-  log_info("report: " + report.string());
-  return check.passed ? 0 : 1;
+  const TiltedCheck result = check_run(folder);
+  if (o.json) std::cout << to_json(result).dump() << std::endl;
+  else std::cerr << table_text(result);
+  log_info("report: " + (folder / "report.html").string());
+  return result.passed ? 0 : 1;
 }
 
 at::Tensor features_of(const Classifier& judge, const at::Tensor& images) {
@@ -135,7 +115,7 @@ void add_eval(CLI::App& program, Action& action) {
   verb->callback([=, &action] {
     action = [o] {
       if (o->run.empty() == o->model.model.file.empty()) fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
-      return o->run.empty() ? evaluate_model(*o) : check_run(*o);
+      return o->run.empty() ? evaluate_model(*o) : check(*o);
     };
   });
 }

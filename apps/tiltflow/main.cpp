@@ -45,6 +45,7 @@ int run(int argc, char** argv) {
   add_finetune(program, action);
   add_pretrain(program, action);
   add_sample(program, action);
+  add_sweep(program, action);
   add_encode(program, action);
   add_likelihood(program, action);
   add_eval(program, action);

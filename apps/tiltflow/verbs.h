@@ -14,6 +14,7 @@ using Action = std::function<int()>;
 void add_pretrain(CLI::App& program, Action& action);
 void add_finetune(CLI::App& program, Action& action);
 void add_sample(CLI::App& program, Action& action);
+void add_sweep(CLI::App& program, Action& action);
 void add_encode(CLI::App& program, Action& action);
 void add_likelihood(CLI::App& program, Action& action);
 void add_eval(CLI::App& program, Action& action);

@@ -1,6 +1,7 @@
 // The program as a user meets it: exit codes, one clear message, nothing half-written.
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 
@@ -147,6 +148,23 @@ steps = 3
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_TRUE(std::filesystem::exists(dir / "tuned/model.safetensors"));
   expect_message(run(cat("sample --model assets/mnist-sit.safetensors --decoder ", tae, " --out ", at, "/no")), 3, "the autoencoder decodes 4-channel latents");
+}
+
+TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
+  const test::TempDir dir;
+  const std::string ask = cat("sweep recipes/mnist-ink.toml --vary reward[0].scale=4,nan,8 --set train.steps=1 --set check.base_samples=32 --set check.tuned_samples=16 --out ", dir.path().string(), "/s", kTiny, "--set train.steps=1 ");
+  const Outcome first = run(ask);
+  EXPECT_EQ(first.code, 1) << "one run failed\n" << first.err;
+  EXPECT_NE(first.out.find("| scale-4 | 4 | done |"), std::string::npos) << first.out << first.err;
+  EXPECT_NE(first.out.find("| scale-nan | nan | failed: "), std::string::npos) << first.out;
+  EXPECT_NE(first.out.find("| scale-8 | 8 | done |"), std::string::npos) << first.out;
+  EXPECT_TRUE(std::filesystem::exists(dir / "s/sweep.html"));
+  EXPECT_TRUE(std::filesystem::exists(dir / "s/scale-8/check.json"));
+  const Outcome again = run(ask);
+  EXPECT_NE(again.out.find("| scale-4 | 4 | there already |"), std::string::npos) << again.out;
+  const Outcome plan = run("sweep recipes/mnist-ink.toml --dry-run --vary reward[0].scale=4,8 --vary train.beta2=0.9,0.99 --vary policy.targets=[\"a\",\"b\"]");
+  EXPECT_EQ(std::count(plan.out.begin(), plan.out.end(), '\n'), 4) << plan.out << plan.err;
+  expect_message(run("sweep recipes/mnist-ink.toml --dry-run --together --vary reward[0].scale=4,8 --vary train.beta2=0.9"), 2, "has 2 values");
 }
 
 TEST(program_likelihood, SamplesOfTheModel) {

@@ -10,6 +10,7 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/hash.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/eval/html.h"
 #include "tiltflow/eval/svg.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
@@ -20,14 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
-
-const char* const kStyle = R"(body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1120px;padding:0 1em;color:#1f2328}
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #d0d7de}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #eaeef2}
-td:first-child,th:first-child{text-align:left}.ok{color:#1a7f37}.bad{color:#cf222e;font-weight:bold}
-figure{display:inline-block;margin:.5em 1em .5em 0}figcaption{color:#59636e;font-size:.9em}img{image-rendering:pixelated;max-width:100%}
-svg .title{font:bold 13px sans-serif}svg .tick{font:11px sans-serif;fill:#59636e}svg .grid{stroke:#eaeef2}
-pre{background:#f6f8fa;padding:1em;overflow:auto;font-size:12px})";
 
 Series series(const std::vector<Json>& lines, const std::string& key, const std::string& name, const std::string& error = "") {
   Series out;
@@ -142,7 +135,7 @@ fs::path write_report(const fs::path& run) {
   body += cat("<h2>Configuration</h2><pre>", html_escape(read_file(run / "config.toml")), "</pre>");
 
   const fs::path file = run / "report.html";
-  write_file_atomic(file, cat("<!doctype html><html lang='en'><head><meta charset='utf-8'><title>tiltflow report</title><style>", kStyle, "</style></head><body>", body, "</body></html>\n"));
+  write_file_atomic(file, html_page("tiltflow report", body));
   return file;
 }
 

@@ -23,6 +23,8 @@ std::vector<VerifyTask> limit_checks(bool full);
 std::vector<VerifyTask> path_checks(bool full, std::uint64_t seed);
 // Networks trained by Adjoint Matching on exact problems.
 std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed);
+// LoRA, control networks, labels and guidance, trained; full suite only.
+std::vector<VerifyTask> policy_checks(bool full, std::uint64_t seed);
 // Broken variants; every row must miss its tolerance.
 std::vector<VerifyTask> negative_controls(bool full, std::uint64_t seed);
 

@@ -11,9 +11,9 @@ struct AffineStep {
   at::Tensor matrix, offset;
 };
 
-AffineStep affine_step(const VelocityField& base, const Transition& step, std::int64_t d) {
+AffineStep affine_step(const VelocityField& base, const Condition& condition, const Transition& step, std::int64_t d) {
   const at::Tensor basis = at::cat({at::zeros({1, d}, at::kDouble), at::eye(d, at::kDouble)});
-  const at::Tensor v = base.velocity(basis, time_tensor(step.t, basis), {}), at_zero = v[0];
+  const at::Tensor v = base.velocity(basis, time_tensor(step.t, basis), {condition.labels.defined() ? condition.labels.expand({d + 1}) : at::Tensor()}), at_zero = v[0];
   return {at::eye(d, at::kDouble) * step.p + (v.narrow(0, 1, d) - at_zero).t() * step.c, at_zero * step.c};
 }
 
@@ -21,17 +21,25 @@ AffineStep affine_step(const VelocityField& base, const Transition& step, std::i
 
 ChainOptimum gaussian_chain_optimum(const ExactProblem& problem, const TransitionTable& table) {
   if (problem.base->mixture().components() != 1) fail(ErrorKind::kFailure, "the optimum of a chain in closed form needs a single Gaussian as base");
-  const std::int64_t d = problem.dimension();
-  const at::Tensor identity = at::eye(d, at::kDouble), center = problem.form.center;
+  return affine_chain_optimum(*problem.base, {}, problem.form, table);
+}
+
+ChainOptimum affine_chain_law(const VelocityField& base, const Condition& condition, const QuadraticForm& form, const TransitionTable& table) {
+  return affine_chain_optimum(base, condition, linear_form(at::zeros_like(form.linear)), table);  // nothing to gain: no control
+}
+
+ChainOptimum affine_chain_optimum(const VelocityField& base, const Condition& condition, const QuadraticForm& form, const TransitionTable& table) {
+  const std::int64_t d = form.linear.size(0);
+  const at::Tensor identity = at::eye(d, at::kDouble), center = form.center;
   const std::size_t steps = table.steps.size();
   // Cost to go V_k(x) = x.P x / 2 + q.x + constant; a step minimises |delta|^2 / (2 s^2) + E V(y + delta + s xi) at y = M x + n.
   std::vector<AffineStep> affine(steps);
   std::vector<at::Tensor> gain(steps), P(steps + 1), q(steps + 1);
-  P[steps] = problem.form.curvature, q[steps] = -problem.form.linear - at::mv(problem.form.curvature, center);
+  P[steps] = form.curvature, q[steps] = -form.linear - at::mv(form.curvature, center);
   for (std::size_t k = steps; k-- > 0;) {
     const Transition& step = table.steps[k];
     if (!(step.s > 0)) fail(ErrorKind::kFailure, "a step without noise cannot be controlled");
-    affine[k] = affine_step(*problem.base, step, d);
+    affine[k] = affine_step(base, condition, step, d);
     gain[k] = at::linalg_inv(identity + P[k + 1] * (step.s * step.s));
     const at::Tensor curvature = at::matmul(P[k + 1], gain[k]), slope = at::mv(gain[k], q[k + 1]);
     P[k] = at::matmul(affine[k].matrix.t(), at::matmul(curvature, affine[k].matrix));
@@ -47,7 +55,7 @@ ChainOptimum gaussian_chain_optimum(const ExactProblem& problem, const Transitio
     out.mean = y - push * s2;
     out.covariance = at::matmul(gain[k], at::matmul(spread, gain[k].t())) + identity * s2;
   }
-  out.reward = evaluate(problem.form, out.mean.unsqueeze(0)).item<double>() - 0.5 * at::matmul(problem.form.curvature, out.covariance).trace().item<double>();
+  out.reward = evaluate(form, out.mean.unsqueeze(0)).item<double>() - 0.5 * at::matmul(form.curvature, out.covariance).trace().item<double>();
   return out;
 }
 

@@ -19,5 +19,9 @@ struct ChainOptimum {
 
 // Throws kFailure unless the base is a single Gaussian and every step has noise. Cost: K (d + 1) rows through the base.
 ChainOptimum gaussian_chain_optimum(const ExactProblem& problem, const TransitionTable& table);
+// The same for any field that is affine in x, e.g. a guided one, under `condition` (labels of one sample; may be empty).
+ChainOptimum affine_chain_optimum(const VelocityField& base, const Condition& condition, const QuadraticForm& form, const TransitionTable& table);
+// Mean and covariance of X_K of the base chain itself: the law that guidance gives.
+ChainOptimum affine_chain_law(const VelocityField& base, const Condition& condition, const QuadraticForm& form, const TransitionTable& table);
 
 }  // namespace tiltflow

@@ -14,8 +14,8 @@ VerifyReport run_verify(const VerifyOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   // Display order; the long trainings start first so that no core waits for them at the end.
   const std::vector<std::vector<VerifyTask>> sections{adjoint_checks(options.full), limit_checks(options.full), path_checks(options.full, options.seed),
-                                                      trained_checks(options.full, options.seed), negative_controls(options.full, options.seed)};
-  constexpr std::size_t kTrained = 3;
+                                                      trained_checks(options.full, options.seed), policy_checks(options.full, options.seed), negative_controls(options.full, options.seed)};
+  constexpr std::size_t kFirstTrained = 3, kLastTrained = 4;
   std::vector<VerifyTask> tasks;
   std::vector<std::size_t> order, others;
   std::vector<std::string> names;
@@ -23,7 +23,7 @@ VerifyReport run_verify(const VerifyOptions& options) {
     for (const VerifyTask& task : sections[s]) {
       names.push_back(task.name);
       if (task.name.find(options.only) == std::string::npos) continue;
-      (s == kTrained ? order : others).push_back(tasks.size());
+      (s >= kFirstTrained && s <= kLastTrained ? order : others).push_back(tasks.size());
       tasks.push_back(task);
     }
   }

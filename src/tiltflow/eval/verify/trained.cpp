@@ -1,10 +1,39 @@
 #include "tiltflow/eval/verify/trained.h"
 
+#include <tuple>
+
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/optimizer.h"
 
 namespace tiltflow {
+
+std::pair<double, double> train_policy(const Policy& policy, const StateReward& reward, const Path& path, const TransitionTable& table, const LabelsOfStep& labels_of, std::int64_t dimension, double log_z, const TrainedOptions& options) {
+  AdjointMatchingConfig config = adjoint_matching_preset("exact", options.steps);
+  config.loss_steps = options.loss_steps;
+  config.keep_graphs = options.loss_steps > 0;
+  config.path_weighting = options.path_weighting;
+  AdjointMatching method(config);
+  const RandomStreams streams(options.seed);
+  OptimizerConfig optimizer_config;
+  optimizer_config.learning_rate = options.learning_rate;
+  optimizer_config.final_fraction = 0.01;
+  AdamW optimizer(optimizer_config, policy.trainable);
+  WeightAverage average(policy.trainable, 0.97);
+  std::pair<double, double> losses;
+  for (std::int64_t i = 0; i < options.iterations; ++i) {
+    const at::AutoGradMode grad(true);
+    const LabelSource labels = labels_of(i);
+    const FinetuneContext context{policy, reward, path, table, streams, labels, {dimension}, at::kFloat, log_z};
+    method.begin_step(context, i, 0);
+    const LossReport report = method.loss(context, method.collect(context, i, 0, options.batch, false), options.batch);
+    optimizer.step(torch::autograd::grad({report.loss}, policy.trainable.tensors()), optimizer_config.learning_rate * schedule_factor(optimizer_config, i, options.iterations));
+    average.update(i);
+    (i == 0 ? losses.first : losses.second) = report.loss.item<double>();
+  }
+  assign(policy.trainable, average.values(), "averaged weights");
+  return losses;
+}
 
 TrainedControl train_control(const ExactProblem& problem, const TrainedOptions& options) {
   SamplerConfig sampler;
@@ -19,28 +48,8 @@ TrainedControl train_control(const ExactProblem& problem, const TrainedOptions& 
     form.linear = form.linear * options.reward_scale, form.curvature = form.curvature * options.reward_scale;
     reward = make_problem("scaled", problem.base->mixture(), form, problem.path->name()).reward;
   }
-  AdjointMatchingConfig config = adjoint_matching_preset("exact", options.steps);
-  config.loss_steps = options.loss_steps;
-  config.keep_graphs = options.loss_steps > 0;
-  config.path_weighting = options.path_weighting;
-  AdjointMatching method(config);
-  const LabelSource labels = no_labels();
-  const FinetuneContext context{out.policy, *reward, *problem.path, out.table, streams, labels, {problem.dimension()}, at::kFloat, problem.target.log_z};
-
-  OptimizerConfig optimizer_config;
-  optimizer_config.learning_rate = options.learning_rate;
-  optimizer_config.final_fraction = 0.01;
-  AdamW optimizer(optimizer_config, out.policy.trainable);
-  WeightAverage average(out.policy.trainable, 0.97);
-  for (std::int64_t i = 0; i < options.iterations; ++i) {
-    const at::AutoGradMode grad(true);
-    method.begin_step(context, i, 0);
-    const LossReport report = method.loss(context, method.collect(context, i, 0, options.batch, false), options.batch);
-    optimizer.step(torch::autograd::grad({report.loss}, out.policy.trainable.tensors()), optimizer_config.learning_rate * schedule_factor(optimizer_config, i, options.iterations));
-    average.update(i);
-    (i == 0 ? out.first_loss : out.last_loss) = report.loss.item<double>();
-  }
-  assign(out.policy.trainable, average.values(), "averaged weights");
+  const LabelsOfStep labels = [](std::int64_t) { return no_labels(); };
+  std::tie(out.first_loss, out.last_loss) = train_policy(out.policy, *reward, *problem.path, out.table, labels, problem.dimension(), problem.target.log_z, options);
   return out;
 }
 

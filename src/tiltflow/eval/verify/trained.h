@@ -14,13 +14,19 @@ struct TrainedOptions {
   std::uint64_t seed = 3;
 };
 
+using LabelsOfStep = std::function<LabelSource(std::int64_t step)>;
+// Any policy, labels and table. Weights are averaged over the last part of training (EMA); the average is left in
+// `policy.trainable`. Returns the first and the last loss.
+std::pair<double, double> train_policy(const Policy& policy, const StateReward& reward, const Path& path, const TransitionTable& table, const LabelsOfStep& labels_of,
+                                       std::int64_t dimension, double log_z, const TrainedOptions& options);
+
 struct TrainedControl {
   Policy policy;
   TransitionTable table;
   double first_loss = 0, last_loss = 0;
 };
 
-// Weights are averaged over the last part of training (EMA); `policy.tuned` evaluates the average.
+// A small MLP beside the analytic base.
 TrainedControl train_control(const ExactProblem& problem, const TrainedOptions& options);
 
 }  // namespace tiltflow

@@ -1,0 +1,53 @@
+// tiltflow sweep: fine-tuning runs over values of configuration keys.
+#include <algorithm>
+#include <iostream>
+
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/signals.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/eval/sweep.h"
+#include "verbs.h"
+
+namespace tiltflow::app {
+
+void add_sweep(CLI::App& program, Action& action) {
+  struct Options {
+    std::string config, out;
+    std::vector<std::string> vary;
+    SweepOptions sweep;
+    bool no_check = false, dry_run = false, quick = false;
+  };
+  auto* verb = program.add_subcommand("sweep", "fine-tune over values of configuration keys: one folder a run, one table and one page");
+  auto o = std::make_shared<Options>();
+  verb->add_option("config", o->config, "TOML file of `tiltflow finetune`")->required();
+  verb->add_option("--vary", o->vary, "a key and its values (repeatable)")->type_name("KEY=V1,V2,...")->allow_extra_args(false)->required();
+  verb->add_flag("--together", o->sweep.together, "i-th values of all keys instead of every combination");
+  verb->add_option("--set", o->sweep.set, "override a key in every run (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  verb->add_option("--out", o->out, "folder of the runs (default: runs/<config>-sweep); finished runs in it are kept, unfinished ones continue");
+  verb->add_flag("--no-check", o->no_check, "skip the tilted-law check after every run");
+  verb->add_flag("--quick", o->quick, "a look in a minute: 10 steps a run, no check");
+  verb->add_flag("--dry-run", o->dry_run, "list the runs, start none");
+  verb->footer("Example:\n  tiltflow sweep recipes/mnist-ink.toml --vary reward[0].scale=4,8,12,16 --out runs/lambda");
+  verb->callback([=, &action] {
+    action = [o] {
+      SweepOptions& s = o->sweep;
+      s.config = o->config;
+      s.out = o->out.empty() ? std::filesystem::path("runs") / cat(s.config.stem().string(), "-sweep") : std::filesystem::path(o->out);
+      for (const std::string& text : o->vary) s.keys.push_back(parse_swept_key(text));
+      s.check = !o->no_check && !o->quick;
+      if (o->quick) s.set.insert(s.set.end(), {"train.steps=10", "evaluation.every=10"});
+      if (o->dry_run) {
+        for (const SweptRun& run : planned_runs(s)) std::cout << run.name << "\n";
+        return 0;
+      }
+      install_stop_handlers();
+      const std::vector<SweptRun> runs = sweep(s, [](std::size_t i, const SweptRun& run) { log_info(cat("run ", i + 1, ": ", run.name)); });
+      std::cout << read_file(s.out / "sweep.md") << std::flush;
+      log_info("page: " + (s.out / "sweep.html").string());
+      return std::all_of(runs.begin(), runs.end(), [](const SweptRun& run) { return run.status == "done" || run.status == "there already"; }) ? 0 : 1;
+    };
+  });
+}
+
+}  // namespace tiltflow::app

@@ -1,0 +1,177 @@
+#include "tiltflow/eval/sweep.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/eval/html.h"
+#include "tiltflow/eval/report.h"
+#include "tiltflow/eval/run_check.h"
+#include "tiltflow/eval/svg.h"
+#include "tiltflow/io/json_lines.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/train/finetuning.h"
+
+namespace tiltflow {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// A folder name from a key and a value: the last part of the key, and nothing a file system minds.
+std::string label(const std::string& key, const std::string& value) {
+  std::string text = key.substr(key.rfind('.') == std::string::npos ? 0 : key.rfind('.') + 1) + "-" + value;
+  for (char& c : text) if (!std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '-' && c != '_') c = '_';
+  return text.substr(0, 60);
+}
+
+// What the table shows of a run: from its check when there is one, else from the last evaluation.
+Json figures(const std::filesystem::path& run) {
+  Json out = Json::object();
+  const auto estimate = [](const Json& e) { return cat(compact(number_from_json(e["value"])), " +- ", compact(number_from_json(e["se"]), 2)); };
+  if (std::filesystem::exists(run / "check.json")) {
+    const Json check = Json::parse(read_file(run / "check.json"));
+    const Json& sde = check["samplers"][0];
+    for (const Json& s : sde["statistics"]) {
+      const std::string name = s["name"];
+      if (name != "reward mean" && name != "intra-class variance") continue;
+      out[name + ", base"] = estimate(s["base"]), out[name + ", p*"] = estimate(s["predicted"]), out[name + ", tuned"] = estimate(s["tuned"]);
+    }
+    out["control cost (nats)"] = estimate(sde["control_cost"]), out["gap (nats)"] = estimate(sde["path_gap"]);
+    out["ESS of base samples"] = cat(fixed(100 * number_from_json(sde["ess"]) / sde["base_samples"].get<double>(), 1), " %");
+    out["check"] = check["passed"].get<bool>() ? "passed" : "failed";
+    return out;
+  }
+  if (!std::filesystem::exists(run / "metrics.jsonl")) return out;
+  for (const Json& line : read_json_lines(run / "metrics.jsonl")) {
+    for (const auto& [key, name] : {std::pair{"eval_reward", "reward mean, tuned"}, {"eval_control_cost", "control cost (nats)"}, {"eval_path_gap", "gap (nats)"}}) {
+      if (line.contains(key)) out[name] = cat(compact(number_from_json(line[key])), line.contains(cat(key, "_se")) ? cat(" +- ", compact(number_from_json(line[cat(key, "_se")]), 2)) : "");
+    }
+  }
+  return out;
+}
+
+double leading_number(const Json& row, const std::string& key) { return row.contains(key) ? std::atof(row[key].get<std::string>().c_str()) : std::nan(""); }
+
+void write_tables(const SweepOptions& options, const std::vector<SweptRun>& runs) {
+  Json rows = Json::array();
+  std::vector<std::string> columns{"run"};
+  for (const SweptRun& run : runs) {
+    Json row{{"run", run.name}};
+    for (const auto& [key, value] : run.values) row[key] = value;
+    row["status"] = run.status;
+    row.update(figures(options.out / run.name));
+    for (const auto& [key, value] : row.items()) if (std::find(columns.begin(), columns.end(), key) == columns.end()) columns.push_back(key);
+    rows.push_back(std::move(row));
+  }
+  std::string text = "|", line = "|", html = "<h1>Sweep of " + html_escape(options.config.string()) + "</h1><table><tr>";
+  for (const std::string& column : columns) text += cat(" ", column, " |"), line += "---|", html += cat("<th>", html_escape(column), "</th>");
+  text += "\n" + line + "\n", html += "</tr>";
+  for (const Json& row : rows) {
+    text += "|", html += "<tr>";
+    for (const std::string& column : columns) {
+      const std::string cell = row.contains(column) ? row[column].get<std::string>() : "";
+      text += cat(" ", cell, " |");
+      html += column == "run" ? cat("<td><a href='", html_escape(cell), "/report.html'>", html_escape(cell), "</a></td>") : cat("<td>", html_escape(cell), "</td>");
+    }
+    text += "\n", html += "</tr>";
+  }
+  html += "</table>";
+  for (const auto& [y, title] : {std::pair{"reward mean, tuned", "reward against control cost"}, {"intra-class variance, tuned", "diversity against control cost"}, {"gap (nats)", "gap against control cost"}}) {
+    std::vector<std::pair<double, double>> points;
+    for (const Json& row : rows) points.emplace_back(leading_number(row, "control cost (nats)"), leading_number(row, y));
+    std::erase_if(points, [](const auto& p) { return !std::isfinite(p.first) || !std::isfinite(p.second); });
+    std::sort(points.begin(), points.end());
+    Series one;
+    for (const auto& [cost, value] : points) one.x.push_back(cost), one.y.push_back(value);
+    if (const std::string svg = svg_chart({title, "control cost (nats)", y, {one}, false}); one.x.size() > 1 && !svg.empty()) html += cat("<figure>", svg, "</figure>");
+  }
+  write_file_atomic(options.out / "sweep.json", rows.dump(1) + "\n");
+  write_file_atomic(options.out / "sweep.md", text);
+  write_file_atomic(options.out / "sweep.html", html_page("tiltflow sweep", html));
+}
+
+}  // namespace
+
+SweptKey parse_swept_key(const std::string& text) {
+  const std::size_t equals = text.find('=');
+  if (equals == std::string::npos || equals == 0) fail(ErrorKind::kUsage, cat("'", text, "': expected KEY=VALUE,VALUE,..."));
+  SweptKey out{text.substr(0, equals), {""}};
+  int depth = 0;
+  bool quoted = false;
+  for (const char c : text.substr(equals + 1)) {
+    if (c == '"') quoted = !quoted;
+    if (!quoted && (c == '[' || c == '{')) ++depth;
+    if (!quoted && (c == ']' || c == '}')) --depth;
+    if (c == ',' && depth == 0 && !quoted) out.values.emplace_back();
+    else out.values.back() += c;
+  }
+  for (const std::string& value : out.values) if (value.empty()) fail(ErrorKind::kUsage, cat("'", text, "': an empty value"));
+  return out;
+}
+
+std::vector<SweptRun> planned_runs(const SweepOptions& o) {
+  if (o.keys.empty()) fail(ErrorKind::kUsage, "nothing to vary", "give --vary KEY=VALUE,VALUE,...");
+  std::size_t count = o.together ? o.keys[0].values.size() : 1;
+  for (const SweptKey& key : o.keys) {
+    if (o.together && key.values.size() != count) fail(ErrorKind::kUsage, cat("--together: ", o.keys[0].key, " has ", count, " values, ", key.key, " has ", key.values.size()));
+    if (!o.together) count *= key.values.size();
+    if (count > 1000) fail(ErrorKind::kUsage, "more than 1,000 runs");
+  }
+  std::vector<SweptRun> runs;
+  for (std::size_t i = 0; i < count; ++i) {
+    SweptRun run;
+    std::size_t rest = i;
+    for (auto key = o.keys.rbegin(); key != o.keys.rend(); ++key) {  // the last key changes fastest
+      const std::string& value = key->values[o.together ? i : rest % key->values.size()];
+      rest /= key->values.size();
+      run.values.insert(run.values.begin(), {key->key, value});
+    }
+    for (const auto& [key, value] : run.values) run.name += (run.name.empty() ? "" : "_") + label(key, value);
+    for (const SweptRun& other : runs) if (other.name == run.name) { run.name += cat("_", i); break; }
+    runs.push_back(std::move(run));
+  }
+  return runs;
+}
+
+std::vector<SweptRun> sweep(const SweepOptions& o, const std::function<void(std::size_t, const SweptRun&)>& begins) {
+  std::vector<SweptRun> runs = planned_runs(o);
+  make_directories(o.out);
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    SweptRun& run = runs[i];
+    if (begins) begins(i, run);
+    const std::filesystem::path folder = o.out / run.name;
+    try {
+      std::vector<std::string> overrides = o.set;
+      for (const auto& [key, value] : run.values) overrides.push_back(key + "=" + value);
+      std::string resolved;
+      const FinetuneConfig config = load_config<FinetuneConfig>(o.config, overrides, &resolved);
+      const bool trained = std::filesystem::exists(folder / "model.safetensors");
+      const bool finished = trained && (!o.check || std::filesystem::exists(folder / "check.json")) && read_file(folder / "config.toml") == resolved;
+      if (!finished) {
+        const FinetuneSetup setup = set_up(config);
+        Run directory(folder, resolved, /*resume=*/true);
+        finetune(setup, directory);
+        if (o.check) check_run(folder);
+        else write_report(folder);
+      }
+      run.status = finished ? "there already" : "done";
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kStopped) throw;
+      run.status = cat("failed: ", error.what());
+      log_warn(cat(run.name, ": ", error.what()));
+    } catch (const std::exception& error) {  // out of memory, libtorch: this run is lost, not the sweep
+      const std::string text = error.what();
+      run.status = cat("failed: ", text.substr(0, text.find('\n')));
+      log_warn(cat(run.name, " ", run.status));
+    }
+    write_tables(o, runs);
+  }
+  return runs;
+}
+
+}  // namespace tiltflow
