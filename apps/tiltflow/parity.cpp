@@ -22,7 +22,7 @@ void add_parity(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("parity", "compare a model's outputs and gradients with recorded ones (exit 1 beyond tolerance)");
   auto o = std::make_shared<Options>();
   verb->add_option("--model", o->model, "model file: safetensors, sharded safetensors or a PyTorch checkpoint")->required();
-  verb->add_option("--reference", o->reference, "safetensors with x, t, y, out, cot, vjp_x, ... (velocity models) or latent, decoded, image, mean, ... (autoencoders)")->required();
+  verb->add_option("--reference", o->reference, "safetensors with x, t, y, out, cot, vjp_x, ... (velocity models), latent, decoded, image, mean, ... (autoencoders) or pixel_values, image_embeds, ... (CLIP image towers)")->required();
   add_weights_option(*verb, o->weights);
   add_model_arg_option(*verb, o->args);
   verb->add_flag("--json", o->json, "one JSON object on stdout");
@@ -33,6 +33,8 @@ void add_parity(CLI::App& program, Action& action) {
       std::vector<ParityRow> rows;
       if (reference.contains("latent")) {
         rows = compare_with_reference(*load_autoencoder(o->model, args), reference);
+      } else if (reference.contains("pixel_values")) {
+        rows = compare_with_reference(*load_clip_vision(o->model, args), reference);
       } else {
         const LoadedModel model = load_velocity_model(o->model, args, {}, at::kFloat, o->weights), wide = load_velocity_model(o->model, args, {}, at::kDouble, o->weights);
         rows = compare_with_reference(*model.model, wide.model.get(), reference);

@@ -108,4 +108,18 @@ std::vector<ParityRow> compare_with_reference(const Autoencoder& autoencoder, co
   return rows;
 }
 
+std::vector<ParityRow> compare_with_reference(const ClipVision& clip, const ParameterSet& reference) {
+  std::vector<ParityRow> rows;
+  const at::AutoGradMode grad(true);
+  const at::Tensor pixels = reference.at("pixel_values").to(at::kFloat).clone().set_requires_grad(true);
+  const at::Tensor embeds = clip.embed(pixels), unit = embeds / embeds.norm(2, -1, true);
+  const bool raw = !reference.contains("image_features") || reference.contains("image_features_normalised");  // CLIPModel records normalised features alone
+  for (const auto& [name, found] : {std::pair{"image_embeds", embeds}, {"image_features", raw ? embeds : unit}, {"image_features_normalised", unit}}) {
+    if (reference.contains(name)) rows.push_back(compare(name, found, reference.at(name), 5e-5));
+  }
+  if (reference.contains("cotangent") && reference.contains("vjp_pixels")) rows.push_back(compare("vjp_pixels", torch::autograd::grad({(embeds * reference.at("cotangent")).sum()}, {pixels})[0], reference.at("vjp_pixels"), kGradient));
+  if (rows.empty()) fail(ErrorKind::kBadFile, "the reference has nothing to compare a CLIP image tower with", "expected pixel_values with image_embeds");
+  return rows;
+}
+
 }  // namespace tiltflow

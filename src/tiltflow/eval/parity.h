@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tiltflow/models/autoencoder/autoencoder.h"
+#include "tiltflow/models/clip/vision.h"
 #include "tiltflow/models/velocity_model.h"
 
 namespace tiltflow {
@@ -26,5 +27,9 @@ std::vector<ParityRow> compare_with_reference(const VelocityModel& model, const 
 // An autoencoder against image, mean, logvar, encoded, latent, decoded, vjp_latent (with decode_cotangent), vjp_image (with
 // encode_mean_cotangent), latent_odd and decoded_odd, as far as they are there. Tolerance 1e-4.
 std::vector<ParityRow> compare_with_reference(const Autoencoder& autoencoder, const ParameterSet& reference);
+
+// A CLIP image tower against pixel_values with image_embeds (or image_features, raw or normalised) and vjp_pixels with
+// cotangent. Tolerances 5e-5 and 1e-4.
+std::vector<ParityRow> compare_with_reference(const ClipVision& clip, const ParameterSet& reference);
 
 }  // namespace tiltflow

@@ -38,6 +38,20 @@ class LinearReward final : public Reward {
   RewardInfo info_{"linear", true, ""};
 };
 
+class Brightness final : public Reward {
+ public:
+  explicit Brightness(double target) : target_(target) { info_.name = target < 0 ? "brightness" : cat("brightness near ", compact(target)); }
+  const RewardInfo& info() const override { return info_; }
+  at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
+    const at::Tensor mean = samples.flatten(1).mean(1);
+    return target_ < 0 ? mean : -(mean - target_).square();
+  }
+
+ private:
+  double target_;
+  RewardInfo info_{"brightness", true, ""};
+};
+
 class QuadraticReward final : public Reward {
  public:
   QuadraticReward(std::vector<double> center, double curvature) : center_(std::move(center)), curvature_(curvature) {}
@@ -55,6 +69,7 @@ class QuadraticReward final : public Reward {
 
 }  // namespace
 
+std::shared_ptr<const Reward> make_brightness(const RewardTerm& term) { return std::make_shared<Brightness>(term.target); }
 std::shared_ptr<const Reward> make_ink(const RewardTerm&) { return std::make_shared<Ink>(); }
 
 std::shared_ptr<const Reward> make_linear_reward(const RewardTerm& term) {

@@ -1,4 +1,4 @@
-// Rewards with a formula: ink, linear, quadratic.
+// Rewards with a formula: ink, brightness, linear, quadratic.
 #pragma once
 
 #include "tiltflow/reward/reward.h"
@@ -6,6 +6,7 @@
 namespace tiltflow {
 
 std::shared_ptr<const Reward> make_ink(const RewardTerm& term);
+std::shared_ptr<const Reward> make_brightness(const RewardTerm& term);
 std::shared_ptr<const Reward> make_linear_reward(const RewardTerm& term);     // throws kConfig without slope
 std::shared_ptr<const Reward> make_quadratic_reward(const RewardTerm& term);  // throws kConfig without center
 

@@ -2,8 +2,10 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/reward/aesthetic.h"
 #include "tiltflow/reward/class_log_prob.h"
 #include "tiltflow/reward/closed_form.h"
+#include "tiltflow/reward/torchscript.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -18,9 +20,12 @@ struct Row {
 const std::vector<Row>& rows() {
   static const std::vector<Row> table{
       {{"ink", "mean pixel value of the image (brightness)"}, make_ink},
+      {{"brightness", "mean pixel value, or -(mean - target)^2 with a target"}, make_brightness},
       {{"linear", "slope . x, summed over all entries"}, make_linear_reward},
       {{"quadratic", "-curvature/2 |x - center|^2, summed over all entries"}, make_quadratic_reward},
       {{"class-log-prob", "log-probability of a class under a judge (classifier file)"}, make_class_log_prob},
+      {{"aesthetic", "LAION aesthetic score: a head on CLIP image embeddings"}, make_aesthetic},
+      {{"torchscript", "a module saved with torch.jit.save: forward(images) or forward(images, labels)"}, make_torchscript},
   };
   return table;
 }
@@ -63,6 +68,11 @@ void bind(Fields& f, RewardTerm& c) {
   f.value("curvature", c.curvature, "quadratic: curvature", positive());
   f.value("label", c.label, "class-log-prob: the class; -1 = the label the sample was drawn with", at_least_integer(-1));
   f.value("judge", c.judge, "class-log-prob: classifier file");
+  f.value("target", c.target, "brightness: wanted mean; negative = the brighter the better", between(-1, 1));
+  f.value("clip", c.clip, "aesthetic: CLIP image tower, folder or file (ViT-L/14 for the published head)");
+  f.value("head", c.head, "aesthetic: file of the head");
+  f.table("args", c.args, "aesthetic: num_heads and activation of a CLIP whose file does not say");
+  f.value("file", c.file, "torchscript: the module");
 }
 
 std::shared_ptr<const Reward> make_reward(const RewardTerm& term) {

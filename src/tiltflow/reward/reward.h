@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -40,6 +41,10 @@ struct RewardTerm {
   double curvature = 1;            // quadratic: -curvature/2 |x - c|^2
   std::int64_t label = -1;         // class-log-prob: the class; -1 = the sample's own label
   std::string judge;               // class-log-prob: file of the classifier
+  double target = -1;              // brightness: -(mean - target)^2; negative: the mean itself
+  std::string clip, head;          // aesthetic: CLIP folder or file, head file
+  std::map<std::string, std::string> args;  // aesthetic: num_heads, activation of CLIP where its file does not say
+  std::string file;                // torchscript: the module
 };
 void bind(Fields& f, RewardTerm& c);
 

@@ -22,3 +22,11 @@ layer(torch.ones(1, 3)).sum().backward(); optimizer.step()
 ema = {f"module.{k}": v + 1 for k, v in layer.state_dict().items()}
 torch.save({"model": layer.state_dict(), "ema": ema, "opt": optimizer.state_dict(), "args": argparse.Namespace(lr=1e-3, model="tiny", null=None), "epoch": 3}, here / "trainer.pt")
 torch.save({"nothing": [1, 2.5, "three"]}, here / "no-tensors.pt")
+
+
+class SquareReward(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 3 * images.square().flatten(1).mean(1)
+
+
+torch.jit.save(torch.jit.script(SquareReward()), here / "reward_module.pt")
