@@ -31,6 +31,7 @@ void add_finetune(CLI::App& program, Action& action) {
   verb->footer("Example:\n  tiltflow finetune recipes/mnist-ink.toml --set train.steps=20 --out runs/try");
   verb->callback([=, &action] {
     action = [options] {
+      join_processes();
       std::string resolved;
       const FinetuneConfig config = load_config<FinetuneConfig>(options->file, options->set, &resolved);
       const FinetuneSetup setup = set_up(config);
@@ -42,6 +43,7 @@ void add_finetune(CLI::App& program, Action& action) {
       install_stop_handlers();
       Run run(out, resolved, options->resume);
       finetune(setup, run);
+      if (!run.writes()) return 0;
       log_info(cat("wrote ", (out / "model.safetensors").string(), " and ", write_report(out).string()));
       log_info(cat("next: tiltflow eval --run ", out.string(), "   (the tilted-law check)"));
       return 0;

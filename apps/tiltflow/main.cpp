@@ -9,6 +9,7 @@
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/parallel.h"
+#include "launch.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -24,7 +25,8 @@ int report_error(const Error& error) {
 
 // CLI11 only says that a subcommand is missing.
 void reject_unknown_verb(const CLI::App& program, int argc, char** argv) {
-  const auto word = std::find_if(argv + 1, argv + argc, [](const char* argument) { return argument[0] != '-'; });
+  char** word = argv + 1;
+  while (word != argv + argc && (*word)[0] == '-') word += std::string(*word) == "--procs" && word + 1 != argv + argc ? 2 : 1;
   if (word == argv + argc) return;
   std::vector<std::string> verbs;
   for (const CLI::App* verb : program.get_subcommands([](const CLI::App*) { return true; })) verbs.push_back(verb->get_name());
@@ -39,8 +41,10 @@ int run(int argc, char** argv) {
   program.require_subcommand(1);
   program.fallthrough();
   bool quiet = false, debug = false;
+  int procs = 1;
   program.add_flag("-q,--quiet", quiet, "only warnings and errors on stderr");
   program.add_flag("--debug", debug, "more messages on stderr");
+  program.add_option("--procs", procs, "finetune, pretrain, sample: this many processes on this machine share the work; torchrun, Slurm and MPI are recognised by their variables")->check(CLI::Range(1, 1024));
   Action action;
   add_finetune(program, action);
   add_pretrain(program, action);
@@ -68,6 +72,12 @@ int run(int argc, char** argv) {
   }
   if (quiet) set_log_level(LogLevel::kWarn);
   if (debug) set_log_level(LogLevel::kDebug);
+  if (procs > 1) {
+    const std::vector<std::string> able{"finetune", "pretrain", "sample"};
+    const std::string verb = program.get_subcommands().front()->get_name();
+    if (std::find(able.begin(), able.end(), verb) == able.end()) fail(ErrorKind::kUsage, cat("--procs: ", verb, " runs in one process"), "finetune, pretrain and sample share work");
+    return launch(procs, argc, argv);
+  }
   keep_freed_memory();
   return action();
 }

@@ -1,11 +1,12 @@
 #include "options.h"
 
 #include "tiltflow/base/error.h"
-#include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/flow/prediction.h"
 #include "tiltflow/flow/time_grid.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/process_group.h"
 
 namespace tiltflow::app {
 
@@ -15,6 +16,13 @@ void add_config_options(CLI::App& verb, ConfigOptions& options) {
   verb.add_option("--out", options.out, "run directory (default: runs/<name of the config file>)");
   verb.add_flag("--resume", options.resume, "continue the run in the directory if there is one");
   verb.add_flag("--dry-run", options.dry_run, "check everything, print the plan, train nothing");
+}
+
+void join_processes() {
+  const WorldInfo info = world_from_environment();
+  if (info.rank > 0 && log_level() != LogLevel::kDebug) set_log_level(LogLevel::kWarn);
+  join_world(info);
+  if (info.size > 1) log_info(cat(info.size, " processes"));
 }
 
 FlowModel ModelOptions::load(ModelRuntime runtime) const {

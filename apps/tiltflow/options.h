@@ -23,6 +23,9 @@ struct ConfigOptions {
 };
 void add_config_options(CLI::App& verb, ConfigOptions& options);
 
+// Joins the processes that the environment names; all but the first print warnings and errors only.
+void join_processes();
+
 // Verbs that read a velocity model: --model, --weights, --path, --prediction, --model-arg.
 struct ModelOptions {
   FlowModelConfig model;

@@ -15,6 +15,7 @@ void add_pretrain(CLI::App& program, Action& action) {
   verb->footer("Example:\n  tiltflow pretrain recipes/pretrain-mnist.toml --set data.path=/data/mnist");
   verb->callback([=, &action] {
     action = [options] {
+      join_processes();
       std::string resolved;
       const PretrainConfig config = load_config<PretrainConfig>(options->file, options->set, &resolved);
       const std::filesystem::path out = options->out.empty() ? std::filesystem::path("runs") / std::filesystem::path(options->file).stem() : std::filesystem::path(options->out);

@@ -7,6 +7,8 @@
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/reward/state_reward.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
+#include "tiltflow/tensor/process_group.h"
 #include "options.h"
 #include "verbs.h"
 
@@ -39,6 +41,8 @@ std::pair<std::int64_t, std::int64_t> parse_shard(const std::string& text) {
 }
 
 int sample_to_folder(SampleOptions o) {
+  const int local = world_from_environment().local_size;
+  if (o.compute.workers == 0 && local > 1) o.compute.workers = std::max(1, hardware_cores() / local);
   FlowModel flow = o.model.load(apply(o.compute));
   if (!o.lora.empty()) flow.model = flow.model->rebind(merge_adapters(flow.model->parameters(), read_adapters(o.lora, o.strength)), {});
   o.sampler.prediction = flow.prediction;
@@ -46,6 +50,8 @@ int sample_to_folder(SampleOptions o) {
   const auto field = guided(flow.model, o.guidance, flow.model->classes());
   const LabelSource labels = label_source(o.labels, flow.model->classes(), streams);
   GenerateOptions options = o.generate;
+  const WorldInfo world = world_from_environment();  // no exchange is needed: every process draws its parts
+  options.shard = world.rank, options.shards = world.size;
   if (!o.shard.empty()) std::tie(options.shard, options.shards) = parse_shard(o.shard);
   options.out = o.out, options.png = !o.no_png;
   if (o.labels == "all") options.columns = std::min<std::int64_t>(16, flow.model->classes());

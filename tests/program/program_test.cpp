@@ -167,6 +167,38 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   expect_message(run("sweep recipes/mnist-ink.toml --dry-run --together --vary reward[0].scale=4,8 --vary train.beta2=0.9"), 2, "has 2 values");
 }
 
+// Two real processes with half a batch each are one process with the whole batch: gradients, clipping thresholds and metrics
+// are shared. Were gradients not summed, each process would train a model of its own on half the batch.
+TEST(program_processes, TwoProcessesEqualOne) {
+  const test::TempDir dir;
+  const std::string at = dir.path().string();
+  const std::string ask = cat("finetune recipes/mnist-ink.toml", kTiny, "--set batch=8 --set item=4 --set buffer_passes=1 --set method.times=shared --set method.clip_quantile=0.9 ");
+  Outcome outcome = run(cat(ask, "--out ", at, "/one"));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  outcome = run(cat("--procs 2 ", ask, "--out ", at, "/two"));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  outcome = run(cat(ask, "--set item=1 --out ", at, "/pieces"));  // eight accumulated pieces
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  outcome = run(cat(ask, "--set batch=4 --out ", at, "/half"));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const ParameterSet base = read_safetensors(test::source_dir() / "assets/mnist-sit.safetensors").tensors;
+  const auto change = [&](const char* run, const std::string& name) { return read_safetensors(dir / run / "model.safetensors").tensors.at(name) - base.at(name); };
+  for (const char* name : {"blocks.0.attn.qkv.weight", "final_layer.linear.weight"}) {
+    const at::Tensor one = change("one", name);
+    EXPECT_LT(((change("two", name) - one).norm() / one.norm()).item<double>(), 0.02) << name;
+    EXPECT_LT(((change("pieces", name) - one).norm() / one.norm()).item<double>(), 0.02) << name;
+    EXPECT_GT(((change("half", name) - one).norm() / one.norm()).item<double>(), 0.1) << name << ": half a batch is something else";
+  }
+  // A failure ends all, with its message; unknown variables are a clear error.
+  outcome = run(cat("--procs 2 ", ask, "--out ", at, "/two"));
+  expect_message(outcome, 3, "already holds a run");
+  expect_message(run(cat(ask, "--out ", at, "/no"), "export RANK=5 WORLD_SIZE=2; "), 3, "this process's rank = '5'");
+  expect_message(run("--procs 2 verify"), 2, "verify runs in one process");
+  outcome = run(cat("--procs 2 sample --model assets/mnist-sit.safetensors --n 5 --part 2 --steps 2 --out ", at, "/s"));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(read_safetensors(dir / "s/samples.safetensors").tensors.at("samples").size(0), 5);
+}
+
 TEST(program_likelihood, SamplesOfTheModel) {
   const test::TempDir dir;
   const std::string at = dir.path().string();

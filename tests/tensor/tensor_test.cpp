@@ -1,6 +1,7 @@
 #include <atomic>
 
 #include "tests/support.h"
+#include "tiltflow/tensor/loss_report.h"
 #include "tiltflow/tensor/activation_checkpoint.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/precision.h"
@@ -84,6 +85,16 @@ TEST(tensor_parameters, MisfitsAreListedTogether) {
   } catch (const Error& error) {
     for (const char* part : {"shape of x: expected [2], found [4]", "missing: y [3]", "unexpected: z [1]"}) EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
   }
+}
+
+TEST(tensor_metrics, TravelAsTextExactly) {
+  MetricSums sums;
+  sums.add("loss", 0.1 + 0.2, 3), sums.add("a name with spaces", -1e-300, 1e17);
+  const MetricSums back = MetricSums::from_text(sums.text());
+  EXPECT_EQ(back.averages(), sums.averages());
+  EXPECT_EQ(back.weight_of("a name with spaces"), 1e17);
+  EXPECT_EQ(sums.take("loss"), 0.1 + 0.2);
+  EXPECT_EQ(sums.weight_of("loss"), 0);
 }
 
 }  // namespace tiltflow

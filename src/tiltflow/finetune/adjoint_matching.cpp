@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/sampler/lean_adjoint.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/process_group.h"
 
 namespace tiltflow {
 
@@ -257,12 +259,38 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
   return report;
 }
 
+// Every process sees the roots of all samples, so that all clip alike.
+void AdjointMatching::gather_observed() {
+  if (world_size() == 1) return;
+  std::string mine;
+  for (const auto& [first, roots] : observed_) {
+    for (const auto& [k, values] : roots) {
+      const std::int64_t head[3] = {first, static_cast<std::int64_t>(k), static_cast<std::int64_t>(values.size())};
+      mine.append(reinterpret_cast<const char*>(head), sizeof head);
+      mine.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+    }
+  }
+  observed_.clear();
+  for (const std::string& bytes : all_gather(mine)) {
+    for (std::size_t place = 0; place < bytes.size();) {
+      std::int64_t head[3];
+      std::memcpy(head, bytes.data() + place, sizeof head);
+      place += sizeof head;
+      std::vector<float>& values = observed_[head[0]][static_cast<std::size_t>(head[1])];
+      values.resize(static_cast<std::size_t>(head[2]));
+      std::memcpy(values.data(), bytes.data() + place, values.size() * sizeof(float));
+      place += values.size() * sizeof(float);
+    }
+  }
+}
+
 void AdjointMatching::end_step(std::map<std::string, double>& metrics) {
   metrics["reward_deviation"] = std::sqrt(std::max(0.0, metrics["reward_square"] - metrics["reward"] * metrics["reward"]));
   metrics["ess"] = metrics["weight"] * metrics["weight"] / std::max(1e-300, metrics["weight_square"]);  // share of the batch
   metrics["path_ess"] = metrics["path_weight"] * metrics["path_weight"] / std::max(1e-300, metrics["path_weight_square"]);  // 1 at the optimum
   for (const char* name : {"path_weight_square", "reward_square", "weight", "weight_square"}) metrics.erase(name);
   if (config_.clip_quantile <= 0) return;
+  gather_observed();
   // Pool in sample order, then move the running quantiles; the first batch sets them.
   std::vector<std::vector<float>> pooled(thresholds_.size());
   for (const auto& [first, roots] : observed_) {

@@ -48,6 +48,7 @@ class AdjointMatching final : public FinetuneMethod {
   const std::vector<std::int64_t>& subset() const { return subset_; }
 
  private:
+  void gather_observed();
   // Samples of a batch whose loss has step k; `rows` undefined: all of them.
   struct Drawn {
     std::size_t k;

@@ -1,13 +1,16 @@
 #include "tiltflow/models/runtime_config.h"
 
+#include <algorithm>
+
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/parallel.h"
+#include "tiltflow/tensor/process_group.h"
 
 namespace tiltflow {
 
 void bind(Fields& f, ComputeConfig& c) {
-  f.value("workers", c.workers, "pieces of work at a time; 0 = one per core", at_least_integer(0));
+  f.value("workers", c.workers, "pieces of work at a time; 0 = one per core, divided among the processes of a machine", at_least_integer(0));
   f.value("threads", c.threads, "libtorch threads inside each piece", at_least_integer(1));
   f.value("precision", c.precision, "of matrix products: fp32 or bf16; everything else is fp32", one_of({"fp32", "bf16"}));
   f.value("attention", c.attention, "math (batched products) or fused (libtorch's kernel)", one_of({"math", "fused"}));
@@ -15,7 +18,8 @@ void bind(Fields& f, ComputeConfig& c) {
 }
 
 ModelRuntime apply(const ComputeConfig& c) {
-  set_thread_policy({static_cast<int>(c.workers), static_cast<int>(c.threads)});
+  const bool share = c.workers == 0 && world_local_size() > 1;  // processes of one machine divide its cores
+  set_thread_policy({share ? std::max(1, hardware_cores() / world_local_size()) : static_cast<int>(c.workers), static_cast<int>(c.threads)});
   log_debug(cat("compute: ", thread_policy().workers, " workers x ", c.threads, " threads, ", c.precision, ", attention ", c.attention));
   return {parse_precision(c.precision), parse_attention(c.attention), c.activation_checkpointing};
 }

@@ -12,6 +12,7 @@
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/reward/importance.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/process_group.h"
 
 namespace tiltflow {
 namespace {
@@ -147,7 +148,9 @@ LossReport FinetuneObjective::item(std::int64_t i) {
 void FinetuneObjective::end_step(std::map<std::string, double>& metrics) {
   method_->end_step(metrics);
   // Forwards and vector-Jacobian products as counted, plus the training backward over the loss steps.
-  const double counted = static_cast<double>(counted_base_->count() + counted_tuned_->count());
+  const at::Tensor total = at::full({1}, static_cast<double>(counted_base_->count() + counted_tuned_->count()), at::kDouble);
+  all_reduce_sum({total});
+  const double counted = total.item<double>();
   const std::int64_t wanted = setup_.config.method.loss_steps;
   const double loss_steps = static_cast<double>(wanted == 0 ? setup_.table.size() : std::min<std::int64_t>(wanted, setup_.table.size()));
   metrics["evaluations"] = counted / static_cast<double>(setup_.config.batch) + loss_steps * policy_.backward_cost;
@@ -179,10 +182,12 @@ BaseStatistics stored_base_statistics(const Run& run) {
 
 // Reward, control cost and gap of the averaged weights on fixed noise; a picture of the first samples.
 void evaluate(const FinetuneSetup& setup, const Policy& policy, const ParameterSet& average, const BaseStatistics& base, std::int64_t step, Run& run) {
+  if (!run.writes()) return;
   const SwappedWeights swapped(policy.trainable, average);
   DrawOptions options;
-  options.n = setup.config.evaluation.samples, options.step = kEvaluationKey, options.reference = policy.base.get();
-  const Draws draws = draw(*policy.tuned, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kEvaluationKey), options);
+  const auto tuned = setup.for_evaluation(policy.tuned), reference = setup.for_evaluation(policy.base);
+  options.n = setup.config.evaluation.samples, options.step = kEvaluationKey, options.reference = reference.get();
+  const Draws draws = draw(*tuned, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kEvaluationKey), options);
   const at::Tensor r = setup.reward->score(draws.x, draws.labels).to(at::kDouble), net = r - draws.cost.to(at::kDouble);
   const double cost = draws.cost.mean().item<double>();
   const PathGap sharp = path_gap(r, draws.log_ratio, draws.labels);
@@ -205,7 +210,7 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   log_info(cat("sampler ", setup.table.name, ", ", setup.table.size(), " steps, ", setup.flow.path->name(), " path; ", setup.config.compute.precision, " products, attention ", setup.config.compute.attention));
   const bool fresh = !run.has_checkpoint();
   if (fresh) run.latest();  // forgets what a start that never reached its first checkpoint has logged
-  const BaseStatistics base = fresh ? base_statistics(setup, *policy.base) : stored_base_statistics(run);
+  const BaseStatistics base = fresh ? base_statistics(setup, *setup.for_evaluation(policy.base)) : stored_base_statistics(run);
   log_info(cat("base: reward ", compact(base.reward), " +- ", compact(base.reward_se, 2), ", log Z ", compact(base.log_z), " +- ", compact(base.log_z_se, 2), " (ESS ", fixed(base.ess, 0), " of ", setup.config.evaluation.base_samples, ")"));
 
   const Policy plain = policy;  // without counters, for evaluation
@@ -225,6 +230,7 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
     if (every > 0 && (step % every == 0 || step == setup.config.train.steps)) evaluate(setup, plain, average, base, step, run);
   };
   const TrainResult result = train(setup.config.train, objective, run, hooks);
+  if (!run.writes()) return result;
   std::map<std::string, std::string> metadata = setup.flow.metadata();
   metadata["tiltflow.reward"] = setup.reward->reward().info().name, metadata["tiltflow.steps"] = std::to_string(result.steps);
   if (setup.config.guidance.mode != "none") metadata["tiltflow.guidance"] = cat(setup.config.guidance.mode, " ", compact(setup.config.guidance.guidance.scale));

@@ -83,6 +83,7 @@ void pretrain_flow(PretrainSetup s, Run& run) {
   TrainHooks hooks;
   hooks.label = "pretrain";
   const TrainResult result = train(c.train, objective, run, hooks);
+  if (!run.writes()) return;
   ParameterSet all;  // trained weights (averaged) plus buffers
   for (const auto& [name, tensor] : objective.model().parameters()) all.add(name, result.average.contains(name) ? result.average.at(name) : tensor);
   const auto file = run.directory() / "model.safetensors";
@@ -98,6 +99,7 @@ void pretrain_classifier(PretrainSetup s, Run& run) {
   hooks.label = "pretrain";
   hooks.note = [](const std::map<std::string, double>& m) { return cat("loss ", compact(m.at("loss")), "  accuracy ", fixed(100 * m.at("train_accuracy"), 1), " %"); };
   const TrainResult result = train(c.train, objective, run, hooks);
+  if (!run.writes()) return;
   const ImageDataset held_out = read_dataset(c.data.format, c.data.path, "test");
   const double test_accuracy = accuracy(Classifier(objective.classifier().config(), result.average), held_out);
   const auto file = run.directory() / "model.safetensors";

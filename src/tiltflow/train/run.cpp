@@ -9,6 +9,7 @@
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/process_group.h"
 
 namespace tiltflow {
 namespace {
@@ -41,7 +42,11 @@ std::string first_difference(const std::string& a, const std::string& b) {
 
 }  // namespace
 
-Run::Run(fs::path directory, const std::string& config_toml, bool resume) : directory_(std::move(directory)) {
+Run::Run(fs::path directory, const std::string& config_toml, bool resume) : directory_(std::move(directory)), writes_(world_rank() == 0) {
+  if (!writes_) {
+    barrier();  // the first process has made the folder, or has failed
+    return;
+  }
   const fs::path config = directory_ / "config.toml";
   if (fs::exists(config)) {
     if (!resume) fail(ErrorKind::kConfig, cat("the folder ", directory_.string(), " already holds a run"), "continue it with --resume, or choose another folder with --out");
@@ -55,11 +60,16 @@ Run::Run(fs::path directory, const std::string& config_toml, bool resume) : dire
   make_directories(directory_ / "checkpoints");
   make_directories(samples());
   if (!fs::exists(config)) write_file_atomic(config, config_toml);
+  barrier();
 }
 
-bool Run::has_checkpoint() const { return !complete_checkpoints(directory_ / "checkpoints").empty(); }
+bool Run::has_checkpoint() const {
+  // The first process decides: it may save while the others still look.
+  return !all_gather(complete_checkpoints(directory_ / "checkpoints").empty() ? "" : "yes").front().empty();
+}
 
 std::optional<Checkpoint> Run::latest() {
+  barrier();  // what the first process saved before is there
   metrics_.reset();  // the file is about to be replaced
   events_.reset();
   const std::vector<fs::path> done = complete_checkpoints(directory_ / "checkpoints");
@@ -75,6 +85,8 @@ std::optional<Checkpoint> Run::latest() {
       if (entry.path().extension() == ".safetensors") out->parts[entry.path().stem().string()] = read_safetensors(entry.path()).tensors;
     }
   }
+  barrier();  // nobody reads on while the first process writes
+  if (!writes_) return out;
   // Lines of steps after the checkpoint will be written again.
   const fs::path metrics = directory_ / "metrics.jsonl";
   std::string kept;
@@ -87,7 +99,7 @@ std::optional<Checkpoint> Run::latest() {
 
 void Run::save(const Checkpoint& checkpoint, std::int64_t keep) {
   const fs::path folder = directory_ / "checkpoints", final_name = folder / step_name(checkpoint.step), temporary = folder / ("tmp-" + step_name(checkpoint.step));
-  if (fs::exists(final_name / "DONE")) return;
+  if (!writes_ || fs::exists(final_name / "DONE")) return;
   fs::remove_all(temporary);
   fs::remove_all(final_name);
   make_directories(temporary);
@@ -108,6 +120,7 @@ void Run::save(const Checkpoint& checkpoint, std::int64_t keep) {
 }
 
 void Run::log(std::int64_t step, const std::map<std::string, double>& metrics) {
+  if (!writes_) return;
   if (!metrics_) {
     metrics_ = std::make_unique<JsonLines>(directory_ / "metrics.jsonl");
     events_ = std::make_unique<EventWriter>(directory_);
@@ -123,6 +136,7 @@ void Run::histogram(const std::string& name, std::int64_t step, const at::Tensor
 }
 
 void Run::picture(const std::string& name, std::int64_t step, const at::Tensor& image) {
+  if (!writes_) return;
   write_png(samples() / cat(name, "-", step_name(step), ".png"), image, {{"Software", "tiltflow"}, {"step", std::to_string(step)}});
   if (events_) events_->image(name, step, image);
 }

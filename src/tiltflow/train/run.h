@@ -28,6 +28,7 @@ class Run {
   const std::filesystem::path& directory() const { return directory_; }
   std::filesystem::path samples() const { return directory_ / "samples"; }
 
+  bool writes() const { return writes_; }  // only the first of several processes does; elsewhere log, save and picture do nothing
   bool has_checkpoint() const;
   // The newest complete checkpoint; also forgets metrics that were logged after it.
   std::optional<Checkpoint> latest();
@@ -40,6 +41,7 @@ class Run {
 
  private:
   std::filesystem::path directory_;
+  bool writes_ = true;
   std::unique_ptr<JsonLines> metrics_;
   std::unique_ptr<EventWriter> events_;
 };

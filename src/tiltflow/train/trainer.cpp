@@ -14,6 +14,7 @@
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/precision.h"
+#include "tiltflow/tensor/process_group.h"
 
 namespace tiltflow {
 namespace {
@@ -50,14 +51,16 @@ struct StepGradients {
   MetricSums metrics;
 };
 
+// The items of this process (every size-th), then the sum over all processes; items add up in order, processes by rank.
 StepGradients accumulate(Objective& objective, std::int64_t items, const std::vector<at::Tensor>& weights) {
+  const std::int64_t rank = world_rank(), size = world_size(), mine = (items - rank + size - 1) / size;
   StepGradients out;
   for (const at::Tensor& weight : weights) out.gradients.push_back(at::zeros_like(weight, weight.options().requires_grad(false)));
   InOrder order;
   const at::AutoGradMode grad(true);
-  parallel_for(items, [&](std::int64_t i) {
+  parallel_for(mine, [&](std::int64_t i) {
     try {
-      LossReport report = objective.item(i);
+      LossReport report = objective.item(rank + i * size);
       const double loss = report.loss.item<double>();
       const auto found = torch::autograd::grad({report.loss}, weights, {}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
       report.loss = at::Tensor();
@@ -71,7 +74,22 @@ StepGradients accumulate(Objective& objective, std::int64_t items, const std::ve
       throw;
     }
   });
+  if (size > 1) {
+    all_reduce_sum(out.gradients);
+    out.metrics.add("loss of a process", out.loss, 0);
+    const std::vector<std::string> parts = all_gather(out.metrics.text());
+    out.metrics = {};
+    for (const std::string& part : parts) out.metrics.add(MetricSums::from_text(part));
+    out.loss = out.metrics.take("loss of a process");
+  }
   return out;
+}
+
+// Whether any process was told to stop: all must agree.
+bool stop_wanted() {
+  bool wanted = false;
+  for (const std::string& one : all_gather(stop_signal() != 0 ? "1" : "")) wanted = wanted || !one.empty();
+  return wanted;
 }
 
 }  // namespace
@@ -107,6 +125,7 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
   };
 
   const std::vector<at::Tensor> weights = trainable.tensors();
+  broadcast_from_first(weights);
   bool due = false;  // a checkpoint is waiting for the objective
   Progress progress(hooks.label, config.steps, step);
   while (step < config.steps) {
@@ -131,7 +150,7 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
     run.log(step, metrics);
     progress.update(step, hooks.note ? hooks.note(metrics) : cat("loss ", compact(result.loss)));
     if (hooks.after_step) hooks.after_step(step, average.values());
-    const bool stop = stop_signal() != 0 && step < config.steps && objective.at_checkpoint();
+    const bool stop = stop_wanted() && step < config.steps && objective.at_checkpoint();
     due = due || step % config.checkpoint_every == 0;
     if ((due && objective.at_checkpoint()) || step == config.steps || stop) save(), due = false;
     if (stop) fail(ErrorKind::kStopped, cat("stopped by a signal after step ", step, "; checkpoint saved in ", run.directory().string()), "continue with --resume");
