@@ -1,12 +1,13 @@
 # make          install what is missing and build build/release/tiltflow
 # make demo     align a digit model with a reward and show that it samples the tilted law (runs/demo/report.html)
 # make test     build and run the fast tests;   make test-slow  the long ones
+# make parity   compare with PyTorch live: models, gradients, files both ways, LoRA, sampler states
 # make bench    speed figures of this machine
 PRESET ?= release
 JOBS ?= $(shell nproc)
 BIN = build/release/tiltflow
 
-.PHONY: all deps build demo test test-slow bench clean
+.PHONY: all deps build demo test test-slow parity bench clean
 all: build
 
 deps:
@@ -25,6 +26,11 @@ test: build
 
 test-slow: build
 	cd build/$(PRESET) && ctest --output-on-failure -L slow
+
+parity: build
+	@test -x build/venv/bin/python || python3 -m venv build/venv
+	@build/venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 numpy safetensors peft
+	build/venv/bin/python scripts/parity/run.py --tiltflow $(BIN)
 
 bench: build
 	$(BIN) bench gemm

@@ -66,11 +66,12 @@ void write_pictures(const Part& part, const at::Tensor& images, const GenerateOp
 }
 
 void pack(const std::vector<Part>& parts, const std::function<at::Tensor(const at::Tensor&)>& decode, const GenerateOptions& o) {
-  std::vector<at::Tensor> samples, labels, pictures;
+  std::vector<at::Tensor> samples, labels, noise, pictures;
   std::int64_t shown = 0;
   for (const Part& part : parts) {
     const ParameterSet t = read_safetensors(part.file).tensors;
     at::Tensor x = t.at("samples");
+    if (t.contains("noise")) noise.push_back(t.at("noise"));
     if (t.contains("labels")) labels.push_back(t.at("labels"));
     const std::int64_t wanted = std::min(o.grid - shown, x.size(0));
     const bool npz = o.pack == "npz";
@@ -93,6 +94,7 @@ void pack(const std::vector<Part>& parts, const std::function<at::Tensor(const a
   const bool npz = o.pack == "npz";
   out.add(npz ? "arr_0" : "samples", at::cat(samples));
   if (all_labels.defined()) out.add(npz ? "arr_1" : "labels", all_labels);
+  if (!noise.empty() && !npz) out.add("noise", at::cat(noise));
   if (npz) write_npz(o.out / "samples.npz", out);
   else write_safetensors(o.out / "samples.safetensors", out, o.request);
 }
@@ -114,10 +116,11 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
       continue;
     }
     DrawOptions options;
-    options.n = part.n, options.first = part.first, options.chunk = o.chunk, options.progress = progress;
+    options.n = part.n, options.first = part.first, options.chunk = o.chunk, options.progress = progress, options.keep_noise = o.keep_noise;
     const Draws draws = draw(field, sampler, path, shape, streams, labels, options);
     ParameterSet tensors;
     tensors.add("samples", draws.x);
+    if (draws.noise.defined()) tensors.add("noise", draws.noise);
     if (draws.labels.defined()) tensors.add("labels", draws.labels);
     if (o.png) {
       const at::NoGradGuard no_grad;

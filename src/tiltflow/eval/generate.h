@@ -18,6 +18,7 @@ struct GenerateOptions {
   bool resume = false;                         // keep the parts that are there; several shards always do
   bool png = true;                             // one PNG file a sample (image models)
   std::string pack = "safetensors";            // safetensors: samples.safetensors as drawn; npz: samples.npz, uint8 [N, H, W, C]; none
+  bool keep_noise = false;                     // also the initial noise, tensor "noise" (safetensors only)
   std::int64_t grid = 64;                      // pictures in grid.png; 0 = none
   std::int64_t columns = 8;
   std::map<std::string, std::string> request;  // what was asked for; parts of another request are refused

@@ -69,6 +69,7 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     part.labels = labels(begin, n);
     const Condition condition{part.labels};
     const at::Tensor x_0 = prior_sample(streams, options.step, begin, n, shape);
+    if (options.keep_noise) part.noise = x_0;
     if (ode) {
       const OdeResult end = solve_ode(field, x_0, grid, condition, ode_options);
       part.x = end.x, part.evaluations = end.evaluations, part.accepted = end.accepted, part.rejected = end.rejected;
@@ -96,15 +97,17 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     if (options.progress) options.progress(done);
   });
   Draws out;
-  std::vector<at::Tensor> x, y, cost, log_ratio;
+  std::vector<at::Tensor> x, y, noise, cost, log_ratio;
   for (const Draws& part : parts) {
     x.push_back(part.x);
+    if (part.noise.defined()) noise.push_back(part.noise);
     if (part.evaluations > out.evaluations) out.evaluations = part.evaluations, out.accepted = part.accepted, out.rejected = part.rejected;
     if (part.labels.defined()) y.push_back(part.labels);
     if (part.cost.defined()) cost.push_back(part.cost), log_ratio.push_back(part.log_ratio);
   }
   out.x = at::cat(x);
   if (!y.empty()) out.labels = at::cat(y);
+  if (!noise.empty()) out.noise = at::cat(noise);
   if (!cost.empty()) out.cost = at::cat(cost), out.log_ratio = at::cat(log_ratio);
   if (!at::isfinite(out.x).all().item<bool>()) fail(ErrorKind::kNonFinite, cat("sampler ", config.name, " produced NaN or infinity"), "use more steps or another sampler");
   return out;

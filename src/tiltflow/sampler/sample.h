@@ -36,11 +36,13 @@ struct DrawOptions {
   std::int64_t n = 64, first = 0, chunk = 32;
   std::uint32_t step = 0;  // key of the noise
   const VelocityField* reference = nullptr;  // with it, cost and log_ratio against this field are measured (stochastic samplers)
+  bool keep_noise = false;
   std::function<void(std::int64_t done)> progress;
 };
 
 struct Draws {
   at::Tensor x;        // [n, ...]
+  at::Tensor noise;    // [n, ...] x_0, when DrawOptions::keep_noise
   at::Tensor labels;   // [n] or undefined
   at::Tensor cost;       // [n] path KL against `reference`, or undefined
   std::int64_t evaluations = 0;                 // ODE: velocity calls per sample (largest over the pieces)
