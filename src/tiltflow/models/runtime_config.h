@@ -14,6 +14,7 @@ struct ComputeConfig {
   std::string precision = "fp32";
   std::string attention = "fused";
   bool activation_checkpointing = false;
+  double memory_gb = 0;       // what a memory plan may use; 0: 80 % of what is free
 };
 void bind(Fields& f, ComputeConfig& c);
 // Sets the thread policy of the process and returns the network settings.

@@ -11,7 +11,9 @@
 #include "tiltflow/io/image.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/reward/importance.h"
+#include "tiltflow/train/memory_plan.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/process_group.h"
 
 namespace tiltflow {
@@ -48,7 +50,7 @@ void bind(Fields& f, CheckConfig& c) {
 void bind(Fields& f, FinetuneConfig& c) {
   f.value("seed", c.seed, "root of all randomness", at_least_integer(0));
   f.value("batch", c.batch, "trajectories per step", at_least_integer(1));
-  f.value("item", c.item, "trajectories per independent piece of work", at_least_integer(1));
+  f.value("item", c.item, "trajectories per independent piece of work; 0 = as many as fit into memory (compute.memory_gb)", at_least_integer(0));
   f.value("buffer_passes", c.buffer_passes, "optimiser steps per collected batch; above 1 the batch is off-policy (see ess)", at_least_integer(1));
   f.section("model", c.model);
   f.section("decoder", c.decoder);
@@ -70,12 +72,30 @@ LabelSource FinetuneSetup::labels_at(std::uint32_t step) const {
   return make_labels(config.labels, flow.model->classes(), streams, step, training ? static_cast<std::int64_t>(step) / config.buffer_passes * config.batch : 0);
 }
 
+namespace {
+
+// Chooses item and activation checkpointing; the model is loaded again when it must recompute.
+void follow_memory_plan(FinetuneSetup& s) {
+  const double trainable = make_policy(s.flow, s.config.policy, 0).trainable.bytes();
+  const std::int64_t steps = s.config.sampler.steps, wanted = s.config.method.loss_steps == 0 ? steps : std::min(s.config.method.loss_steps, steps);
+  const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch, wanted, thread_policy().workers, s.config.compute.memory_gb * 1e9);
+  log_info(cat("memory plan: ", plan.text()));
+  s.config.item = plan.item;
+  if (!plan.checkpointing || s.config.compute.activation_checkpointing) return;
+  s.config.compute.activation_checkpointing = true;
+  s.flow = {};  // frees the weights first
+  s.flow = load_flow_model(s.config.model, apply(s.config.compute));
+}
+
+}  // namespace
+
 FinetuneSetup set_up(const FinetuneConfig& config) {
   FinetuneSetup s;
   s.config = config;
   const ModelRuntime runtime = apply(config.compute);
   s.flow = load_flow_model(config.model, runtime);
   s.config.sampler.prediction = s.flow.prediction;
+  if (config.item == 0) follow_memory_plan(s);
   s.streams = RandomStreams(static_cast<std::uint64_t>(config.seed));
   s.config.labels = with_file_read(config.labels);
   s.labels_at(0);  // refuses labels the model does not have
