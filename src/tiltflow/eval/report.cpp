@@ -4,7 +4,7 @@
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <tuple>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
@@ -95,10 +95,11 @@ fs::path write_report(const fs::path& run) {
   const std::vector<Json> lines = read_json_lines(run / "metrics.jsonl");
   std::string body = cat("<h1>tiltflow run: ", html_escape(fs::absolute(run).lexically_normal().filename().string()), "</h1>");
 
-  std::vector<fs::path> pictures;
+  std::vector<fs::path> all, pictures;
   std::error_code code;
-  for (const auto& entry : fs::directory_iterator(run / "samples", code)) if (entry.path().extension() == ".png") pictures.push_back(entry.path());
-  std::sort(pictures.begin(), pictures.end());
+  for (const auto& entry : fs::directory_iterator(run / "samples", code)) if (entry.path().extension() == ".png") all.push_back(entry.path());
+  std::sort(all.begin(), all.end());
+  for (const fs::path& file : all) if (starts_with(file.filename().string(), "samples-")) pictures.push_back(file);
   if (pictures.size() > 1) {
     body += "<h2>Before and after, from the same noise</h2>";
     body += picture(pictures.front(), "base model") + picture(pictures.back(), "tuned model, " + pictures.back().stem().string());
@@ -106,6 +107,10 @@ fs::path write_report(const fs::path& run) {
     if (before.sizes() == after.sizes()) write_png(run / "before-after.png", at::cat({before, at::ones({before.size(0), before.size(1), 24}), after}, 2));
   } else if (pictures.size() == 1) {
     body += "<h2>Samples</h2>" + picture(pictures[0], pictures[0].stem().string());
+  }
+  for (const auto& [prefix, title, caption] : {std::tuple{"base-above-tuned-", "One noise, one label", "above: base, below: tuned; the number is the reward"}, {"adjoint-", "Where the reward pulls", "size of the adjoint over the image, each map scaled to its maximum"}}) {
+    const auto last = std::find_if(all.rbegin(), all.rend(), [&](const fs::path& file) { return starts_with(file.filename().string(), prefix); });
+    if (last != all.rend()) body += cat("<h2>", title, "</h2>", picture(*last, cat(caption, " (", last->stem().string(), ")")));
   }
   if (fs::exists(run / "check.json")) {
     try {
@@ -120,13 +125,15 @@ fs::path write_report(const fs::path& run) {
   Series log_z;  // the bound E r - cost <= log Z as a line
   for (const Json& line : lines) if (line.contains("log_z") && !lines.empty()) log_z = {"", {0, lines.back().value("step", 0.0)}, {number_from_json(line["log_z"]), number_from_json(line["log_z"])}, {}, false, true};
   const std::vector<Chart> charts{
-      {"reward", steps, "", {series(lines, "reward", "training batch"), series(lines, "eval_reward", "averaged weights", "eval_reward_se")}, false},
+      {"reward", steps, "", {series(lines, "reward", "training batch"), series(lines, "eval_reward", "averaged weights", "eval_reward_se"), series(lines, "eval_ode_reward", "averaged weights, ODE", "eval_ode_reward_se")}, false},
       {"control cost (nats)", steps, "", {series(lines, "control_cost", "training batch"), series(lines, "eval_control_cost", "averaged weights")}, false},
       {"gap certificate: log Z - (E r - cost), zero only at the optimum", steps, "", {series(lines, "eval_gap", "log Z of base samples", "eval_gap_se"), series(lines, "eval_path_gap", "from tuned paths alone", "eval_path_gap_se")}, false},
       {"reward gained per nat of control", steps, "", {series(lines, "eval_gain_per_cost", "")}, false},
       {"loss", steps, "", {series(lines, "loss", "")}, true},
       {"loss by time", steps, "", per_time(lines, "loss_t"), true},
       {"control norm by time, |u| sqrt(h)", steps, "", per_time(lines, "control_norm_t"), true},
+      {"target norm by time, |s a|", steps, "", per_time(lines, "target_norm_t"), true},
+      {"state norm by time", steps, "", per_time(lines, "state_norm_t"), true},
       {"adjoint norm by time", steps, "", per_time(lines, "adjoint_norm_t"), true},
       {"gradient norm", steps, "", {series(lines, "gradient_norm", "")}, true},
       {"learning rate", steps, "", {series(lines, "learning_rate", "")}, false},

@@ -226,6 +226,8 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
     report.metrics.add("clip_rate", n - keep.sum().item<double>(), n);
     report.metrics.add(cat("loss_t", fixed(s.t, 2)), per_sample.sum().item<double>(), n);
     report.metrics.add(cat("control_norm_t", fixed(s.t, 2)), control.detach().flatten(1).norm(2, 1).sum().item<double>(), n);
+    report.metrics.add(cat("state_norm_t", fixed(s.t, 2)), d.of(batch.states[k]).flatten(1).norm(2, 1).sum().item<double>(), n);
+    report.metrics.add(cat("target_norm_t", fixed(s.t, 2)), d.of(batch.targets[k]).flatten(1).norm(2, 1).sum().item<double>() * s.s, n);
     report.metrics.add(cat("adjoint_norm_t", fixed(s.t, 2)), d.of(batch.targets[k]).flatten(1).norm(2, 1).sum().item<double>(), n);
     if (batch.with_graph.empty()) {
       const at::NoGradGuard no_grad;

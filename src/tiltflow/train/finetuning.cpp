@@ -1,30 +1,16 @@
 #include "tiltflow/train/finetuning.h"
 
-#include <cmath>
-#include <nlohmann/json.hpp>
-
 #include "tiltflow/base/error.h"
-#include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
-#include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/io/image.h"
 #include "tiltflow/policy/lora.h"
-#include "tiltflow/reward/importance.h"
-#include "tiltflow/train/memory_plan.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/process_group.h"
+#include "tiltflow/train/memory_plan.h"
+#include "tiltflow/train/monitoring.h"
 
 namespace tiltflow {
-namespace {
-
-// Keys of random streams that no training step uses.
-constexpr std::uint32_t kEvaluationKey = 0xfffff000u, kBaseKey = 0xfffff001u;
-
-double standard_error(const at::Tensor& x) { return x.size(0) > 1 ? x.std().item<double>() / std::sqrt(static_cast<double>(x.size(0))) : 0; }
-
-}  // namespace
 
 void bind(Fields& f, FinetuneGuidance& c) {
   f.value("mode", c.mode, "none; full (tilts the guided law); trajectories (guided rollouts only, as the official SD code); sampling (guided evaluations only)", one_of({"none", "full", "trajectories", "sampling"}));
@@ -34,6 +20,9 @@ void bind(Fields& f, FinetuneGuidance& c) {
 void bind(Fields& f, EvaluationConfig& c) {
   f.value("every", c.every, "steps between evaluations of the averaged weights; 0 = never", at_least_integer(0));
   f.value("samples", c.samples, "samples per evaluation", at_least_integer(2));
+  f.value("ode", c.ode, "deterministic sampler whose reward on the same noise is logged too, e.g. ode-heun; empty = none", [](const std::string& v) { return v.empty() ? std::string() : one_of(sampler_names())(v); });
+  f.value("ode_steps", c.ode_steps, "its steps", at_least_integer(1));
+  f.value("ode_guidance", c.ode_guidance, "its own guidance scale; 1 = as in training");
   f.value("base_samples", c.base_samples, "base samples at the start, for E_base r and log Z", at_least_integer(2));
 }
 
@@ -176,54 +165,6 @@ void FinetuneObjective::end_step(std::map<std::string, double>& metrics) {
   metrics["evaluations"] = counted / static_cast<double>(setup_.config.batch) + loss_steps * policy_.backward_cost;
 }
 
-namespace {
-
-BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& base) {
-  Progress progress("base samples", setup.config.evaluation.base_samples);
-  DrawOptions options;
-  options.n = setup.config.evaluation.base_samples, options.step = kBaseKey;
-  options.progress = [&](std::int64_t done) { progress.update(done); };
-  const Draws draws = draw(base, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kBaseKey), options);
-  check_reward(*setup.reward, draws.x.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))), draws.labels.defined() ? draws.labels.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))) : draws.labels, setup.streams);
-  const at::Tensor r = setup.reward->score(draws.x, draws.labels).to(at::kDouble);
-  const ImportanceWeights weights = importance_weights(r, draws.labels);
-  return {r.mean().item<double>(), standard_error(r), weights.log_z, weights.log_z_se, weights.ess};
-}
-
-// What base_statistics found when the run began.
-BaseStatistics stored_base_statistics(const Run& run) {
-  for (const auto& line : read_json_lines(run.directory() / "metrics.jsonl")) {
-    if (!line.contains("log_z")) continue;
-    const auto number = [&](const char* key) { return number_from_json(line.at(key)); };
-    return {number("base_reward"), number("base_reward_se"), number("log_z"), number("log_z_se"), number("base_ess")};
-  }
-  fail(ErrorKind::kBadFile, cat((run.directory() / "metrics.jsonl").string(), " lacks the line with the base statistics"), "start afresh in another folder with --out");
-}
-
-// Reward, control cost and gap of the averaged weights on fixed noise; a picture of the first samples.
-void evaluate(const FinetuneSetup& setup, const Policy& policy, const ParameterSet& average, const BaseStatistics& base, std::int64_t step, Run& run) {
-  if (!run.writes()) return;
-  const SwappedWeights swapped(policy.trainable, average);
-  DrawOptions options;
-  const auto tuned = setup.for_evaluation(policy.tuned), reference = setup.for_evaluation(policy.base);
-  options.n = setup.config.evaluation.samples, options.step = kEvaluationKey, options.reference = reference.get();
-  const Draws draws = draw(*tuned, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kEvaluationKey), options);
-  const at::Tensor r = setup.reward->score(draws.x, draws.labels).to(at::kDouble), net = r - draws.cost.to(at::kDouble);
-  const double cost = draws.cost.mean().item<double>();
-  const PathGap sharp = path_gap(r, draws.log_ratio, draws.labels);
-  run.log(step, {{"eval_reward", r.mean().item<double>()}, {"eval_reward_se", standard_error(r)}, {"eval_control_cost", cost},
-                 {"eval_gap", base.log_z - net.mean().item<double>()}, {"eval_gap_se", std::hypot(standard_error(net), base.log_z_se)},
-                 {"eval_path_gap", sharp.gap}, {"eval_path_gap_se", sharp.gap_se}, {"eval_path_ess", sharp.ess},
-                 {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base.reward) / cost : 0}});
-  run.histogram("eval_rewards", step, r);
-  if (draws.x.dim() == 4) {
-    const std::int64_t shown = std::min<std::int64_t>(32, draws.x.size(0));
-    run.picture("samples", step, enlarge(image_grid(setup.reward->decode(draws.x.narrow(0, 0, shown)).clamp(0, 1), 8), 2));
-  }
-}
-
-}  // namespace
-
 TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   Policy policy = make_policy(setup.flow, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
   log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", setup.flow.model->parameters().numel(), " parameters (", format_bytes(policy.trainable.bytes()), ")"));
@@ -234,6 +175,7 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   log_info(cat("base: reward ", compact(base.reward), " +- ", compact(base.reward_se, 2), ", log Z ", compact(base.log_z), " +- ", compact(base.log_z_se, 2), " (ESS ", fixed(base.ess, 0), " of ", setup.config.evaluation.base_samples, ")"));
 
   const Policy plain = policy;  // without counters, for evaluation
+  Monitor monitor(setup, plain, base, run);
   FinetuneObjective objective(setup, std::move(policy), std::make_unique<AdjointMatching>(setup.config.method), base.log_z);
   TrainHooks hooks;
   hooks.label = "finetune";
@@ -243,11 +185,11 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   const std::int64_t every = setup.config.evaluation.every;
   if (fresh) {
     run.log(0, {{"base_reward", base.reward}, {"base_reward_se", base.reward_se}, {"log_z", base.log_z}, {"log_z_se", base.log_z_se}, {"base_ess", base.ess}});
-    if (every > 0) evaluate(setup, plain, plain.trainable, base, 0, run);
+    if (every > 0) monitor.evaluate(plain.trainable, 0);
     run.save({0, {{"weights", plain.trainable}, {"average", plain.trainable}, {"optimizer", AdamW(setup.config.train.optimizer, plain.trainable).state()}}}, setup.config.train.keep_checkpoints);
   }
   hooks.after_step = [&](std::int64_t step, const ParameterSet& average) {
-    if (every > 0 && (step % every == 0 || step == setup.config.train.steps)) evaluate(setup, plain, average, base, step, run);
+    if (every > 0 && (step % every == 0 || step == setup.config.train.steps)) monitor.evaluate(average, step);
   };
   const TrainResult result = train(setup.config.train, objective, run, hooks);
   if (!run.writes()) return result;

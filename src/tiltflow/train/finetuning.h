@@ -27,6 +27,9 @@ void bind(Fields& f, FinetuneGuidance& c);
 
 struct EvaluationConfig {
   std::int64_t every = 10, samples = 128, base_samples = 512;
+  std::string ode;               // deterministic sampler whose reward is logged too; "" = none
+  std::int64_t ode_steps = 10;
+  double ode_guidance = 1;       // its own guidance
 };
 void bind(Fields& f, EvaluationConfig& c);
 

@@ -1,0 +1,33 @@
+// What a fine-tuning run shows on the way: base statistics at the start; figures and pictures of the averaged weights on
+// fixed noise at intervals.
+#pragma once
+
+#include "tiltflow/train/finetuning.h"
+#include "tiltflow/train/run.h"
+
+namespace tiltflow {
+
+// Base samples of a key that no training step uses; also checks the reward on some of them (see check_reward).
+BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& base);
+// What base_statistics found when the run began. Throws kBadFile.
+BaseStatistics stored_base_statistics(const Run& run);
+
+class Monitor {
+ public:
+  Monitor(const FinetuneSetup& setup, const Policy& policy, BaseStatistics base, Run& run) : setup_(setup), policy_(policy), base_(base), run_(run) {}
+  // Metrics eval_*: reward, control cost and gaps under the stochastic sampler, reward under the deterministic one, range of the
+  // samples. Pictures: samples, base beside tuned from the same noise and labels with rewards, |adjoint| over the image at
+  // five times. Only the first process works.
+  void evaluate(const ParameterSet& average, std::int64_t step);
+
+ private:
+  void compare_pictures(const VelocityField& tuned, const VelocityField& base, std::int64_t step);
+  void heat_maps(const VelocityField& tuned, const VelocityField& base, std::int64_t step);
+  const FinetuneSetup& setup_;
+  Policy policy_;
+  BaseStatistics base_;
+  Run& run_;
+  at::Tensor base_images_, base_rewards_;  // of the comparison, drawn once
+};
+
+}  // namespace tiltflow
