@@ -2,9 +2,11 @@
 #include <iostream>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/eval/comparison.h"
 #include "tiltflow/eval/run_check.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/safetensors.h"
@@ -23,7 +25,9 @@ struct EvalOptions {
   SamplerConfig sampler;
   Guidance guidance;
   ComputeConfig compute;
-  std::int64_t n = 2000, seed = 0;
+  std::string features = "pixels";
+  std::int64_t n = 2000, seed = 0, seeds = 2;
+  bool table = false;
   bool json = false;
 };
 
@@ -36,11 +40,28 @@ int check(const EvalOptions& o) {
   return result.passed ? 0 : 1;
 }
 
-at::Tensor features_of(const Classifier& judge, const at::Tensor& images) {
-  const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> parts(static_cast<std::size_t>((images.size(0) + 127) / 128));
-  parallel_chunks(images.size(0), 128, [&](std::int64_t begin, std::int64_t end) { parts[static_cast<std::size_t>(begin / 128)] = judge.features(images.narrow(0, begin, end - begin)); });
-  return at::cat(parts);
+int compare(const EvalOptions& o) {
+  ComparisonOptions options;
+  options.n = o.n, options.seeds = o.seeds, options.guidance = o.guidance.scale, options.features = o.features, options.data = o.data, options.format = o.format, options.reference = o.reference;
+  std::unique_ptr<Progress> progress;
+  options.progress = [&](std::int64_t done, std::int64_t total) {
+    if (!progress) progress = std::make_unique<Progress>("compare", total);
+    progress->update(done);
+  };
+  const Comparison result = compare_models(o.run, options);
+  progress.reset();
+  const std::filesystem::path folder = o.run;
+  write_file_atomic(folder / "comparison.json", to_json(result).dump(1) + "\n");
+  write_file_atomic(folder / "comparison.csv", to_csv(result));
+  write_file_atomic(folder / "comparison.html", to_html(result));
+  if (o.json) std::cout << to_json(result).dump() << std::endl;
+  else std::cout << table_text(result) << std::flush;
+  log_info(cat("wrote comparison.json, .csv and .html to ", o.run));
+  return 0;
+}
+
+FeatureNetwork as_network(const Classifier& judge) {
+  return {"judge", [&judge](const at::Tensor& images) { return judge.features(images); }};
 }
 
 FeatureMoments reference_moments(const EvalOptions& o, const Classifier& judge) {
@@ -50,7 +71,7 @@ FeatureMoments reference_moments(const EvalOptions& o, const Classifier& judge) 
   }
   if (o.data.empty()) fail(ErrorKind::kUsage, "the Frechet distance needs --reference FILE (feature moments) or --data FOLDER (held-out images)");
   const ImageDataset held_out = read_dataset(o.format, o.data, "test");
-  const FeatureMoments moments = feature_moments(features_of(judge, held_out.batch(at::arange(held_out.size()))));
+  const FeatureMoments moments = feature_moments(features_of(as_network(judge), held_out.batch(at::arange(held_out.size()))));
   if (!o.make_reference.empty()) {
     ParameterSet t;
     t.add("mean", moments.mean), t.add("covariance", moments.covariance), t.add("count", at::full({1}, moments.count, at::kDouble));
@@ -78,7 +99,7 @@ int evaluate_model(const EvalOptions& o) {
     options.progress = [&](std::int64_t done) { progress.update(done); };
     const auto field = conditional ? guided(model, o.guidance, model->classes()) : model;
     const Draws draws = draw(*field, sampler, *flow.path, model->sample_shape(), streams, conditional ? uniform_labels(streams, 0, model->classes()) : no_labels(), options);
-    const at::Tensor images = pixel_decoder()(draws.x).clamp(0, 1), features = features_of(*judge, images);
+    const at::Tensor images = pixel_decoder()(draws.x).clamp(0, 1), features = features_of(as_network(*judge), images);
     const at::Tensor chosen = at::linear(features, judge->parameters().at("fc2.weight"), judge->parameters().at("fc2.bias")).argmax(1);
     const std::string kind = conditional ? "conditional" : "unconditional";
     if (conditional) {
@@ -102,8 +123,8 @@ void add_eval(CLI::App& program, Action& action) {
   o->sampler.steps = 40;
   auto* model = add_model_options(*verb, o->model)->excludes(run);
   verb->add_option("--judge", o->judge, "classifier file")->needs(model);
-  verb->add_option("--reference", o->reference, "feature moments to compare with")->needs(model);
-  verb->add_option("--data", o->data, "folder of held-out images instead of --reference")->needs(model);
+  verb->add_option("--reference", o->reference, "feature moments to compare with");
+  verb->add_option("--data", o->data, "folder of held-out images instead of --reference");
   verb->add_option("--format", o->format, "of --data: idx, cifar or folder")->capture_default_str();
   verb->add_option("--make-reference", o->make_reference, "write the moments of --data to this file");
   verb->add_option("--n", o->n, "samples")->capture_default_str()->check(CLI::Range(16, 10'000'000));
@@ -111,11 +132,14 @@ void add_eval(CLI::App& program, Action& action) {
   add_guidance_options(*verb, o->guidance);
   add_compute_options(*verb, o->compute);
   verb->add_option("--seed", o->seed, "seed")->capture_default_str()->check(CLI::NonNegativeNumber);
+  verb->add_flag("--table", o->table, "with --run: base against tuned, SDE and ODE, without and with --guidance: rewards, diversity, Frechet distance, precision, recall")->needs(run);
+  verb->add_option("--features", o->features, "of --table: pixels, a classifier file or a CLIP image tower")->capture_default_str();
+  verb->add_option("--seeds", o->seeds, "of --table: seeds with --n samples each")->check(CLI::Range(1, 1000))->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->callback([=, &action] {
     action = [o] {
       if (o->run.empty() == o->model.model.file.empty()) fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
-      return o->run.empty() ? evaluate_model(*o) : check(*o);
+      return o->run.empty() ? evaluate_model(*o) : o->table ? compare(*o) : check(*o);
     };
   });
 }

@@ -160,6 +160,10 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   EXPECT_NE(first.out.find("| scale-8 | 8 | done |"), std::string::npos) << first.out;
   EXPECT_TRUE(std::filesystem::exists(dir / "s/sweep.html"));
   EXPECT_TRUE(std::filesystem::exists(dir / "s/scale-8/check.json"));
+  const Outcome table = run(cat("eval --table --n 100 --seeds 1 --features assets/mnist-judge.safetensors --reference assets/mnist-heldout-features.safetensors --run ", dir.path().string(), "/s/scale-8"));
+  EXPECT_EQ(table.code, 0) << table.err;
+  EXPECT_NE(table.out.find("Frechet, extrapolated"), std::string::npos) << table.out;
+  for (const char* name : {"comparison.json", "comparison.csv", "comparison.html"}) EXPECT_TRUE(std::filesystem::exists(dir / "s/scale-8" / name)) << name;
   const Outcome again = run(ask);
   EXPECT_NE(again.out.find("| scale-4 | 4 | there already |"), std::string::npos) << again.out;
   const Outcome plan = run("sweep recipes/mnist-ink.toml --dry-run --vary reward[0].scale=4,8 --vary train.beta2=0.9,0.99 --vary policy.targets=[\"a\",\"b\"]");

@@ -1,0 +1,94 @@
+#include "tiltflow/eval/quality.h"
+
+#include <cmath>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/io/tensor_file.h"
+#include "tiltflow/models/clip/vision.h"
+#include "tiltflow/models/model_file.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
+
+namespace tiltflow {
+
+FeatureNetwork make_feature_network(const std::string& name) {
+  if (name == "pixels") return {name, [](const at::Tensor& images) { return images.flatten(1); }};
+  const bool folder = std::filesystem::is_directory(name);
+  if (!folder) {
+    const TensorFile file = read_tensors(name);
+    if (model_family(file.tensors, file.metadata) == "classifier") {
+      const auto judge = load_classifier(name);
+      return {name, [judge](const at::Tensor& images) { return judge->features(images); }};
+    }
+  }
+  const auto clip = load_clip_vision(name);
+  return {name, [clip](const at::Tensor& images) { return clip->embed_images(images); }};
+}
+
+at::Tensor features_of(const FeatureNetwork& network, const at::Tensor& images) {
+  constexpr std::int64_t kPiece = 128;
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> parts(static_cast<std::size_t>((images.size(0) + kPiece - 1) / kPiece));
+  parallel_chunks(images.size(0), kPiece, [&](std::int64_t begin, std::int64_t end) { parts[static_cast<std::size_t>(begin / kPiece)] = network.features(images.narrow(0, begin, end - begin)); });
+  return at::cat(parts);
+}
+
+namespace {
+
+// Row i: distances from a[i] to all of b; rows are made in pieces to bound memory.
+void for_rows(const at::Tensor& a, const at::Tensor& b, const std::function<void(std::int64_t first, const at::Tensor& distances)>& use) {
+  constexpr std::int64_t kRows = 512;
+  for (std::int64_t i = 0; i < a.size(0); i += kRows) use(i, at::cdist(a.narrow(0, i, std::min(kRows, a.size(0) - i)), b));
+}
+
+at::Tensor neighbour_radius(const at::Tensor& x, std::int64_t k) {
+  std::vector<at::Tensor> parts;
+  for_rows(x, x, [&](std::int64_t, const at::Tensor& d) { parts.push_back(std::get<0>(d.kthvalue(std::min(k + 1, x.size(0)), 1))); });  // itself is the nearest
+  return at::cat(parts);
+}
+
+Estimate share_inside(const at::Tensor& points, const at::Tensor& centers, const at::Tensor& radius) {
+  std::vector<at::Tensor> inside;
+  for_rows(points, centers, [&](std::int64_t, const at::Tensor& d) { inside.push_back((d <= radius.unsqueeze(0)).any(1)); });
+  return mean_estimate(at::cat(inside).to(at::kDouble));
+}
+
+}  // namespace
+
+Estimate diversity(const at::Tensor& features) {
+  const at::Tensor x = features.to(at::kFloat);
+  const auto n = static_cast<double>(x.size(0));
+  std::vector<at::Tensor> means;
+  for_rows(x, x, [&](std::int64_t, const at::Tensor& d) { means.push_back(d.to(at::kDouble).sum(1) / (n - 1)); });
+  const Estimate e = mean_estimate(at::cat(means));
+  return {e.value, 2 * e.se};  // every pair counts for both its members
+}
+
+Estimate frechet_extrapolated(const at::Tensor& features, const FeatureMoments& reference, const RandomStreams& streams) {
+  const std::int64_t n = features.size(0);
+  if (n < 100) fail(ErrorKind::kFailure, cat("the Frechet distance is extrapolated from 100 samples or more, not ", n));
+  constexpr int kOrders = 8, kSizes = 5;
+  std::vector<double> intercepts;
+  for (int order = 0; order < kOrders; ++order) {
+    const std::vector<std::int64_t> shuffled = streams.permutation(Purpose::kProbe, static_cast<std::uint32_t>(order), n);
+    const at::Tensor index = at::tensor(shuffled, at::kLong);
+    double sx = 0, sy = 0, sxx = 0, sxy = 0;
+    for (int j = 0; j < kSizes; ++j) {
+      const std::int64_t size = n / 4 + (n - n / 4) * j / (kSizes - 1);
+      const double x = 1 / static_cast<double>(size), y = frechet_distance(feature_moments(features.index_select(0, index.narrow(0, 0, size))), reference);
+      sx += x, sy += y, sxx += x * x, sxy += x * y;
+    }
+    const double slope = (kSizes * sxy - sx * sy) / (kSizes * sxx - sx * sx);
+    intercepts.push_back((sy - slope * sx) / kSizes);
+  }
+  const at::Tensor values = at::tensor(intercepts, at::kDouble);
+  return {values.mean().item<double>(), values.std().item<double>()};
+}
+
+PrecisionRecall precision_recall(const at::Tensor& features, const at::Tensor& real, std::int64_t k) {
+  const at::Tensor a = features.to(at::kFloat), b = real.to(at::kFloat);
+  return {share_inside(a, b, neighbour_radius(b, k)), share_inside(b, a, neighbour_radius(a, k))};
+}
+
+}  // namespace tiltflow
