@@ -1,3 +1,6 @@
+#include "tiltflow/train/optimizer.h"
+#include "tiltflow/sampler/ode.h"
+#include "tiltflow/flow/time_grid.h"
 #include "tiltflow/finetune/adjoint_matching.h"
 
 #include <cmath>
@@ -274,6 +277,57 @@ TEST(finetune_am, NoiselessTerminalAndSmoothing) {
   config.terminal = "last", config.smoothing = 3;
   AdjointMatching smoothed(config);
   EXPECT_NEAR(bench.run(smoothed), reference, 1e-3);
+}
+
+// Deterministic control of a Gaussian flow with a linear reward: the adjoint does not depend on the state, so the optimal
+// shift follows from two scalar recursions; trained on all steps it is reached, and it is not the shift of the tilted law.
+// With the last three steps alone nothing before them is evaluated.
+TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
+  const ExactProblem p = line_gaussian(false);
+  const std::vector<double> grid = uniform_grid(20);
+  const TransitionTable table = deterministic_control(grid);
+  const at::Tensor at_zero = at::zeros({1, 1}, at::kDouble), one = at::ones({1, 1}, at::kDouble);
+  std::vector<double> factor(20), a(21);
+  a[20] = -1.5;
+  for (std::size_t k = 20; k-- > 0;) {
+    factor[k] = 1 + 0.05 * p.base->vjp(at_zero, time_tensor(grid[k], at_zero), {}, one).input_gradient.item<double>();
+    a[k] = factor[k] * a[k + 1];
+  }
+  double best = 0;
+  for (std::size_t k = 0; k < 20; ++k) best = factor[k] * best - 0.05 * a[k + 1];
+
+  AdjointMatchingConfig config = adjoint_matching_preset("deterministic-control", 20);
+  EXPECT_EQ(config.loss_steps, 3);
+  config.loss_steps = config.late_steps = 0, config.late_fraction = 0;
+  const MlpConfig shape{1, 32, 2, 6};
+  const Policy policy = side_policy(p.base, *make_mlp(shape, init_mlp(shape, RandomStreams(1))), p.path);
+  AdjointMatching method(config);
+  const RandomStreams streams(3);
+  const LabelSource labels = no_labels();
+  const FinetuneContext context{policy, *p.reward, *p.path, table, streams, labels, {1}};
+  OptimizerConfig optimizer_config;
+  optimizer_config.learning_rate = 5e-3, optimizer_config.final_fraction = 0.01;
+  AdamW optimizer(optimizer_config, policy.trainable);
+  for (std::int64_t i = 0; i < 300; ++i) {
+    const at::AutoGradMode grad(true);
+    method.begin_step(context, i, 0);
+    const LossReport report = method.loss(context, method.collect(context, i, 0, 64, false), 64);
+    optimizer.step(torch::autograd::grad({report.loss}, policy.trainable.tensors()), optimizer_config.learning_rate * schedule_factor(optimizer_config, i, 300));
+  }
+  const at::Tensor x = prior_sample(RandomStreams(9), 0, 0, 500, {1}, at::kDouble);
+  const OdeOptions euler{OdeMethod::kEuler};
+  const double shift = (solve_ode(*policy.tuned, x, grid, {}, euler).x - solve_ode(*p.base, x, grid, {}, euler).x).mean().item<double>();
+  EXPECT_NEAR(shift / best, 1, 0.03);
+  EXPECT_GT(std::abs(best - 0.735), 0.1) << "the tilted law's shift is 0.735";
+
+  Policy counted = policy;
+  const auto base = std::make_shared<CountingField>(policy.base);
+  counted.base = base;
+  const FinetuneContext counting{counted, *p.reward, *p.path, table, streams, labels, {1}};
+  AdjointMatching late(adjoint_matching_preset("deterministic-control", 20));
+  late.begin_step(counting, 0, 0);
+  late.collect(counting, 0, 0, 10, false);
+  EXPECT_EQ(base->count(), 10 * (2 * 2 + 1)) << "two vector-Jacobian products and one velocity for three steps";
 }
 
 TEST(finetune_am, NoiselessStepsAreRefused) {

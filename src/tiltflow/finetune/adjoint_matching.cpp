@@ -12,11 +12,12 @@
 
 namespace tiltflow {
 
+const std::vector<std::string> kPresets{"exact", "paper", "official-sd", "deterministic-control"};
 constexpr double kMaxLogWeight = 3;  // nats; keeps one path from making a whole step
 
 void bind(Fields& f, AdjointMatchingConfig& c) {
-  f.value("preset", c.preset, "exact (no discretisation bias), paper, official-sd", one_of({"exact", "paper", "official-sd"}));
-  if (c.preset == "exact" || c.preset == "paper" || c.preset == "official-sd") c = adjoint_matching_preset(c.preset, c.grid_steps);
+  f.value("preset", c.preset, "exact (no discretisation bias), paper, official-sd, deterministic-control (ODE rollouts, the last 3 steps; not the tilted law)", one_of(kPresets));
+  if (std::find(kPresets.begin(), kPresets.end(), c.preset) != kPresets.end()) c = adjoint_matching_preset(c.preset, c.grid_steps);
   f.value("pairing", c.pairing, "adjoint in the loss of step k: next (a_{k+1}), same (a_k), later (paper's eq. 41)", one_of({"next", "same", "later"}));
   f.value("terminal", c.terminal, "reward gradient at the last state (last) or at a noiseless last step (noiseless)", one_of({"last", "noiseless"}));
   f.value("loss_steps", c.loss_steps, "time steps per iteration in the loss; 0 = all", at_least_integer(0));
@@ -31,6 +32,7 @@ void bind(Fields& f, AdjointMatchingConfig& c) {
   f.value("clip_decay", c.clip_decay, "decay of the running quantile", between(0, 0.9999));
   f.value("smoothing", c.smoothing, "reward gradients averaged over this many perturbed states; 0 = off", at_least_integer(0));
   f.value("smoothing_deviation", c.smoothing_deviation, "deviation of the perturbations", positive());
+  f.value("noise", c.noise, "false: rollouts without noise, trained as a deterministic control problem (not the tilted law)");
   f.value("keep_graphs", c.keep_graphs, "with shared times: reuse the rollout's velocity graphs in the loss (fewer evaluations, more memory)");
 }
 
@@ -47,8 +49,12 @@ AdjointMatchingConfig adjoint_matching_preset(const std::string& name, std::int6
     c.pairing = "same", c.terminal = "last";
     c.late_fraction = 0.4, c.late_steps = 2, c.loss_steps = 4;
     c.clip_quantile = 0.9, c.clip_per_time = false, c.clip_decay = 0.9;
+  } else if (name == "deterministic-control") {  // ODE rollouts, trained on the last three steps
+    c.noise = false;
+    c.loss_steps = c.late_steps = std::min<std::int64_t>(steps, 3);
+    c.late_fraction = static_cast<double>(c.late_steps) / static_cast<double>(steps);
   } else {
-    fail(ErrorKind::kConfig, cat("preset '", name, "' is unknown", did_you_mean(name, {"exact", "paper", "official-sd"})));
+    fail(ErrorKind::kConfig, cat("preset '", name, "' is unknown", did_you_mean(name, kPresets)));
   }
   return c;
 }
@@ -177,20 +183,24 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
     options.graphs.assign(grid_size_, false);
     for (const std::int64_t k : subset_) options.graphs[static_cast<std::size_t>(k)] = true;
   }
-  Trajectory path = rollout(context.policy.collector(), context.table, x_0, condition, keyed_noise(context.streams, static_cast<std::uint32_t>(step), first, x_0), options);
+  const NoiseSource noise = config_.noise ? keyed_noise(context.streams, static_cast<std::uint32_t>(step), first, x_0) : [x_0](int) { return at::zeros_like(x_0); };
+  Trajectory path = rollout(context.policy.collector(), context.table, x_0, condition, noise, options);
   batch.states = std::move(path.states);
   batch.tuned_velocities = std::move(path.velocities);
   batch.with_graph = std::move(path.with_graph);
 
   const at::NoGradGuard no_grad;
   const bool same = config_.pairing == "same";
-  AdjointPass pass = lean_adjoint(*context.policy.base, context.table, batch.states, condition, terminal_adjoint(context, step, batch, condition, batch.rewards), /*to_start=*/same);
+  // When every loss step is late, nothing before them is needed.
+  const bool truncated = !config_.noise && config_.times == "shared" && config_.late_steps > 0 && config_.late_steps == config_.loss_steps;
+  const std::size_t begin = truncated ? grid_size_ - static_cast<std::size_t>(std::llround(config_.late_fraction * static_cast<double>(grid_size_))) : 0;
+  AdjointPass pass = lean_adjoint(*context.policy.base, context.table, batch.states, condition, terminal_adjoint(context, step, batch, condition, batch.rewards), /*to_start=*/same, begin);
   batch.base_velocities = std::move(pass.base_velocities);
-  if (!batch.base_velocities[0].defined()) batch.base_velocities[0] = context.policy.base->velocity(x_0, time_tensor(context.table.steps[0].t, x_0), condition);
+  if (!batch.base_velocities[begin].defined()) batch.base_velocities[begin] = context.policy.base->velocity(batch.states[begin], time_tensor(context.table.steps[begin].t, x_0), condition);
   for (std::size_t k = 0; k < grid_size_; ++k) batch.targets.push_back(pass.adjoints[same ? k : k + 1]);
   batch.control_cost = at::zeros({n}, batch.rewards.options());
   batch.log_weights = batch.rewards.to(at::kDouble);
-  for (std::size_t k = 0; k < grid_size_; ++k) {
+  for (std::size_t k = begin; k < grid_size_; ++k) {
     batch.control_cost += control_cost(context.table.steps[k], batch.tuned_velocities[k], batch.base_velocities[k]).to(batch.control_cost.scalar_type());
     batch.log_weights += path_log_ratio(context.table.steps[k], batch.tuned_velocities[k], batch.base_velocities[k], path.noises[k]).to(at::kDouble);
   }

@@ -12,7 +12,7 @@
 namespace tiltflow {
 
 struct AdjointMatchingConfig {
-  std::string preset = "exact";     // exact, paper, official-sd: sets the keys below; keys given explicitly win
+  std::string preset = "exact";     // exact, paper, official-sd, deterministic-control: sets the keys below; keys given explicitly win
   std::string pairing = "next";     // next: a_{k+1}; same: a_k; later: the paper's eq. 41, Jacobian at the later point
   std::string terminal = "last";    // reward gradient at the last state, or at the noiseless prediction before it
   std::int64_t loss_steps = 10;     // time steps per iteration and sample in the loss, drawn before sampling; 0 = all
@@ -28,6 +28,7 @@ struct AdjointMatchingConfig {
   std::int64_t smoothing = 0;       // reward gradients averaged over this many perturbed states; 0 = off
   double smoothing_deviation = 0.02;
   std::int64_t grid_steps = 20;     // steps of the sampler; set before binding, presets scale with it
+  bool noise = true;                // of rollouts; false: deterministic control, see sampler/transition_table
   bool keep_graphs = true;          // shared times: use the velocity graphs of the rollout in the loss, saving loss_steps forwards
 };
 void bind(Fields& f, AdjointMatchingConfig& c);

@@ -14,8 +14,9 @@ struct AdjointPass {
   std::vector<at::Tensor> base_velocities;  // K; v_base(X_k, t_k) from the same evaluations; [0] undefined unless a_0 was asked for
 };
 
-// `states` X_0..X_K. Cost: K-1 vector-Jacobian products, K when `to_start`.
+// `states` X_0..X_K. Nothing before step `first` is computed (a truncated pass); "start" means that step then. Cost:
+// K-1-first vector-Jacobian products, one more when `to_start`.
 AdjointPass lean_adjoint(const VelocityField& base, const TransitionTable& table, const std::vector<at::Tensor>& states,
-                         const Condition& condition, at::Tensor terminal_adjoint, bool to_start = false);
+                         const Condition& condition, at::Tensor terminal_adjoint, bool to_start = false, std::size_t first = 0);
 
 }  // namespace tiltflow

@@ -110,6 +110,15 @@ TransitionTable euler_maruyama(const Path& path, const std::vector<double>& grid
   return table;
 }
 
+TransitionTable deterministic_control(const std::vector<double>& grid) {
+  TransitionTable table{"deterministic-control", {}, grid.back(), {}, /*memoryless=*/false};
+  for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
+    const double h = grid[k + 1] - grid[k];
+    table.steps.push_back({grid[k], 1, h, std::sqrt(h)});
+  }
+  return table;
+}
+
 TransitionTable make_table(const std::string& name, const Path& path, const std::vector<double>& grid, double parameter) {
   if (name == "auto") return path.name() == "linear" ? memoryless_euler(path, grid) : exponential_integrator(path, grid);
   if (name == "euler") return memoryless_euler(path, grid);

@@ -46,6 +46,10 @@ TransitionTable scaled_memoryless(const Path& path, const std::vector<double>& g
 // Euler-Maruyama with any sigma(t): drift v + sigma^2/(2 eta) (v - kappa x). Not memoryless.
 TransitionTable euler_maruyama(const Path& path, const std::vector<double>& grid, const std::function<double(double)>& sigma);
 
+// Not a sampler: the Euler steps of the ODE with s = sqrt(h), rolled out without noise. The Adjoint Matching loss on it is h |u + a|^2, the
+// first-order condition of min 1/2 int |u|^2 dt - r(x_1) over dx = (v + u) dt. Its optimum is not the tilted law.
+TransitionTable deterministic_control(const std::vector<double>& grid);
+
 // Names for configurations: euler, euler-paper, exponential, ancestral, ddim, half-noise, constant; "auto" is the one
 // recommended for the path (linear: euler; gvp, vp: exponential). `parameter`: eta of ddim, sigma of constant.
 TransitionTable make_table(const std::string& name, const Path& path, const std::vector<double>& grid, double parameter = 1);

@@ -92,7 +92,13 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   s.reward = std::make_shared<StateReward>(make_weighted_sum(config.reward), decoder_for(s.flow.model->sample_shape(), autoencoder));
   if (s.config.sampler.name == "auto" && config.method.preset == "paper") s.config.sampler.name = "euler-paper";
   if (s.config.sampler.name == "auto" && config.method.preset == "official-sd") s.config.sampler.name = "ancestral";
-  s.table = table_of(s.config.sampler, *s.flow.path);
+  if (!config.method.noise) {  // rollouts of the ODE; evaluations and checks follow it too
+    if (s.config.sampler.name != "auto" && s.config.sampler.name != "ode-euler") fail(ErrorKind::kConfig, cat("method.noise = false rolls out the ODE, not ", s.config.sampler.name), "leave sampler.name at auto");
+    s.config.sampler.name = "ode-euler";
+    s.table = deterministic_control(grid_of(s.config.sampler, *s.flow.path));
+  } else {
+    s.table = table_of(s.config.sampler, *s.flow.path);
+  }
   if (config.guidance.mode != "none") {
     if (config.labels.kind == "none") fail(ErrorKind::kConfig, cat("guidance.mode = \"", config.guidance.mode, "\" needs labels"), "set labels.kind");
     if (!config.guidance.guidance.active()) fail(ErrorKind::kConfig, cat("guidance.mode = \"", config.guidance.mode, "\" with guidance.scale = 1 does nothing"), "set guidance.scale, e.g. 4");

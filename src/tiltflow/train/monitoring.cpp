@@ -58,15 +58,16 @@ void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
   DrawOptions options;
   options.n = config.evaluation.samples, options.step = kEvaluationKey, options.reference = base.get();
   const Draws draws = draw(*tuned, config.sampler, *setup_.flow.path, shape, setup_.streams, labels, options);
-  const at::Tensor r = setup_.reward->score(draws.x, draws.labels).to(at::kDouble), net = r - draws.cost.to(at::kDouble);
-  const double cost = draws.cost.mean().item<double>();
-  const PathGap sharp = path_gap(r, draws.log_ratio, draws.labels);
-  std::map<std::string, double> metrics{{"eval_reward", r.mean().item<double>()}, {"eval_reward_se", standard_error(r)}, {"eval_control_cost", cost},
-                                        {"eval_gap", base_.log_z - net.mean().item<double>()}, {"eval_gap_se", std::hypot(standard_error(net), base_.log_z_se)},
-                                        {"eval_path_gap", sharp.gap}, {"eval_path_gap_se", sharp.gap_se}, {"eval_path_ess", sharp.ess},
-                                        {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base_.reward) / cost : 0},
-                                        {"eval_sample_min", draws.x.min().item<double>()}, {"eval_sample_max", draws.x.max().item<double>()},
+  const at::Tensor r = setup_.reward->score(draws.x, draws.labels).to(at::kDouble);
+  std::map<std::string, double> metrics{{"eval_reward", r.mean().item<double>()}, {"eval_reward_se", standard_error(r)}, {"eval_sample_min", draws.x.min().item<double>()}, {"eval_sample_max", draws.x.max().item<double>()},
                                         {"eval_sample_mean", draws.x.mean().item<double>()}, {"eval_sample_deviation", draws.x.std().item<double>()}};
+  if (draws.cost.defined()) {  // a stochastic sampler
+    const at::Tensor net = r - draws.cost.to(at::kDouble);
+    const double cost = draws.cost.mean().item<double>();
+    const PathGap sharp = path_gap(r, draws.log_ratio, draws.labels);
+    metrics.insert({{"eval_control_cost", cost}, {"eval_gap", base_.log_z - net.mean().item<double>()}, {"eval_gap_se", std::hypot(standard_error(net), base_.log_z_se)},
+                    {"eval_path_gap", sharp.gap}, {"eval_path_gap_se", sharp.gap_se}, {"eval_path_ess", sharp.ess}, {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base_.reward) / cost : 0}});
+  }
   if (!config.evaluation.ode.empty()) {
     SamplerConfig ode = config.sampler;
     ode.name = config.evaluation.ode, ode.steps = config.evaluation.ode_steps;
@@ -115,9 +116,10 @@ void Monitor::heat_maps(const VelocityField& tuned, const VelocityField& base, s
   const std::int64_t n = std::min<std::int64_t>(kMapped, setup_.config.evaluation.samples);
   const Condition condition{setup_.labels_at(kEvaluationKey)(0, n)};
   const at::Tensor x_0 = prior_sample(setup_.streams, kEvaluationKey, 0, n, setup_.flow.model->sample_shape());
+  const NoiseSource noise = setup_.config.method.noise ? keyed_noise(setup_.streams, kEvaluationKey, 0, x_0) : [x_0](int) { return at::zeros_like(x_0); };
   RolloutOptions keep;
   keep.keep_states = true;
-  const Trajectory path = rollout(tuned, setup_.table, x_0, condition, keyed_noise(setup_.streams, kEvaluationKey, 0, x_0), keep);
+  const Trajectory path = rollout(tuned, setup_.table, x_0, condition, noise, keep);
   const AdjointPass pass = lean_adjoint(base, setup_.table, path.states, condition, -setup_.reward->score_and_gradient(path.last, condition.labels).gradient, /*to_start=*/true);
   std::vector<at::Tensor> maps;
   std::vector<std::string> captions;
