@@ -64,8 +64,10 @@ void add_inspect(CLI::App& program, Action& action) {
         std::cout << out.dump() << std::endl;
         return 0;
       }
+      std::size_t width = 0;
+      for (const auto& [name, tensor] : content.tensors) width = std::max(width, name.size() + 2);
       for (const auto& row : out["tensors"]) {
-        std::cout << pad_right(row["name"].get<std::string>(), 48) << pad_right(row["type"].get<std::string>(), 10) << pad_right(row["shape"].dump(), 20);
+        std::cout << pad_right(row["name"].get<std::string>(), width) << pad_right(row["type"].get<std::string>(), 10) << pad_right(row["shape"].dump(), 20);
         if (row.contains("mean")) std::cout << " mean " << pad_left(compact(number_from_json(row["mean"]), 4), 11) << "  deviation " << pad_left(compact(number_from_json(row["deviation"]), 4), 10);
         if (row["non_finite"].get<std::int64_t>() > 0) std::cout << "  NON-FINITE " << row["non_finite"];
         std::cout << "\n";

@@ -73,6 +73,11 @@ std::unique_ptr<VelocityModel> build(const std::string& family, const ParameterS
 std::string model_family(const ParameterSet& tensors, const Args& metadata) {
   if (const auto found = metadata.find("tiltflow.family"); found != metadata.end()) return found->second;
   if (looks_like_sit(tensors)) return "sit";
+  const auto has = [&](const char* name) { return tensors.contains(name); };
+  if (has("encoder.conv_in.weight") && has("decoder.conv_in.weight")) return "AutoencoderKL";
+  if (has("encoder.layers.0.weight") && has("decoder.layers.0.weight")) return "AutoencoderTiny";
+  if (has("vision_model.embeddings.class_embedding") || has("visual.class_embedding")) return "CLIP";
+  if (has("layers.0.weight") && has("layers.7.bias") && !has("layers.1.weight")) return "aesthetic head";
   if (tensors.contains("conv3.weight") && tensors.contains("fc2.weight")) return "classifier";
   return "";
 }

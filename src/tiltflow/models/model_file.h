@@ -33,7 +33,8 @@ std::shared_ptr<const Classifier> load_classifier(const std::filesystem::path& p
 void save_classifier(const std::filesystem::path& path, const ClassifierConfig& config, const ParameterSet& parameters,
                      std::map<std::string, std::string> metadata = {});
 
-// "sit", "mlp", "classifier" or "" (unknown), from metadata, else from the tensors.
+// "sit", "mlp", "controlled", "classifier", from metadata, else from the tensors; also names what other loaders read
+// (AutoencoderKL, AutoencoderTiny, CLIP, aesthetic head); "" = unknown.
 std::string model_family(const ParameterSet& tensors, const std::map<std::string, std::string>& metadata);
 const std::vector<std::string>& velocity_model_families();
 
