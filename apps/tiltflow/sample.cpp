@@ -47,6 +47,7 @@ int sample_to_folder(SampleOptions o) {
   if (!o.lora.empty()) flow.model = flow.model->rebind(merge_adapters(flow.model->parameters(), read_adapters(o.lora, o.strength)), {});
   o.sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
+  if (o.guidance.active() && o.labels.empty()) fail(ErrorKind::kUsage, "guidance needs labels", "add --labels, or leave --guidance at 1");
   const auto field = guided(flow.model, o.guidance, flow.model->classes());
   const LabelSource labels = label_source(o.labels, flow.model->classes(), streams);
   GenerateOptions options = o.generate;

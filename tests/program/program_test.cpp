@@ -254,6 +254,9 @@ TEST(program_errors, ConfigurationProblems) {
   expect_message(run("finetune /nonexistent.toml"), 4, "cannot open");
   expect_message(run("finetune /dev/null --set model.file=assets/mnist-sit.safetensors --out /tmp/never"), 3, "no reward");
   expect_message(run("finetune recipes/mnist-ink.toml --set model.file=/nonexistent --out /tmp/never"), 4, "cannot open /nonexistent");
+  expect_message(run("finetune recipes/mnist-ink.toml --set policy.kind=control --set policy.control.width=12 --out /tmp/never"), 3, "multiple of 8");
+  expect_message(run("finetune recipes/mnist-ink.toml --set 'policy.trainable=[\"block.*\"]' --out /tmp/never"), 3, "matches no tensor");
+  expect_message(run("sample --model assets/mnist-sit.safetensors --guidance 3 --out /tmp/never"), 2, "guidance needs labels");
   expect_message(run("finetune recipes/mnist-ink.toml --set labels.kind=fixed --set labels.label=10 --out /tmp/never"), 3, "out of range");
   expect_message(run("finetune recipes/mnist-ink.toml --set reward[0].scale=0 --out /tmp/tiltflow-never-constant" + std::string(kTiny)), 3, "constant");
   std::filesystem::remove_all("/tmp/tiltflow-never-constant");

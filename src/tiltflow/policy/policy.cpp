@@ -43,16 +43,25 @@ void bind(Fields& f, PolicyConfig& c) {
   f.section("control", c.control);
 }
 
+namespace {
+bool trains(const VelocityModel& model, const std::string& name, const std::vector<std::string>& patterns) {
+  return !model.is_buffer(name) && std::any_of(patterns.begin(), patterns.end(), [&](const std::string& p) { return matches_pattern(name, p); });
+}
+[[noreturn]] void nothing_trains(const VelocityModel& model, const std::vector<std::string>& patterns) {
+  fail(ErrorKind::kConfig, cat("policy.trainable matches no tensor: ", join(patterns, ", ")), cat("tensors are named like ", model.parameters().names().back()));
+}
+}  // namespace
+
 Policy full_policy(const VelocityModel& model, const std::vector<std::string>& trainable) {
   const ParameterSet base = frozen(model.parameters());
   ParameterSet weights;
   Policy policy;
   for (const auto& [name, tensor] : base) {
-    const bool trains = !model.is_buffer(name) && std::any_of(trainable.begin(), trainable.end(), [&](const std::string& p) { return matches_pattern(name, p); });
-    weights.add(name, trains ? tensor.clone().set_requires_grad(true) : tensor);
-    if (trains) policy.trainable.add(name, weights.at(name));
+    const bool mine = trains(model, name, trainable);
+    weights.add(name, mine ? tensor.clone().set_requires_grad(true) : tensor);
+    if (mine) policy.trainable.add(name, weights.at(name));
   }
-  if (policy.trainable.empty()) fail(ErrorKind::kConfig, cat("policy.trainable matches no tensor: ", join(trainable, ", ")), cat("tensors are named like ", model.parameters().names().back()));
+  if (policy.trainable.empty()) nothing_trains(model, trainable);
   policy.base = model.rebind(base, {});
   policy.tuned = model.rebind(std::move(weights), {});
   policy.backward_cost = 2;
@@ -102,6 +111,15 @@ Policy make_policy(const FlowModel& flow, const PolicyConfig& config, std::uint6
   if (config.kind == "full") return full_policy(*flow.model, config.trainable);
   require_velocities(flow);
   return control_policy(flow.model, flow.path, config.control, streams);
+}
+
+void check_policy(const FlowModel& flow, const PolicyConfig& config) {
+  if (config.kind != "full") {
+    make_policy(flow, config, 0);  // shares the base's weights
+    return;
+  }
+  const std::vector<std::string> names = flow.model->parameters().names();
+  if (std::none_of(names.begin(), names.end(), [&](const std::string& name) { return trains(*flow.model, name, config.trainable); })) nothing_trains(*flow.model, config.trainable);
 }
 
 std::unique_ptr<VelocityModel> merged_model(const FlowModel& flow, const PolicyConfig& config, const ParameterSet& trained, double strength) {

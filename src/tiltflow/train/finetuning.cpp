@@ -84,6 +84,7 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   const ModelRuntime runtime = apply(config.compute);
   s.flow = load_flow_model(config.model, runtime);
   s.config.sampler.prediction = s.flow.prediction;
+  check_policy(s.flow, config.policy);
   if (config.item == 0) follow_memory_plan(s);
   s.streams = RandomStreams(static_cast<std::uint64_t>(config.seed));
   s.config.labels = with_file_read(config.labels);
