@@ -1,11 +1,13 @@
 #include "launch.h"
 
 #include <arpa/inet.h>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <string>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <thread>
 #include <unistd.h>
 #include <vector>
 
@@ -61,6 +63,7 @@ int launch(int count, int argc, char** argv) {
   }
   int result = 0;
   std::size_t left = children.size();
+  bool killing = false;
   while (left > 0) {
     int status = 0;
     const pid_t ended = ::waitpid(-1, &status, 0);
@@ -71,12 +74,16 @@ int launch(int count, int argc, char** argv) {
     if (ended < 0) continue;
     --left;
     for (pid_t& child : children) if (child == ended) child = 0;
-    if (const int code = exit_code_of(status); code != 0 && result == 0) {
-      result = code;
-      if (code == 75 || code == 130) continue;  // stopped on request: the others stop by themselves
-      ::usleep(300'000);  // time for the others to notice by themselves
+    const int code = exit_code_of(status);
+    if (code == 0) continue;
+    // A process that lost its partner ends with 1; the one that failed first may be reaped later, with a code that says more.
+    if (result == 0 || (result == 1 && code != 128 + SIGKILL)) result = code;
+    if (code == 75 || code == 130 || killing) continue;  // stopped on request: the others stop by themselves
+    killing = true;
+    std::thread([children] {
+      std::this_thread::sleep_for(std::chrono::seconds(1));  // time to notice by themselves
       for (const pid_t child : children) if (child > 0) ::kill(child, SIGKILL);
-    }
+    }).detach();
   }
   return result;
 }

@@ -1,10 +1,12 @@
 #include <atomic>
+#include <cstdlib>
 
 #include "tests/support.h"
-#include "tiltflow/tensor/loss_report.h"
 #include "tiltflow/tensor/activation_checkpoint.h"
+#include "tiltflow/tensor/loss_report.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/precision.h"
+#include "tiltflow/tensor/process_group.h"
 #include "tiltflow/tensor/random.h"
 
 namespace tiltflow {
@@ -95,6 +97,22 @@ TEST(tensor_metrics, TravelAsTextExactly) {
   EXPECT_EQ(back.weight_of("a name with spaces"), 1e17);
   EXPECT_EQ(sums.take("loss"), 0.1 + 0.2);
   EXPECT_EQ(sums.weight_of("loss"), 0);
+}
+
+TEST(tensor_processes, TheEnvironmentIsReadByLauncher) {
+  const auto with = [](std::initializer_list<std::pair<const char*, const char*>> variables) {
+    for (const char* name : {"WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS", "MASTER_PORT"}) ::unsetenv(name);
+    for (const auto& [name, value] : variables) ::setenv(name, value, 1);
+    return world_from_environment();
+  };
+  EXPECT_EQ(with({{"SLURM_NTASKS", "4"}, {"SLURM_PROCID", "0"}}).size, 1) << "a batch script is one process";
+  EXPECT_EQ(with({{"SLURM_STEP_NUM_TASKS", "4"}, {"SLURM_PROCID", "3"}}).rank, 3);
+  const WorldInfo torchrun = with({{"WORLD_SIZE", "2"}, {"RANK", "1"}, {"SLURM_STEP_NUM_TASKS", "1"}, {"SLURM_PROCID", "0"}, {"MASTER_PORT", "1234"}});
+  EXPECT_EQ(torchrun.rank, 1);
+  EXPECT_EQ(torchrun.size, 2);
+  EXPECT_EQ(torchrun.port, 1234);
+  test::expect_error(ErrorKind::kConfig, "this process's rank = '2'", [&] { with({{"WORLD_SIZE", "2"}, {"RANK", "2"}}); });
+  EXPECT_EQ(with({}).size, 1);
 }
 
 }  // namespace tiltflow

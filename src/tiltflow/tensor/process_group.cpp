@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <tuple>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
@@ -33,9 +34,9 @@ void together(const char* what, Work work) {
   }
 }
 
-const char* variable(std::initializer_list<const char*> names) {
-  for (const char* name : names) if (const char* value = std::getenv(name); value && *value) return value;
-  return nullptr;
+const char* variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value && *value ? value : nullptr;
 }
 
 int number(const char* text, const char* what, int low, int high) {
@@ -72,15 +73,18 @@ void in_buckets(const std::vector<at::Tensor>& tensors, Exchange exchange) {
 
 WorldInfo world_from_environment() {
   WorldInfo info;
-  const char* size = variable({"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"});
-  const char* rank = variable({"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"});
+  // Size and rank of one and the same launcher. Slurm: of the step that srun made; a batch script by itself is one process.
+  const char *size = nullptr, *rank = nullptr, *local = nullptr;
+  for (const auto& [a, b, c] : {std::tuple{"WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"}, {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"}, {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS_PER_NODE"}}) {
+    if (size && rank) break;
+    size = variable(a), rank = variable(b), local = variable(c);
+  }
   if (!size || !rank) return info;
   info.size = number(size, "the number of processes", 1, 100000);
   info.rank = number(rank, "this process's rank", 0, info.size - 1);
-  const char* local = variable({"LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"});
   info.local_size = local ? number(local, "the processes on this machine", 1, info.size) : info.size;
-  const char* host = variable({"MASTER_ADDR"});
-  const char* port = variable({"MASTER_PORT"});
+  const char* host = variable("MASTER_ADDR");
+  const char* port = variable("MASTER_PORT");
   info.host = host ? host : "127.0.0.1";
   info.port = static_cast<std::uint16_t>(port ? number(port, "MASTER_PORT", 1, 65535) : 29400);
   return info;

@@ -16,8 +16,8 @@ struct WorldInfo {
   std::string host;                // of rank 0
   std::uint16_t port = 0;
 };
-// From the environment: torchrun (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT), Slurm (SLURM_PROCID,
-// SLURM_NTASKS, SLURM_NTASKS_PER_NODE), Open MPI (OMPI_COMM_WORLD_*). One process when nothing says otherwise. Slurm and MPI
+// From the environment: torchrun (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT), Slurm's srun (SLURM_PROCID,
+// SLURM_STEP_NUM_TASKS, SLURM_NTASKS_PER_NODE), Open MPI (OMPI_COMM_WORLD_*). One process when nothing says otherwise. Slurm and MPI
 // need MASTER_ADDR (default 127.0.0.1) and MASTER_PORT (default 29400) when they span machines. Throws kConfig for nonsense.
 WorldInfo world_from_environment();
 
