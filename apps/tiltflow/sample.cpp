@@ -58,6 +58,10 @@ int sample_to_folder(SampleOptions o) {
   if (o.labels == "all") options.columns = std::min<std::int64_t>(16, flow.model->classes());
   options.request = {{"model", o.model.model.file}, {"weights", o.model.model.weights}, {"path", flow.path->name()}, {"prediction", flow.prediction}, {"sampler", o.sampler.name},
                      {"steps", std::to_string(o.sampler.steps)}, {"grid", o.sampler.grid}, {"seed", std::to_string(o.seed)}, {"labels", o.labels}, {"guidance", compact(o.guidance.scale)}};
+  const SamplerConfig& s = o.sampler;  // every flag that changes samples: parts of different requests must not mix
+  options.request["sampler_details"] = cat("shift ", s.shift, " eta ", s.parameter, " rtol ", s.rtol, " atol ", s.atol, " epsilon ", s.epsilon, " diffusion ", s.sde.form, " ", s.sde.norm, " last step ", s.sde.last_step, " ", s.sde.last_step_size);
+  options.request["guidance_details"] = cat("channels ", o.guidance.channels, " from ", o.guidance.begin, " to ", o.guidance.end);
+  options.request["precision"] = o.compute.precision, options.request["model_args"] = join(o.model.args, " ");
   if (!o.decoder.file.empty()) options.request["decoder"] = o.decoder.file;
   if (!o.lora.empty()) options.request["lora"] = o.lora, options.request["lora_strength"] = compact(o.strength);
   Progress progress("sample", options.shards == 1 ? options.n : (options.n + options.shards - 1) / options.shards);

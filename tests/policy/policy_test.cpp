@@ -98,6 +98,8 @@ TEST(policy_lora, PeftFoldersGoOutAndIn) {
   std::filesystem::permissions(dir / "dora/adapter_config.json", std::filesystem::perms::owner_all);
   write_file_atomic(dir / "dora/adapter_config.json", R"({"peft_type": "LORA", "lora_alpha": 8, "r": 4, "use_dora": true})");
   test::expect_error(ErrorKind::kBadFile, "use_dora is not supported", [&] { read_adapters(dir / "dora", 1); });
+  write_file_atomic(dir / "dora/adapter_config.json", R"({"lora_alpha": 8, "alpha_pattern": {"(a*)*b": 1}})");
+  test::expect_error(ErrorKind::kBadFile, "too complicated", [&] { read_adapters(dir / "dora", 1); });
   write_file_atomic(dir / "dora/adapter_config.json", "{");
   test::expect_error(ErrorKind::kBadFile, "not an adapter configuration", [&] { read_adapters(dir / "dora", 1); });
 }

@@ -114,6 +114,8 @@ TEST(program_sample, PartsShardsAndResumption) {
   const Outcome resumed = run(cat(ask, "--resume --out ", at, "/again"));
   expect_message(resumed, 0, "3 samples were there already");  // parts 1 and 3
   EXPECT_TRUE(at::equal(read_safetensors(dir / "again/samples.safetensors").tensors.at("samples"), whole));
+  expect_message(run(cat(ask, "--resume --out ", at, "/again")), 0, "7 samples were there already");  // finished: nothing is drawn
+  expect_message(run(cat(ask, "--rtol 0.5 --resume --out ", at, "/again")), 3, "holds samples of another request");
   expect_message(run(cat(ask, "--seed 1 --resume --out ", at, "/again")), 3, "holds samples of another request");
   expect_message(run(cat(ask, "--shard 2/2 --out ", at, "/no")), 2, "expected I/N");
   EXPECT_EQ(run(cat(ask, "--pack npz --no-png --first 3 --out ", at, "/packed")).code, 0);

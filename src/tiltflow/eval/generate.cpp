@@ -34,8 +34,9 @@ std::vector<Part> parts_of(const GenerateOptions& o) {
   return parts;
 }
 
-// Refuses a folder with another request; forgets its parts when nothing of them is wanted.
-void prepare(const GenerateOptions& o) {
+// Refuses a folder with another request; forgets its parts when nothing of them is wanted. False when the request is
+// complete already.
+bool prepare(const GenerateOptions& o) {
   make_directories(o.out);
   nlohmann::ordered_json request(o.request);
   request["n"] = std::to_string(o.n), request["first"] = std::to_string(o.first), request["part"] = std::to_string(o.part);
@@ -43,14 +44,16 @@ void prepare(const GenerateOptions& o) {
   const std::filesystem::path file = o.out / "request.json";
   const FileLock lock(o.out / ".lock");
   if (o.resume || o.shards > 1) {
-    if (std::filesystem::exists(file) && read_file(file) != text) {
-      fail(ErrorKind::kConfig, cat(o.out.string(), " holds samples of another request"), cat("compare ", file.string(), ", or choose another --out"));
+    if (std::filesystem::exists(file)) {
+      if (read_file(file) != text) fail(ErrorKind::kConfig, cat(o.out.string(), " holds samples of another request"), cat("compare ", file.string(), ", or choose another --out"));
+      if (!std::filesystem::exists(o.out / "parts")) return false;  // packed
     }
   } else {
     std::filesystem::remove_all(o.out / "parts");
   }
   make_directories(o.out / "parts");
   write_file_atomic(file, text);
+  return true;
 }
 
 bool is_image(const at::Tensor& x) { return x.dim() == 4 && (x.size(1) == 1 || x.size(1) == 3); }
@@ -104,9 +107,12 @@ void pack(const std::vector<Part>& parts, const std::function<at::Tensor(const a
 GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
                         const LabelSource& labels, const std::function<at::Tensor(const at::Tensor&)>& decode, const GenerateOptions& o) {
   if (o.shards < 1 || o.shard < 0 || o.shard >= o.shards) fail(ErrorKind::kConfig, cat("shard ", o.shard, " of ", o.shards, " does not exist"), "shards count from 0");
-  prepare(o);
-  const std::vector<Part> parts = parts_of(o);
   GenerateResult result;
+  if (!prepare(o)) {
+    result.complete = true, result.kept = o.n;
+    return result;
+  }
+  const std::vector<Part> parts = parts_of(o);
   const auto progress = [&](std::int64_t within) { if (o.progress) o.progress(result.drawn + result.kept + within); };
   for (std::size_t i = static_cast<std::size_t>(o.shard); i < parts.size(); i += static_cast<std::size_t>(o.shards)) {
     const Part& part = parts[i];

@@ -1,5 +1,6 @@
 #include "tiltflow/policy/lora.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -54,12 +55,12 @@ class PeftScale {
  public:
   explicit PeftScale(const std::filesystem::path& file) : where_(file.string()) {
     try {
-      config_ = nlohmann::json::parse(read_file(file, std::size_t{1} << 24));
-      if (config_.value("peft_type", "LORA") != "LORA") fail(ErrorKind::kBadFile, cat(where_, ": peft_type ", config_["peft_type"].dump(), " is not LORA"));
-      for (const char* unsupported : {"use_dora", "fan_in_fan_out", "use_qalora", "lora_bias"}) if (config_.contains(unsupported) && config_[unsupported] == true) fail(ErrorKind::kBadFile, cat(where_, ": ", unsupported, " is not supported"), "merge the adapter with PEFT and load the merged model");
-      alpha_ = config_.at("lora_alpha").get<double>();
-      root_ = config_.value("use_rslora", false);
-      if (config_.contains("alpha_pattern")) patterns_ = config_["alpha_pattern"].get<std::map<std::string, double>>();
+      const nlohmann::json config = nlohmann::json::parse(read_file(file, std::size_t{1} << 24));
+      if (config.value("peft_type", "LORA") != "LORA") fail(ErrorKind::kBadFile, cat(where_, ": peft_type ", config["peft_type"].dump(), " is not LORA"));
+      for (const char* unsupported : {"use_dora", "fan_in_fan_out", "use_qalora", "lora_bias"}) if (config.contains(unsupported) && config[unsupported] == true) fail(ErrorKind::kBadFile, cat(where_, ": ", unsupported, " is not supported"), "merge the adapter with PEFT and load the merged model");
+      alpha_ = config.at("lora_alpha").get<double>();
+      root_ = config.value("use_rslora", false);
+      if (config.contains("alpha_pattern")) patterns_ = config["alpha_pattern"].get<std::map<std::string, double>>();
     } catch (const nlohmann::json::exception& error) {
       fail(ErrorKind::kBadFile, cat(where_, ": not an adapter configuration: ", error.what()));
     }
@@ -72,9 +73,13 @@ class PeftScale {
   }
 
  private:
-  // Patterns are regular expressions for the end of a name; they come from a file, so their size is bounded.
+  // Patterns are regular expressions for the end of a name. They come from a file and the matcher backtracks, so what could
+  // take for ever is refused: more than two repetitions, or a repeated group.
   bool ends_like(const std::string& layer, const std::string& pattern) const {
-    if (pattern.size() > 200 || layer.size() > 500) fail(ErrorKind::kBadFile, cat(where_, ": a name or pattern is too long"));
+    const auto repeats = [](char c) { return c == '*' || c == '+' || c == '?' || c == '{'; };
+    bool hard = pattern.size() > 200 || layer.size() > 200 || std::count_if(pattern.begin(), pattern.end(), repeats) > 2;
+    for (std::size_t i = 1; i < pattern.size(); ++i) hard = hard || (pattern[i - 1] == ')' && repeats(pattern[i]));
+    if (hard) fail(ErrorKind::kBadFile, cat(where_, ": alpha_pattern '", pattern, "' is too complicated"), "merge the adapter with PEFT and load the merged model");
     try {
       return std::regex_match(layer, std::regex("(.*\\.)?(" + pattern + ")"));
     } catch (const std::regex_error&) {
@@ -82,7 +87,6 @@ class PeftScale {
     }
   }
   std::string where_;
-  nlohmann::json config_;
   double alpha_ = 1;
   bool root_ = false;
   std::map<std::string, double> patterns_;

@@ -113,13 +113,12 @@ Policy make_policy(const FlowModel& flow, const PolicyConfig& config, std::uint6
   return control_policy(flow.model, flow.path, config.control, streams);
 }
 
-void check_policy(const FlowModel& flow, const PolicyConfig& config) {
-  if (config.kind != "full") {
-    make_policy(flow, config, 0);  // shares the base's weights
-    return;
-  }
-  const std::vector<std::string> names = flow.model->parameters().names();
-  if (std::none_of(names.begin(), names.end(), [&](const std::string& name) { return trains(*flow.model, name, config.trainable); })) nothing_trains(*flow.model, config.trainable);
+double trainable_bytes(const FlowModel& flow, const PolicyConfig& config) {
+  if (config.kind != "full") return make_policy(flow, config, 0).trainable.bytes();  // shares the base's weights
+  double bytes = 0;
+  for (const auto& [name, tensor] : flow.model->parameters()) if (trains(*flow.model, name, config.trainable)) bytes += static_cast<double>(tensor.nbytes());
+  if (bytes == 0) nothing_trains(*flow.model, config.trainable);
+  return bytes;
 }
 
 std::unique_ptr<VelocityModel> merged_model(const FlowModel& flow, const PolicyConfig& config, const ParameterSet& trained, double strength) {

@@ -43,8 +43,8 @@ Policy lora_policy(const VelocityModel& model, const PolicyConfig& config, const
 // A network beside the frozen model; its output starts at zero. Trainable names: control.*.
 Policy control_policy(std::shared_ptr<const VelocityModel> model, std::shared_ptr<const Path> path, const ControlConfig& config, const RandomStreams& streams);
 Policy make_policy(const FlowModel& flow, const PolicyConfig& config, std::uint64_t seed);
-// Throws what make_policy would, without copying the weights.
-void check_policy(const FlowModel& flow, const PolicyConfig& config);
+// Bytes of what would be trained. Throws what make_policy would, without copying the weights.
+double trainable_bytes(const FlowModel& flow, const PolicyConfig& config);
 
 // The tuned model as one that stands alone, with values of `trained`: copies (full), base + strength * adapters (lora), or
 // base and control network (control; strength scales the network's last layer).

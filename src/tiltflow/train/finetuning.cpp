@@ -64,8 +64,7 @@ LabelSource FinetuneSetup::labels_at(std::uint32_t step) const {
 namespace {
 
 // Chooses item and activation checkpointing; the model is loaded again when it must recompute.
-void follow_memory_plan(FinetuneSetup& s) {
-  const double trainable = make_policy(s.flow, s.config.policy, 0).trainable.bytes();
+void follow_memory_plan(FinetuneSetup& s, double trainable) {
   const std::int64_t steps = s.config.sampler.steps, wanted = s.config.method.loss_steps == 0 ? steps : std::min(s.config.method.loss_steps, steps);
   const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch, wanted, thread_policy().workers, s.config.compute.memory_gb * 1e9);
   log_info(cat("memory plan: ", plan.text()));
@@ -84,8 +83,8 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   const ModelRuntime runtime = apply(config.compute);
   s.flow = load_flow_model(config.model, runtime);
   s.config.sampler.prediction = s.flow.prediction;
-  check_policy(s.flow, config.policy);
-  if (config.item == 0) follow_memory_plan(s);
+  const double trainable = trainable_bytes(s.flow, config.policy);  // refuses policies that fit nothing
+  if (config.item == 0) follow_memory_plan(s, trainable);
   s.streams = RandomStreams(static_cast<std::uint64_t>(config.seed));
   s.config.labels = with_file_read(config.labels);
   s.labels_at(0);  // refuses labels the model does not have

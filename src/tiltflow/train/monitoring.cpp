@@ -83,26 +83,23 @@ void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
   if (draws.x.dim() != 4) return;
   const std::int64_t shown = std::min<std::int64_t>(32, draws.x.size(0));
   run_.picture("samples", step, enlarge(image_grid(setup_.reward->decode(draws.x.narrow(0, 0, shown)).clamp(0, 1), 8), 2));
-  compare_pictures(*tuned, *base, step);
+  compare_pictures(draws, r, *base, step);
   heat_maps(*tuned, *base, step);
 }
 
 // Columns: one noise and label each; first row base, second row tuned, with the rewards.
-void Monitor::compare_pictures(const VelocityField& tuned, const VelocityField& base, std::int64_t step) {
+void Monitor::compare_pictures(const Draws& tuned, const at::Tensor& rewards, const VelocityField& base, std::int64_t step) {
   const at::NoGradGuard no_grad;
-  const LabelSource labels = setup_.labels_at(kEvaluationKey);
   DrawOptions options;
-  options.n = std::min<std::int64_t>(kCompared, setup_.config.evaluation.samples), options.step = kEvaluationKey;
-  const auto drawn = [&](const VelocityField& field) { return draw(field, setup_.config.sampler, *setup_.flow.path, setup_.flow.model->sample_shape(), setup_.streams, labels, options); };
+  options.n = std::min<std::int64_t>(kCompared, tuned.x.size(0)), options.step = kEvaluationKey;
   if (!base_images_.defined()) {
-    const Draws before = drawn(base);
+    const Draws before = draw(base, setup_.config.sampler, *setup_.flow.path, setup_.flow.model->sample_shape(), setup_.streams, setup_.labels_at(kEvaluationKey), options);
     base_images_ = setup_.reward->decode(before.x).clamp(0, 1), base_rewards_ = setup_.reward->score(before.x, before.labels);
   }
-  const Draws after = drawn(tuned);
-  const at::Tensor rewards = setup_.reward->score(after.x, after.labels), images = setup_.reward->decode(after.x).clamp(0, 1);
+  const at::Tensor images = setup_.reward->decode(tuned.x.narrow(0, 0, options.n)).clamp(0, 1);
   std::vector<std::string> captions;
   for (const at::Tensor& row : {base_rewards_, rewards}) {
-    for (std::int64_t i = 0; i < options.n; ++i) captions.push_back(after.labels.defined() ? cat(after.labels[i].item<std::int64_t>(), ": ", show(row, i)) : show(row, i));
+    for (std::int64_t i = 0; i < options.n; ++i) captions.push_back(tuned.labels.defined() ? cat(tuned.labels[i].item<std::int64_t>(), ": ", show(row, i)) : show(row, i));
   }
   const int factor = images.size(3) < 64 ? 2 : 1;  // room for the text
   const auto large = [&](const at::Tensor& x) { return x.repeat_interleave(factor, 2).repeat_interleave(factor, 3); };

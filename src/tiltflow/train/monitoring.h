@@ -21,7 +21,7 @@ class Monitor {
   void evaluate(const ParameterSet& average, std::int64_t step);
 
  private:
-  void compare_pictures(const VelocityField& tuned, const VelocityField& base, std::int64_t step);
+  void compare_pictures(const Draws& tuned, const at::Tensor& rewards, const VelocityField& base, std::int64_t step);
   void heat_maps(const VelocityField& tuned, const VelocityField& base, std::int64_t step);
   const FinetuneSetup& setup_;
   Policy policy_;
