@@ -137,7 +137,11 @@ void add_eval(CLI::App& program, Action& action) {
   verb->add_option("--seeds", o->seeds, "of --table: seeds with --n samples each")->check(CLI::Range(1, 1000))->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->callback([=, &action] {
-    action = [o] {
+    action = [o, verb] {
+      const std::vector<std::string> table{"--run", "--table", "--json", "--n", "--seeds", "--features", "--guidance", "--data", "--format", "--reference"};
+      if (o->table) refuse_other_options(*verb, table, "on --table");
+      else if (!o->run.empty()) refuse_other_options(*verb, {"--run", "--json"}, "on the check of a run: it follows the run's [check] section");
+      else if (verb->count("--seeds") + verb->count("--features") > 0) fail(ErrorKind::kUsage, "--seeds and --features belong to --run DIR --table");
       if (o->run.empty() == o->model.model.file.empty()) fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
       return o->run.empty() ? evaluate_model(*o) : o->table ? compare(*o) : check(*o);
     };

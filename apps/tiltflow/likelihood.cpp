@@ -113,7 +113,7 @@ void add_likelihood(CLI::App& program, Action& action) {
   verb->add_option("--probes", o->probes, "random signs per sample for Hutchinson's trace estimate")->check(CLI::Range(1, 10000))->capture_default_str();
   verb->add_flag("--exact", o->exact, "the exact trace: one vector-Jacobian product per dimension");
   verb->add_flag("--unconditional", o->unconditional, "ignore labels");
-  add_sampler_options(*verb, o->sampler);
+  add_sampler_options(*verb, o->sampler, /*ode_only=*/true);
   add_compute_options(*verb, o->compute);
   verb->add_option("--chunk", o->chunk, "samples per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--seed", o->seed, "of probes and dequantisation")->check(CLI::NonNegativeNumber)->capture_default_str();

@@ -1,5 +1,7 @@
 #include "options.h"
 
+#include <algorithm>
+
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
@@ -48,15 +50,23 @@ CLI::Option* add_model_options(CLI::App& verb, ModelOptions& o) {
   return model;
 }
 
-void add_sampler_options(CLI::App& verb, SamplerConfig& s) {
+void refuse_other_options(const CLI::App& verb, const std::vector<std::string>& known, const std::string& where) {
+  for (const CLI::Option* option : verb.get_options()) {
+    const std::string name = option->get_name();
+    if (option->count() > 0 && std::find(known.begin(), known.end(), name) == known.end()) fail(ErrorKind::kUsage, cat(name, " has no effect ", where));
+  }
+}
+
+void add_sampler_options(CLI::App& verb, SamplerConfig& s, bool ode_only) {
   verb.add_option("--sampler", s.name, "see `tiltflow list samplers`")->check(CLI::IsMember(sampler_names()))->capture_default_str();
   verb.add_option("--steps", s.steps, "sampler steps")->check(CLI::Range(1, 100000))->capture_default_str();
   verb.add_option("--grid", s.grid, "time grid")->check(CLI::IsMember({"uniform", "cosine", "shifted"}))->capture_default_str();
   verb.add_option("--shift", s.shift, "of the shifted grid")->check(CLI::PositiveNumber)->capture_default_str();
-  verb.add_option("--eta", s.parameter, "ddim: 0 deterministic, 1 ancestral; constant: sigma")->check(CLI::NonNegativeNumber)->capture_default_str();
+  if (!ode_only) verb.add_option("--eta", s.parameter, "ddim: 0 deterministic, 1 ancestral; constant: sigma")->check(CLI::NonNegativeNumber)->capture_default_str();
   verb.add_option("--rtol", s.rtol, "ode-dopri5: relative tolerance")->check(CLI::PositiveNumber)->capture_default_str();
   verb.add_option("--atol", s.atol, "ode-dopri5: absolute tolerance")->check(CLI::PositiveNumber)->capture_default_str();
   verb.add_option("--epsilon", s.epsilon, "distance kept from singular ends of time")->check(CLI::Range(1e-6, 0.1))->capture_default_str();
+  if (ode_only) return;
   verb.add_option("--diffusion", s.sde.form, "sde-*: diffusion coefficient w(t)")->check(CLI::IsMember(diffusion_forms()))->capture_default_str();
   verb.add_option("--diffusion-norm", s.sde.norm, "sde-*: factor on w")->check(CLI::NonNegativeNumber)->capture_default_str();
   verb.add_option("--last-step", s.sde.last_step, "sde-*: none, mean, tweedie or euler")->check(CLI::IsMember({"none", "mean", "tweedie", "euler"}))->capture_default_str();

@@ -36,8 +36,10 @@ CLI::Option* add_model_options(CLI::App& verb, ModelOptions& options);  // retur
 // --weights NAME: which state dict of a PyTorch checkpoint.
 CLI::Option* add_weights_option(CLI::App& verb, std::string& weights);
 CLI::Option* add_model_arg_option(CLI::App& verb, std::vector<std::string>& args);
+// Throws kUsage naming the options of `verb` that were given and are not among `known`; `where` says when they would be ignored.
+void refuse_other_options(const CLI::App& verb, const std::vector<std::string>& known, const std::string& where);
 // --sampler, --steps, --grid, --shift, --rtol, ... and --diffusion, --last-step, ...
-void add_sampler_options(CLI::App& verb, SamplerConfig& sampler);
+void add_sampler_options(CLI::App& verb, SamplerConfig& sampler, bool ode_only = false);
 // --guidance, --guidance-channels, --guidance-begin, --guidance-end
 void add_guidance_options(CLI::App& verb, Guidance& guidance);
 // --workers, --precision

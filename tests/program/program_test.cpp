@@ -216,6 +216,9 @@ TEST(program_likelihood, SamplesOfTheModel) {
   EXPECT_NE(outcome.out, run(ask + "--seed 1").out) << "other probes";
   EXPECT_NE(outcome.out, run(ask + "--unconditional").out);
   expect_message(run("likelihood --model assets/mnist-sit.safetensors --input x --sampler euler"), 2, "likelihood integrates an ODE");
+  EXPECT_NE(run(ask + "--exact --n 1").out.find("\"divergence\":\"exact\""), std::string::npos);
+  expect_message(run("eval --run runs/x --steps 3"), 2, "--steps has no effect");
+  expect_message(run("eval --run runs/x --table --judge y"), 2, "");
   expect_message(run("likelihood --model assets/mnist-sit.safetensors"), 2, "needs --data FOLDER or --input FILE");
 }
 
