@@ -21,7 +21,8 @@ struct EncodeOptions {
   AutoencoderConfig autoencoder;
   std::vector<std::string> args;
   ComputeConfig compute;
-  std::string data, format = "folder", split = "train", out;
+  DatasetConfig data{"folder", ""};
+  std::string split = "train", out;
   std::int64_t chunk = 8;
 };
 
@@ -39,11 +40,11 @@ int encode(EncodeOptions o) {
   o.autoencoder.args = key_values(o.args);
   o.autoencoder.precision = o.compute.precision;
   const auto autoencoder = load_autoencoder(o.autoencoder);
-  const ImageDataset data = read_dataset(o.format, o.data, o.split);
-  if (!data.images.defined()) fail(ErrorKind::kUsage, "the data are latents already");
+  const ImageDataset data = read_dataset(o.data, o.split);
   const std::int64_t n = data.size(), side = autoencoder->downscale();
-  if (data.images.size(1) != 3) fail(ErrorKind::kBadFile, cat("the pictures have ", data.images.size(1), " channel, the autoencoder takes 3"));
-  if (data.images.size(2) % side != 0 || data.images.size(3) % side != 0) fail(ErrorKind::kBadFile, cat("the pictures are ", data.images.size(2), " x ", data.images.size(3), ": both sides must be multiples of ", side));
+  const std::vector<std::int64_t> shape = data.shape();
+  if (shape[0] != 3) fail(ErrorKind::kBadFile, cat("the pictures have ", shape[0], " channel, the autoencoder takes 3"));
+  if (shape[1] % side != 0 || shape[2] % side != 0) fail(ErrorKind::kBadFile, cat("the pictures are ", shape[1], " x ", shape[2], ": both sides must be multiples of ", side), "--size crops and resizes them");
   const std::string source = cat(fingerprint(data), " by ", fingerprint_of(*autoencoder), " in ", o.compute.precision);
   if (latents_source(o.out) == source) {
     log_info(cat(o.out, ": these ", n, " pictures are encoded already (checksum verified)"));
@@ -83,13 +84,12 @@ void add_encode(CLI::App& program, Action& action) {
   auto o = std::make_shared<EncodeOptions>();
   verb->add_option("--autoencoder", o->autoencoder.file, "folder or file in the names of diffusers (AutoencoderKL, AutoencoderTiny)")->required();
   verb->add_option("--autoencoder-arg", o->args, "scaling_factor, shift_factor or norm_num_groups (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
-  verb->add_option("--data", o->data, "folder of pictures")->required();
-  verb->add_option("--format", o->format, "idx, cifar or folder (one sub-folder a class)")->check(CLI::IsMember({"idx", "cifar", "folder"}))->capture_default_str();
+  add_data_options(*verb, o->data, "folder of pictures")->required();
   verb->add_option("--split", o->split, "train or test")->check(CLI::IsMember({"train", "test"}))->capture_default_str();
   verb->add_option("--out", o->out, "safetensors file; kept when it holds these pictures already")->required();
   verb->add_option("--chunk", o->chunk, "pictures per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
   add_compute_options(*verb, o->compute);
-  verb->footer("Example:\n  tiltflow encode --autoencoder sd-vae-ft-ema --data imagenet --out latents.safetensors\n  tiltflow pretrain my.toml --set data.format=latents --set data.path=latents.safetensors");
+  verb->footer("Example:\n  tiltflow encode --autoencoder sd-vae-ft-ema --data imagenet --size 256 --out latents.safetensors\n  tiltflow pretrain my.toml --set data.format=latents --set data.path=latents.safetensors");
   verb->callback([=, &action] { action = [o] { return encode(*o); }; });
 }
 

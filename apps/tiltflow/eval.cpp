@@ -20,19 +20,22 @@ namespace tiltflow::app {
 namespace {
 
 struct EvalOptions {
-  std::string run, judge, reference, data, format = "idx", make_reference;
+  std::vector<std::string> runs;
+  std::string judge, reference, make_reference, out;
+  DatasetConfig data;
   ModelOptions model;
   SamplerConfig sampler;
   Guidance guidance;
   ComputeConfig compute;
-  std::string features = "pixels";
+  AutoencoderConfig decoder;
+  std::string features;
   std::int64_t n = 2000, seed = 0, seeds = 2;
   bool table = false;
   bool json = false;
 };
 
 int check(const EvalOptions& o) {
-  const std::filesystem::path folder = o.run;
+  const std::filesystem::path folder = o.runs.front();
   const TiltedCheck result = check_run(folder);
   if (o.json) std::cout << to_json(result).dump() << std::endl;
   else std::cerr << table_text(result);
@@ -42,55 +45,50 @@ int check(const EvalOptions& o) {
 
 int compare(const EvalOptions& o) {
   ComparisonOptions options;
-  options.n = o.n, options.seeds = o.seeds, options.guidance = o.guidance.scale, options.features = o.features, options.data = o.data, options.format = o.format, options.reference = o.reference;
+  options.n = o.n, options.seeds = o.seeds, options.guidance = o.guidance.scale, options.data = o.data, options.reference = o.reference, options.make_reference = o.make_reference;
+  if (!o.features.empty()) options.features = o.features;
   std::unique_ptr<Progress> progress;
   options.progress = [&](std::int64_t done, std::int64_t total) {
     if (!progress) progress = std::make_unique<Progress>("compare", total);
     progress->update(done);
   };
-  const Comparison result = compare_models(o.run, options);
+  const Comparison result = compare_models({o.runs.begin(), o.runs.end()}, options);
   progress.reset();
-  const std::filesystem::path folder = o.run;
+  const std::filesystem::path folder = o.out.empty() ? o.runs.front() : o.out;
+  make_directories(folder);
   write_file_atomic(folder / "comparison.json", to_json(result).dump(1) + "\n");
   write_file_atomic(folder / "comparison.csv", to_csv(result));
   write_file_atomic(folder / "comparison.html", to_html(result));
   if (o.json) std::cout << to_json(result).dump() << std::endl;
   else std::cout << table_text(result) << std::flush;
-  log_info(cat("wrote comparison.json, .csv and .html to ", o.run));
+  log_info(cat("wrote comparison.json, .csv and .html to ", folder.string()));
   return 0;
 }
 
-FeatureNetwork as_network(const Classifier& judge) {
-  return {"judge", [&judge](const at::Tensor& images) { return judge.features(images); }};
-}
-
-FeatureMoments reference_moments(const EvalOptions& o, const Classifier& judge) {
-  if (!o.reference.empty()) {
-    const ParameterSet t = read_safetensors(o.reference).tensors;
-    return {t.at("mean").to(at::kDouble), t.at("covariance").to(at::kDouble), t.at("count").item<double>()};
-  }
-  if (o.data.empty()) fail(ErrorKind::kUsage, "the Frechet distance needs --reference FILE (feature moments) or --data FOLDER (held-out images)");
-  const ImageDataset held_out = read_dataset(o.format, o.data, "test");
-  const FeatureMoments moments = feature_moments(features_of(as_network(judge), held_out.batch(at::arange(held_out.size()))));
+FeatureMoments reference_moments(const EvalOptions& o, const FeatureNetwork& network) {
+  if (!o.reference.empty()) return read_moments(o.reference);
+  const ImageDataset held_out = read_dataset(o.data, "test");
+  const FeatureMoments moments = feature_moments(features_of(network, at::arange(held_out.size()), [&](const at::Tensor& indices) { return held_out.batch(indices); }));
   if (!o.make_reference.empty()) {
-    ParameterSet t;
-    t.add("mean", moments.mean), t.add("covariance", moments.covariance), t.add("count", at::full({1}, moments.count, at::kDouble));
-    write_safetensors(o.make_reference, t, {{"what", "moments of the judge's features on held-out images"}});
+    write_moments(o.make_reference, moments, network.name);
     log_info("wrote " + o.make_reference);
   }
   return moments;
 }
 
 int evaluate_model(const EvalOptions& o) {
-  if (o.judge.empty()) fail(ErrorKind::kUsage, "eval --model needs --judge FILE");
+  if (o.judge.empty() && o.features.empty()) fail(ErrorKind::kUsage, "eval --model needs --judge FILE (accuracy, features) or --features NETWORK");
+  if (o.reference.empty() && o.data.path.empty()) fail(ErrorKind::kUsage, "the Frechet distance needs --reference FILE (feature statistics) or --data FOLDER (held-out images)");
   const FlowModel flow = o.model.load(apply(o.compute));
   const auto& model = flow.model;
-  const auto judge = load_classifier(o.judge);
-  const FeatureMoments reference = reference_moments(o, *judge);
+  const auto judge = o.judge.empty() ? nullptr : load_classifier(o.judge);
+  const FeatureNetwork network = make_feature_network(o.features.empty() ? o.judge : o.features);
+  const FeatureMoments reference = reference_moments(o, network);
   SamplerConfig sampler = o.sampler;
   sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
-  nlohmann::ordered_json out{{"model", o.model.model.file}, {"sampler", sampler.name}, {"steps", sampler.steps}, {"samples", o.n}, {"guidance", o.guidance.scale}};
+  const Decoder decode = decoder_for(model->sample_shape(), o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder));
+  nlohmann::ordered_json out{{"model", o.model.model.file}, {"sampler", sampler.name}, {"steps", sampler.steps}, {"samples", o.n}, {"guidance", o.guidance.scale}, {"features", network.name}};
   for (const bool conditional : {true, false}) {
     if (conditional && model->classes() == 0) continue;
     Progress progress(conditional ? "conditional" : "unconditional", o.n);
@@ -99,14 +97,19 @@ int evaluate_model(const EvalOptions& o) {
     options.progress = [&](std::int64_t done) { progress.update(done); };
     const auto field = conditional ? guided(model, o.guidance, model->classes()) : model;
     const Draws draws = draw(*field, sampler, *flow.path, model->sample_shape(), streams, conditional ? uniform_labels(streams, 0, model->classes()) : no_labels(), options);
-    const at::Tensor images = pixel_decoder()(draws.x).clamp(0, 1), features = features_of(as_network(*judge), images);
-    const at::Tensor chosen = at::linear(features, judge->parameters().at("fc2.weight"), judge->parameters().at("fc2.bias")).argmax(1);
+    const at::Tensor features = features_of(network, draws.x, decode);
+    if (features.size(1) != reference.mean.numel()) fail(ErrorKind::kBadFile, cat("the statistics of real images have ", reference.mean.numel(), " features, ", network.name, " has ", features.size(1)), "they were made with another network (--features)");
     const std::string kind = conditional ? "conditional" : "unconditional";
-    if (conditional) {
-      const Estimate hits = mean_estimate((chosen == draws.labels).to(at::kDouble));
+    if (conditional && judge) {
+      const at::Tensor logits = features_of({"classes", [&](const at::Tensor& images) { return judge->logits(images); }}, draws.x, decode);
+      const Estimate hits = mean_estimate((logits.argmax(1) == draws.labels).to(at::kDouble));
       out["class_accuracy"] = hits.value, out["class_accuracy_se"] = hits.se;
     }
     out["frechet_" + kind] = frechet_distance(feature_moments(features), reference);
+    if (o.n >= 100) {
+      const Estimate unbiased = frechet_extrapolated(features, reference, streams);
+      out["frechet_" + kind + "_extrapolated"] = unbiased.value, out["frechet_" + kind + "_extrapolated_se"] = unbiased.se;
+    }
   }
   // What a perfect model would show: the distance is biased upwards by about tr(S)/N.
   out["frechet_floor"] = (reference.covariance.trace().item<double>()) / static_cast<double>(o.n);
@@ -117,33 +120,36 @@ int evaluate_model(const EvalOptions& o) {
 }  // namespace
 
 void add_eval(CLI::App& program, Action& action) {
-  auto* verb = program.add_subcommand("eval", "tilted-law check of a run (--run), or quality of a model by a judge (--model)");
+  auto* verb = program.add_subcommand("eval", "tilted-law check of a run (--run), runs in a table (--run --table), or quality of a model (--model)");
   auto o = std::make_shared<EvalOptions>();
-  auto* run = verb->add_option("--run", o->run, "run directory of `tiltflow finetune`; exit 1 when the check fails");
+  auto* run = verb->add_option("--run", o->runs, "run directory of `tiltflow finetune`; exit 1 when the check fails; repeatable with --table")->allow_extra_args(false);
   o->sampler.steps = 40;
   auto* model = add_model_options(*verb, o->model)->excludes(run);
-  verb->add_option("--judge", o->judge, "classifier file")->needs(model);
-  verb->add_option("--reference", o->reference, "feature moments to compare with");
-  verb->add_option("--data", o->data, "folder of held-out images instead of --reference");
-  verb->add_option("--format", o->format, "of --data: idx, cifar or folder")->capture_default_str();
-  verb->add_option("--make-reference", o->make_reference, "write the moments of --data to this file");
+  verb->add_option("--judge", o->judge, "classifier file: class accuracy, and features unless --features says otherwise")->needs(model);
+  verb->add_option("--decoder", o->decoder.file, "autoencoder of a latent model (folder or file in the names of diffusers)")->needs(model);
+  auto* data = add_data_options(*verb, o->data, "folder of real, held-out images (the test split when there is one)");
+  auto* reference = verb->add_option("--reference", o->reference, "feature statistics instead of --data: a file of --make-reference, or npz with mu and sigma");
+  verb->add_option("--make-reference", o->make_reference, "write the statistics of --data to this file (.npz or safetensors)")->needs(data)->excludes(reference);
   verb->add_option("--n", o->n, "samples")->capture_default_str()->check(CLI::Range(16, 10'000'000));
   add_sampler_options(*verb, o->sampler);
   add_guidance_options(*verb, o->guidance);
   add_compute_options(*verb, o->compute);
   verb->add_option("--seed", o->seed, "seed")->capture_default_str()->check(CLI::NonNegativeNumber);
   verb->add_flag("--table", o->table, "with --run: base against tuned, SDE and ODE, without and with --guidance: rewards, diversity, Frechet distance, precision, recall")->needs(run);
-  verb->add_option("--features", o->features, "of --table: pixels, a classifier file or a CLIP image tower")->capture_default_str();
+  verb->add_option("--features", o->features, "pixels, a classifier file or a CLIP image tower (default: pixels with --table, else the judge)");
   verb->add_option("--seeds", o->seeds, "of --table: seeds with --n samples each")->check(CLI::Range(1, 1000))->capture_default_str();
+  verb->add_option("--out", o->out, "of --table: folder for comparison.json, .csv and .html (default: the first run)");
   verb->add_flag("--json", o->json, "one JSON object on stdout");
+  verb->footer("Examples:\n  tiltflow eval --run runs/demo --table --data data/mnist\n  tiltflow eval --model assets/mnist-sit.safetensors --judge assets/mnist-judge.safetensors --data data/mnist");
   verb->callback([=, &action] {
     action = [o, verb] {
-      const std::vector<std::string> table{"--run", "--table", "--json", "--n", "--seeds", "--features", "--guidance", "--data", "--format", "--reference"};
+      const std::vector<std::string> table{"--run", "--table", "--json", "--n", "--seeds", "--features", "--guidance", "--data", "--format", "--size", "--reference", "--make-reference", "--out"};
       if (o->table) refuse_other_options(*verb, table, "on --table");
-      else if (!o->run.empty()) refuse_other_options(*verb, {"--run", "--json"}, "on the check of a run: it follows the run's [check] section");
-      else if (verb->count("--seeds") + verb->count("--features") > 0) fail(ErrorKind::kUsage, "--seeds and --features belong to --run DIR --table");
-      if (o->run.empty() == o->model.model.file.empty()) fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
-      return o->run.empty() ? evaluate_model(*o) : o->table ? compare(*o) : check(*o);
+      else if (!o->runs.empty()) refuse_other_options(*verb, {"--run", "--json"}, "on the check of a run: it follows the run's [check] section");
+      else if (verb->count("--seeds") + verb->count("--out") > 0) fail(ErrorKind::kUsage, "--seeds and --out belong to --run DIR --table");
+      if (o->runs.empty() == o->model.model.file.empty()) fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
+      if (o->runs.size() > 1 && !o->table) fail(ErrorKind::kUsage, "several runs are compared with --table");
+      return o->runs.empty() ? evaluate_model(*o) : o->table ? compare(*o) : check(*o);
     };
   });
 }

@@ -25,7 +25,8 @@ struct LikelihoodOptions {
   ModelOptions model;
   SamplerConfig sampler;
   ComputeConfig compute;
-  std::string data, format = "idx", split = "test", input, out;
+  DatasetConfig data;
+  std::string split = "test", input, out;
   std::int64_t n = 64, seed = 0, probes = 1, chunk = 32;
   bool exact = false, unconditional = false, json = false;
 };
@@ -38,9 +39,9 @@ struct Points {
 Points read_points(const LikelihoodOptions& o, const VelocityModel& model, const RandomStreams& streams) {
   Points out;
   if (o.input.empty()) {
-    const ImageDataset data = read_dataset(o.format, o.data, o.split);
+    const ImageDataset data = read_dataset(o.data, o.split);
     const std::int64_t n = std::min(o.n, data.size());
-    const at::Tensor levels = data.images.narrow(0, 0, n).to(at::kFloat);
+    const at::Tensor levels = data.pictures(at::arange(n)).to(at::kFloat);
     out.x = (levels + streams.uniform(Purpose::kAugment, 0, 0, n, levels.sizes().slice(1))) / 128 - 1;  // uniform dequantisation to [-1, 1)
     out.labels = data.labels.narrow(0, 0, n);
     out.bytes = true;
@@ -58,7 +59,7 @@ Points read_points(const LikelihoodOptions& o, const VelocityModel& model, const
 }
 
 int likelihood(LikelihoodOptions o) {
-  if (o.data.empty() == o.input.empty()) fail(ErrorKind::kUsage, "likelihood needs --data FOLDER or --input FILE");
+  if (o.data.path.empty() == o.input.empty()) fail(ErrorKind::kUsage, "likelihood needs --data FOLDER or --input FILE");
   if (!is_ode(o.sampler)) fail(ErrorKind::kUsage, cat("likelihood integrates an ODE, not ", o.sampler.name), "use ode-dopri5, ode-heun or another ode-METHOD");
   const FlowModel flow = o.model.load(apply(o.compute));
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
@@ -105,8 +106,7 @@ void add_likelihood(CLI::App& program, Action& action) {
   auto o = std::make_shared<LikelihoodOptions>();
   o->sampler.name = "ode-dopri5";
   add_model_options(*verb, o->model)->required();
-  verb->add_option("--data", o->data, "folder of 8-bit images (dequantised; bits refer to 256 levels)");
-  verb->add_option("--format", o->format, "of --data: idx, cifar or folder")->capture_default_str();
+  add_data_options(*verb, o->data, "folder of 8-bit images (dequantised; bits refer to 256 levels)");
   verb->add_option("--split", o->split, "of --data: train or test")->check(CLI::IsMember({"train", "test"}))->capture_default_str();
   verb->add_option("--input", o->input, "samples.safetensors instead: tensors samples and perhaps labels, in the model's space");
   verb->add_option("--n", o->n, "how many")->check(CLI::Range(1, 100'000'000))->capture_default_str();

@@ -80,6 +80,13 @@ void add_guidance_options(CLI::App& verb, Guidance& g) {
   verb.add_option("--guidance-end", g.end, "and until this time")->check(CLI::Range(0.0, 1.0))->capture_default_str();
 }
 
+CLI::Option* add_data_options(CLI::App& verb, DatasetConfig& data, const std::string& what) {
+  auto* folder = verb.add_option("--data", data.path, what);
+  verb.add_option("--format", data.format, "of --data: idx, cifar or folder (one sub-folder a class)")->check(CLI::IsMember({"idx", "cifar", "folder"}))->needs(folder)->capture_default_str();
+  verb.add_option("--size", data.size, "crop and resize the pictures to their central square of this size; 0: as they are")->check(CLI::NonNegativeNumber)->needs(folder)->capture_default_str();
+  return folder;
+}
+
 void add_compute_options(CLI::App& verb, ComputeConfig& c) {
   verb.add_option("--precision", c.precision, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}))->capture_default_str();
   verb.add_option("--workers", c.workers, "pieces of work at a time; 0 = one per core")->check(CLI::NonNegativeNumber)->capture_default_str();

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tiltflow/io/dataset.h"
 #include "tiltflow/models/flow_model.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/sampler/fields.h"
@@ -42,6 +43,8 @@ void refuse_other_options(const CLI::App& verb, const std::vector<std::string>& 
 void add_sampler_options(CLI::App& verb, SamplerConfig& sampler, bool ode_only = false);
 // --guidance, --guidance-channels, --guidance-begin, --guidance-end
 void add_guidance_options(CLI::App& verb, Guidance& guidance);
+// --data (with the help text `what`), --format, --size
+CLI::Option* add_data_options(CLI::App& verb, DatasetConfig& data, const std::string& what);
 // --workers, --precision
 void add_compute_options(CLI::App& verb, ComputeConfig& compute);
 

@@ -56,6 +56,21 @@ with tempfile.TemporaryDirectory() as folder:
     for row in answer["rows"]:
         rows.append((f"trainer.pt -> tiltflow: {row['tensor']}", row["relative_error"], row["tolerance"]))
 
+    # Guidance as the official script has it: a batch of pairs, the first three channels guided.
+    pair = x.detach()[:2].repeat(2, 1, 1, 1)
+    kinds = torch.tensor([1, 4, shape["num_classes"], shape["num_classes"]])
+    guided = {"cfg.x": pair, "cfg.t": torch.full((4,), 0.4), "cfg.y": kinds}
+    with torch.no_grad():
+        for scale in (1.5, 4.0):
+            answer = ema(pair, guided["cfg.t"], kinds)
+            with_label, without = answer[:2, :3], answer[2:, :3]
+            mixed = without + scale * (with_label - without)
+            guided[f"cfg.out_{scale}"] = torch.cat([mixed.repeat(2, 1, 1, 1), answer[:, 3:]], 1)
+    save_file({k: v.contiguous() for k, v in guided.items()}, at / "guided.safetensors")
+    answer = json.loads(tiltflow("parity", "--model", at / "trainer.pt", "--reference", at / "guided.safetensors", "--model-arg", heads, "--json").stdout)
+    for row in answer["rows"]:
+        rows.append((f"trainer.pt -> tiltflow: {row['tensor']}", row["relative_error"], row["tolerance"]))
+
     # 2. Files written by tiltflow, read by PyTorch with strict keys.
     for name in ("sit.pt", "sit.safetensors", "raw.pt"):
         tiltflow("convert", at / "trainer.pt", at / name, "--weights", "model" if name == "raw.pt" else "ema")

@@ -18,6 +18,7 @@
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
+#include "tiltflow/io/npz.h"
 #include "tiltflow/io/pickle.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/models/autoencoder/autoencoder.h"
@@ -54,6 +55,7 @@ std::map<std::string, Target> targets(const fs::path& folder) {
   out["png"] = {{file("docs/images/ink-before-after.png"), encode_png(at::rand({3, 9, 7}))}, [](const fs::path&, const Bytes& b) { decode_png(b, "x"); }};
   out["jpeg"] = {{encode_jpeg(at::rand({3, 17, 23})), encode_jpeg(at::rand({1, 8, 8}))}, [](const fs::path&, const Bytes& b) { decode_jpeg(b, "x"); }};
   out["config"] = {{file("recipes/mnist-ink.toml"), file("recipes/mnist-class.toml")}, [](const fs::path& f, const Bytes&) { load_config<FinetuneConfig>(f, {}); }};
+  out["npz"] = {{file("tests/golden/numpy/statistics.npz")}, [](const fs::path& f, const Bytes&) { read_npz(f); }};
   out["json-lines"] = {{"{\"step\": 1, \"loss\": 0.5}\n{\"step\": 2}\n"}, [](const fs::path& f, const Bytes&) { read_json_lines(f); }};
   out["labels"] = {{"1, 2, 3\n4 5\n"}, [](const fs::path&, const Bytes& b) { parse_labels(b, "x"); }};
   write_file_atomic(folder / "adapter_model.safetensors", file("tests/golden/lora/peft_linear_rslora/adapter_model.safetensors"));
@@ -66,7 +68,7 @@ std::map<std::string, Target> targets(const fs::path& folder) {
   write_file_atomic(folder / "idx/train-labels-idx1-ubyte", labels);
   out["idx"] = {{images}, [folder](const fs::path&, const Bytes& b) {
                   write_file_atomic(folder / "idx/train-images-idx3-ubyte", b);
-                  read_dataset("idx", folder / "idx", "train");
+                  read_dataset({"idx", (folder / "idx").string()}, "train");
                 }};
   return out;
 }

@@ -3,7 +3,6 @@
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/hash.h"
-#include "tiltflow/io/dataset.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
 #include "tiltflow/io/tensorboard.h"
@@ -95,38 +94,6 @@ TEST(io_image, GridLayout) {
   EXPECT_EQ(grid.sizes().vec(), (std::vector<std::int64_t>{1, 2 * 6 + 2, 3 * 6 + 2}));
   EXPECT_EQ(grid[0][0][0].item<float>(), 0);
   EXPECT_EQ(grid[0][2][2].item<float>(), 1);
-}
-
-TEST(io_dataset, IdxFolderAndErrors) {
-  const test::TempDir dir;
-  const auto idx = [](std::vector<int> dims, std::size_t data) {
-    std::string out{0, 0, 8, static_cast<char>(dims.size())};
-    for (const int n : dims) out += std::string{0, 0, 0, static_cast<char>(n)};
-    return out + std::string(data, '\x03');
-  };
-  write_file_atomic(dir / "train-images-idx3-ubyte", idx({2, 4, 4}, 32));
-  write_file_atomic(dir / "train-labels-idx1-ubyte", idx({2}, 2));
-  const ImageDataset data = read_dataset("idx", dir.path(), "train");
-  EXPECT_EQ(data.images.sizes().vec(), (std::vector<std::int64_t>{2, 1, 4, 4}));
-  EXPECT_EQ(data.labels[1].item<int>(), 3);
-  EXPECT_EQ(data.classes(), 4);
-  write_file_atomic(dir / "train-labels-idx1-ubyte", idx({2}, 1));
-  test::expect_error(ErrorKind::kBadFile, "promises", [&] { read_dataset("idx", dir.path(), "train"); });
-  test::expect_error(ErrorKind::kBadFile, "not found", [&] { read_dataset("idx", dir.path(), "test"); });
-
-  std::filesystem::create_directories(dir / "pictures/train/cat");
-  std::filesystem::create_directories(dir / "pictures/train/dog");
-  write_png(dir / "pictures/train/cat/1.png", at::zeros({3, 8, 8}));
-  write_png(dir / "pictures/train/dog/1.png", at::ones({3, 8, 8}));
-  const ImageDataset folder = read_dataset("folder", dir / "pictures", "train");
-  EXPECT_EQ(folder.class_names, (std::vector<std::string>{"cat", "dog"}));
-  EXPECT_EQ(folder.batch(at::tensor(std::vector<std::int64_t>{1})).mean().item<float>(), 1);
-
-  std::string records(2 * 3073, '\x01');
-  write_file_atomic(dir / "data_batch_1.bin", records);
-  EXPECT_EQ(read_dataset("cifar", dir.path(), "train").images.sizes().vec(), (std::vector<std::int64_t>{2, 3, 32, 32}));
-  write_file_atomic(dir / "data_batch_1.bin", records.substr(1));
-  test::expect_error(ErrorKind::kBadFile, "record size", [&] { read_dataset("cifar", dir.path(), "train"); });
 }
 
 TEST(io_json_lines, HalfALineIsForgotten) {

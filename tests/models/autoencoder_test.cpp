@@ -96,7 +96,7 @@ TEST(io_latents, AreScaledDrawnAndVerified) {
   LatentFile file;
   file.mean = at::full({2, 1, 2, 2}, 3.0F), file.logvar = at::zeros({2, 1, 2, 2}), file.labels = at::arange(2), file.scale = 0.5, file.shift = 1, file.source = "these";
   write_latents(dir / "l.safetensors", file);
-  const ImageDataset data = read_dataset("latents", dir / "l.safetensors", "train");
+  const ImageDataset data = read_dataset({"latents", (dir / "l.safetensors").string()}, "train");
   EXPECT_EQ(data.shape(), (std::vector<std::int64_t>{1, 2, 2}));
   const at::Tensor drawn = data.states(at::arange(2), [] { return at::full({2, 1, 2, 2}, 2.0F); });
   EXPECT_LT((drawn - ((3 - 1) * 0.5 + 0.5 * 2)).abs().max().item<double>(), 1e-6);

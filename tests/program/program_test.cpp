@@ -1,13 +1,9 @@
 // The program as a user meets it: exit codes, one clear message, nothing half-written.
-#include <sys/wait.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
 
-#include "tests/support.h"
-#include "tiltflow/base/file.h"
-#include "tiltflow/base/strings.h"
+#include "tests/program/program.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/torch_file.h"
 #include "tiltflow/policy/lora.h"
@@ -16,24 +12,7 @@
 namespace tiltflow {
 namespace {
 
-struct Outcome {
-  int code;
-  std::string out, err;
-};
-
-Outcome run(const std::string& arguments, const std::string& before = "") {
-  const test::TempDir dir;
-  const std::string command = cat(before, "cd ", test::source_dir().string(), " && ", TILTFLOW_PROGRAM, " ", arguments, " >", (dir / "out").string(), " 2>", (dir / "err").string());
-  const int status = std::system(command.c_str());
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_file(dir / "out"), read_file(dir / "err")};
-}
-
-void expect_message(const Outcome& outcome, int code, const std::string& text) {
-  EXPECT_EQ(outcome.code, code) << outcome.err;
-  EXPECT_NE(outcome.err.find(text), std::string::npos) << outcome.err;
-}
-
-const char* const kTiny = " --set batch=4 --set item=2 --set sampler.steps=3 --set method.loss_steps=2 --set evaluation.base_samples=8 --set evaluation.samples=2 --set train.steps=4 --set train.checkpoint_every=1 --set compute.workers=1 ";
+using test::expect_message, test::kTiny, test::Outcome, test::run;
 
 }  // namespace
 
@@ -64,16 +43,6 @@ TEST(program_recipes, EveryRecipePassesADryRun) {
   }
   EXPECT_GE(count, 4);
   expect_message(run("pretrain recipes/pretrain-mnist.toml --dry-run --set data.path=/nonexistent"), 4, "not found");
-}
-
-TEST(program_eval, GuidanceReachesTheConditionalSamples) {
-  const std::string base = "eval --model assets/mnist-sit.safetensors --judge assets/mnist-judge.safetensors --reference assets/mnist-heldout-features.safetensors --n 16 --steps 3 --json ";
-  const Outcome plain = run(base), guided = run(base + "--guidance 3");
-  EXPECT_EQ(plain.code, 0) << plain.err;
-  EXPECT_EQ(guided.code, 0) << guided.err;
-  const auto value = [](const Outcome& o, const std::string& key) { return split(o.out.substr(o.out.find(key)), ',')[0]; };
-  EXPECT_NE(value(plain, "frechet_conditional"), value(guided, "frechet_conditional"));
-  EXPECT_EQ(value(plain, "frechet_unconditional"), value(guided, "frechet_unconditional"));
 }
 
 // Through every format and back: the same tensors.

@@ -1,5 +1,6 @@
 #include "tiltflow/eval/comparison.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tiltflow/base/error.h"
@@ -7,9 +8,8 @@
 #include "tiltflow/eval/html.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/json_lines.h"
-#include "tiltflow/io/safetensors.h"
 #include "tiltflow/tensor/aten.h"
-#include "tiltflow/train/finetuning.h"
+#include "tiltflow/eval/run_check.h"
 
 namespace tiltflow {
 namespace {
@@ -21,16 +21,13 @@ struct RealImages {
 
 RealImages real_images(const ComparisonOptions& o, const FeatureNetwork& network) {
   RealImages out;
-  if (!o.reference.empty()) {
-    const ParameterSet t = read_safetensors(o.reference).tensors;
-    for (const char* name : {"mean", "covariance", "count"}) if (!t.contains(name)) fail(ErrorKind::kBadFile, cat(o.reference, ": no feature moments ('", name, "' is missing)"));
-    out.moments = FeatureMoments{t.at("mean").to(at::kDouble), t.at("covariance").to(at::kDouble), t.at("count").item<double>()};
-  }
-  if (o.data.empty()) return out;
-  const ImageDataset data = read_dataset(o.format, o.data, "test");
-  const std::int64_t used = std::min<std::int64_t>(data.size(), 10000);
-  out.features = features_of(network, data.batch(at::arange(used)));
-  if (!out.moments) out.moments = feature_moments(out.features);
+  if (!o.reference.empty()) out.moments = read_moments(o.reference);
+  if (o.data.path.empty()) return out;
+  const ImageDataset data = read_dataset(o.data, "test");
+  out.features = features_of(network, at::arange(std::min<std::int64_t>(data.size(), 10000)), [&](const at::Tensor& indices) { return data.batch(indices); });
+  const FeatureMoments moments = feature_moments(out.features);
+  if (!out.moments) out.moments = moments;
+  if (!o.make_reference.empty()) write_moments(o.make_reference, moments, network.name);
   return out;
 }
 
@@ -43,61 +40,88 @@ Estimate over_seeds(const std::vector<at::Tensor>& rewards) {
   return {e.value, std::max(e.se, pooled.se)};  // two or three seeds may agree by chance
 }
 
+struct Compared {
+  const FinetuneSetup& setup;
+  const FlowModel& tuned;
+  const FeatureNetwork& network;
+  const RealImages& real;
+  const ComparisonOptions& options;
+};
+
+ComparedModel compare(const Compared& c, bool is_tuned, const SamplerConfig& sampler, double scale, const std::function<void(std::int64_t)>& progress) {
+  const ComparisonOptions& o = c.options;
+  const FlowModel& flow = c.setup.flow;
+  const std::int64_t classes = flow.model->classes();
+  const auto base = guided(flow.model, {scale}, classes);
+  const auto field = is_tuned ? guided(c.tuned.model, {scale}, classes) : base;
+  std::vector<at::Tensor> rewards, features, costs;
+  for (std::int64_t seed = 1; seed <= o.seeds; ++seed) {  // the same noise and labels for every row
+    const RandomStreams streams(static_cast<std::uint64_t>(c.setup.config.seed + seed));
+    DrawOptions draws_of;
+    draws_of.n = o.n;
+    if (is_tuned && !is_ode(sampler)) draws_of.reference = base.get();
+    draws_of.progress = [&](std::int64_t done) { progress((seed - 1) * o.n + done); };
+    const Draws draws = draw(*field, sampler, *flow.path, flow.model->sample_shape(), streams, make_labels(c.setup.config.labels, classes, streams, 0, 0), draws_of);
+    rewards.push_back(c.setup.reward->score(draws.x, draws.labels).to(at::kDouble));
+    features.push_back(features_of(c.network, draws.x, [&](const at::Tensor& x) { return c.setup.reward->decode(x); }));
+    if (draws.cost.defined()) costs.push_back(draws.cost);
+  }
+  const at::Tensor all = at::cat(features);
+  ComparedModel row{"", is_tuned ? "tuned" : "base", sampler.name, scale, {}};
+  const auto add = [&](const char* name, std::optional<Estimate> value) { row.figures.emplace_back(name, value); };
+  add("reward", over_seeds(rewards));
+  add("control cost (nats)", costs.empty() ? std::nullopt : std::optional(mean_estimate(at::cat(costs).to(at::kDouble))));
+  add("diversity", diversity(all));
+  if (c.real.moments) {
+    if (all.size(1) != c.real.moments->mean.numel()) fail(ErrorKind::kBadFile, cat("the statistics of real images have ", c.real.moments->mean.numel(), " features, ", c.network.name, " has ", all.size(1)), "they were made with another network (--features)");
+    add("Frechet", Estimate{frechet_distance(feature_moments(all), *c.real.moments), 0});
+    add("Frechet, extrapolated", all.size(0) >= 100 ? std::optional(frechet_extrapolated(all, *c.real.moments, c.setup.streams)) : std::nullopt);
+  }
+  if (c.real.features.defined()) {
+    const PrecisionRecall pr = precision_recall(all, c.real.features.narrow(0, 0, std::min(all.size(0), c.real.features.size(0))));
+    add("precision", pr.precision), add("recall", pr.recall);
+  }
+  return row;
+}
+
+bool same_figures(const ComparedModel& a, const ComparedModel& b) {
+  if (a.model != b.model || a.sampler != b.sampler || a.guidance != b.guidance || a.figures.size() != b.figures.size()) return false;
+  for (std::size_t i = 0; i < a.figures.size(); ++i) {
+    const auto &x = a.figures[i].second, &y = b.figures[i].second;
+    if (x.has_value() != y.has_value() || (x && (x->value != y->value || x->se != y->se))) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
-Comparison compare_models(const std::filesystem::path& run, const ComparisonOptions& o) {
-  const FinetuneConfig config = load_config<FinetuneConfig>(run / "config.toml", {});
-  const FinetuneSetup setup = set_up(config);
-  FlowModelConfig file;
-  file.file = (run / "model.safetensors").string();
-  const FlowModel tuned = load_flow_model(file, apply(config.compute));
-  const std::int64_t classes = setup.flow.model->classes();
-  if (o.guidance != 1 && (config.labels.kind == "none" || classes == 0)) fail(ErrorKind::kUsage, "guidance needs a run with labels");
+Comparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& o) {
   const FeatureNetwork network = make_feature_network(o.features);
   const RealImages real = real_images(o, network);
-  SamplerConfig ode = setup.config.sampler;
-  ode.name = config.check.ode.empty() ? "ode-heun" : config.check.ode, ode.steps = config.check.ode_steps;
   std::vector<double> scales{1};
   if (o.guidance != 1) scales.push_back(o.guidance);
-
   Comparison out;
-  out.run = run.string(), out.features = network.name, out.samples = o.n * o.seeds;
-  const std::int64_t total = 4 * static_cast<std::int64_t>(scales.size()) * o.n * o.seeds;
+  out.features = network.name, out.samples = o.n * o.seeds;
+  const std::int64_t total = static_cast<std::int64_t>(4 * scales.size() * runs.size()) * o.n * o.seeds;
   std::int64_t before = 0;
-  for (const double scale : scales) {
-    const auto base = guided(setup.flow.model, {scale}, classes);
-    for (const SamplerConfig& sampler : {setup.config.sampler, ode}) {
-      for (const bool is_tuned : {false, true}) {
-        const auto field = is_tuned ? guided(tuned.model, {scale}, classes) : base;
-        std::vector<at::Tensor> rewards, features, costs;
-        for (std::int64_t seed = 1; seed <= o.seeds; ++seed) {  // the same noise and labels for every row
-          const RandomStreams streams(static_cast<std::uint64_t>(config.seed + seed));
-          DrawOptions options;
-          options.n = o.n;
-          if (is_tuned && !is_ode(sampler)) options.reference = base.get();
-          options.progress = [&](std::int64_t done) { if (o.progress) o.progress(before + done, total); };
-          const Draws draws = draw(*field, sampler, *setup.flow.path, setup.flow.model->sample_shape(), streams, make_labels(setup.config.labels, classes, streams, 0, 0), options);
-          before += o.n;
-          rewards.push_back(setup.reward->score(draws.x, draws.labels).to(at::kDouble));
-          const at::NoGradGuard no_grad;
-          features.push_back(features_of(network, setup.reward->decode(draws.x).clamp(0, 1)));
-          if (draws.cost.defined()) costs.push_back(draws.cost);
+  const auto add = [&](const std::string& run, ComparedModel row) {
+    row.run = run, before += o.n * o.seeds;
+    if (row.model == "base" && std::any_of(out.rows.begin(), out.rows.end(), [&](const ComparedModel& other) { return same_figures(row, other); })) return;
+    out.rows.push_back(std::move(row));
+  };
+  for (const std::filesystem::path& run : runs) {
+    const FinishedRun finished = load_finished_run(run);
+    const FinetuneSetup& setup = finished.setup;
+    if (o.guidance != 1 && (setup.config.labels.kind == "none" || setup.flow.model->classes() == 0)) fail(ErrorKind::kUsage, cat("guidance needs a run with labels, ", run.string(), " has none"));
+    out.runs.push_back(run.string());
+    SamplerConfig ode = setup.config.sampler;
+    ode.name = setup.config.check.ode.empty() ? "ode-heun" : setup.config.check.ode, ode.steps = setup.config.check.ode_steps;
+    const Compared compared{setup, finished.tuned, network, real, o};
+    for (const double scale : scales) {
+      for (const SamplerConfig& sampler : {setup.config.sampler, ode}) {
+        for (const bool is_tuned : {false, true}) {
+          add(run.string(), compare(compared, is_tuned, sampler, scale, [&](std::int64_t done) { if (o.progress) o.progress(before + done, total); }));
         }
-        const at::Tensor all = at::cat(features);
-        ComparedModel row{is_tuned ? "tuned" : "base", sampler.name, scale, {}};
-        const auto add = [&](const char* name, std::optional<Estimate> value) { row.figures.emplace_back(name, value); };
-        add("reward", over_seeds(rewards));
-        add("control cost (nats)", costs.empty() ? std::nullopt : std::optional(mean_estimate(at::cat(costs).to(at::kDouble))));
-        add("diversity", diversity(all));
-        if (real.moments) {
-          add("Frechet", Estimate{frechet_distance(feature_moments(all), *real.moments), 0});
-          add("Frechet, extrapolated", all.size(0) >= 100 ? std::optional(frechet_extrapolated(all, *real.moments, setup.streams)) : std::nullopt);
-        }
-        if (real.features.defined()) {
-          const PrecisionRecall pr = precision_recall(all, real.features.narrow(0, 0, std::min(all.size(0), real.features.size(0))));
-          add("precision", pr.precision), add("recall", pr.recall);
-        }
-        out.rows.push_back(std::move(row));
       }
     }
   }
@@ -109,10 +133,10 @@ namespace {
 std::string show(const std::optional<Estimate>& e) { return !e ? "-" : e->se > 0 ? cat(compact(e->value), " +- ", compact(e->se, 2)) : compact(e->value); }
 
 std::vector<std::vector<std::string>> cells(const Comparison& c) {
-  std::vector<std::vector<std::string>> out{{"model", "sampler", "guidance"}};
+  std::vector<std::vector<std::string>> out{{"run", "model", "sampler", "guidance"}};
   for (const auto& [name, value] : c.rows.front().figures) out[0].push_back(name);
   for (const ComparedModel& row : c.rows) {
-    out.push_back({row.model, row.sampler, compact(row.guidance)});
+    out.push_back({row.run, row.model, row.sampler, compact(row.guidance)});
     for (const auto& [name, value] : row.figures) out.back().push_back(show(value));
   }
   return out;
@@ -132,12 +156,22 @@ std::string table_text(const Comparison& c) {
   return out;
 }
 
+namespace {
+
+std::string csv_text(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) out += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return out + "\"";
+}
+
+}  // namespace
+
 std::string to_csv(const Comparison& c) {
-  std::string out = "model,sampler,guidance";
+  std::string out = "run,model,sampler,guidance";
   for (const auto& [name, value] : c.rows.front().figures) out += cat(",\"", name, "\",\"", name, " se\"");
   out += "\n";
   for (const ComparedModel& row : c.rows) {
-    out += cat(row.model, ",", row.sampler, ",", compact(row.guidance, 9));
+    out += cat(csv_text(row.run), ",", row.model, ",", row.sampler, ",", compact(row.guidance, 9));
     for (const auto& [name, value] : row.figures) out += value ? cat(",", compact(value->value, 9), ",", compact(value->se, 9)) : ",,";
     out += "\n";
   }
@@ -145,7 +179,7 @@ std::string to_csv(const Comparison& c) {
 }
 
 std::string to_html(const Comparison& c) {
-  std::string body = cat("<h1>Base and tuned: ", html_escape(c.run), "</h1><p>Features: ", html_escape(c.features), "; ", c.samples, " samples a row, the same noise and labels in all of them.</p><table>");
+  std::string body = cat("<h1>Base and tuned: ", html_escape(join(c.runs, ", ")), "</h1><p>Features: ", html_escape(c.features), "; ", c.samples, " samples a row, the same noise and labels in all of them.</p><table>");
   bool head = true;
   for (const auto& row : cells(c)) {
     body += "<tr>";
@@ -156,9 +190,9 @@ std::string to_html(const Comparison& c) {
 }
 
 nlohmann::ordered_json to_json(const Comparison& c) {
-  nlohmann::ordered_json out{{"run", c.run}, {"features", c.features}, {"samples", c.samples}, {"rows", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json out{{"runs", c.runs}, {"features", c.features}, {"samples", c.samples}, {"rows", nlohmann::ordered_json::array()}};
   for (const ComparedModel& row : c.rows) {
-    nlohmann::ordered_json one{{"model", row.model}, {"sampler", row.sampler}, {"guidance", row.guidance}};
+    nlohmann::ordered_json one{{"run", row.run}, {"model", row.model}, {"sampler", row.sampler}, {"guidance", row.guidance}};
     for (const auto& [name, value] : row.figures) one[name] = value ? nlohmann::ordered_json{{"value", json_number(value->value)}, {"se", json_number(value->se)}} : nlohmann::ordered_json();
     out["rows"].push_back(std::move(one));
   }

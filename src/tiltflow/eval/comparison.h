@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tiltflow/eval/quality.h"
+#include "tiltflow/io/dataset.h"
 
 namespace tiltflow {
 
@@ -17,25 +18,28 @@ struct ComparisonOptions {
   std::int64_t n = 500, seeds = 2;  // samples per seed; seeds are those of the run + 1, + 2, ...
   double guidance = 1;              // other than 1: rows with this guidance as well (needs labels)
   std::string features = "pixels";  // see make_feature_network
-  std::string data, format = "idx"; // real images: Frechet distance, precision, recall
-  std::string reference;            // feature moments instead of data: Frechet distance alone
+  DatasetConfig data;               // real images, when its path is given: Frechet distance, precision, recall
+  std::string reference;            // their feature statistics (read_moments): Frechet distance alone
+  std::string make_reference;       // write the statistics of `data` here
   std::function<void(std::int64_t done, std::int64_t total)> progress;
 };
 
 struct ComparedModel {
-  std::string model, sampler;
+  std::string run, model, sampler;
   double guidance = 1;
   std::vector<std::pair<std::string, std::optional<Estimate>>> figures;  // nullopt: does not apply
 };
 
 struct Comparison {
-  std::string run, features;
+  std::vector<std::string> runs;
+  std::string features;
   std::int64_t samples = 0;
   std::vector<ComparedModel> rows;
 };
 
-// Throws kBadFile for an unfinished run.
-Comparison compare_models(const std::filesystem::path& run, const ComparisonOptions& options);
+// One or more runs; the base's rows stand once for runs whose base, sampler and reward give the same figures. Throws kBadFile for an
+// unfinished run.
+Comparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& options);
 
 std::string table_text(const Comparison& comparison);
 std::string to_csv(const Comparison& comparison);

@@ -4,6 +4,8 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/io/npz.h"
+#include "tiltflow/io/safetensors.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/models/clip/vision.h"
 #include "tiltflow/models/model_file.h"
@@ -26,11 +28,36 @@ FeatureNetwork make_feature_network(const std::string& name) {
   return {name, [clip](const at::Tensor& images) { return clip->embed_images(images); }};
 }
 
-at::Tensor features_of(const FeatureNetwork& network, const at::Tensor& images) {
-  constexpr std::int64_t kPiece = 128;
-  const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> parts(static_cast<std::size_t>((images.size(0) + kPiece - 1) / kPiece));
-  parallel_chunks(images.size(0), kPiece, [&](std::int64_t begin, std::int64_t end) { parts[static_cast<std::size_t>(begin / kPiece)] = network.features(images.narrow(0, begin, end - begin)); });
+FeatureMoments read_moments(const std::filesystem::path& file, std::int64_t features) {
+  const bool npz = file.extension() == ".npz";
+  const ParameterSet t = npz ? read_npz(file) : read_safetensors(file).tensors;
+  const char *mean = npz ? "mu" : "mean", *covariance = npz ? "sigma" : "covariance";
+  if (!t.contains(mean) || !t.contains(covariance)) fail(ErrorKind::kBadFile, cat(file.string(), ": no feature statistics ('", mean, "' and '", covariance, "')"), "make them with --make-reference");
+  FeatureMoments m{t.at(mean).to(at::kDouble), t.at(covariance).to(at::kDouble), t.contains("count") && t.at("count").numel() == 1 ? t.at("count").item<double>() : 0};
+  const std::int64_t n = m.mean.numel();
+  if (m.mean.dim() != 1 || m.covariance.sizes() != at::IntArrayRef{n, n} || !m.covariance.isfinite().all().item<bool>() || !m.mean.isfinite().all().item<bool>()) fail(ErrorKind::kBadFile, cat(file.string(), ": mean and covariance do not fit each other or are not finite"));
+  if (features > 0 && n != features) fail(ErrorKind::kBadFile, cat(file.string(), ": statistics of ", n, " features, the network has ", features), "they were made with another network (--features)");
+  return m;
+}
+
+void write_moments(const std::filesystem::path& file, const FeatureMoments& m, const std::string& network) {
+  ParameterSet t;
+  if (file.extension() == ".npz") {
+    t.add("mu", m.mean), t.add("sigma", m.covariance);
+    write_npz(file, t);
+    return;
+  }
+  t.add("mean", m.mean), t.add("covariance", m.covariance), t.add("count", at::full({1}, m.count, at::kDouble));
+  write_safetensors(file, t, {{"what", "moments of image features"}, {"features", network}});
+}
+
+at::Tensor features_of(const FeatureNetwork& network, const at::Tensor& states, const Decoder& decode) {
+  constexpr std::int64_t kPiece = 32;
+  std::vector<at::Tensor> parts(static_cast<std::size_t>((states.size(0) + kPiece - 1) / kPiece));
+  parallel_chunks(states.size(0), kPiece, [&](std::int64_t begin, std::int64_t end) {
+    const at::NoGradGuard no_grad;
+    parts[static_cast<std::size_t>(begin / kPiece)] = network.features(decode(states.narrow(0, begin, end - begin)).clamp(0, 1));
+  });
   return at::cat(parts);
 }
 

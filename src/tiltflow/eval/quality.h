@@ -1,10 +1,12 @@
 // Quality and diversity of samples in the feature space of a named network.
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <string>
 
 #include "tiltflow/eval/statistics.h"
+#include "tiltflow/reward/state_reward.h"
 #include "tiltflow/tensor/random.h"
 
 namespace tiltflow {
@@ -15,8 +17,14 @@ struct FeatureNetwork {
 };
 // "pixels" (the image itself), a classifier file (its last hidden layer) or a CLIP image tower. Throws kBadFile.
 FeatureNetwork make_feature_network(const std::string& name);
-// In pieces on all cores, without a graph.
-at::Tensor features_of(const FeatureNetwork& network, const at::Tensor& images);
+// Feature statistics of real images. Read: a file of `write_moments`, or an npz with mu and sigma (pytorch-fid and others; its count is
+// unknown, 0). Throws kBadFile; `features` > 0: the number of features expected.
+FeatureMoments read_moments(const std::filesystem::path& file, std::int64_t features = 0);
+// By its suffix: .npz (mu, sigma) or safetensors (mean, covariance, count, the network's name as metadata). Atomic.
+void write_moments(const std::filesystem::path& file, const FeatureMoments& moments, const std::string& network);
+
+// [N, F] of images, or of the images that `decode` makes of states (clamped to [0, 1]); in pieces on all cores, without a graph.
+at::Tensor features_of(const FeatureNetwork& network, const at::Tensor& states, const Decoder& decode = identity_decoder());
 
 // Mean distance between two different samples; U-statistic with its standard error. Cost: N^2 distances.
 Estimate diversity(const at::Tensor& features);

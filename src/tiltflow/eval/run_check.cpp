@@ -3,7 +3,6 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/eval/report.h"
 #include "tiltflow/tensor/aten.h"
-#include "tiltflow/train/finetuning.h"
 
 namespace tiltflow {
 
@@ -11,12 +10,16 @@ namespace {
 constexpr std::uint32_t kCheckKey = 0xffffe000u;  // of random labels; no training step uses it
 }  // namespace
 
-TiltedCheck check_run(const std::filesystem::path& run) {
+FinishedRun load_finished_run(const std::filesystem::path& run) {
   const FinetuneConfig config = load_config<FinetuneConfig>(run / "config.toml", {});
-  const FinetuneSetup setup = set_up(config);
   FlowModelConfig file;
   file.file = (run / "model.safetensors").string();
-  const FlowModel tuned = load_flow_model(file, apply(config.compute));
+  return {set_up(config), load_flow_model(file, apply(config.compute))};
+}
+
+TiltedCheck check_run(const std::filesystem::path& run) {
+  const auto [setup, tuned] = load_finished_run(run);
+  const FinetuneConfig& config = setup.config;
   TiltedCheckOptions options;
   options.base_samples = config.check.base_samples, options.tuned_samples = config.check.tuned_samples;
   options.standard_errors = config.check.standard_errors, options.allowance = config.check.allowance;

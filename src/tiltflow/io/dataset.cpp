@@ -1,6 +1,7 @@
 #include "tiltflow/io/dataset.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cstdlib>
 #include <cstring>
 
@@ -9,8 +10,10 @@
 #include "tiltflow/base/hash.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/image.h"
+#include "tiltflow/io/resize.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
 
 namespace tiltflow {
 namespace {
@@ -94,54 +97,86 @@ ImageDataset read_cifar(const fs::path& folder, const std::string& split) {
   return data;
 }
 
-ImageDataset read_folder(fs::path folder, const std::string& split) {
+bool is_picture(const fs::path& file) {
+  std::string suffix = file.extension().string();
+  for (char& c : suffix) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return suffix == ".png" || suffix == ".jpg" || suffix == ".jpeg";
+}
+
+at::Tensor read_picture(const fs::path& file, std::int64_t size) {
+  const at::Tensor picture = read_image(file).mul(255).round().to(at::kByte);
+  return size > 0 ? center_crop(picture, size) : picture;
+}
+
+// All of one shape [channels, height, width]; grey is repeated for three channels.
+at::Tensor read_pictures(const std::vector<fs::path>& files, const std::vector<std::int64_t>& shape, std::int64_t size) {
+  std::vector<at::Tensor> pictures(files.size());
+  parallel_for(static_cast<std::int64_t>(files.size()), [&](std::int64_t i) {
+    const fs::path& file = files[static_cast<std::size_t>(i)];
+    at::Tensor picture = read_picture(file, size);
+    if (picture.size(0) == 1 && shape[0] == 3) picture = picture.expand({3, -1, -1});
+    if (picture.sizes() != at::IntArrayRef(shape)) {
+      fail(ErrorKind::kBadFile, cat(file.string(), ": the picture is ", shape_text(picture.sizes()), ", others are ", shape_text(shape)), "give a size (data.size, --size) to crop and resize all of them");
+    }
+    pictures[static_cast<std::size_t>(i)] = picture;
+  });
+  return at::stack(pictures);
+}
+
+ImageDataset read_folder(const DatasetConfig& config, const std::string& split) {
+  fs::path folder = config.path;
   if (fs::is_directory(folder / split)) folder /= split;
   if (!fs::is_directory(folder)) fail(ErrorKind::kBadFile, cat("image folder not found: ", folder.string()));
   std::vector<fs::path> classes;
   for (const auto& entry : fs::directory_iterator(folder)) if (entry.is_directory()) classes.push_back(entry.path());
   std::sort(classes.begin(), classes.end());
   ImageDataset data;
-  std::vector<at::Tensor> images;
+  std::vector<fs::path> files;
   std::vector<std::int64_t> labels;
   for (const fs::path& path : classes) {
-    std::vector<fs::path> files;
-    for (const auto& entry : fs::directory_iterator(path)) if (entry.is_regular_file()) files.push_back(entry.path());
-    std::sort(files.begin(), files.end());
-    for (const fs::path& file : files) {
-      const at::Tensor image = read_image(file);
-      if (!images.empty() && image.sizes() != images.front().sizes()) fail(ErrorKind::kBadFile, cat(file.string(), ": size differs from the other pictures"), "all pictures must have the same size and channels");
-      images.push_back(image.mul(255).round().to(at::kByte));
-      labels.push_back(data.classes());
-    }
+    const std::size_t first = files.size();
+    for (const auto& entry : fs::directory_iterator(path)) if (entry.is_regular_file() && is_picture(entry.path())) files.push_back(entry.path());
+    std::sort(files.begin() + static_cast<std::ptrdiff_t>(first), files.end());
+    labels.resize(files.size(), data.classes());
     data.class_names.push_back(path.filename().string());
   }
-  if (images.empty()) fail(ErrorKind::kBadFile, cat("no pictures in ", folder.string()), "expected one sub-folder per class with PNG or JPEG files");
-  data.images = at::stack(images);
+  if (files.empty()) fail(ErrorKind::kBadFile, cat("no pictures in ", folder.string()), "expected one sub-folder per class with PNG or JPEG files");
   data.labels = at::tensor(labels, at::kLong);
+  std::vector<std::int64_t> shape{1};
+  for (std::size_t i = 0; i < std::min<std::size_t>(files.size(), 64) && shape[0] == 1; ++i) shape = read_picture(files[i], config.size).sizes().vec();
+  if (static_cast<double>(files.size()) * static_cast<double>(shape[0] * shape[1] * shape[2]) <= config.memory) data.images = read_pictures(files, shape, config.size);
+  else data.disk = {std::move(files), shape, config.size};
   return data;
+}
+
+void crop_all(ImageDataset& data, std::int64_t size) {
+  if (size <= 0 || (data.images.size(2) == size && data.images.size(3) == size)) return;
+  at::Tensor cropped = at::empty({data.size(), data.images.size(1), size, size}, at::kByte);
+  parallel_for(data.size(), [&](std::int64_t i) { cropped[i].copy_(center_crop(data.images[i], size)); });
+  data.images = cropped;
 }
 
 }  // namespace
 
-std::int64_t ImageDataset::size() const { return (images.defined() ? images : mean).size(0); }
+std::int64_t ImageDataset::size() const { return labels.size(0); }
 
-std::vector<std::int64_t> ImageDataset::shape() const { return (images.defined() ? images : mean).sizes().slice(1).vec(); }
+std::vector<std::int64_t> ImageDataset::shape() const { return disk.files.empty() ? (latents() ? mean : images).sizes().slice(1).vec() : disk.shape; }
 
 at::Tensor ImageDataset::states(const at::Tensor& indices, const std::function<at::Tensor()>& noise) const {
-  if (images.defined()) return batch(indices) * 2 - 1;
+  if (!latents()) return batch(indices) * 2 - 1;
   const at::Tensor center = mean.index_select(0, indices);
   return deviation.defined() ? center + deviation.index_select(0, indices) * noise() : center;
 }
 
 namespace {
 
-std::string bytes_hash(const at::Tensor& x) {
+std::uint64_t bytes_hash(const at::Tensor& x) {
   const at::Tensor whole = x.contiguous();
-  return cat(fnv1a({static_cast<const char*>(whole.data_ptr()), whole.nbytes()}));
+  return fnv1a({static_cast<const char*>(whole.data_ptr()), whole.nbytes()});
 }
 
 std::string checksum(const at::Tensor& mean, const at::Tensor& logvar, const at::Tensor& labels) {
-  return cat(bytes_hash(mean), "-", logvar.defined() ? bytes_hash(logvar) : "0", "-", bytes_hash(labels));
+  return cat(bytes_hash(mean), "-", logvar.defined() ? bytes_hash(logvar) : 0, "-", bytes_hash(labels));
 }
 
 struct ReadLatents {
@@ -167,7 +202,12 @@ ReadLatents read_latent_file(const fs::path& file) {
 
 }  // namespace
 
-std::string fingerprint(const ImageDataset& data) { return cat(shape_text(data.images.sizes()), " ", bytes_hash(data.images), "-", bytes_hash(data.labels)); }
+std::string fingerprint(const ImageDataset& data) {
+  std::uint64_t pictures = 0;
+  if (data.disk.files.empty()) pictures = bytes_hash(data.images);
+  for (const fs::path& file : data.disk.files) pictures = pictures * 0x100000001b3ULL ^ fnv1a(read_file(file));
+  return cat(data.size(), " x ", shape_text(data.shape()), " ", pictures, "-", bytes_hash(data.labels));
+}
 
 void write_latents(const fs::path& file, const LatentFile& l) {
   ParameterSet tensors;
@@ -197,14 +237,26 @@ ImageDataset read_latents(const fs::path& file) {
   return data;
 }
 
-at::Tensor ImageDataset::batch(const at::Tensor& indices) const { return images.index_select(0, indices).to(at::kFloat).div(255); }
+at::Tensor ImageDataset::pictures(const at::Tensor& indices) const {
+  if (disk.files.empty()) return images.index_select(0, indices);
+  std::vector<fs::path> chosen;
+  for (std::int64_t i = 0; i < indices.size(0); ++i) chosen.push_back(disk.files[static_cast<std::size_t>(indices[i].item<std::int64_t>())]);
+  return read_pictures(chosen, disk.shape, disk.crop);
+}
 
-ImageDataset read_dataset(const std::string& format, const fs::path& path, const std::string& split) {
-  if (format == "idx") return read_idx_pair(path, split);
-  if (format == "cifar") return read_cifar(path, split);
-  if (format == "folder") return read_folder(path, split);
-  if (format == "latents") return read_latents(path);
-  fail(ErrorKind::kConfig, cat("data.format '", format, "' is unknown", did_you_mean(format, {"idx", "cifar", "folder", "latents"})), "use idx, cifar, folder or latents");
+at::Tensor ImageDataset::batch(const at::Tensor& indices) const { return pictures(indices).to(at::kFloat).div(255); }
+
+ImageDataset read_dataset(const DatasetConfig& config, const std::string& split) {
+  const std::string& format = config.format;
+  if (format == "folder") return read_folder(config, split);
+  if (format == "latents") {
+    if (config.size > 0) fail(ErrorKind::kConfig, "latents cannot be cropped to a size", "give the size when encoding: tiltflow encode --size");
+    return read_latents(config.path);
+  }
+  if (format != "idx" && format != "cifar") fail(ErrorKind::kConfig, cat("data.format '", format, "' is unknown", did_you_mean(format, {"idx", "cifar", "folder", "latents"})), "use idx, cifar, folder or latents");
+  ImageDataset data = format == "idx" ? read_idx_pair(config.path, split) : read_cifar(config.path, split);
+  crop_all(data, config.size);
+  return data;
 }
 
 }  // namespace tiltflow

@@ -5,6 +5,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/precision.h"
 
 namespace tiltflow {
@@ -28,9 +29,15 @@ Decoder decoder_for(const std::vector<std::int64_t>& shape, std::shared_ptr<cons
 }
 
 at::Tensor StateReward::score(const at::Tensor& state, const at::Tensor& labels) const {
-  const at::NoGradGuard no_grad;
-  const at::Tensor score = reward_->score(decoder_(state), reward_->prepare(labels));
-  if (score.dim() != 1 || score.size(0) != state.size(0)) fail(ErrorKind::kFailure, cat("reward ", reward_->info().name, " must return one number per sample"));
+  constexpr std::int64_t kPiece = 32;  // bounds the memory of decoders and large reward networks
+  std::vector<at::Tensor> scores(static_cast<std::size_t>((state.size(0) + kPiece - 1) / kPiece));
+  parallel_chunks(state.size(0), kPiece, [&](std::int64_t begin, std::int64_t end) {
+    const at::NoGradGuard no_grad;
+    const at::Tensor score = reward_->score(decoder_(state.narrow(0, begin, end - begin)), reward_->prepare(labels.defined() ? labels.narrow(0, begin, end - begin) : labels));
+    if (score.dim() != 1 || score.size(0) != end - begin) fail(ErrorKind::kFailure, cat("reward ", reward_->info().name, " must return one number per sample"));
+    scores[static_cast<std::size_t>(begin / kPiece)] = score;
+  });
+  const at::Tensor score = at::cat(scores);
   require_finite(score, cat("reward ", reward_->info().name));
   return score;
 }

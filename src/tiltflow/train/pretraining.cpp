@@ -40,7 +40,7 @@ at::Tensor BatchOrder::indices(std::int64_t step) {
 at::Tensor training_times(const Path& path, const FlowMatchingOptions& options, const at::Tensor& u) {
   const bool vp = path.name() == "vp", plain = options.prediction == "velocity";
   const double inset = options.epsilon >= 0 ? options.epsilon : vp ? 1e-5 : plain ? 0 : 1e-3;
-  const double begin = vp || plain ? 0 : inset, end = plain && !vp ? 1 : 1 - inset;
+  const double begin = vp ? 0 : inset, end = 1 - inset;
   return u * (end - begin) + begin;
 }
 

@@ -10,9 +10,10 @@
 
 namespace tiltflow {
 
-void bind(Fields& f, PretrainDataConfig& c) {
+void bind(Fields& f, DatasetConfig& c) {
   f.value("format", c.format, "idx (MNIST files), cifar (binary records), folder (one sub-folder a class) or latents (a file of `tiltflow encode`)", one_of({"idx", "cifar", "folder", "latents"}));
   f.value("path", c.path, "folder that holds the data, or the file of latents");
+  f.value("size", c.size, "crop and resize every picture to its central square of this size; 0: as they are", at_least_integer(0));
 }
 
 void bind(Fields& f, PretrainModelConfig& c) {
@@ -71,7 +72,7 @@ PretrainSetup set_up(const PretrainConfig& c) {
     classifier_config_from_args(c.model.args);
   }
   if (c.kind != "flow" && c.data.format == "latents") fail(ErrorKind::kConfig, "a classifier is trained on pictures, not on latents");
-  s.data = read_dataset(c.data.format, c.data.path, "train");
+  s.data = read_dataset(c.data, "train");
   return s;
 }
 
@@ -100,7 +101,7 @@ void pretrain_classifier(PretrainSetup s, Run& run) {
   hooks.note = [](const std::map<std::string, double>& m) { return cat("loss ", compact(m.at("loss")), "  accuracy ", fixed(100 * m.at("train_accuracy"), 1), " %"); };
   const TrainResult result = train(c.train, objective, run, hooks);
   if (!run.writes()) return;
-  const ImageDataset held_out = read_dataset(c.data.format, c.data.path, "test");
+  const ImageDataset held_out = read_dataset(c.data, "test");
   const double test_accuracy = accuracy(Classifier(objective.classifier().config(), result.average), held_out);
   const auto file = run.directory() / "model.safetensors";
   save_classifier(file, objective.classifier().config(), result.average, {{"tiltflow.test_accuracy", fixed(test_accuracy, 4)}});

@@ -13,10 +13,7 @@
 
 namespace tiltflow {
 
-struct PretrainDataConfig {
-  std::string format = "idx", path = "data/mnist";
-};
-void bind(Fields& f, PretrainDataConfig& c);
+void bind(Fields& f, DatasetConfig& c);
 
 struct PretrainModelConfig {
   std::string family = "sit", path = "linear", prediction = "velocity", init;
@@ -33,7 +30,7 @@ struct PretrainConfig {
   double noise = 0.3;
   std::int64_t shift = 2;
   double label_smoothing = 0;
-  PretrainDataConfig data;
+  DatasetConfig data{"idx", "data/mnist"};
   PretrainModelConfig model;
   ComputeConfig compute;
   TrainConfig train;
