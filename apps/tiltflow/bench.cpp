@@ -30,8 +30,7 @@ void add_bench(CLI::App& program, Action& action) {
   verb->add_option("--repeats", o->am.repeats, "timed repetitions")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--policy", o->am.policy, "full or lora")->check(CLI::IsMember({"full", "lora"}))->capture_default_str();
   verb->add_option("--model-arg", o->args, "SiT constructor argument, e.g. size=SiT-S/2 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
-  verb->add_option("--precision", o->compute.precision, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}))->capture_default_str();
-  verb->add_option("--workers", o->compute.workers, "pieces of work at a time; 0 = one per core")->check(CLI::NonNegativeNumber)->capture_default_str();
+  add_compute_options(*verb, o->compute);
   verb->add_option("--threads", o->compute.threads, "libtorch threads per piece")->check(CLI::PositiveNumber)->capture_default_str();
   verb->callback([=, &action] {
     action = [o] {

@@ -45,7 +45,7 @@ void add_sampler_options(CLI::App& verb, SamplerConfig& sampler, bool ode_only =
 void add_guidance_options(CLI::App& verb, Guidance& guidance);
 // --data (with the help text `what`), --format, --size
 CLI::Option* add_data_options(CLI::App& verb, DatasetConfig& data, const std::string& what);
-// --workers, --precision
+// --workers, --precision, --kernels
 void add_compute_options(CLI::App& verb, ComputeConfig& compute);
 
 // "KEY=VALUE" items as a map; throws kUsage.

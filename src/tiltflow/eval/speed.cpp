@@ -8,6 +8,7 @@
 #include "tiltflow/finetune/adjoint_matching.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/models/sit/config.h"
+#include "tiltflow/models/runtime_config.h"
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
@@ -86,7 +87,7 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
   const double per_sample = static_cast<double>(base->count() + tuned->count()) / static_cast<double>(o.batch) + static_cast<double>(o.loss_steps * policy.backward_cost);
   const double rate = per_sample * static_cast<double>(o.batch) * sit_forward_gflop(*model) / seconds.front();
   return {{"bench", "am"}, {"policy", o.policy}, {"batch", o.batch}, {"steps", o.steps}, {"loss_steps", o.loss_steps}, {"model_args", o.model.args},
-          {"precision", o.runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"}, {"workers", thread_policy().workers}, {"threads_per_worker", thread_policy().intra_op},
+          {"precision", o.runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"}, {"kernels", kernels_name(o.runtime)}, {"workers", thread_policy().workers}, {"threads_per_worker", thread_policy().intra_op},
           {"seconds_per_iteration_min", seconds.front()}, {"seconds_per_iteration_median", seconds[seconds.size() / 2]}, {"repeats", o.repeats},
           {"network_evaluations_per_sample", per_sample}, {"forward_gflop_per_sample", sit_forward_gflop(*model)}, {"gflops", rate},
           {"gemm_peak_gflops", peak}, {"fraction_of_gemm_peak", rate / peak}, {"peak_memory_mb", peak_memory_bytes() / 1e6}};

@@ -4,6 +4,7 @@
 
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/nn/kernels/kernels.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/process_group.h"
 
@@ -14,15 +15,19 @@ void bind(Fields& f, ComputeConfig& c) {
   f.value("threads", c.threads, "libtorch threads inside each piece", at_least_integer(1));
   f.value("precision", c.precision, "of matrix products: fp32 or bf16; everything else is fp32", one_of({"fp32", "bf16"}));
   f.value("attention", c.attention, "math (batched products) or fused (libtorch's kernel)", one_of({"math", "fused"}));
+  f.value("kernels", c.kernels, "of transformer blocks on CPU: fused (one pass per step, with libtorch's attention) or plain (one operator after another)", one_of({"fused", "plain"}));
   f.value("memory_gb", c.memory_gb, "limit of the memory plan (item = 0), in 10^9 bytes; 0 = 80 % of what is free", at_least(0));
   f.value("activation_checkpointing", c.activation_checkpointing, "recompute transformer blocks in the backward pass: less memory, more time");
 }
 
+std::string kernels_name(const ModelRuntime& runtime) { return runtime.fused ? kernels::kernels().name : "plain"; }
+
 ModelRuntime apply(const ComputeConfig& c) {
   const bool share = c.workers == 0 && world_local_size() > 1;  // processes of one machine divide its cores
   set_thread_policy({share ? std::max(1, hardware_cores() / world_local_size()) : static_cast<int>(c.workers), static_cast<int>(c.threads)});
-  log_debug(cat("compute: ", thread_policy().workers, " workers x ", c.threads, " threads, ", c.precision, ", attention ", c.attention));
-  return {parse_precision(c.precision), parse_attention(c.attention), c.activation_checkpointing};
+  const ModelRuntime runtime{parse_precision(c.precision), parse_attention(c.attention), c.activation_checkpointing, c.kernels == "fused" && c.attention == "fused"};
+  log_debug(cat("compute: ", thread_policy().workers, " workers x ", c.threads, " threads, ", c.precision, ", attention ", c.attention, ", kernels ", kernels_name(runtime)));
+  return runtime;
 }
 
 }  // namespace tiltflow

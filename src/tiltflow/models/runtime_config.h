@@ -13,10 +13,13 @@ struct ComputeConfig {
   std::int64_t threads = 1;   // libtorch threads inside each piece
   std::string precision = "fp32";
   std::string attention = "fused";
+  std::string kernels = "fused";
   bool activation_checkpointing = false;
   double memory_gb = 0;       // what a memory plan may use; 0: 80 % of what is free
 };
 void bind(Fields& f, ComputeConfig& c);
+// "plain", or the instruction set of the fused kernels.
+std::string kernels_name(const ModelRuntime& runtime);
 // Sets the thread policy of the process and returns the network settings.
 ModelRuntime apply(const ComputeConfig& config);
 

@@ -17,6 +17,7 @@ struct ModelRuntime {
   MatmulPrecision precision = MatmulPrecision::kFull;
   AttentionBackend attention = AttentionBackend::kMath;
   bool activation_checkpointing = false;  // recompute blocks in backward: less memory, about one more forward
+  bool fused = false;  // transformer blocks by nn/fused where it applies (fp32 states on CPU); else one operator after another
 };
 
 // What a network is: family ("sit", "mlp") and constructor arguments by their official names.

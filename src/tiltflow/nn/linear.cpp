@@ -5,10 +5,21 @@
 namespace tiltflow {
 
 Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters, const std::string& name) {
-  Linear layer{parameters.at(name + ".weight"), {}, {}};
+  Linear layer;
+  layer.weight = parameters.at(name + ".weight");
   if (parameters.contains(name + ".bias")) layer.bias = parameters.at(name + ".bias");
   if (const auto found = adapters.find(name); found != adapters.end()) layer.adapter = found->second;
   return layer;
+}
+
+at::Tensor HalfCopies::of(const at::Tensor& tensor, int slot) {
+  const std::lock_guard lock(mutex_);
+  const std::int64_t version = tensor.is_inference() ? 0 : tensor._version();
+  if (sources_[slot] != tensor.const_data_ptr() || versions_[slot] != version) {
+    const at::NoGradGuard no_grad;
+    copies_[slot] = tensor.detach().to(at::kBFloat16), sources_[slot] = tensor.const_data_ptr(), versions_[slot] = version;
+  }
+  return copies_[slot];
 }
 
 at::Tensor apply(const Linear& layer, const at::Tensor& x, MatmulPrecision precision) {

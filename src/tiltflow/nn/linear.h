@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
+#include <mutex>
 #include <string>
 
 #include "tiltflow/tensor/parameters.h"
@@ -10,10 +12,23 @@
 
 namespace tiltflow {
 
+// bf16 copies of fp32 tensors, made anew when a tensor was written to since. Shared by the pieces of work that run side by side.
+class HalfCopies {
+ public:
+  at::Tensor of(const at::Tensor& tensor, int slot);  // slot 0 or 1: one tensor each
+
+ private:
+  std::mutex mutex_;
+  at::Tensor copies_[2];
+  const void* sources_[2] = {nullptr, nullptr};
+  std::int64_t versions_[2] = {-1, -1};
+};
+
 struct Linear {
   at::Tensor weight;  // [out, in]
   at::Tensor bias;    // [out] or undefined
   LowRank adapter;    // undefined tensors: none
+  std::shared_ptr<HalfCopies> half = std::make_shared<HalfCopies>();
 };
 
 // Looks up "<name>.weight", "<name>.bias" (optional) and the adapter of that name.

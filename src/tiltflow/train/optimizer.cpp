@@ -44,6 +44,7 @@ void AdamW::step(const std::vector<at::Tensor>& gradients, double learning_rate)
   at::_foreach_add_(steps_, 1);
   at::_fused_adamw_(weights, gradients, first_, second_, {}, steps_, learning_rate, config_.beta1, config_.beta2, config_.weight_decay,
                     config_.epsilon, /*amsgrad=*/false, /*maximize=*/false);
+  for (const auto& [name, tensor] : parameters_) tensor.unsafeGetTensorImpl()->bump_version();  // the fused operator does not; copies in bf16 depend on it
 }
 
 ParameterSet AdamW::state() const {

@@ -3,6 +3,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/nn/embedding.h"
+#include "tiltflow/nn/fused.h"
 #include "tiltflow/nn/init.h"
 #include "tiltflow/tensor/activation_checkpoint.h"
 #include "tiltflow/tensor/aten.h"
@@ -32,7 +33,20 @@ at::Tensor modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tens
   return at::addcmul(shift.unsqueeze(1), x, scale.unsqueeze(1) + 1);
 }
 
+// The same in one pass per step (nn/fused).
+at::Tensor run_fused(const Block& block, std::int64_t heads, const ModelRuntime& runtime, const at::Tensor& x, const at::Tensor& silu_c) {
+  const bool half = runtime.precision == MatmulPrecision::kBf16;
+  const at::ScalarType type = half ? at::kBFloat16 : at::kFloat;
+  const auto linear = [&](const Linear& layer, const at::Tensor& in) { return half ? fused::half_linear(layer, in) : apply(layer, in, runtime.precision); };
+  const std::vector<at::Tensor> m = linear(block.modulation, silu_c.to(type)).to(at::kFloat).chunk(6, 1);  // [N, 6C] -> 6 x [N, C]
+  const at::Tensor packed = linear(block.qkv, fused::modulated_norm(x, m[0], m[1], type));
+  const at::Tensor h = fused::gated_sum(x, m[2], linear(block.proj, fused::attention(packed, heads)));
+  const at::Tensor hidden = fused::gelu(linear(block.fc1, fused::modulated_norm(h, m[3], m[4], type)));
+  return fused::gated_sum(h, m[5], linear(block.fc2, hidden));
+}
+
 at::Tensor run_block(const Block& block, std::int64_t heads, const ModelRuntime& runtime, const at::Tensor& x, const at::Tensor& silu_c) {
+  if (runtime.fused && fused::takes(x)) return run_fused(block, heads, runtime, x, silu_c);
   const std::vector<at::Tensor> m = apply(block.modulation, silu_c, runtime.precision).chunk(6, 1);  // [N, 6C] -> 6 x [N, C]
   const at::Tensor attended = self_attention(block.qkv, block.proj, heads, modulate(layer_norm(x), m[0], m[1]), runtime.precision, runtime.attention);
   const at::Tensor h = at::addcmul(x, m[2].unsqueeze(1), attended);

@@ -1,0 +1,207 @@
+#include "tiltflow/nn/fused.h"
+
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/nn/kernels/kernels.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow::fused {
+namespace {
+
+using kernels::Bf16;
+using kernels::SampleRows;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+bool half(const at::Tensor& x) { return x.scalar_type() == at::kBFloat16; }
+const Bf16* half_data(const at::Tensor& x) { return static_cast<const Bf16*>(x.const_data_ptr()); }
+Bf16* half_out(const at::Tensor& x) { return static_cast<Bf16*>(x.data_ptr()); }
+
+// One row a sample, perhaps a piece of wider rows.
+SampleRows rows(const at::Tensor& x) { return {x.const_data_ptr<float>(), x.size(0) == 1 ? 0 : x.stride(0)}; }
+at::Tensor as_rows(const at::Tensor& x) { return x.stride(1) == 1 ? x : x.contiguous(); }
+
+struct Shape {
+  std::int64_t n, t, c;
+};
+Shape shape_of(const at::Tensor& x, const at::Tensor& row) {
+  const Shape s{x.size(0), x.size(1), x.size(2)};
+  if (x.dim() != 3 || row.dim() != 2 || row.size(1) != s.c || (row.size(0) != 1 && row.size(0) != s.n) || row.scalar_type() != at::kFloat) fail(ErrorKind::kFailure, "fused kernels: one fp32 row per sample is expected");
+  return s;
+}
+
+void once_differentiable() {
+  if (at::GradMode::is_enabled()) fail(ErrorKind::kFailure, "fused kernels have no second derivatives", "set compute.kernels = \"plain\"");
+}
+
+struct ModulatedNorm : Function<ModulatedNorm> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in, const at::Tensor& shift_in, const at::Tensor& scale_in, at::ScalarType type) {
+    const at::Tensor x = x_in.contiguous(), shift = as_rows(shift_in), scale = as_rows(scale_in);
+    const auto [n, t, c] = shape_of(x, scale);
+    const at::Tensor out = at::empty(x.sizes(), x.options().dtype(type)), mean = at::empty({n, t}, x.options()), rstd = at::empty({n, t}, x.options());
+    float *m = mean.data_ptr<float>(), *r = rstd.data_ptr<float>();
+    if (half(out)) kernels::kernels().half.modulated_norm(x.const_data_ptr<float>(), rows(shift), rows(scale), 1e-6F, half_out(out), m, r, n, t, c);
+    else kernels::kernels().full.modulated_norm(x.const_data_ptr<float>(), rows(shift), rows(scale), 1e-6F, out.data_ptr<float>(), m, r, n, t, c);
+    context->save_for_backward({x, scale, mean, rstd});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    once_differentiable();
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &scale = saved[1], g = gradients[0].contiguous();
+    const auto [n, t, c] = shape_of(x, scale);
+    const bool modulation = context->needs_input_grad(1) || context->needs_input_grad(2);
+    const at::Tensor gx = context->needs_input_grad(0) ? at::empty_like(x) : at::Tensor();
+    const at::Tensor g_shift = modulation ? at::zeros({scale.size(0), c}, x.options()) : at::Tensor(), g_scale = modulation ? at::zeros_like(g_shift) : at::Tensor();
+    const std::int64_t stride = scale.size(0) == 1 ? 0 : c;
+    const auto data = [](const at::Tensor& v) { return v.defined() ? v.data_ptr<float>() : nullptr; };
+    const float *in = x.const_data_ptr<float>(), *m = saved[2].const_data_ptr<float>(), *r = saved[3].const_data_ptr<float>();
+    if (half(g)) kernels::kernels().half.modulated_norm_backward(half_data(g), in, rows(scale), m, r, data(gx), data(g_shift), data(g_scale), stride, n, t, c);
+    else kernels::kernels().full.modulated_norm_backward(g.const_data_ptr<float>(), in, rows(scale), m, r, data(gx), data(g_shift), data(g_scale), stride, n, t, c);
+    return {gx, g_shift, g_scale, at::Tensor()};
+  }
+};
+
+struct GatedSum : Function<GatedSum> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in, const at::Tensor& gate_in, const at::Tensor& y_in) {
+    const at::Tensor x = x_in.contiguous(), gate = as_rows(gate_in), y = y_in.contiguous();
+    const auto [n, t, c] = shape_of(x, gate);
+    const at::Tensor out = at::empty_like(x);
+    if (half(y)) kernels::kernels().half.gated_sum(x.const_data_ptr<float>(), rows(gate), half_data(y), out.data_ptr<float>(), n, t, c);
+    else kernels::kernels().full.gated_sum(x.const_data_ptr<float>(), rows(gate), y.const_data_ptr<float>(), out.data_ptr<float>(), n, t, c);
+    context->save_for_backward({gate, y});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    once_differentiable();
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &gate = saved[0], &y = saved[1], g = gradients[0].contiguous();
+    const auto [n, t, c] = shape_of(g, gate);
+    const at::Tensor gy = context->needs_input_grad(2) ? at::empty_like(y) : at::Tensor(), g_gate = context->needs_input_grad(1) ? at::zeros({gate.size(0), c}, g.options()) : at::Tensor();
+    const std::int64_t stride = gate.size(0) == 1 ? 0 : c;
+    float* to_gate = g_gate.defined() ? g_gate.data_ptr<float>() : nullptr;
+    if (half(y)) kernels::kernels().half.gated_sum_backward(g.const_data_ptr<float>(), rows(gate), half_data(y), gy.defined() ? half_out(gy) : nullptr, to_gate, stride, n, t, c);
+    else kernels::kernels().full.gated_sum_backward(g.const_data_ptr<float>(), rows(gate), y.const_data_ptr<float>(), gy.defined() ? gy.data_ptr<float>() : nullptr, to_gate, stride, n, t, c);
+    return {gradients[0], g_gate, gy};
+  }
+};
+
+struct Gelu : Function<Gelu> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in) {
+    const at::Tensor x = x_in.contiguous(), out = at::empty_like(x);
+    if (half(x)) kernels::kernels().half.gelu(half_data(x), half_out(out), x.numel());
+    else kernels::kernels().full.gelu(x.const_data_ptr<float>(), out.data_ptr<float>(), x.numel());
+    context->save_for_backward({x});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    once_differentiable();
+    const at::Tensor x = context->get_saved_variables()[0], g = gradients[0].contiguous(), gx = at::empty_like(x);
+    if (half(x)) kernels::kernels().half.gelu_backward(half_data(x), half_data(g), half_out(gx), x.numel());
+    else kernels::kernels().full.gelu_backward(x.const_data_ptr<float>(), g.const_data_ptr<float>(), gx.data_ptr<float>(), x.numel());
+    return {gx};
+  }
+};
+
+// [N, T, 3 C] -> q, k, v, each [N, h, T, d], views.
+std::vector<at::Tensor> heads_of(const at::Tensor& packed, std::int64_t heads) {
+  return packed.view({packed.size(0), packed.size(1), 3, heads, packed.size(2) / (3 * heads)}).permute({2, 0, 3, 1, 4}).unbind(0);
+}
+
+struct Attention : Function<Attention> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& packed_in, std::int64_t heads) {
+    const at::Tensor packed = packed_in.contiguous();
+    const std::vector<at::Tensor> in = heads_of(packed, heads);
+    const auto [out, log_sum] = at::_scaled_dot_product_flash_attention_for_cpu(in[0], in[1], in[2]);
+    context->saved_data["heads"] = heads;
+    context->save_for_backward({packed, out, log_sum});
+    return out.transpose(1, 2).reshape({packed.size(0), packed.size(1), packed.size(2) / 3});
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    once_differentiable();
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &packed = saved[0], &out = saved[1];
+    const std::int64_t heads = context->saved_data["heads"].toInt();
+    const std::vector<at::Tensor> in = heads_of(packed, heads);
+    const at::Tensor g = gradients[0].reshape({packed.size(0), packed.size(1), heads, -1}).transpose(1, 2);
+    const auto [gq, gk, gv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(g, in[0], in[1], in[2], out, saved[2], 0.0, false);
+    const at::Tensor result = at::empty_like(packed);
+    std::vector<at::Tensor> to = heads_of(result, heads);
+    to[0].copy_(gq), to[1].copy_(gk), to[2].copy_(gv);
+    return {result, at::Tensor()};
+  }
+};
+
+// Few tokens: our own kernel, in the type of `packed`.
+struct SmallAttention : Function<SmallAttention> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& packed_in, std::int64_t heads) {
+    const at::Tensor packed = packed_in.contiguous();
+    const std::int64_t n = packed.size(0), t = packed.size(1), d = packed.size(2) / (3 * heads);
+    const at::Tensor out = at::empty({n, t, heads * d}, packed.options()), log_sum = at::empty({n, heads, t}, at::kFloat), scratch = at::empty({kernels::attention_scratch(t, d)}, at::kFloat);
+    if (half(packed)) kernels::kernels().half.attention(half_data(packed), half_out(out), log_sum.data_ptr<float>(), scratch.data_ptr<float>(), n, t, heads, d);
+    else kernels::kernels().full.attention(packed.const_data_ptr<float>(), out.data_ptr<float>(), log_sum.data_ptr<float>(), scratch.data_ptr<float>(), n, t, heads, d);
+    context->saved_data["heads"] = heads;
+    context->save_for_backward({packed, out, log_sum});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    once_differentiable();
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &packed = saved[0], &out = saved[1], &log_sum = saved[2], g = gradients[0].contiguous(), result = at::empty_like(packed);
+    const std::int64_t heads = context->saved_data["heads"].toInt(), n = packed.size(0), t = packed.size(1), d = packed.size(2) / (3 * heads);
+    const at::Tensor scratch = at::empty({kernels::attention_scratch(t, d)}, at::kFloat);
+    if (half(packed)) kernels::kernels().half.attention_backward(half_data(packed), half_data(out), half_data(g), log_sum.const_data_ptr<float>(), half_out(result), scratch.data_ptr<float>(), n, t, heads, d);
+    else kernels::kernels().full.attention_backward(packed.const_data_ptr<float>(), out.const_data_ptr<float>(), g.const_data_ptr<float>(), log_sum.const_data_ptr<float>(), result.data_ptr<float>(), scratch.data_ptr<float>(), n, t, heads, d);
+    return {result, at::Tensor()};
+  }
+};
+
+struct HalfLinear : Function<HalfLinear> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& /*weight*/, const at::Tensor& /*bias*/, const at::Tensor& half_weight, const at::Tensor& half_bias) {
+    context->save_for_backward({x, half_weight});
+    return at::linear(x, half_weight, half_bias);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    once_differentiable();
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor g = gradients[0].reshape({-1, gradients[0].size(-1)});
+    at::Tensor gx, g_weight, g_bias;
+    if (context->needs_input_grad(0)) gx = g.mm(saved[1]).view(saved[0].sizes());
+    if (context->needs_input_grad(1)) g_weight = g.t().mm(saved[0].reshape({-1, saved[0].size(-1)})).to(at::kFloat);
+    if (context->needs_input_grad(2)) g_bias = g.sum(0, /*keepdim=*/false, at::kFloat);
+    return {gx, g_weight, g_bias, at::Tensor(), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+bool takes(const at::Tensor& x) { return x.device().is_cpu() && x.scalar_type() == at::kFloat; }
+
+at::Tensor modulated_norm(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale, at::ScalarType out) { return ModulatedNorm::apply(x, shift, scale, out); }
+at::Tensor gated_sum(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y) { return GatedSum::apply(x, gate, y); }
+at::Tensor gelu(const at::Tensor& x) { return Gelu::apply(x); }
+// libtorch's bf16 kernel spends its time on setting up products of single blocks; in fp32 it is twice as fast on small images.
+at::Tensor attention(const at::Tensor& packed, std::int64_t heads) {
+  if (packed.size(1) <= kernels::kMaxTokens) return SmallAttention::apply(packed, heads);
+  return Attention::apply(packed.to(at::kFloat), heads).to(packed.scalar_type());
+}
+
+at::Tensor half_linear(const Linear& layer, const at::Tensor& x) {
+  const at::Tensor weight = layer.half->of(layer.weight, 0), bias = layer.bias.defined() ? layer.half->of(layer.bias, 1) : at::Tensor();
+  const at::Tensor y = HalfLinear::apply(x, layer.weight, layer.bias, weight, bias);
+  if (!layer.adapter.a.defined()) return y;
+  const at::Tensor down = at::linear(x, layer.adapter.a.to(at::kBFloat16));
+  return y + at::linear(down, layer.adapter.b.to(at::kBFloat16)) * layer.adapter.scale;
+}
+
+}  // namespace tiltflow::fused

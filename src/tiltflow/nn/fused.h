@@ -1,0 +1,29 @@
+// The parts of a transformer block that are not matrix products, each in one pass over the activations, forward and backward, on CPU.
+// Activations x are fp32; what goes into and comes out of matrix products (y, qkv, hidden) is fp32 or bf16 throughout, so no
+// separate casts are needed. Once differentiable: asking for a graph of the backward pass throws kFailure.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <mutex>
+
+#include "tiltflow/nn/linear.h"
+
+namespace tiltflow::fused {
+
+// Whether these functions take such activations: fp32 on CPU.
+bool takes(const at::Tensor& x);
+
+// norm(x) (1 + scale) + shift over the last dimension, epsilon 1e-6: x [N, T, C]; shift, scale [N, C] or [1, C]. Result in `out`.
+at::Tensor modulated_norm(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale, at::ScalarType out);
+// x + gate y: x [N, T, C] fp32, gate [N, C] or [1, C], y [N, T, C] -> fp32
+at::Tensor gated_sum(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y);
+// GELU in its tanh form, in x's type.
+at::Tensor gelu(const at::Tensor& x);
+// softmax(q k^T / sqrt(d)) v of packed [N, T, 3 C], as nn/attention; -> [N, T, C] in the type of `packed`.
+at::Tensor attention(const at::Tensor& packed, std::int64_t heads);
+// x W^T + b for bf16 x; W and b are fp32 and cast once per change (see BF16 copies in nn/linear), gradients of W and b are fp32.
+at::Tensor half_linear(const Linear& layer, const at::Tensor& x);
+
+}  // namespace tiltflow::fused

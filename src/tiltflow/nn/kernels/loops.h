@@ -1,0 +1,269 @@
+// The loops themselves. Every including file is compiled for another instruction set, so everything here is local to the file and no
+// inline function of another header may be used.
+#pragma once
+
+#include "tiltflow/nn/kernels/kernels.h"
+
+namespace tiltflow::kernels {
+namespace {
+
+#define TILTFLOW_INLINE inline __attribute__((always_inline))
+
+TILTFLOW_INLINE float load(float x) { return x; }
+TILTFLOW_INLINE float load(Bf16 x) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(x.bits) << 16); }
+
+template <class T>
+TILTFLOW_INLINE T store(float x);
+template <>
+TILTFLOW_INLINE float store<float>(float x) { return x; }
+template <>
+TILTFLOW_INLINE Bf16 store<Bf16>(float x) {  // to nearest, ties to even; NaN stays NaN
+  const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return {static_cast<std::uint16_t>(x == x ? rounded : 0x7fc0u)};
+}
+
+// exp for arguments clamped to [-87, 87]: 2^k times a polynomial on [-ln2/2, ln2/2]; relative error 2e-7. NaN stays NaN.
+TILTFLOW_INLINE float exp_of(float x) {
+  x = x < -87.0F ? -87.0F : x;
+  x = x > 87.0F ? 87.0F : x;
+  constexpr float kShift = 12582912.0F;  // 1.5 * 2^23: adding it rounds to a whole number
+  const float shifted = x * 1.44269504F + kShift, k = shifted - kShift;
+  const float r = (x - k * 0.693359375F) + k * 2.12194440e-4F;
+  float p = 1.0F / 720;
+  p = p * r + 1.0F / 120, p = p * r + 1.0F / 24, p = p * r + 1.0F / 6, p = p * r + 0.5F, p = p * r + 1.0F, p = p * r + 1.0F;
+  const std::uint32_t power = (__builtin_bit_cast(std::uint32_t, shifted) << 23) + 0x3f800000u;
+  return p * __builtin_bit_cast(float, power);
+}
+
+constexpr float kGelu = 0.7978845608F, kCubic = 0.044715F;
+
+// x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form of GELU.
+TILTFLOW_INLINE float gelu_of(float x) { return x / (1.0F + exp_of(-2.0F * kGelu * (x + kCubic * x * x * x))); }
+
+TILTFLOW_INLINE float gelu_slope(float x) {
+  const float s = 1.0F / (1.0F + exp_of(-2.0F * kGelu * (x + kCubic * x * x * x)));
+  return s + x * s * (1.0F - s) * 2.0F * kGelu * (1.0F + 3.0F * kCubic * x * x);
+}
+
+template <class T>
+void gelu(const T* __restrict x, T* __restrict out, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = store<T>(gelu_of(load(x[i])));
+}
+
+template <class T>
+void gelu_backward(const T* __restrict x, const T* __restrict g, T* __restrict gx, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) gx[i] = store<T>(load(g[i]) * gelu_slope(load(x[i])));
+}
+
+template <class T>
+void modulated_norm(const float* x, SampleRows shift, SampleRows scale, float epsilon, T* out, float* mean, float* rstd, std::int64_t n, std::int64_t t, std::int64_t c) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float *__restrict a = shift.data + i * shift.stride, *__restrict b = scale.data + i * scale.stride;
+    for (std::int64_t j = 0; j < t; ++j) {
+      const float* __restrict row = x + (i * t + j) * c;
+      T* __restrict to = out + (i * t + j) * c;
+      float sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum)
+      for (std::int64_t k = 0; k < c; ++k) sum += row[k];
+      const float m = sum / static_cast<float>(c);
+#pragma omp simd reduction(+ : square)
+      for (std::int64_t k = 0; k < c; ++k) square += (row[k] - m) * (row[k] - m);
+      const float r = 1.0F / __builtin_sqrtf(square / static_cast<float>(c) + epsilon);
+      for (std::int64_t k = 0; k < c; ++k) to[k] = store<T>((row[k] - m) * r * (1.0F + b[k]) + a[k]);
+      if (mean) mean[i * t + j] = m, rstd[i * t + j] = r;
+    }
+  }
+}
+
+template <class T>
+void modulated_norm_backward(const T* g, const float* x, SampleRows scale, const float* mean, const float* rstd, float* gx, float* g_shift, float* g_scale, std::int64_t g_stride,
+                             std::int64_t n, std::int64_t t, std::int64_t c) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float* __restrict b = scale.data + i * scale.stride;
+    for (std::int64_t j = 0; j < t; ++j) {
+      const std::int64_t at = (i * t + j) * c;
+      const T* __restrict gr = g + at;
+      const float* __restrict row = x + at;
+      const float m = mean[i * t + j], r = rstd[i * t + j];
+      if (g_shift) {
+        float *__restrict to_shift = g_shift + i * g_stride, *__restrict to_scale = g_scale + i * g_stride;
+        for (std::int64_t k = 0; k < c; ++k) {
+          const float v = load(gr[k]);
+          to_shift[k] += v, to_scale[k] += v * (row[k] - m) * r;
+        }
+      }
+      if (!gx) continue;
+      float* __restrict to = gx + at;
+      float sum = 0, product = 0;
+#pragma omp simd reduction(+ : sum, product)
+      for (std::int64_t k = 0; k < c; ++k) {
+        const float v = load(gr[k]) * (1.0F + b[k]);
+        sum += v, product += v * (row[k] - m);
+      }
+      const float first = sum / static_cast<float>(c), second = product * r * r / static_cast<float>(c);
+      for (std::int64_t k = 0; k < c; ++k) to[k] = r * (load(gr[k]) * (1.0F + b[k]) - first - (row[k] - m) * second);
+    }
+  }
+}
+
+template <class T>
+void gated_sum(const float* x, SampleRows gate, const T* y, float* out, std::int64_t n, std::int64_t t, std::int64_t c) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float* __restrict s = gate.data + i * gate.stride;
+    for (std::int64_t j = 0; j < t; ++j) {
+      const std::int64_t at = (i * t + j) * c;
+      const float* __restrict a = x + at;
+      const T* __restrict b = y + at;
+      float* __restrict to = out + at;
+      for (std::int64_t k = 0; k < c; ++k) to[k] = a[k] + s[k] * load(b[k]);
+    }
+  }
+}
+
+template <class T>
+void gated_sum_backward(const float* g, SampleRows gate, const T* y, T* gy, float* g_gate, std::int64_t g_stride, std::int64_t n, std::int64_t t, std::int64_t c) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float* __restrict s = gate.data + i * gate.stride;
+    for (std::int64_t j = 0; j < t; ++j) {
+      const std::int64_t at = (i * t + j) * c;
+      const float* __restrict gr = g + at;
+      if (gy) {
+        T* __restrict to = gy + at;
+        for (std::int64_t k = 0; k < c; ++k) to[k] = store<T>(gr[k] * s[k]);
+      }
+      if (g_gate) {
+        const T* __restrict b = y + at;
+        float* __restrict to = g_gate + i * g_stride;
+        for (std::int64_t k = 0; k < c; ++k) to[k] += gr[k] * load(b[k]);
+      }
+    }
+  }
+}
+
+// ---- attention of few tokens ----
+
+using Vector = float __attribute__((vector_size(64), aligned(4)));
+#ifdef __AVX512F__
+constexpr int kWide = 2;  // vectors across: 6 x 2 sums stay in registers
+#else
+constexpr int kWide = 1;
+#endif
+
+template <int Rows, int Across>
+TILTFLOW_INLINE void product_block(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t depth) {
+  Vector sum[Rows][Across] = {};
+  for (std::int64_t k = 0; k < depth; ++k) {
+    Vector right[Across];
+    for (int j = 0; j < Across; ++j) right[j] = *reinterpret_cast<const Vector*>(b + k * b_row + 16 * j);
+    for (int i = 0; i < Rows; ++i) {
+      const float left = a[i * a_row + k * a_column];
+      for (int j = 0; j < Across; ++j) sum[i][j] += left * right[j];
+    }
+  }
+  for (int i = 0; i < Rows; ++i) for (int j = 0; j < Across; ++j) *reinterpret_cast<Vector*>(c + i * c_row + 16 * j) = sum[i][j];
+}
+
+template <int Across>
+TILTFLOW_INLINE void product_rows(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t rows, std::int64_t depth) {
+  std::int64_t i = 0;
+  for (; i + 6 <= rows; i += 6) product_block<6, Across>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, depth);
+  for (; i < rows; ++i) product_block<1, Across>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, depth);
+}
+
+// c [rows, columns] = a b for any strides of a; b and c row-major, columns a multiple of 16.
+void product(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t rows, std::int64_t depth, std::int64_t columns) {
+  std::int64_t j = 0;
+  for (; j + 16 * kWide <= columns; j += 16 * kWide) product_rows<kWide>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, depth);
+  for (; j < columns; j += 16) product_rows<1>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, depth);
+}
+
+// [t, d] with stride `from_row` -> fp32 rows of width `width` (>= d, zero beyond), times `factor`.
+template <class T>
+void rows_of(const T* from, std::int64_t from_row, float* to, std::int64_t t, std::int64_t d, std::int64_t width, float factor) {
+  for (std::int64_t i = 0; i < t; ++i) {
+    for (std::int64_t k = 0; k < d; ++k) to[i * width + k] = load(from[i * from_row + k]) * factor;
+    for (std::int64_t k = d; k < width; ++k) to[i * width + k] = 0;
+  }
+}
+
+// The transpose: [d, width], zero beyond t.
+template <class T>
+void columns_of(const T* from, std::int64_t from_row, float* to, std::int64_t t, std::int64_t d, std::int64_t width) {
+  for (std::int64_t k = 0; k < d; ++k) for (std::int64_t i = t; i < width; ++i) to[k * width + i] = 0;
+  for (std::int64_t i = 0; i < t; ++i) for (std::int64_t k = 0; k < d; ++k) to[k * width + i] = load(from[i * from_row + k]);
+}
+
+template <class T>
+void attention(const T* packed, T* out, float* log_sum, float* scratch, std::int64_t n, std::int64_t t, std::int64_t h, std::int64_t d) {
+  const std::int64_t tp = padded(t), dp = padded(d), row = 3 * h * d, out_row = h * d;
+  float *const keys = scratch, *const queries = keys + dp * tp, *const values = queries + t * dp, *const scores = values + t * dp, *const result = scores + t * tp;
+  const float factor = 1.0F / __builtin_sqrtf(static_cast<float>(d));
+  for (std::int64_t s = 0; s < n * h; ++s) {
+    const T* q = packed + (s / h) * t * row + (s % h) * d;
+    T* to = out + (s / h) * t * out_row + (s % h) * d;
+    rows_of(q, row, queries, t, d, dp, factor);
+    columns_of(q + h * d, row, keys, t, d, tp);
+    rows_of(q + 2 * h * d, row, values, t, d, dp, 1.0F);
+    product(queries, dp, 1, keys, tp, scores, tp, t, d, tp);
+    for (std::int64_t i = 0; i < t; ++i) {
+      float* __restrict p = scores + i * tp;
+      float top = p[0], sum = 0;
+#pragma omp simd reduction(max : top)
+      for (std::int64_t j = 0; j < t; ++j) top = top < p[j] ? p[j] : top;
+#pragma omp simd reduction(+ : sum)
+      for (std::int64_t j = 0; j < t; ++j) sum += p[j] = exp_of(p[j] - top);
+      const float inverse = 1.0F / sum;
+      for (std::int64_t j = 0; j < t; ++j) p[j] *= inverse;
+      log_sum[s * t + i] = top + __builtin_logf(sum);
+    }
+    product(scores, tp, 1, values, dp, result, dp, t, t, dp);
+    for (std::int64_t i = 0; i < t; ++i) for (std::int64_t k = 0; k < d; ++k) to[i * out_row + k] = store<T>(result[i * dp + k]);
+  }
+}
+
+template <class T>
+void attention_backward(const T* packed, const T* out, const T* g, const float* log_sum, T* g_packed, float* scratch, std::int64_t n, std::int64_t t, std::int64_t h, std::int64_t d) {
+  const std::int64_t tp = padded(t), dp = padded(d), row = 3 * h * d, out_row = h * d;
+  float *const keys = scratch, *const values = keys + dp * tp, *const queries = values + dp * tp, *const key_rows = queries + t * dp, *const cotangent = key_rows + t * dp;
+  float *const result = cotangent + t * dp, *const scores = result + t * dp, *const slopes = scores + t * tp, *const inner = slopes + t * tp;
+  const float factor = 1.0F / __builtin_sqrtf(static_cast<float>(d));
+  const auto write = [&](T* to) { for (std::int64_t i = 0; i < t; ++i) for (std::int64_t k = 0; k < d; ++k) to[i * row + k] = store<T>(result[i * dp + k]); };
+  for (std::int64_t s = 0; s < n * h; ++s) {
+    const std::int64_t at = (s / h) * t * row + (s % h) * d, out_at = (s / h) * t * out_row + (s % h) * d;
+    const T* q = packed + at;
+    rows_of(q, row, queries, t, d, dp, factor);
+    columns_of(q + h * d, row, keys, t, d, tp);
+    rows_of(q + h * d, row, key_rows, t, d, dp, factor);
+    columns_of(q + 2 * h * d, row, values, t, d, tp);
+    rows_of(g + out_at, out_row, cotangent, t, d, dp, 1.0F);
+    product(queries, dp, 1, keys, tp, scores, tp, t, d, tp);
+    for (std::int64_t i = 0; i < t; ++i) {
+      float* __restrict p = scores + i * tp;
+      const float l = log_sum[s * t + i];
+      for (std::int64_t j = 0; j < t; ++j) p[j] = exp_of(p[j] - l);
+      float sum = 0;
+      for (std::int64_t k = 0; k < d; ++k) sum += cotangent[i * dp + k] * load(out[out_at + i * out_row + k]);
+      inner[i] = sum;
+    }
+    product(scores, 1, tp, cotangent, dp, result, dp, t, t, dp);  // P^T g
+    write(g_packed + at + 2 * h * d);
+    product(cotangent, dp, 1, values, tp, slopes, tp, t, d, tp);  // g V^T
+    for (std::int64_t i = 0; i < t; ++i) {
+      float* __restrict m = slopes + i * tp;
+      const float* __restrict p = scores + i * tp;
+      for (std::int64_t j = 0; j < t; ++j) m[j] = p[j] * (m[j] - inner[i]);
+    }
+    product(slopes, tp, 1, key_rows, dp, result, dp, t, t, dp);
+    write(g_packed + at);
+    product(slopes, 1, tp, queries, dp, result, dp, t, t, dp);
+    write(g_packed + at + h * d);
+  }
+}
+
+template <class T>
+constexpr Table<T> kTable{gelu<T>, gelu_backward<T>, modulated_norm<T>, modulated_norm_backward<T>, gated_sum<T>, gated_sum_backward<T>, attention<T>, attention_backward<T>};
+
+#undef TILTFLOW_INLINE
+
+}  // namespace
+}  // namespace tiltflow::kernels

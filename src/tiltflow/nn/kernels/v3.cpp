@@ -1,0 +1,11 @@
+// Compiled with -march=x86-64-v3 on x86-64.
+#include "tiltflow/nn/kernels/loops.h"
+
+namespace tiltflow::kernels {
+
+const Kernels& v3_kernels() {
+  static const Kernels table{"x86-64-v3", kTable<float>, kTable<Bf16>};
+  return table;
+}
+
+}  // namespace tiltflow::kernels

@@ -1,0 +1,155 @@
+// Fused parts against the operators they stand for: values, gradients, every instruction set, bf16 copies that follow their tensors.
+#include "tiltflow/nn/fused.h"
+
+#include <cmath>
+
+#include "tests/support.h"
+#include "tiltflow/models/model_file.h"
+#include "tiltflow/nn/attention.h"
+#include "tiltflow/nn/kernels/kernels.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/random.h"
+#include "tiltflow/train/optimizer.h"
+
+namespace tiltflow {
+namespace {
+
+at::Tensor draw(std::uint32_t key, at::IntArrayRef shape, double scale = 1) { return RandomStreams(5).normal(Purpose::kProbe, key, 0, 0, 1, shape)[0] * scale; }
+
+// Values and gradients of f and g at the same inputs.
+void expect_same(const std::function<at::Tensor(const std::vector<at::Tensor>&)>& fused, const std::function<at::Tensor(const std::vector<at::Tensor>&)>& plain, std::vector<at::Tensor> inputs, double tolerance) {
+  const at::AutoGradMode grad(true);
+  for (at::Tensor& input : inputs) input = input.detach().set_requires_grad(true);
+  const at::Tensor a = fused(inputs), b = plain(inputs), cotangent = draw(99, a.sizes()).to(a.scalar_type());
+  EXPECT_LT(test::relative_error(a.detach().to(at::kFloat), b.detach().to(at::kFloat)), tolerance);
+  const auto ga = torch::autograd::grad({a}, inputs, {cotangent}), gb = torch::autograd::grad({b}, inputs, {cotangent.to(b.scalar_type())});
+  for (std::size_t i = 0; i < inputs.size(); ++i) EXPECT_LT(test::relative_error(ga[i].to(at::kFloat), gb[i].to(at::kFloat)), tolerance) << "gradient of input " << i;
+}
+
+at::Tensor plain_norm(const std::vector<at::Tensor>& in) { return at::layer_norm(in[0], {in[0].size(-1)}, {}, {}, 1e-6) * (in[2].unsqueeze(1) + 1) + in[1].unsqueeze(1); }
+at::Tensor plain_gated(const std::vector<at::Tensor>& in) { return in[0] + in[1].unsqueeze(1) * in[2]; }
+
+}  // namespace
+
+TEST(nn_fused, ValuesAndGradientsOfThePlainOperators) {
+  for (const std::int64_t width : {96, 7}) {          // whole vectors, and a remainder
+    for (const std::int64_t row_count : {3, 1}) {     // a row per sample, and one for all
+      const at::Tensor x = draw(1, {3, 5, width}) * 2 + 1, wide = draw(2, {row_count, 3 * width});
+      const at::Tensor shift = wide.narrow(1, 0, width), scale = wide.narrow(1, width, width), y = draw(3, {3, 5, width});
+      expect_same([](const auto& in) { return fused::modulated_norm(in[0], in[1], in[2], at::kFloat); }, plain_norm, {x, shift, scale}, 3e-6);
+      expect_same([](const auto& in) { return fused::gated_sum(in[0], in[1], in[2]); }, plain_gated, {x, scale, y}, 3e-6);
+      expect_same([](const auto& in) { return fused::modulated_norm(in[0], in[1], in[2], at::kBFloat16); }, [](const auto& in) { return plain_norm(in).to(at::kBFloat16); }, {x, shift, scale}, 1e-2);
+    }
+  }
+  expect_same([](const auto& in) { return fused::gelu(in[0]); }, [](const auto& in) { return at::gelu(in[0], "tanh"); }, {draw(4, {1000}, 3)}, 3e-6);
+}
+
+// Our own kernel for few tokens and libtorch's for many; heads that fill whole vectors or not; scores far from zero.
+TEST(nn_fused, AttentionOfFewAndManyTokens) {
+  struct Case {
+    std::int64_t n, tokens, heads, size;
+    double scale;
+  };
+  for (const Case& c : {Case{2, 9, 4, 4, 1}, Case{3, 49, 3, 32, 1}, Case{1, 1, 2, 5, 1}, Case{2, 16, 1, 72, 3}, Case{1, 128, 2, 17, 1}, Case{1, 129, 2, 16, 1}, Case{2, 33, 2, 8, 12}}) {
+    const at::Tensor packed = draw(6, {c.n, c.tokens, 3 * c.heads * c.size}, c.scale);
+    const auto plain = [&](const std::vector<at::Tensor>& in) {
+      const auto parts = in[0].view({c.n, c.tokens, 3, c.heads, c.size}).permute({2, 0, 3, 1, 4}).unbind(0);
+      const at::Tensor scores = at::matmul(parts[0], parts[1].transpose(-2, -1)) / std::sqrt(static_cast<double>(c.size));
+      return at::matmul(scores.softmax(-1), parts[2]).transpose(1, 2).reshape({c.n, c.tokens, c.heads * c.size});
+    };
+    expect_same([&](const auto& in) { return fused::attention(in[0], c.heads); }, plain, {packed}, c.scale > 4 ? 1e-4 : 2e-5);
+    const at::Tensor half = packed.to(at::kBFloat16);
+    EXPECT_LT(test::relative_error(fused::attention(half, c.heads).to(at::kFloat), plain({half.to(at::kFloat)})), 5e-3);
+  }
+}
+
+TEST(nn_fused, ExtremeValues) {
+  const at::Tensor x = at::tensor(std::vector<float>{-1e30F, -100, -20, -5.5F, -1e-30F, 0, 1e-3F, 20, 100, 1e30F, std::numeric_limits<float>::quiet_NaN()});
+  const at::Tensor found = fused::gelu(x), expected = at::gelu(x.to(at::kDouble), "tanh");
+  for (std::int64_t i = 0; i < 10; ++i) {
+    const double e = expected[i].item<double>(), f = found[i].item<double>();
+    EXPECT_LT(std::abs(f - e), 1e-6 * std::abs(e) + 1e-6) << x[i].item<float>();
+  }
+  EXPECT_TRUE(std::isnan(found[10].item<float>()));
+  EXPECT_TRUE(std::isnan(fused::gelu(x.to(at::kBFloat16))[10].item<float>()));
+}
+
+TEST(nn_fused, EveryInstructionSetAgrees) {
+  const at::Tensor x = draw(7, {4, 37}), reference = at::gelu(x, "tanh");
+  int compared = 0;
+  for (const kernels::Kernels* table : {&kernels::baseline_kernels(), &kernels::kernels()}) {
+    const at::Tensor out = at::empty_like(x);
+    table->full.gelu(x.const_data_ptr<float>(), out.data_ptr<float>(), x.numel());
+    EXPECT_LT(test::relative_error(out, reference), 3e-6) << table->name;
+    const at::Tensor half = x.to(at::kBFloat16), half_out = at::empty_like(half);
+    table->half.gelu(static_cast<const kernels::Bf16*>(half.const_data_ptr()), static_cast<kernels::Bf16*>(half_out.data_ptr()), x.numel());
+    EXPECT_LT(test::relative_error(half_out.to(at::kFloat), at::gelu(half.to(at::kFloat), "tanh")), 5e-3) << table->name;
+    ++compared;
+  }
+  EXPECT_EQ(compared, 2);
+}
+
+TEST(nn_fused, SecondDerivativesAreRefused) {
+  const at::AutoGradMode grad(true);
+  const at::Tensor x = draw(8, {5}).set_requires_grad(true);
+  const at::Tensor y = fused::gelu(x);
+  test::expect_error(ErrorKind::kFailure, "no second derivatives", [&] { torch::autograd::grad({y.sum()}, {x}, {}, true, /*create_graph=*/true); });
+}
+
+// Stale copies would train on old weights: an optimiser step, an assignment and a new tensor must all be seen.
+TEST(nn_fused, HalfCopiesFollowTheirTensors) {
+  ParameterSet weights;
+  weights.add("l.weight", draw(9, {4, 3}).set_requires_grad(true)), weights.add("l.bias", draw(10, {4}).set_requires_grad(true));
+  const Linear layer = make_linear(weights, {}, "l");
+  const at::Tensor x = draw(11, {2, 3}).to(at::kBFloat16);
+  const auto error = [&] { return test::relative_error(fused::half_linear(layer, x).detach().to(at::kFloat), at::linear(x, weights.at("l.weight").to(at::kBFloat16), weights.at("l.bias").to(at::kBFloat16)).detach().to(at::kFloat)); };
+  EXPECT_LT(error(), 1e-6);
+  AdamW optimizer({}, weights);
+  optimizer.step({at::ones({4, 3}), at::ones({4})}, 0.5);
+  EXPECT_LT(error(), 1e-6);
+  {
+    ParameterSet other;
+    other.add("l.weight", draw(12, {4, 3})), other.add("l.bias", draw(13, {4}));
+    const SwappedWeights swapped(weights, other);
+    EXPECT_LT(error(), 1e-6);
+  }
+  EXPECT_LT(error(), 1e-6);
+}
+
+// Whole networks of the official fixtures, without and with checkpointed blocks; fp32 exact to rounding, bf16 as close as operator by operator.
+TEST(nn_fused, SitEqualsThePlainModel) {
+  struct Case {
+    const char *weights, *forward, *heads;
+  };
+  for (const Case& c : {Case{"sit_a_ema.safetensors", "sit_a_forward.safetensors", "4"}, Case{"sit_b_ema.safetensors", "sit_b_forward.safetensors", "3"}}) {
+    const ParameterSet g = read_safetensors(test::golden(c.forward)).tensors;
+    const auto gradients = [&](ModelRuntime runtime) {
+      const LoadedModel model = load_velocity_model(test::golden(c.weights), {{"num_heads", c.heads}}, runtime);
+      const at::AutoGradMode grad(true);
+      const ParameterSet weights = clone(model.model->parameters(), true);
+      const auto trainable = model.model->rebind(weights, {});
+      const at::Tensor x = g.at("x").clone().set_requires_grad(true);
+      std::vector<at::Tensor> wanted{x};
+      for (const auto& [name, tensor] : weights) if (!model.model->is_buffer(name)) wanted.push_back(tensor);
+      const at::Tensor out = trainable->velocity(x, g.at("t"), {g.at("y")});
+      std::vector<at::Tensor> found = torch::autograd::grad({(out * g.at("cot")).sum()}, wanted);
+      found.insert(found.begin(), out.detach());
+      return found;
+    };
+    ModelRuntime plain, fast, half, fast_half;
+    fast.fused = true, half.precision = MatmulPrecision::kBf16, fast_half.precision = MatmulPrecision::kBf16, fast_half.fused = true;
+    half.attention = AttentionBackend::kFused;
+    const auto exact = gradients(plain), found = gradients(fast), slow16 = gradients(half), fast16 = gradients(fast_half);
+    fast.activation_checkpointing = true;
+    const auto recomputed = gradients(fast);
+    EXPECT_LT(test::relative_error(found[0], g.at("out")), 1e-5);
+    EXPECT_LT(test::relative_error(found[1], g.at("vjp_x")), 1e-5);
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      EXPECT_LT(test::relative_error(found[i], exact[i]), 1e-4) << i;
+      EXPECT_TRUE(at::equal(found[i], recomputed[i])) << i;
+      EXPECT_LT(test::relative_error(fast16[i], exact[i]), 1.5 * test::relative_error(slow16[i], exact[i]) + 0.01) << i;
+    }
+  }
+}
+
+}  // namespace tiltflow
