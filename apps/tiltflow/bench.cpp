@@ -19,16 +19,16 @@ void add_bench(CLI::App& program, Action& action) {
     ComputeConfig compute;
     std::vector<std::string> args;
   };
-  auto* verb = program.add_subcommand("bench", "measure: am (one Adjoint Matching iteration) or gemm (matrix products)");
+  auto* verb = program.add_subcommand("bench", "measure: am (one Adjoint Matching iteration), forward, vjp, train-step, gemm (matrix products)");
   auto o = std::make_shared<Options>();
-  verb->add_option("name", o->name, "am or gemm")->check(CLI::IsMember({"am", "gemm"}))->capture_default_str();
+  verb->add_option("name", o->name, "am, forward, vjp, train-step or gemm")->check(CLI::IsMember({"am", "forward", "vjp", "train-step", "gemm"}))->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
-  verb->add_option("--batch", o->am.batch, "trajectories")->check(CLI::PositiveNumber)->capture_default_str();
-  verb->add_option("--item", o->am.item, "trajectories per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
-  verb->add_option("--steps", o->am.steps, "sampler steps")->check(CLI::Range(2, 10000))->capture_default_str();
-  verb->add_option("--loss-steps", o->am.loss_steps, "time steps in the loss")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--batch", o->am.batch, "samples or trajectories")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--item", o->am.item, "of them per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--steps", o->am.steps, "am: sampler steps")->check(CLI::Range(2, 10000))->capture_default_str();
+  verb->add_option("--loss-steps", o->am.loss_steps, "am: time steps in the loss")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--repeats", o->am.repeats, "timed repetitions")->check(CLI::PositiveNumber)->capture_default_str();
-  verb->add_option("--policy", o->am.policy, "full or lora")->check(CLI::IsMember({"full", "lora"}))->capture_default_str();
+  verb->add_option("--policy", o->am.policy, "am: full or lora")->check(CLI::IsMember({"full", "lora"}))->capture_default_str();
   verb->add_option("--model-arg", o->args, "SiT constructor argument, e.g. size=SiT-S/2 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
   add_compute_options(*verb, o->compute);
   verb->add_option("--threads", o->compute.threads, "libtorch threads per piece")->check(CLI::PositiveNumber)->capture_default_str();
@@ -41,6 +41,8 @@ void add_bench(CLI::App& program, Action& action) {
       if (o->name == "gemm") {
         const int workers = thread_policy().workers;
         out = {{"bench", "gemm"}, {"workers", workers}, {"fp32_gflops_one_core", gemm_peak(1, false)}, {"fp32_gflops", gemm_peak(workers, false)}, {"bf16_gflops", gemm_peak(workers, true)}};
+      } else if (o->name != "am") {
+        out = bench_network(o->name, {o->am.model, o->am.batch, o->am.item, o->am.repeats, o->am.runtime});
       } else {
         out = bench_adjoint_matching(o->am);
       }

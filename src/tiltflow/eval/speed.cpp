@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <mutex>
+#include <functional>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
 #include "tiltflow/finetune/adjoint_matching.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/models/sit/config.h"
@@ -12,6 +13,8 @@
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
+#include "tiltflow/train/optimizer.h"
+#include "tiltflow/train/pretraining.h"
 
 namespace tiltflow {
 namespace {
@@ -43,13 +46,99 @@ double sit_forward_gflop(const VelocityModel& model) {
   return 2 * (static_cast<double>(c.depth) * block + ends) / 1e9;
 }
 
-nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
-  const auto created = create_velocity_model(o.model, 1, o.runtime);
-  // Draw every weight, so that no layer is trivially zero.
+namespace {
+
+// Every weight is drawn, so that no layer is trivially zero.
+std::shared_ptr<const VelocityModel> random_model(const ModelSpec& spec, ModelRuntime runtime) {
+  const auto created = create_velocity_model(spec, 1, runtime);
   ParameterSet weights;
   std::uint32_t key = 0;
   for (const auto& [name, tensor] : created->parameters()) weights.add(name, created->is_buffer(name) ? tensor : RandomStreams(1).normal(Purpose::kInit, 5, ++key, 0, 1, tensor.sizes())[0] * 0.03);
-  const std::shared_ptr<const VelocityModel> model = created->rebind(weights, {});
+  return created->rebind(weights, {});
+}
+
+struct Timing {
+  std::vector<double> seconds;  // sorted
+  double peak = 0;              // GFLOP/s of matrix products, best between the repetitions
+};
+
+// The first call warms up.
+Timing measure(std::int64_t repeats, const ModelRuntime& runtime, const std::function<void(std::int64_t)>& work) {
+  Timing out;
+  for (std::int64_t repeat = 0; repeat <= repeats; ++repeat) {
+    const auto begin = Clock::now();
+    work(repeat);
+    if (repeat > 0) out.seconds.push_back(since(begin));
+    out.peak = std::max(out.peak, gemm_peak(thread_policy().workers, runtime.precision == MatmulPrecision::kBf16));
+  }
+  std::sort(out.seconds.begin(), out.seconds.end());
+  return out;
+}
+
+void add_figures(nlohmann::ordered_json& out, const Timing& timing, const ModelRuntime& runtime, const VelocityModel& model, double forwards_per_sample, std::int64_t batch) {
+  const double rate = forwards_per_sample * static_cast<double>(batch) * sit_forward_gflop(model) / timing.seconds.front();
+  out.update({{"precision", runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"}, {"kernels", kernels_name(runtime)}, {"workers", thread_policy().workers}, {"threads_per_worker", thread_policy().intra_op},
+              {"seconds_min", timing.seconds.front()}, {"seconds_median", timing.seconds[timing.seconds.size() / 2]}, {"repeats", timing.seconds.size()},
+              {"network_evaluations_per_sample", forwards_per_sample}, {"forward_gflop_per_sample", sit_forward_gflop(model)}, {"gflops", rate},
+              {"gemm_peak_gflops", timing.peak}, {"fraction_of_gemm_peak", rate / timing.peak}, {"peak_memory_mb", peak_memory_bytes() / 1e6}});
+}
+
+}  // namespace
+
+nlohmann::ordered_json bench_network(const std::string& what, const NetworkBenchOptions& o) {
+  const auto model = random_model(o.model, o.runtime);
+  const RandomStreams streams(1);
+  const at::Tensor x = streams.normal(Purpose::kProbe, 0, 0, 0, o.batch, model->sample_shape()), cotangent = streams.normal(Purpose::kProbe, 1, 0, 0, o.batch, model->sample_shape());
+  const at::Tensor t = streams.uniform(Purpose::kTime, 0, 0, o.batch), labels = at::remainder(at::arange(o.batch), std::max<std::int64_t>(1, model->classes()));
+  const auto condition = [&](std::int64_t begin, std::int64_t n) { return Condition{model->classes() > 0 ? labels.narrow(0, begin, n) : at::Tensor()}; };
+  std::function<void(std::int64_t)> work;
+  std::unique_ptr<VelocityModel> trained;
+  std::unique_ptr<AdamW> optimizer;
+  std::unique_ptr<WeightAverage> average;
+  ParameterSet weights;
+  double cost = 1;
+  if (what == "forward") {
+    work = [&](std::int64_t) {
+      parallel_chunks(o.batch, o.item, [&](std::int64_t begin, std::int64_t end) {
+        const at::NoGradGuard no_grad;
+        model->velocity(x.narrow(0, begin, end - begin), t.narrow(0, begin, end - begin), condition(begin, end - begin));
+      });
+    };
+  } else if (what == "vjp") {
+    cost = 2;
+    work = [&](std::int64_t) {
+      parallel_chunks(o.batch, o.item, [&](std::int64_t begin, std::int64_t end) { model->vjp(x.narrow(0, begin, end - begin), t.narrow(0, begin, end - begin), condition(begin, end - begin), cotangent.narrow(0, begin, end - begin)); });
+    };
+  } else if (what == "train-step") {
+    cost = 3;
+    ParameterSet all = clone(model->parameters(), true);
+    for (const auto& [name, tensor] : all) if (!model->is_buffer(name)) weights.add(name, tensor);
+    trained = model->rebind(all, {});
+    optimizer = std::make_unique<AdamW>(OptimizerConfig{}, weights), average = std::make_unique<WeightAverage>(weights, 0.9999);
+    const auto path = make_path("linear");
+    work = [&, path](std::int64_t repeat) {
+      std::vector<std::vector<at::Tensor>> gradients(static_cast<std::size_t>((o.batch + o.item - 1) / o.item));
+      const at::AutoGradMode grad(true);
+      parallel_chunks(o.batch, o.item, [&](std::int64_t begin, std::int64_t end) {
+        const std::int64_t n = end - begin;
+        const at::Tensor loss = flow_matching_losses(*trained, *path, {}, cotangent.narrow(0, begin, n), x.narrow(0, begin, n), t.narrow(0, begin, n), condition(begin, n)).sum() / static_cast<double>(o.batch);
+        gradients[static_cast<std::size_t>(begin / o.item)] = torch::autograd::grad({loss}, weights.tensors());
+      });
+      for (std::size_t i = 1; i < gradients.size(); ++i) at::_foreach_add_(gradients[0], gradients[i]);
+      optimizer->step(gradients[0], 1e-4);
+      average->update(repeat);
+    };
+  } else {
+    fail(ErrorKind::kUsage, cat("nothing called '", what, "' is measured"));
+  }
+  const Timing timing = measure(o.repeats, o.runtime, work);
+  nlohmann::ordered_json out{{"bench", what}, {"batch", o.batch}, {"item", o.item}, {"model_args", o.model.args}};
+  add_figures(out, timing, o.runtime, *model, cost, o.batch);
+  return out;
+}
+
+nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
+  const auto model = random_model(o.model, o.runtime);
   PolicyConfig policy_config;
   policy_config.kind = o.policy;
   Policy policy = make_policy({model, make_path("linear"), "velocity"}, policy_config, 1);
@@ -69,28 +158,25 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
   const LabelSource labels = no_labels();
   const FinetuneContext context{policy, reward, *path, table, streams, labels, model->sample_shape()};
 
-  std::vector<double> seconds;
-  double peak = 0;
-  for (std::int64_t repeat = 0; repeat <= o.repeats; ++repeat) {  // the first one warms up
+  AdamW optimizer({}, policy.trainable);
+  const Timing timing = measure(o.repeats, o.runtime, [&](std::int64_t repeat) {
     base->reset(), tuned->reset();
     method.begin_step(context, repeat, 0);
-    const auto begin = Clock::now();
     const at::AutoGradMode grad(true);
+    std::vector<std::vector<at::Tensor>> gradients(static_cast<std::size_t>((o.batch + o.item - 1) / o.item));
     parallel_chunks(o.batch, o.item, [&](std::int64_t first, std::int64_t end) {
       const LossReport report = method.loss(context, method.collect(context, repeat, first, end - first, false), o.batch);
-      torch::autograd::grad({report.loss}, policy.trainable.tensors(), {}, false, false, true);
+      std::vector<at::Tensor> found = torch::autograd::grad({report.loss}, policy.trainable.tensors(), {}, false, false, true);
+      for (std::size_t i = 0; i < found.size(); ++i) if (!found[i].defined()) found[i] = at::zeros_like(policy.trainable.tensors()[i]);
+      gradients[static_cast<std::size_t>(first / o.item)] = std::move(found);
     });
-    if (repeat > 0) seconds.push_back(since(begin));
-    peak = std::max(peak, gemm_peak(thread_policy().workers, o.runtime.precision == MatmulPrecision::kBf16));
-  }
-  std::sort(seconds.begin(), seconds.end());
+    for (std::size_t i = 1; i < gradients.size(); ++i) at::_foreach_add_(gradients[0], gradients[i]);
+    optimizer.step(gradients[0], 1e-6);
+  });
   const double per_sample = static_cast<double>(base->count() + tuned->count()) / static_cast<double>(o.batch) + static_cast<double>(o.loss_steps * policy.backward_cost);
-  const double rate = per_sample * static_cast<double>(o.batch) * sit_forward_gflop(*model) / seconds.front();
-  return {{"bench", "am"}, {"policy", o.policy}, {"batch", o.batch}, {"steps", o.steps}, {"loss_steps", o.loss_steps}, {"model_args", o.model.args},
-          {"precision", o.runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"}, {"kernels", kernels_name(o.runtime)}, {"workers", thread_policy().workers}, {"threads_per_worker", thread_policy().intra_op},
-          {"seconds_per_iteration_min", seconds.front()}, {"seconds_per_iteration_median", seconds[seconds.size() / 2]}, {"repeats", o.repeats},
-          {"network_evaluations_per_sample", per_sample}, {"forward_gflop_per_sample", sit_forward_gflop(*model)}, {"gflops", rate},
-          {"gemm_peak_gflops", peak}, {"fraction_of_gemm_peak", rate / peak}, {"peak_memory_mb", peak_memory_bytes() / 1e6}};
+  nlohmann::ordered_json out{{"bench", "am"}, {"policy", o.policy}, {"batch", o.batch}, {"item", o.item}, {"steps", o.steps}, {"loss_steps", o.loss_steps}, {"model_args", o.model.args}};
+  add_figures(out, timing, o.runtime, *model, per_sample, o.batch);
+  return out;
 }
 
 }  // namespace tiltflow

@@ -11,8 +11,13 @@ namespace tiltflow {
 // Matrix-product rate in GFLOP/s with `workers` independent single-thread streams of 512^3 products; best of several.
 double gemm_peak(int workers, bool bf16);
 
+// SiT constructor arguments of the demo's size.
+inline ModelSpec small_sit() {
+  return {"sit", {{"input_size", "28"}, {"patch_size", "4"}, {"in_channels", "1"}, {"hidden_size", "96"}, {"depth", "6"}, {"num_heads", "3"}, {"num_classes", "10"}, {"learn_sigma", "false"}}};
+}
+
 struct AmBenchOptions {
-  ModelSpec model{"sit", {{"input_size", "28"}, {"patch_size", "4"}, {"in_channels", "1"}, {"hidden_size", "96"}, {"depth", "6"}, {"num_heads", "3"}, {"num_classes", "10"}, {"learn_sigma", "false"}}};
+  ModelSpec model = small_sit();
   std::string policy = "full";
   std::int64_t batch = 32, item = 16, steps = 20, loss_steps = 10, repeats = 3;
   ModelRuntime runtime;
@@ -20,6 +25,15 @@ struct AmBenchOptions {
 // One Adjoint Matching iteration with a quadratic reward: seconds (min, median), network evaluations, GFLOP/s, fraction
 // of the matrix-product peak measured between the repetitions, peak memory, threads.
 nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& options);
+
+struct NetworkBenchOptions {
+  ModelSpec model = small_sit();
+  std::int64_t batch = 32, item = 16, repeats = 5;
+  ModelRuntime runtime;
+};
+// `what`: forward (no graph), vjp (forward and the product of a vector with the Jacobian in x), train-step (flow-matching loss,
+// weight gradients, AdamW, averaged weights). As bench_adjoint_matching; random weights everywhere.
+nlohmann::ordered_json bench_network(const std::string& what, const NetworkBenchOptions& options);
 
 // Forward GFLOP per sample of a SiT (2 x multiply-adds of all matrix products).
 double sit_forward_gflop(const VelocityModel& model);

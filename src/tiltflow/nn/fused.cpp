@@ -201,7 +201,7 @@ at::Tensor half_linear(const Linear& layer, const at::Tensor& x) {
   const at::Tensor y = HalfLinear::apply(x, layer.weight, layer.bias, weight, bias);
   if (!layer.adapter.a.defined()) return y;
   const at::Tensor down = at::linear(x, layer.adapter.a.to(at::kBFloat16));
-  return y + at::linear(down, layer.adapter.b.to(at::kBFloat16)) * layer.adapter.scale;
+  return add_low_rank(y, down, layer.adapter.b.to(at::kBFloat16), layer.adapter.scale);
 }
 
 }  // namespace tiltflow::fused

@@ -22,10 +22,15 @@ at::Tensor HalfCopies::of(const at::Tensor& tensor, int slot) {
   return copies_[slot];
 }
 
+at::Tensor add_low_rank(const at::Tensor& y, const at::Tensor& down, const at::Tensor& b, double scale) {
+  return at::addmm(y.view({-1, y.size(-1)}), down.reshape({-1, down.size(-1)}), b.t(), 1, scale).view(y.sizes());
+}
+
 at::Tensor apply(const Linear& layer, const at::Tensor& x, MatmulPrecision precision) {
   at::Tensor y = linear_in(precision, x, layer.weight, layer.bias);
   if (!layer.adapter.a.defined()) return y;
   const at::Tensor down = linear_in(precision, x, layer.adapter.a, {});  // [..., in] -> [..., r]
+  if (precision == MatmulPrecision::kFull) return add_low_rank(y, down, layer.adapter.b, layer.adapter.scale);
   return y + linear_in(precision, down, layer.adapter.b, {}) * layer.adapter.scale;
 }
 

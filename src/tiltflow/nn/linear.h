@@ -34,6 +34,9 @@ struct Linear {
 // Looks up "<name>.weight", "<name>.bias" (optional) and the adapter of that name.
 Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters, const std::string& name);
 
+// y + scale (down) B^T in one product: y [..., out], down [..., r].
+at::Tensor add_low_rank(const at::Tensor& y, const at::Tensor& down, const at::Tensor& b, double scale);
+
 // [..., in] -> [..., out]: x W^T + b + scale (x A^T) B^T
 at::Tensor apply(const Linear& layer, const at::Tensor& x, MatmulPrecision precision);
 

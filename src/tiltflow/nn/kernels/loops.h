@@ -207,13 +207,14 @@ void attention(const T* packed, T* out, float* log_sum, float* scratch, std::int
     product(queries, dp, 1, keys, tp, scores, tp, t, d, tp);
     for (std::int64_t i = 0; i < t; ++i) {
       float* __restrict p = scores + i * tp;
+      for (std::int64_t j = t; j < tp; ++j) p[j] = -1e30F;  // whole vectors: what lies beyond counts as nothing
       float top = p[0], sum = 0;
 #pragma omp simd reduction(max : top)
-      for (std::int64_t j = 0; j < t; ++j) top = top < p[j] ? p[j] : top;
+      for (std::int64_t j = 0; j < tp; ++j) top = top < p[j] ? p[j] : top;
 #pragma omp simd reduction(+ : sum)
-      for (std::int64_t j = 0; j < t; ++j) sum += p[j] = exp_of(p[j] - top);
+      for (std::int64_t j = 0; j < tp; ++j) sum += p[j] = exp_of(p[j] - top);
       const float inverse = 1.0F / sum;
-      for (std::int64_t j = 0; j < t; ++j) p[j] *= inverse;
+      for (std::int64_t j = 0; j < tp; ++j) p[j] *= inverse;
       log_sum[s * t + i] = top + __builtin_logf(sum);
     }
     product(scores, tp, 1, values, dp, result, dp, t, t, dp);
@@ -240,8 +241,9 @@ void attention_backward(const T* packed, const T* out, const T* g, const float* 
     for (std::int64_t i = 0; i < t; ++i) {
       float* __restrict p = scores + i * tp;
       const float l = log_sum[s * t + i];
-      for (std::int64_t j = 0; j < t; ++j) p[j] = exp_of(p[j] - l);
+      for (std::int64_t j = 0; j < tp; ++j) p[j] = exp_of(p[j] - l);
       float sum = 0;
+#pragma omp simd reduction(+ : sum)
       for (std::int64_t k = 0; k < d; ++k) sum += cotangent[i * dp + k] * load(out[out_at + i * out_row + k]);
       inner[i] = sum;
     }
@@ -251,7 +253,7 @@ void attention_backward(const T* packed, const T* out, const T* g, const float* 
     for (std::int64_t i = 0; i < t; ++i) {
       float* __restrict m = slopes + i * tp;
       const float* __restrict p = scores + i * tp;
-      for (std::int64_t j = 0; j < t; ++j) m[j] = p[j] * (m[j] - inner[i]);
+      for (std::int64_t j = 0; j < tp; ++j) m[j] = p[j] * (m[j] - inner[i]);
     }
     product(slopes, tp, 1, key_rows, dp, result, dp, t, t, dp);
     write(g_packed + at);
