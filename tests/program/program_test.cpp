@@ -264,17 +264,17 @@ TEST(program_errors, UnwritableAndFullFolders) {
 
 TEST(program_signals, StopSavesAndResumeIsByteIdentical) {
   const test::TempDir dir;
-  const std::string recipe = cat("finetune recipes/mnist-ink.toml --set buffer_passes=4 ", kTiny);
-  ASSERT_EQ(run(cat(recipe, "--set train.steps=40 --out ", (dir / "whole").string())).code, 0);
   // SIGTERM as soon as the first checkpoint (after one buffer of four steps) is there; SIGKILL likewise in another run
-  for (const auto& [signal, code] : {std::pair{"TERM", 75}, {"KILL", 137}}) {
+  for (const auto& [signal, code, precision] : {std::tuple{"TERM", 75, "fp32"}, {"KILL", 137, "bf16"}}) {
+    const std::string recipe = cat("finetune recipes/mnist-ink.toml --set buffer_passes=4 ", kTiny, "--set compute.precision=", precision, " --set train.steps=40 "), whole = (dir / cat("whole-", precision)).string();
+    ASSERT_EQ(run(cat(recipe, "--out ", whole)).code, 0);
     const std::string out = (dir / signal).string();
-    const std::string command = cat("cd ", test::source_dir().string(), "; ", TILTFLOW_PROGRAM, " ", recipe, "--set train.steps=40 --out ", out, " 2>/dev/null & pid=$!; ",
+    const std::string command = cat("cd ", test::source_dir().string(), "; ", TILTFLOW_PROGRAM, " ", recipe, "--out ", out, " 2>/dev/null & pid=$!; ",
                                     "for i in $(seq 1500); do [ -e ", out, "/checkpoints/step-000004/DONE ] && break; sleep 0.02; done; kill -", signal, " $pid; wait $pid");
     const int status = std::system(cat("bash -c '", command, "'").c_str());
     EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : 0, code);
-    ASSERT_EQ(run(cat(recipe, "--set train.steps=40 --resume --out ", out)).code, 0);
-    EXPECT_EQ(read_file(dir / cat(signal, "/model.safetensors")), read_file(dir / "whole/model.safetensors")) << signal;
+    ASSERT_EQ(run(cat(recipe, "--resume --out ", out)).code, 0);
+    EXPECT_EQ(read_file(dir / cat(signal, "/model.safetensors")), read_file(std::filesystem::path(whole) / "model.safetensors")) << signal;
   }
 }
 
