@@ -6,6 +6,7 @@
 
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/speed.h"
+#include "tiltflow/models/runtime_config.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "verbs.h"
@@ -16,7 +17,7 @@ void add_doctor(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("doctor", "check the machine and the libraries");
   verb->callback([&action] {
     action = [] {
-      std::cout << "libtorch " << TORCH_VERSION << ", CPU kernels " << at::get_cpu_capability() << "\n";
+      std::cout << "libtorch " << TORCH_VERSION << ", CPU kernels " << at::get_cpu_capability() << ", fused kernels " << kernels_name(apply(ComputeConfig{})) << "\n";
       std::cout << "cores " << hardware_cores() << ", CUDA " << (at::hasCUDA() ? "available" : "not available") << "\n";
       const double single = gemm_peak(1, false), all = gemm_peak(hardware_cores(), false), bf16 = gemm_peak(hardware_cores(), true);
       std::cout << "matrix products: fp32 " << fixed(single, 0) << " GFLOP/s on one core, " << fixed(all, 0) << " on all; bf16 " << fixed(bf16, 0) << " on all\n";

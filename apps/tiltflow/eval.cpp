@@ -98,7 +98,6 @@ int evaluate_model(const EvalOptions& o) {
     const auto field = conditional ? guided(model, o.guidance, model->classes()) : model;
     const Draws draws = draw(*field, sampler, *flow.path, model->sample_shape(), streams, conditional ? uniform_labels(streams, 0, model->classes()) : no_labels(), options);
     const at::Tensor features = features_of(network, draws.x, decode);
-    if (features.size(1) != reference.mean.numel()) fail(ErrorKind::kBadFile, cat("the statistics of real images have ", reference.mean.numel(), " features, ", network.name, " has ", features.size(1)), "they were made with another network (--features)");
     const std::string kind = conditional ? "conditional" : "unconditional";
     if (conditional && judge) {
       const at::Tensor logits = features_of({"classes", [&](const at::Tensor& images) { return judge->logits(images); }}, draws.x, decode);

@@ -73,7 +73,6 @@ ComparedModel compare(const Compared& c, bool is_tuned, const SamplerConfig& sam
   add("control cost (nats)", costs.empty() ? std::nullopt : std::optional(mean_estimate(at::cat(costs).to(at::kDouble))));
   add("diversity", diversity(all));
   if (c.real.moments) {
-    if (all.size(1) != c.real.moments->mean.numel()) fail(ErrorKind::kBadFile, cat("the statistics of real images have ", c.real.moments->mean.numel(), " features, ", c.network.name, " has ", all.size(1)), "they were made with another network (--features)");
     add("Frechet", Estimate{frechet_distance(feature_moments(all), *c.real.moments), 0});
     add("Frechet, extrapolated", all.size(0) >= 100 ? std::optional(frechet_extrapolated(all, *c.real.moments, c.setup.streams)) : std::nullopt);
   }

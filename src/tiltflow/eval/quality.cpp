@@ -28,7 +28,7 @@ FeatureNetwork make_feature_network(const std::string& name) {
   return {name, [clip](const at::Tensor& images) { return clip->embed_images(images); }};
 }
 
-FeatureMoments read_moments(const std::filesystem::path& file, std::int64_t features) {
+FeatureMoments read_moments(const std::filesystem::path& file) {
   const bool npz = file.extension() == ".npz";
   const ParameterSet t = npz ? read_npz(file) : read_safetensors(file).tensors;
   const char *mean = npz ? "mu" : "mean", *covariance = npz ? "sigma" : "covariance";
@@ -36,7 +36,6 @@ FeatureMoments read_moments(const std::filesystem::path& file, std::int64_t feat
   FeatureMoments m{t.at(mean).to(at::kDouble), t.at(covariance).to(at::kDouble), t.contains("count") && t.at("count").numel() == 1 ? t.at("count").item<double>() : 0};
   const std::int64_t n = m.mean.numel();
   if (m.mean.dim() != 1 || m.covariance.sizes() != at::IntArrayRef{n, n} || !m.covariance.isfinite().all().item<bool>() || !m.mean.isfinite().all().item<bool>()) fail(ErrorKind::kBadFile, cat(file.string(), ": mean and covariance do not fit each other or are not finite"));
-  if (features > 0 && n != features) fail(ErrorKind::kBadFile, cat(file.string(), ": statistics of ", n, " features, the network has ", features), "they were made with another network (--features)");
   return m;
 }
 

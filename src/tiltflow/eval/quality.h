@@ -18,8 +18,8 @@ struct FeatureNetwork {
 // "pixels" (the image itself), a classifier file (its last hidden layer) or a CLIP image tower. Throws kBadFile.
 FeatureNetwork make_feature_network(const std::string& name);
 // Feature statistics of real images. Read: a file of `write_moments`, or an npz with mu and sigma (pytorch-fid and others; its count is
-// unknown, 0). Throws kBadFile; `features` > 0: the number of features expected.
-FeatureMoments read_moments(const std::filesystem::path& file, std::int64_t features = 0);
+// unknown, 0). Throws kBadFile.
+FeatureMoments read_moments(const std::filesystem::path& file);
 // By its suffix: .npz (mu, sigma) or safetensors (mean, covariance, count, the network's name as metadata). Atomic.
 void write_moments(const std::filesystem::path& file, const FeatureMoments& moments, const std::string& network);
 

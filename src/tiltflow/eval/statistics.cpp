@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -36,6 +38,7 @@ FeatureMoments feature_moments(const at::Tensor& features) {
 }
 
 double frechet_distance(const FeatureMoments& a, const FeatureMoments& b) {
+  if (a.mean.numel() != b.mean.numel()) fail(ErrorKind::kBadFile, cat("statistics of ", a.mean.numel(), " and of ", b.mean.numel(), " features cannot be compared"), "they were made with different networks (--features)");
   // tr (A B)^{1/2} = sum of the roots of the eigenvalues of A^{1/2} B A^{1/2}, symmetric
   const auto [values, vectors] = at::linalg_eigh(a.covariance);
   const at::Tensor root = at::matmul(vectors * values.clamp_min(0).sqrt(), vectors.t());

@@ -27,7 +27,8 @@ struct FeatureMoments {
   double count = 0;
 };
 FeatureMoments feature_moments(const at::Tensor& features);  // [N, F]
-// |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2}); biased upwards by about tr(S)/N in small samples.
+// |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2}); biased upwards by about tr(S)/N in small samples. Throws kBadFile for
+// moments of different networks.
 double frechet_distance(const FeatureMoments& a, const FeatureMoments& b);
 
 // Mean over `directions` random projections of the squared 1-D Wasserstein distance, square root; equal set sizes.

@@ -37,10 +37,10 @@ struct Table {
 };
 
 // Largest number of tokens that `attention` is meant for; with more, libtorch's kernel is as fast.
-constexpr std::int64_t kMaxTokens = 128;
-constexpr std::int64_t padded(std::int64_t length) { return (length + 15) / 16 * 16; }
-// fp32 numbers that both attention functions may use as scratch.
-constexpr std::int64_t attention_scratch(std::int64_t t, std::int64_t d) { return 2 * padded(d) * padded(t) + 5 * t * padded(d) + 2 * t * padded(t) + t; }
+static constexpr std::int64_t kMaxTokens = 128;
+static constexpr std::int64_t padded(std::int64_t length) { return (length + 15) / 16 * 16; }
+// fp32 numbers that both attention functions may use as scratch. (static: no instruction set may lend its copy to the others)
+static constexpr std::int64_t attention_scratch(std::int64_t t, std::int64_t d) { return 2 * padded(d) * padded(t) + 5 * t * padded(d) + 2 * t * padded(t) + t; }
 
 struct Kernels {
   const char* name;
