@@ -97,11 +97,12 @@ int evaluate_model(const EvalOptions& o) {
     options.progress = [&](std::int64_t done) { progress.update(done); };
     const auto field = conditional ? guided(model, o.guidance, model->classes()) : model;
     const Draws draws = draw(*field, sampler, *flow.path, model->sample_shape(), streams, conditional ? uniform_labels(streams, 0, model->classes()) : no_labels(), options);
-    const at::Tensor features = features_of(network, draws.x, decode);
+    // One pass over the decoded pictures: features, and the judge's classes behind them.
+    const FeatureNetwork seen{network.name, [&](const at::Tensor& images) { return judge ? at::cat({network.features(images), judge->logits(images)}, 1) : network.features(images); }};
+    const at::Tensor both = features_of(seen, draws.x, decode), features = both.narrow(1, 0, both.size(1) - (judge ? judge->config().num_classes : 0));
     const std::string kind = conditional ? "conditional" : "unconditional";
     if (conditional && judge) {
-      const at::Tensor logits = features_of({"classes", [&](const at::Tensor& images) { return judge->logits(images); }}, draws.x, decode);
-      const Estimate hits = mean_estimate((logits.argmax(1) == draws.labels).to(at::kDouble));
+      const Estimate hits = mean_estimate((both.narrow(1, features.size(1), judge->config().num_classes).argmax(1) == draws.labels).to(at::kDouble));
       out["class_accuracy"] = hits.value, out["class_accuracy_se"] = hits.se;
     }
     out["frechet_" + kind] = frechet_distance(feature_moments(features), reference);

@@ -26,7 +26,7 @@ void add_sweep(CLI::App& program, Action& action) {
   verb->add_option("--set", o->sweep.set, "override a key in every run (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
   verb->add_option("--out", o->out, "folder of the runs (default: runs/<config>-sweep); finished runs in it are kept, unfinished ones continue");
   verb->add_flag("--no-check", o->no_check, "skip the tilted-law check after every run");
-  verb->add_flag("--quick", o->quick, "a look in a minute: 10 steps a run, no check");
+  verb->add_flag("--quick", o->quick, "a look in a minute: 10 steps a run unless said otherwise, no check");
   verb->add_flag("--dry-run", o->dry_run, "list the runs, start none");
   verb->footer("Example:\n  tiltflow sweep recipes/mnist-ink.toml --vary reward[0].scale=4,8,12,16 --out runs/lambda");
   verb->callback([=, &action] {
@@ -36,7 +36,7 @@ void add_sweep(CLI::App& program, Action& action) {
       s.out = o->out.empty() ? std::filesystem::path("runs") / cat(s.config.stem().string(), "-sweep") : std::filesystem::path(o->out);
       for (const std::string& text : o->vary) s.keys.push_back(parse_swept_key(text));
       s.check = !o->no_check && !o->quick;
-      if (o->quick) s.set.insert(s.set.end(), {"train.steps=10", "evaluation.every=10"});
+      if (o->quick) s.set.insert(s.set.begin(), {"train.steps=10", "evaluation.every=10"});
       if (o->dry_run) {
         for (const SweptRun& run : planned_runs(s)) std::cout << run.name << "\n";
         return 0;

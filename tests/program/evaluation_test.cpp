@@ -83,12 +83,35 @@ TEST(program_options, EvaluationSamplerMemoryAndGuidanceMode) {
   expect_message(run("finetune recipes/mnist-ink.toml --dry-run --set item=0 --set compute.memory_gb=8"), 0, "plan");
 }
 
-// Predictions, loss weights and training times of pretrain; time limits of sampling; tiles of the decoder.
+// Every kind of work is measured, and the kernels are those asked for: fused ones agree with plain ones without being them.
+TEST(program_options, KernelsAndBenches) {
+  for (const char* work : {"forward", "vjp", "train-step", "am"}) {
+    for (const char* kernels : {"plain", "fused"}) {
+      const Outcome outcome = run(cat("bench ", work, " --json --batch 2 --item 1 --steps 3 --loss-steps 2 --repeats 1 --threads 1 --kernels ", kernels));
+      ASSERT_EQ(outcome.code, 0) << outcome.err;
+      const auto found = nlohmann::json::parse(outcome.out);
+      EXPECT_EQ(found.at("bench"), work);
+      EXPECT_EQ(found.at("kernels") == "plain", std::string(kernels) == "plain");
+      EXPECT_GT(found.at("seconds_min").get<double>(), 0);
+    }
+  }
+  const test::TempDir dir;
+  const auto tuned = [&](const std::string& name) {
+    const Outcome outcome = run(cat("finetune recipes/mnist-ink.toml", kTiny, "--set train.steps=2 --set compute.kernels=", name, " --out ", dir.path().string(), "/", name));
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    return read_safetensors(dir / name / "model.safetensors").tensors.at("blocks.0.attn.qkv.weight");
+  };
+  const at::Tensor plain = tuned("plain"), fused = tuned("fused");
+  EXPECT_FALSE(at::equal(plain, fused));
+  EXPECT_LT(test::relative_error(fused, plain), 1e-3);
+}
+
+// Predictions, loss weights and training times of pretrain; time limits of sampling.
 TEST(program_options, PretrainingAndSamplingChoices) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
   std::filesystem::create_directories(dir / "pictures/train/a");
-  for (int i = 0; i < 4; ++i) write_png(dir / cat("pictures/train/a/", i, ".png"), RandomStreams(1).uniform(Purpose::kProbe, 0, i, 1, {4 == i ? 1 : 3, 9, 12})[0]);
+  for (int i = 0; i < 4; ++i) write_png(dir / cat("pictures/train/a/", i, ".png"), RandomStreams(1).uniform(Purpose::kProbe, 0, i, 1, {3, 9, 12})[0]);
   write_file_atomic(dir / "p.toml", cat("batch = 4\n[data]\nformat = \"folder\"\nsize = 8\npath = \"", at, "/pictures\"\n[model]\nargs = { input_size = 8, patch_size = 4, in_channels = 3, hidden_size = 16, depth = 1, num_heads = 2, num_classes = 1 }\n[train]\nsteps = 6\nlearning_rate = 1e-2\n"));
   const auto loss = [&](const std::string& name, const std::string& flags) {
     const Outcome outcome = run(cat("pretrain ", at, "/p.toml --out ", at, "/", name, " ", flags));

@@ -118,6 +118,11 @@ steps = 3
   outcome = run(cat("finetune ", at, "/tune.toml --out ", at, "/tuned", kTiny));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_TRUE(std::filesystem::exists(dir / "tuned/model.safetensors"));
+  const at::Tensor whole = read_image(dir / "s/000000.png");
+  ASSERT_EQ(run(cat("sample --model ", at, "/base/model.safetensors --n 2 --steps 2 --decoder ", tae, " --decoder-tile 2 --out ", at, "/tiled")).code, 0);
+  EXPECT_FALSE(at::equal(whole, read_image(dir / "tiled/000000.png"))) << "tiles see less";
+  outcome = run(cat("eval --model ", at, "/base/model.safetensors --n 16 --steps 2 --sampler ode-euler --decoder ", tae, " --features tests/golden/clip/vision_gelu/model.safetensors --format folder --data ", at, "/pictures/train"));
+  EXPECT_NE(outcome.out.find("frechet_unconditional"), std::string::npos) << outcome.err;
   expect_message(run(cat("sample --model assets/mnist-sit.safetensors --decoder ", tae, " --out ", at, "/no")), 3, "the autoencoder decodes 4-channel latents");
 }
 
@@ -139,6 +144,10 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   EXPECT_NE(again.out.find("| scale-4 | 4 | there already |"), std::string::npos) << again.out;
   const Outcome plan = run("sweep recipes/mnist-ink.toml --dry-run --vary reward[0].scale=4,8 --vary train.beta2=0.9,0.99 --vary policy.targets=[\"a\",\"b\"]");
   EXPECT_EQ(std::count(plan.out.begin(), plan.out.end(), '\n'), 4) << plan.out << plan.err;
+  const Outcome quick = run(cat("sweep recipes/mnist-ink.toml --quick --vary reward[0].scale=4 --set batch=2 --set item=1 --set sampler.steps=2 --set method.loss_steps=2 --set evaluation.base_samples=4 --set evaluation.samples=2 --set train.steps=2 --out ", dir.path().string(), "/q"));
+  EXPECT_EQ(quick.code, 0) << quick.err;
+  EXPECT_FALSE(std::filesystem::exists(dir / "q/scale-4/check.json"));
+  EXPECT_TRUE(std::filesystem::exists(dir / "q/scale-4/checkpoints/step-000002/DONE")) << "an explicit number of steps wins";
   expect_message(run("sweep recipes/mnist-ink.toml --dry-run --together --vary reward[0].scale=4,8 --vary train.beta2=0.9"), 2, "has 2 values");
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
@@ -40,31 +41,66 @@ Estimate over_seeds(const std::vector<at::Tensor>& rewards) {
   return {e.value, std::max(e.se, pooled.se)};  // two or three seeds may agree by chance
 }
 
+// What one model made of one seed, and how it looks to the feature network.
+struct Sampled {
+  Draws draws;
+  at::Tensor features;
+};
+using BaseSamples = std::map<std::string, std::vector<Sampled>>;
+
+// Everything that decides what a run's base model draws; runs that differ in reward or training share their base samples.
+std::string base_identity(const std::filesystem::path& run) {
+  Fields fields(run / "config.toml", {});
+  FinetuneConfig config;
+  bind(fields, config);
+  fields.finish();
+  std::string out;
+  for (const ResolvedValue& value : fields.resolved()) {
+    for (const char* prefix : {"seed", "model.", "decoder.", "labels.", "sampler.", "compute."}) if (starts_with(value.key, prefix)) out += cat(value.key, " = ", value.value, "\n");
+  }
+  return out;
+}
+
 struct Compared {
   const FinetuneSetup& setup;
   const FlowModel& tuned;
   const FeatureNetwork& network;
   const RealImages& real;
   const ComparisonOptions& options;
+  std::string base;  // base_identity of the run
+  BaseSamples& drawn;
 };
 
-ComparedModel compare(const Compared& c, bool is_tuned, const SamplerConfig& sampler, double scale, const std::function<void(std::int64_t)>& progress) {
+std::vector<Sampled> sample(const Compared& c, bool is_tuned, const SamplerConfig& sampler, double scale, const std::function<void(std::int64_t)>& progress) {
   const ComparisonOptions& o = c.options;
   const FlowModel& flow = c.setup.flow;
   const std::int64_t classes = flow.model->classes();
-  const auto base = guided(flow.model, {scale}, classes);
-  const auto field = is_tuned ? guided(c.tuned.model, {scale}, classes) : base;
-  std::vector<at::Tensor> rewards, features, costs;
+  const auto base = guided(flow.model, {scale}, classes), field = is_tuned ? guided(c.tuned.model, {scale}, classes) : base;
+  std::vector<Sampled> out;
   for (std::int64_t seed = 1; seed <= o.seeds; ++seed) {  // the same noise and labels for every row
     const RandomStreams streams(static_cast<std::uint64_t>(c.setup.config.seed + seed));
-    DrawOptions draws_of;
-    draws_of.n = o.n;
-    if (is_tuned && !is_ode(sampler)) draws_of.reference = base.get();
-    draws_of.progress = [&](std::int64_t done) { progress((seed - 1) * o.n + done); };
-    const Draws draws = draw(*field, sampler, *flow.path, flow.model->sample_shape(), streams, make_labels(c.setup.config.labels, classes, streams, 0, 0), draws_of);
-    rewards.push_back(c.setup.reward->score(draws.x, draws.labels).to(at::kDouble));
-    features.push_back(features_of(c.network, draws.x, [&](const at::Tensor& x) { return c.setup.reward->decode(x); }));
-    if (draws.cost.defined()) costs.push_back(draws.cost);
+    DrawOptions options;
+    options.n = o.n;
+    if (is_tuned && !is_ode(sampler)) options.reference = base.get();
+    options.progress = [&](std::int64_t done) { progress((seed - 1) * o.n + done); };
+    Sampled one{draw(*field, sampler, *flow.path, flow.model->sample_shape(), streams, make_labels(c.setup.config.labels, classes, streams, 0, 0), options), {}};
+    one.features = features_of(c.network, one.draws.x, [&](const at::Tensor& x) { return c.setup.reward->decode(x); });
+    out.push_back(std::move(one));
+  }
+  return out;
+}
+
+ComparedModel compare(const Compared& c, bool is_tuned, const SamplerConfig& sampler, double scale, const std::function<void(std::int64_t)>& progress) {
+  std::vector<Sampled> samples;
+  const std::string key = cat(c.base, sampler.name, " ", sampler.steps, " ", scale);
+  if (const auto found = c.drawn.find(key); !is_tuned && found != c.drawn.end()) samples = found->second;
+  else samples = sample(c, is_tuned, sampler, scale, progress);
+  if (!is_tuned) c.drawn[key] = samples;
+  std::vector<at::Tensor> rewards, features, costs;
+  for (const Sampled& one : samples) {
+    rewards.push_back(c.setup.reward->score(one.draws.x, one.draws.labels).to(at::kDouble));
+    features.push_back(one.features);
+    if (one.draws.cost.defined()) costs.push_back(one.draws.cost);
   }
   const at::Tensor all = at::cat(features);
   ComparedModel row{"", is_tuned ? "tuned" : "base", sampler.name, scale, {}};
@@ -103,6 +139,7 @@ Comparison compare_models(const std::vector<std::filesystem::path>& runs, const 
   out.features = network.name, out.samples = o.n * o.seeds;
   const std::int64_t total = static_cast<std::int64_t>(4 * scales.size() * runs.size()) * o.n * o.seeds;
   std::int64_t before = 0;
+  BaseSamples drawn;
   const auto add = [&](const std::string& run, ComparedModel row) {
     row.run = run, before += o.n * o.seeds;
     if (row.model == "base" && std::any_of(out.rows.begin(), out.rows.end(), [&](const ComparedModel& other) { return same_figures(row, other); })) return;
@@ -115,7 +152,7 @@ Comparison compare_models(const std::vector<std::filesystem::path>& runs, const 
     out.runs.push_back(run.string());
     SamplerConfig ode = setup.config.sampler;
     ode.name = setup.config.check.ode.empty() ? "ode-heun" : setup.config.check.ode, ode.steps = setup.config.check.ode_steps;
-    const Compared compared{setup, finished.tuned, network, real, o};
+    const Compared compared{setup, finished.tuned, network, real, o, base_identity(run), drawn};
     for (const double scale : scales) {
       for (const SamplerConfig& sampler : {setup.config.sampler, ode}) {
         for (const bool is_tuned : {false, true}) {

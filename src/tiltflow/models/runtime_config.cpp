@@ -15,7 +15,7 @@ void bind(Fields& f, ComputeConfig& c) {
   f.value("threads", c.threads, "libtorch threads inside each piece", at_least_integer(1));
   f.value("precision", c.precision, "of matrix products: fp32 or bf16; everything else is fp32", one_of({"fp32", "bf16"}));
   f.value("attention", c.attention, "math (batched products) or fused (libtorch's kernel)", one_of({"math", "fused"}));
-  f.value("kernels", c.kernels, "of transformer blocks on CPU: fused (one pass per step, with libtorch's attention) or plain (one operator after another)", one_of({"fused", "plain"}));
+  f.value("kernels", c.kernels, "of transformer blocks on CPU: fused (one pass per step) or plain (one operator after another; also when attention is math)", one_of({"fused", "plain"}));
   f.value("memory_gb", c.memory_gb, "limit of the memory plan (item = 0), in 10^9 bytes; 0 = 80 % of what is free", at_least(0));
   f.value("activation_checkpointing", c.activation_checkpointing, "recompute transformer blocks in the backward pass: less memory, more time");
 }

@@ -5,9 +5,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <memory>
-#include <mutex>
-
 #include "tiltflow/nn/linear.h"
 
 namespace tiltflow::fused {
@@ -23,7 +20,7 @@ at::Tensor gated_sum(const at::Tensor& x, const at::Tensor& gate, const at::Tens
 at::Tensor gelu(const at::Tensor& x);
 // softmax(q k^T / sqrt(d)) v of packed [N, T, 3 C], as nn/attention; -> [N, T, C] in the type of `packed`.
 at::Tensor attention(const at::Tensor& packed, std::int64_t heads);
-// x W^T + b for bf16 x; W and b are fp32 and cast once per change (see BF16 copies in nn/linear), gradients of W and b are fp32.
+// x W^T + b for bf16 x; W and b are fp32 and cast once per change (HalfCopies in nn/linear), gradients of W and b are fp32.
 at::Tensor half_linear(const Linear& layer, const at::Tensor& x);
 
 }  // namespace tiltflow::fused

@@ -116,7 +116,7 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
     optimizer.restore(checkpoint->parts.at("optimizer"));
     if (checkpoint->parts.count("objective")) objective.restore(checkpoint->parts.at("objective"));
     step = checkpoint->step;
-    log_info(cat("resuming after step ", step));
+    if (step > 0) log_info(cat("resuming after step ", step));
   }
   const auto save = [&] {
     Checkpoint checkpoint{step, {{"weights", trainable}, {"average", average.values()}, {"optimizer", optimizer.state()}}};
