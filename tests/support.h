@@ -16,6 +16,8 @@ namespace tiltflow::test {
 inline std::filesystem::path source_dir() { return TILTFLOW_SOURCE_DIR; }
 inline std::filesystem::path golden(const std::string& name) { return source_dir() / "tests/golden/sit" / name; }
 
+inline std::filesystem::path golden_onestep(const std::string& name) { return source_dir() / "tests/golden/onestep" / name; }
+
 // A folder that disappears with the object.
 class TempDir {
  public:

@@ -20,9 +20,10 @@ const std::map<std::string, std::set<std::string>> kMayInclude{
     {"sampler", {"flow", "tensor", "config", "base"}},
     {"policy", {"models", "sampler", "nn", "flow", "tensor", "io", "config", "base"}},
     {"reward", {"models", "nn", "io", "tensor", "config", "base"}},
+    {"noise", {"reward", "models", "sampler", "nn", "flow", "tensor", "io", "config", "base"}},
     {"finetune", {"reward", "policy", "sampler", "flow", "nn", "tensor", "config", "base"}},
-    {"train", {"finetune", "reward", "policy", "models", "sampler", "flow", "io", "tensor", "config", "base"}},
-    {"eval", {"train", "finetune", "reward", "policy", "models", "sampler", "flow", "io", "tensor", "config", "base"}},
+    {"train", {"finetune", "noise", "reward", "policy", "models", "sampler", "flow", "io", "tensor", "config", "base"}},
+    {"eval", {"train", "noise", "finetune", "reward", "policy", "models", "sampler", "flow", "io", "tensor", "config", "base"}},
 };
 
 TEST(structure_includes, ArrowsPointDownwards) {

@@ -103,10 +103,33 @@ bool is_picture(const fs::path& file) {
   return suffix == ".png" || suffix == ".jpg" || suffix == ".jpeg";
 }
 
+}  // namespace
+
+PictureList list_pictures(const DatasetConfig& config, const std::string& split) {
+  fs::path folder = config.path;
+  if (fs::is_directory(folder / split)) folder /= split;
+  if (!fs::is_directory(folder)) fail(ErrorKind::kBadFile, cat("image folder not found: ", folder.string()));
+  std::vector<fs::path> classes;
+  for (const auto& entry : fs::directory_iterator(folder)) if (entry.is_directory()) classes.push_back(entry.path());
+  std::sort(classes.begin(), classes.end());
+  PictureList list;
+  for (const fs::path& path : classes) {
+    const std::size_t first = list.files.size();
+    for (const auto& entry : fs::directory_iterator(path)) if (entry.is_regular_file() && is_picture(entry.path())) list.files.push_back(entry.path());
+    std::sort(list.files.begin() + static_cast<std::ptrdiff_t>(first), list.files.end());
+    list.labels.resize(list.files.size(), static_cast<std::int64_t>(list.class_names.size()));
+    list.class_names.push_back(path.filename().string());
+  }
+  if (list.files.empty()) fail(ErrorKind::kBadFile, cat("no pictures in ", folder.string()), "expected one sub-folder per class with PNG or JPEG files");
+  return list;
+}
+
 at::Tensor read_picture(const fs::path& file, std::int64_t size) {
   const at::Tensor picture = read_image(file).mul(255).round().to(at::kByte);
   return size > 0 ? center_crop(picture, size) : picture;
 }
+
+namespace {
 
 // All of one shape [channels, height, width]; grey is repeated for three channels.
 at::Tensor read_pictures(const std::vector<fs::path>& files, const std::vector<std::int64_t>& shape, std::int64_t size) {
@@ -124,24 +147,11 @@ at::Tensor read_pictures(const std::vector<fs::path>& files, const std::vector<s
 }
 
 ImageDataset read_folder(const DatasetConfig& config, const std::string& split) {
-  fs::path folder = config.path;
-  if (fs::is_directory(folder / split)) folder /= split;
-  if (!fs::is_directory(folder)) fail(ErrorKind::kBadFile, cat("image folder not found: ", folder.string()));
-  std::vector<fs::path> classes;
-  for (const auto& entry : fs::directory_iterator(folder)) if (entry.is_directory()) classes.push_back(entry.path());
-  std::sort(classes.begin(), classes.end());
+  PictureList list = list_pictures(config, split);
   ImageDataset data;
-  std::vector<fs::path> files;
-  std::vector<std::int64_t> labels;
-  for (const fs::path& path : classes) {
-    const std::size_t first = files.size();
-    for (const auto& entry : fs::directory_iterator(path)) if (entry.is_regular_file() && is_picture(entry.path())) files.push_back(entry.path());
-    std::sort(files.begin() + static_cast<std::ptrdiff_t>(first), files.end());
-    labels.resize(files.size(), data.classes());
-    data.class_names.push_back(path.filename().string());
-  }
-  if (files.empty()) fail(ErrorKind::kBadFile, cat("no pictures in ", folder.string()), "expected one sub-folder per class with PNG or JPEG files");
-  data.labels = at::tensor(labels, at::kLong);
+  data.class_names = std::move(list.class_names);
+  data.labels = at::tensor(list.labels, at::kLong);
+  std::vector<fs::path>& files = list.files;
   std::vector<std::int64_t> shape{1};
   for (std::size_t i = 0; i < std::min<std::size_t>(files.size(), 64) && shape[0] == 1; ++i) shape = read_picture(files[i], config.size).sizes().vec();
   if (static_cast<double>(files.size()) * static_cast<double>(shape[0] * shape[1] * shape[2]) <= config.memory) data.images = read_pictures(files, shape, config.size);

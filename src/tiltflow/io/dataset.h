@@ -52,6 +52,15 @@ struct DatasetConfig {
   std::int64_t size = 0;  // > 0: the central square of every picture at this size (io/resize); 0: as they are
   double memory = 4e9;    // bytes; pictures of a folder that need more stay on disk
 };
+// The pictures of a folder with one sub-folder a class, in a fixed order; nothing is opened yet. Throws kBadFile.
+struct PictureList {
+  std::vector<std::filesystem::path> files;
+  std::vector<std::int64_t> labels;
+  std::vector<std::string> class_names;
+};
+PictureList list_pictures(const DatasetConfig& config, const std::string& split);
+at::Tensor read_picture(const std::filesystem::path& file, std::int64_t size);  // [C, H, W] uint8; size > 0: its central square. Throws kBadFile
+
 // `format`: "idx" (folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]), "cifar" (folder with *train*.bin[.gz]
 // or data_batch_*.bin and *test*.bin[.gz]), "folder" (path/{split}/class/ or path/class/ with .png, .jpg, .jpeg; grey pictures become RGB when
 // others are; all of one size unless `size` is given), "latents" (a file of write_latents).

@@ -8,6 +8,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/models/control/controlled_model.h"
+#include "tiltflow/models/generator/generator.h"
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/tensor/aten.h"
@@ -16,23 +17,6 @@ namespace tiltflow {
 namespace {
 
 using Args = std::map<std::string, std::string>;
-
-Args args_from_metadata(const Args& metadata, const std::string& where) {
-  const auto found = metadata.find("tiltflow.args");
-  if (found == metadata.end()) return {};
-  try {
-    return nlohmann::json::parse(found->second).get<Args>();
-  } catch (const nlohmann::json::exception&) {
-    fail(ErrorKind::kBadFile, cat(where, ": metadata entry tiltflow.args is not an object of strings"));
-  }
-}
-
-Args with_model_metadata(Args metadata, const ModelSpec& spec) {
-  metadata["format"] = "pt";
-  metadata["tiltflow.family"] = spec.family;
-  metadata["tiltflow.args"] = nlohmann::json(spec.args).dump();
-  return metadata;
-}
 
 ParameterSet cast(const ParameterSet& tensors, at::ScalarType dtype) {
   ParameterSet out;
@@ -70,9 +54,27 @@ std::unique_ptr<VelocityModel> build(const std::string& family, const ParameterS
 
 }  // namespace
 
+Args metadata_args(const Args& metadata, const std::string& where) {
+  const auto found = metadata.find("tiltflow.args");
+  if (found == metadata.end()) return {};
+  try {
+    return nlohmann::json::parse(found->second).get<Args>();
+  } catch (const nlohmann::json::exception&) {
+    fail(ErrorKind::kBadFile, cat(where, ": metadata entry tiltflow.args is not an object of strings"));
+  }
+}
+
+Args model_metadata(Args metadata, const ModelSpec& spec) {
+  metadata["format"] = "pt";
+  metadata["tiltflow.family"] = spec.family;
+  metadata["tiltflow.args"] = nlohmann::json(spec.args).dump();
+  return metadata;
+}
+
 std::string model_family(const ParameterSet& tensors, const Args& metadata) {
   if (const auto found = metadata.find("tiltflow.family"); found != metadata.end()) return found->second;
   if (looks_like_sit(tensors)) return "sit";
+  if (const std::string generator = generator_family(tensors, metadata); !generator.empty()) return generator;
   const auto has = [&](const char* name) { return tensors.contains(name); };
   if (has("encoder.conv_in.weight") && has("decoder.conv_in.weight")) return "AutoencoderKL";
   if (has("encoder.layers.0.weight") && has("decoder.layers.0.weight")) return "AutoencoderTiny";
@@ -91,7 +93,7 @@ LoadedModel load_velocity_model(const std::filesystem::path& path, const Args& o
   const std::string where = path.string();
   TensorFile file = read_tensors(path, section);
   const std::string family = model_family(file.tensors, file.metadata);
-  Args args = args_from_metadata(file.metadata, where);
+  Args args = metadata_args(file.metadata, where);
   for (const auto& [key, value] : overrides) args[key] = value;
   LoadedModel out;
   const ParameterSet tensors = cast(file.tensors, dtype);
@@ -128,18 +130,18 @@ std::unique_ptr<VelocityModel> create_velocity_model(const ModelSpec& spec, std:
 }
 
 void save_velocity_model(const std::filesystem::path& path, const VelocityModel& model, const ParameterSet& parameters, Args metadata) {
-  write_safetensors(path, parameters, with_model_metadata(std::move(metadata), model.spec()));
+  write_safetensors(path, parameters, model_metadata(std::move(metadata), model.spec()));
 }
 
 std::shared_ptr<const Classifier> load_classifier(const std::filesystem::path& path) {
   TensorFile file = read_tensors(path);
   if (model_family(file.tensors, file.metadata) != "classifier") fail(ErrorKind::kBadFile, cat(path.string(), ": not a classifier"), "train one with `tiltflow pretrain` and kind = \"classifier\"");
-  const ClassifierConfig config = classifier_config_from_args(args_from_metadata(file.metadata, path.string()));
+  const ClassifierConfig config = classifier_config_from_args(metadata_args(file.metadata, path.string()));
   return std::make_shared<Classifier>(config, cast(file.tensors, at::kFloat));
 }
 
 void save_classifier(const std::filesystem::path& path, const ClassifierConfig& config, const ParameterSet& parameters, Args metadata) {
-  write_safetensors(path, parameters, with_model_metadata(std::move(metadata), {"classifier", to_args(config)}));
+  write_safetensors(path, parameters, model_metadata(std::move(metadata), {"classifier", to_args(config)}));
 }
 
 }  // namespace tiltflow

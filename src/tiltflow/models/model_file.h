@@ -33,7 +33,11 @@ std::shared_ptr<const Classifier> load_classifier(const std::filesystem::path& p
 void save_classifier(const std::filesystem::path& path, const ClassifierConfig& config, const ParameterSet& parameters,
                      std::map<std::string, std::string> metadata = {});
 
-// "sit", "mlp", "controlled", "classifier", from metadata, else from the tensors; also names what other loaders read
+// The metadata of a model's file: `metadata` with family and constructor arguments, and the arguments read back. Throws kBadFile.
+std::map<std::string, std::string> model_metadata(std::map<std::string, std::string> metadata, const ModelSpec& spec);
+std::map<std::string, std::string> metadata_args(const std::map<std::string, std::string>& metadata, const std::string& where);
+
+// "sit", "mlp", "controlled", "classifier", "gan", "mlp-generator", "vae", from metadata, else from the tensors; also names what other loaders read
 // (AutoencoderKL, AutoencoderTiny, CLIP, aesthetic head); "" = unknown.
 std::string model_family(const ParameterSet& tensors, const std::map<std::string, std::string>& metadata);
 const std::vector<std::string>& velocity_model_families();

@@ -89,7 +89,7 @@ OdeMethod parse_ode_method(const std::string& name) {
 }
 
 OdeResult solve_ode(const VelocityField& field, at::Tensor x, const std::vector<double>& grid, const Condition& condition, const OdeOptions& options) {
-  const at::NoGradGuard no_grad;
+  const at::AutoGradMode grad(options.keep_graph && at::GradMode::is_enabled());
   int evaluations = 0;
   const Velocity v = [&](const at::Tensor& state, double t) {
     ++evaluations;

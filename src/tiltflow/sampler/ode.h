@@ -16,6 +16,7 @@ struct OdeOptions {
   OdeMethod method = OdeMethod::kHeun;
   double rtol = 1e-4, atol = 1e-5;  // dopri5
   int max_steps = 10000;            // dopri5; throws kFailure beyond
+  bool keep_graph = false;          // differentiable in x and the weights (fixed-step methods) when grad mode is on
 };
 
 struct OdeResult {

@@ -39,10 +39,15 @@ AdamW::AdamW(OptimizerConfig config, ParameterSet parameters) : config_(std::mov
 
 void AdamW::step(const std::vector<at::Tensor>& gradients, double learning_rate) {
   const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> weights;
-  for (const auto& [name, tensor] : parameters_) weights.push_back(tensor.detach());
-  at::_foreach_add_(steps_, 1);
-  at::_fused_adamw_(weights, gradients, first_, second_, {}, steps_, learning_rate, config_.beta1, config_.beta2, config_.weight_decay,
+  std::vector<at::Tensor> weights, given, first, second, steps;
+  std::size_t i = 0;
+  for (const auto& [name, tensor] : parameters_) {
+    if (gradients[i].defined()) weights.push_back(tensor.detach()), given.push_back(gradients[i]), first.push_back(first_[i]), second.push_back(second_[i]), steps.push_back(steps_[i]);
+    ++i;
+  }
+  if (weights.empty()) return;
+  at::_foreach_add_(steps, 1);
+  at::_fused_adamw_(weights, given, first, second, {}, steps, learning_rate, config_.beta1, config_.beta2, config_.weight_decay,
                     config_.epsilon, /*amsgrad=*/false, /*maximize=*/false);
   for (const auto& [name, tensor] : parameters_) tensor.unsafeGetTensorImpl()->bump_version();  // the fused operator does not; copies in bf16 depend on it
 }
@@ -55,20 +60,25 @@ ParameterSet AdamW::state() const {
     out.add("exp_avg_sq." + name, second_[i]);
     ++i;
   }
-  out.add("step", steps_.empty() ? at::zeros({}) : steps_[0]);
+  out.add("step", steps_.empty() ? at::zeros({0}) : at::stack(steps_));
   return out;
 }
 
 void AdamW::restore(const ParameterSet& state) {
-  assign(this->state(), state, "optimiser state");
-  for (at::Tensor& step : steps_) step.copy_(state.at("step"));
+  const at::Tensor steps = at::empty({static_cast<std::int64_t>(steps_.size())});
+  ParameterSet target;
+  for (const auto& [name, tensor] : this->state()) target.add(name, name == "step" ? steps : tensor);
+  assign(target, state, "optimiser state");
+  for (std::size_t i = 0; i < steps_.size(); ++i) steps_[i].copy_(steps[static_cast<std::int64_t>(i)]);
 }
 
 double clip_gradients(std::vector<at::Tensor>& gradients, double limit) {
   double total = 0;
-  for (const at::Tensor& g : gradients) total += g.square().sum(at::kDouble).item<double>();
+  std::vector<at::Tensor> given;
+  for (const at::Tensor& g : gradients) if (g.defined()) given.push_back(g);
+  for (const at::Tensor& g : given) total += g.square().sum(at::kDouble).item<double>();
   const double norm = std::sqrt(total);
-  if (limit > 0 && norm > limit) at::_foreach_mul_(gradients, limit / norm);
+  if (limit > 0 && norm > limit) at::_foreach_mul_(given, limit / norm);
   return norm;
 }
 

@@ -26,9 +26,9 @@ double schedule_factor(const OptimizerConfig& config, std::int64_t step, std::in
 class AdamW {
  public:
   AdamW(OptimizerConfig config, ParameterSet parameters);
-  // One update; gradients in parameter order.
+  // One update; gradients in parameter order. A tensor whose gradient is undefined is left alone, with its moments and step count.
   void step(const std::vector<at::Tensor>& gradients, double learning_rate);
-  ParameterSet state() const;               // exp_avg.NAME, exp_avg_sq.NAME, step
+  ParameterSet state() const;               // exp_avg.NAME, exp_avg_sq.NAME, step [number of tensors]
   void restore(const ParameterSet& state);  // throws kBadFile when it does not fit
 
  private:

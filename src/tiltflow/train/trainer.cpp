@@ -52,10 +52,18 @@ struct StepGradients {
 };
 
 // The items of this process (every size-th), then the sum over all processes; items add up in order, processes by rank.
-StepGradients accumulate(Objective& objective, std::int64_t items, const std::vector<at::Tensor>& weights) {
+// Gradients of tensors that this step does not train stay undefined.
+StepGradients accumulate(Objective& objective, std::int64_t items, const ParameterSet& trainable) {
   const std::int64_t rank = world_rank(), size = world_size(), mine = (items - rank + size - 1) / size;
   StepGradients out;
-  for (const at::Tensor& weight : weights) out.gradients.push_back(at::zeros_like(weight, weight.options().requires_grad(false)));
+  std::vector<at::Tensor> weights;
+  std::vector<std::size_t> places;  // of the weights among all
+  for (const auto& [name, weight] : trainable) {
+    out.gradients.emplace_back();
+    if (!objective.trains(name)) continue;
+    places.push_back(out.gradients.size() - 1), weights.push_back(weight);
+    out.gradients.back() = at::zeros_like(weight, weight.options().requires_grad(false));
+  }
   InOrder order;
   const at::AutoGradMode grad(true);
   parallel_for(mine, [&](std::int64_t i) {
@@ -65,7 +73,7 @@ StepGradients accumulate(Objective& objective, std::int64_t items, const std::ve
       const auto found = torch::autograd::grad({report.loss}, weights, {}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
       report.loss = at::Tensor();
       order.enter(i);
-      for (std::size_t j = 0; j < weights.size(); ++j) if (found[j].defined()) out.gradients[j].add_(found[j]);
+      for (std::size_t j = 0; j < weights.size(); ++j) if (found[j].defined()) out.gradients[places[j]].add_(found[j]);
       out.loss += loss;
       out.metrics.add(report.metrics);
       order.leave();
@@ -75,7 +83,9 @@ StepGradients accumulate(Objective& objective, std::int64_t items, const std::ve
     }
   });
   if (size > 1) {
-    all_reduce_sum(out.gradients);
+    std::vector<at::Tensor> trained;
+    for (const std::size_t place : places) trained.push_back(out.gradients[place]);
+    all_reduce_sum(trained);
     out.metrics.add("loss of a process", out.loss, 0);
     const std::vector<std::string> parts = all_gather(out.metrics.text());
     out.metrics = {};
@@ -124,14 +134,13 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
     run.save(checkpoint, config.keep_checkpoints);
   };
 
-  const std::vector<at::Tensor> weights = trainable.tensors();
-  broadcast_from_first(weights);
+  broadcast_from_first(trainable.tensors());
   bool due = false;  // a checkpoint is waiting for the objective
   Progress progress(hooks.label, config.steps, step);
   while (step < config.steps) {
     const auto begin = std::chrono::steady_clock::now();
     const std::int64_t items = objective.begin_step(step);
-    StepGradients result = accumulate(objective, items, weights);
+    StepGradients result = accumulate(objective, items, trainable);
     if (!std::isfinite(result.loss)) fail(ErrorKind::kNonFinite, cat("the loss is not finite at step ", step + 1), "lower the learning rate or the reward scale; the last checkpoint is intact");
     const double norm = clip_gradients(result.gradients, config.optimizer.gradient_clip);
     if (!std::isfinite(norm)) fail(ErrorKind::kNonFinite, cat("a gradient is not finite at step ", step + 1), "lower the learning rate; the last checkpoint is intact");
