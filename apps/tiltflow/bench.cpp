@@ -1,15 +1,35 @@
 // tiltflow bench: speed of this machine and of one Adjoint Matching iteration.
 #include <iostream>
 
+#include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/eval/assign_speed.h"
 #include "tiltflow/eval/speed.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
+#include "tiltflow/train/onestep.h"
 #include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
+
+namespace {
+
+// With a configuration its generator, targets and search; else random weights and pictures they made.
+nlohmann::ordered_json assign_speed(const std::string& file, const std::vector<std::string>& set, AssignBenchOptions options, const ModelRuntime& runtime) {
+  if (file.empty()) {
+    const auto generator = bench_generator(runtime.precision);
+    return bench_assign(*generator, bench_targets(*generator, options.targets), options);
+  }
+  OneStepConfig config = load_config<OneStepConfig>(file, set);
+  config.targets.count = options.targets;
+  const auto generator = open_generator(config.generator, runtime);
+  options.assign = config.assign;
+  return bench_assign(*generator, read_targets(config.targets, *generator), options, feature_function(config.features));
+}
+
+}  // namespace
 
 void add_bench(CLI::App& program, Action& action) {
   struct Options {
@@ -17,11 +37,13 @@ void add_bench(CLI::App& program, Action& action) {
     bool json = false;
     AmBenchOptions am;
     ComputeConfig compute;
-    std::vector<std::string> args;
+    std::vector<std::string> args, set;
+    std::string config;
+    AssignBenchOptions assign;
   };
-  auto* verb = program.add_subcommand("bench", "measure: am (one Adjoint Matching iteration), forward, vjp, train-step, gemm (matrix products)");
+  auto* verb = program.add_subcommand("bench", "measure: am (one Adjoint Matching iteration), forward, vjp, train-step, assign (noise of one-step generators), gemm (matrix products)");
   auto o = std::make_shared<Options>();
-  verb->add_option("name", o->name, "am, forward, vjp, train-step or gemm")->check(CLI::IsMember({"am", "forward", "vjp", "train-step", "gemm"}))->capture_default_str();
+  verb->add_option("name", o->name, "am, forward, vjp, train-step, assign or gemm")->check(CLI::IsMember({"am", "forward", "vjp", "train-step", "assign", "gemm"}))->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->add_option("--batch", o->am.batch, "samples or trajectories")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--item", o->am.item, "of them per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
@@ -30,10 +52,15 @@ void add_bench(CLI::App& program, Action& action) {
   verb->add_option("--repeats", o->am.repeats, "timed repetitions")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--policy", o->am.policy, "am: full or lora")->check(CLI::IsMember({"full", "lora"}))->capture_default_str();
   verb->add_option("--model-arg", o->args, "SiT constructor argument, e.g. size=SiT-S/2 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  auto* config = verb->add_option("--config", o->config, "assign: configuration of `tiltflow assign` (default: a generator with random weights)");
+  verb->add_option("--set", o->set, "assign: override a key of --config (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false)->needs(config);
+  verb->add_option("--targets", o->assign.targets, "assign: targets")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--reference-targets", o->assign.reference_targets, "assign: targets of the one-by-one procedure it is compared with; 0 = none")->check(CLI::NonNegativeNumber)->capture_default_str();
   add_compute_options(*verb, o->compute);
   verb->add_option("--threads", o->compute.threads, "libtorch threads per piece")->check(CLI::PositiveNumber)->capture_default_str();
   verb->callback([=, &action] {
     action = [o] {
+      if (o->name != "assign" && !o->config.empty()) fail(ErrorKind::kUsage, cat("--config belongs to `bench assign`, not to `bench ", o->name, "`"));
       o->am.runtime = apply(o->compute);
       if (!o->args.empty()) o->am.model.args = key_values(o->args);
       o->am.loss_steps = std::min(o->am.loss_steps, o->am.steps);
@@ -41,6 +68,8 @@ void add_bench(CLI::App& program, Action& action) {
       if (o->name == "gemm") {
         const int workers = thread_policy().workers;
         out = {{"bench", "gemm"}, {"workers", workers}, {"fp32_gflops_one_core", gemm_peak(1, false)}, {"fp32_gflops", gemm_peak(workers, false)}, {"bf16_gflops", gemm_peak(workers, true)}};
+      } else if (o->name == "assign") {
+        out = assign_speed(o->config, o->set, o->assign, o->am.runtime);
       } else if (o->name != "am") {
         out = bench_network(o->name, {o->am.model, o->am.batch, o->am.item, o->am.repeats, o->am.runtime});
       } else {

@@ -7,6 +7,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/html.h"
+#include "tiltflow/eval/table.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/json_lines.h"
 #include "tiltflow/tensor/aten.h"
@@ -166,10 +167,8 @@ Comparison compare_models(const std::vector<std::filesystem::path>& runs, const 
 
 namespace {
 
-std::string show(const std::optional<Estimate>& e) { return !e ? "-" : e->se > 0 ? cat(compact(e->value), " +- ", compact(e->se, 2)) : compact(e->value); }
-
-std::vector<std::vector<std::string>> cells(const Comparison& c) {
-  std::vector<std::vector<std::string>> out{{"run", "model", "sampler", "guidance"}};
+TextTable cells(const Comparison& c) {
+  TextTable out{{"run", "model", "sampler", "guidance"}};
   for (const auto& [name, value] : c.rows.front().figures) out[0].push_back(name);
   for (const ComparedModel& row : c.rows) {
     out.push_back({row.run, row.model, row.sampler, compact(row.guidance)});
@@ -180,17 +179,7 @@ std::vector<std::vector<std::string>> cells(const Comparison& c) {
 
 }  // namespace
 
-std::string table_text(const Comparison& c) {
-  const auto table = cells(c);
-  std::string out = cat("features: ", c.features, "; ", c.samples, " samples a row\n");
-  std::vector<std::size_t> width(table[0].size(), 0);
-  for (const auto& row : table) for (std::size_t j = 0; j < row.size(); ++j) width[j] = std::max(width[j], row[j].size());
-  for (const auto& row : table) {
-    for (std::size_t j = 0; j < row.size(); ++j) out += (j ? "  " : "") + pad_right(row[j], width[j]);
-    out += "\n";
-  }
-  return out;
-}
+std::string table_text(const Comparison& c) { return cat("features: ", c.features, "; ", c.samples, " samples a row\n") + aligned_text(cells(c)); }
 
 namespace {
 
@@ -215,14 +204,8 @@ std::string to_csv(const Comparison& c) {
 }
 
 std::string to_html(const Comparison& c) {
-  std::string body = cat("<h1>Base and tuned: ", html_escape(join(c.runs, ", ")), "</h1><p>Features: ", html_escape(c.features), "; ", c.samples, " samples a row, the same noise and labels in all of them.</p><table>");
-  bool head = true;
-  for (const auto& row : cells(c)) {
-    body += "<tr>";
-    for (const std::string& cell : row) body += cat(head ? "<th>" : "<td>", html_escape(cell), head ? "</th>" : "</td>");
-    body += "</tr>", head = false;
-  }
-  return html_page("tiltflow: base and tuned", body + "</table>");
+  const std::string body = cat("<h1>Base and tuned: ", html_escape(join(c.runs, ", ")), "</h1><p>Features: ", html_escape(c.features), "; ", c.samples, " samples a row, the same noise and labels in all of them.</p>");
+  return html_page("tiltflow: base and tuned", body + html_table(cells(c)));
 }
 
 nlohmann::ordered_json to_json(const Comparison& c) {

@@ -153,6 +153,16 @@ AssignedSet read_assigned(const fs::path& path) {
   return s;
 }
 
+AssignTargets read_targets(const TargetsConfig& config, const Generator& generator) {
+  std::vector<at::Tensor> images;
+  std::vector<std::int64_t> labels, ids;
+  for (const Target& target : list_targets(config)) {
+    const CheckedTarget one = read_target(target, generator);
+    images.push_back(one.image), labels.push_back(one.label), ids.push_back(target.id);
+  }
+  return {at::stack(images), generator.classes() > 0 ? at::tensor(labels, at::kLong) : at::Tensor(), at::tensor(ids, at::kLong)};
+}
+
 AssignSummary run_assignment(const Generator& generator, const Assigner& assigner, const AssignConfig& config, const std::vector<Target>& targets, const RandomStreams& streams, const AssignRunOptions& o) {
   AssignSummary summary;
   summary.targets = static_cast<std::int64_t>(targets.size());

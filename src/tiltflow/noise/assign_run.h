@@ -21,6 +21,9 @@ struct AssignedSet {
 AssignedSet read_assigned(const std::filesystem::path& file);  // a file or the folder that holds it; throws kBadFile
 void write_assigned(const std::filesystem::path& file, const AssignedSet& set);
 
+// All targets of a list at once. Throws what read_target throws, at the first bad one.
+AssignTargets read_targets(const TargetsConfig& config, const Generator& generator);
+
 struct AssignRunOptions {
   std::filesystem::path out;
   std::string request;                // text that identifies the request; another one in the folder is refused

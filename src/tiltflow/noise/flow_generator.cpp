@@ -69,7 +69,7 @@ std::unique_ptr<Generator> flow_generator(std::shared_ptr<const VelocityModel> m
 std::unique_ptr<Generator> open_generator(const GeneratorConfig& c, ModelRuntime runtime) {
   if (c.file.empty()) fail(ErrorKind::kConfig, "generator.file is missing", "a one-step generator, e.g. made by `tiltflow pretrain recipes/pretrain-mnist-gan.toml`");
   const TensorFile file = read_tensors(c.file, c.section);
-  if (!generator_family(file.tensors, file.metadata).empty()) return load_generator(c.file, c.args, c.section);
+  if (!generator_family(file.tensors, file.metadata).empty()) return load_generator(c.file, c.args, c.section, runtime.precision);
   FlowModelConfig flow;
   flow.file = c.file, flow.weights = c.section, flow.path = c.path, flow.prediction = c.prediction, flow.args = c.args;
   FlowModel loaded = load_flow_model(flow, runtime);

@@ -14,8 +14,8 @@ const std::string kGenerator = "generator.", kDiscriminator = "discriminator.";
 
 }  // namespace
 
-GanObjective::GanObjective(const GanConfig& config, ImageDataset data, GanTrainingOptions options, std::uint64_t seed)
-    : options_(options), streams_(seed), generator_(make_gan_generator(config, init_gan_generator(config, streams_))), discriminator_(config, init_discriminator(config, streams_)), data_(std::move(data)),
+GanObjective::GanObjective(const GanConfig& config, ImageDataset data, GanTrainingOptions options, std::uint64_t seed, MatmulPrecision precision)
+    : options_(options), streams_(seed), generator_(make_gan_generator(config, init_gan_generator(config, streams_), precision)), discriminator_(config, init_discriminator(config, streams_), precision), data_(std::move(data)),
       order_(data_.size(), options.batch, streams_), statistics_(buffers_of(*generator_)) {
   if (world_size() > 1) fail(ErrorKind::kConfig, "a GAN is trained in one process: its batch statistics are not shared between processes");
   if (data_.latents() || data_.shape() != generator_->sample_shape()) fail(ErrorKind::kConfig, cat("the data are ", shape_text(data_.shape()), ", the generator makes ", shape_text(generator_->sample_shape())), "adapt model.args (image_size, channels, upsamplings) or data.size");

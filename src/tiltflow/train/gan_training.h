@@ -18,7 +18,7 @@ struct GanTrainingOptions {
 // Trainable names: generator.*, discriminator.*. Every step draws fresh noise; the images of step s are those of batch s / (d + 1).
 class GanObjective final : public Objective {
  public:
-  GanObjective(const GanConfig& config, ImageDataset data, GanTrainingOptions options, std::uint64_t seed);
+  GanObjective(const GanConfig& config, ImageDataset data, GanTrainingOptions options, std::uint64_t seed, MatmulPrecision precision = MatmulPrecision::kFull);
   const ParameterSet& trainable() const override { return trainable_; }
   std::int64_t begin_step(std::int64_t step) override;
   bool trains(const std::string& name) const override;

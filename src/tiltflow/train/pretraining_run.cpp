@@ -4,8 +4,11 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/flow/prediction.h"
+#include "tiltflow/io/image.h"
+#include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/train/gan_training.h"
 #include "tiltflow/train/pretraining.h"
 
 namespace tiltflow {
@@ -25,7 +28,7 @@ void bind(Fields& f, PretrainModelConfig& c) {
 }
 
 void bind(Fields& f, PretrainConfig& c) {
-  f.value("kind", c.kind, "flow (velocity model) or classifier (judge)", one_of({"flow", "classifier"}));
+  f.value("kind", c.kind, "flow (velocity model), gan (conditional one-step generator) or classifier (judge)", one_of({"flow", "gan", "classifier"}));
   f.value("seed", c.seed, "root of all randomness", at_least_integer(0));
   f.value("batch", c.batch, "images per step", at_least_integer(1));
   f.value("item", c.item, "images per independent piece of work", at_least_integer(1));
@@ -36,6 +39,7 @@ void bind(Fields& f, PretrainConfig& c) {
   f.value("noise", c.noise, "classifier: largest deviation of the noise added to inputs", at_least(0));
   f.value("shift", c.shift, "classifier: largest random translation in pixels", at_least_integer(0));
   f.value("label_smoothing", c.label_smoothing, "classifier: label smoothing", between(0, 0.9));
+  f.value("discriminator_steps", c.discriminator_steps, "gan: steps of the discriminator per step of the generator; train.steps counts both", at_least_integer(1));
   f.section("data", c.data);
   f.section("model", c.model);
   f.section("compute", c.compute);
@@ -68,10 +72,12 @@ PretrainSetup set_up(const PretrainConfig& c) {
   if (c.kind == "flow") {
     s.model = create_velocity_model({c.model.family, c.model.args}, static_cast<std::uint64_t>(c.seed), runtime);
     if (!c.model.init.empty()) start_from_file(*s.model, c.model);
+  } else if (c.kind == "gan") {
+    gan_config_from_args(c.model.args);
   } else {
     classifier_config_from_args(c.model.args);
   }
-  if (c.kind != "flow" && c.data.format == "latents") fail(ErrorKind::kConfig, "a classifier is trained on pictures, not on latents");
+  if (c.kind != "flow" && c.data.format == "latents") fail(ErrorKind::kConfig, cat("a ", c.kind, " is trained on pictures, not on latents"));
   s.data = read_dataset(c.data, "train");
   return s;
 }
@@ -108,10 +114,47 @@ void pretrain_classifier(PretrainSetup s, Run& run) {
   log_info(cat("wrote ", file.string(), "; accuracy on ", held_out.size(), " held-out images: ", fixed(100 * test_accuracy, 2), " %"));
 }
 
+void pretrain_gan(PretrainSetup s, Run& run) {
+  const PretrainConfig& c = s.config;
+  const GanConfig gan = gan_config_from_args(c.model.args);
+  GanObjective objective(gan, std::move(s.data), {c.batch, c.item, c.discriminator_steps}, static_cast<std::uint64_t>(c.seed), parse_precision(c.compute.precision));
+  const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
+  const at::Tensor z = streams.normal(Purpose::kExact, 0, 0, 0, 8 * gan.num_classes, {gan.z_dim}), labels = at::arange(8 * gan.num_classes, at::kLong).div(8, "floor");  // eight of each class
+  const auto finished = [&](const ParameterSet& average) {
+    auto generator = objective.averaged(average);
+    if (c.train.average_decay > 0) recalibrate(*generator, streams, 60, c.batch);
+    return generator;
+  };
+  const auto picture = [&](const Generator& generator, std::int64_t step) {
+    const at::NoGradGuard no_grad;
+    if (gan.channels == 1 || gan.channels == 3) run.picture("samples", step, image_grid((generator.generate(z, labels) + 1) / 2, 8));
+  };
+  TrainHooks hooks;
+  hooks.label = "pretrain";
+  double d = 0, g = 0;
+  hooks.note = [&](const std::map<std::string, double>& m) {
+    if (m.count("generator_loss")) g = m.at("generator_loss");
+    else d = m.at("discriminator_loss");
+    return cat("discriminator ", compact(d, 3), "  generator ", compact(g, 3));
+  };
+  hooks.after_step = [&](std::int64_t step, const ParameterSet& average) {
+    if (step % c.train.checkpoint_every == 0 && step < c.train.steps) picture(*finished(average), step);
+  };
+  const TrainResult result = train(c.train, objective, run, hooks);
+  if (!run.writes()) return;
+  const auto generator = finished(result.average);
+  picture(*generator, result.steps);
+  const auto file = run.directory() / "model.safetensors";
+  save_generator(file, *generator, generator->parameters(), {{"tiltflow.steps", std::to_string(result.steps)}});
+  write_safetensors(run.directory() / "discriminator.safetensors", objective.discriminator().parameters());
+  log_info(cat("wrote ", file.string(), " (", generator->parameters().numel(), " numbers) and discriminator.safetensors"));
+}
+
 }  // namespace
 
 void pretrain(PretrainSetup setup, Run& run) {
   if (setup.config.kind == "flow") pretrain_flow(std::move(setup), run);
+  else if (setup.config.kind == "gan") pretrain_gan(std::move(setup), run);
   else pretrain_classifier(std::move(setup), run);
 }
 

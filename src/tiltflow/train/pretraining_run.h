@@ -1,4 +1,4 @@
-// The configuration of `tiltflow pretrain` and its two runs: a velocity model by flow matching, or the judge.
+// The configuration of `tiltflow pretrain` and its runs: a velocity model by flow matching, a conditional GAN, or the judge.
 #pragma once
 
 #include <map>
@@ -30,6 +30,7 @@ struct PretrainConfig {
   double noise = 0.3;
   std::int64_t shift = 2;
   double label_smoothing = 0;
+  std::int64_t discriminator_steps = 1;
   DatasetConfig data{"idx", "data/mnist"};
   PretrainModelConfig model;
   ComputeConfig compute;
@@ -39,13 +40,13 @@ void bind(Fields& f, PretrainConfig& c);
 
 struct PretrainSetup {
   PretrainConfig config;
-  std::unique_ptr<VelocityModel> model;  // flow: fresh, or with the weights of model.init; null for a classifier
+  std::unique_ptr<VelocityModel> model;  // flow: fresh, or with the weights of model.init; null otherwise
   ImageDataset data;
 };
 // Reads and checks everything the configuration names: data, initial weights, constructor arguments. Throws kConfig, kBadFile.
 PretrainSetup set_up(const PretrainConfig& config);
 
-// Trains to the end, continuing from the run's newest checkpoint, and writes model.safetensors (averaged weights).
+// Trains to the end, continuing from the run's newest checkpoint, and writes model.safetensors (averaged weights; gan: the generator, and discriminator.safetensors).
 void pretrain(PretrainSetup setup, Run& run);
 
 }  // namespace tiltflow

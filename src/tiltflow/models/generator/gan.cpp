@@ -6,6 +6,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/models/model_file.h"
+#include "tiltflow/nn/convolution.h"
 #include "tiltflow/nn/init.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -31,7 +32,7 @@ void validate(const GanConfig& c) {
 
 class GanGenerator final : public Generator {
  public:
-  GanGenerator(GanConfig config, ParameterSet parameters) : config_(config), spec_{"gan", to_args(config)}, parameters_(std::move(parameters)) {}
+  GanGenerator(GanConfig config, ParameterSet parameters, MatmulPrecision precision) : config_(config), spec_{"gan", to_args(config)}, parameters_(std::move(parameters)), precision_(precision) {}
 
   const ModelSpec& spec() const override { return spec_; }
   const ParameterSet& parameters() const override { return parameters_; }
@@ -39,7 +40,7 @@ class GanGenerator final : public Generator {
   std::vector<std::int64_t> sample_shape() const override { return {config_.channels, config_.image_size, config_.image_size}; }
   std::int64_t classes() const override { return config_.num_classes; }
   bool is_buffer(const std::string& name) const override { return name.find(".running_") != std::string::npos || ends_with(name, ".num_batches_tracked"); }
-  std::unique_ptr<Generator> rebind(ParameterSet parameters) const override { return std::make_unique<GanGenerator>(config_, std::move(parameters)); }
+  std::unique_ptr<Generator> rebind(ParameterSet parameters) const override { return std::make_unique<GanGenerator>(config_, std::move(parameters), precision_); }
 
   at::Tensor generate(const at::Tensor& z, const at::Tensor& labels) const override { return run(z, labels, nullptr); }
   TrainingOutput generate_in_training(const at::Tensor& z, const at::Tensor& labels) const override {
@@ -65,18 +66,19 @@ class GanGenerator final : public Generator {
     if (z.dim() != 2 || z.size(1) != config_.z_dim) fail(ErrorKind::kFailure, cat("this generator takes noise [N, ", config_.z_dim, "], got ", shape_text(z.sizes())));
     if (!labels.defined()) fail(ErrorKind::kConfig, "this generator is conditional: labels are required");
     const std::int64_t side = config_.start_size();
-    at::Tensor h = at::linear(at::cat({z, at::embedding(p("label_emb.weight"), labels)}, 1), p("fc.0.weight"), p("fc.0.bias"));
+    at::Tensor h = linear_in(precision_, at::cat({z, at::embedding(p("label_emb.weight"), labels)}, 1), p("fc.0.weight"), p("fc.0.bias"));
     h = activate(normalize("fc.1", h, updated)).view({z.size(0), config_.start_channels(), side, side});  // [N, c 2^u, s, s]
     for (std::int64_t i = 0; i < config_.upsamplings; ++i) {
-      h = at::conv_transpose2d(h, p(up(i) + ".weight"), p(up(i) + ".bias"), 2, 1);  // halves the channels, doubles the side
+      h = conv_transpose2d_in(precision_, h, p(up(i) + ".weight"), p(up(i) + ".bias"), 2, 1);  // halves the channels, doubles the side
       h = activate(normalize(up_norm(i), h, updated));
     }
-    return at::tanh(at::conv2d(h, p(last_conv(config_) + ".weight"), p(last_conv(config_) + ".bias"), 1, 1));
+    return at::tanh(conv2d_in(precision_, h, p(last_conv(config_) + ".weight"), p(last_conv(config_) + ".bias"), 1, 1)).contiguous();
   }
 
   GanConfig config_;
   ModelSpec spec_;
   ParameterSet parameters_;
+  MatmulPrecision precision_;
 };
 
 void add_layer(ParameterSet& out, const RandomStreams& streams, const std::string& name, std::vector<std::int64_t> shape, std::int64_t fan_in, std::int64_t bias) {
@@ -163,12 +165,12 @@ ParameterSet init_gan_generator(const GanConfig& c, const RandomStreams& streams
   return out;
 }
 
-std::unique_ptr<Generator> make_gan_generator(const GanConfig& config, ParameterSet parameters) {
+std::unique_ptr<Generator> make_gan_generator(const GanConfig& config, ParameterSet parameters, MatmulPrecision precision) {
   validate(config);
-  return std::make_unique<GanGenerator>(config, std::move(parameters));
+  return std::make_unique<GanGenerator>(config, std::move(parameters), precision);
 }
 
-Discriminator::Discriminator(GanConfig config, ParameterSet parameters) : config_(std::move(config)), parameters_(std::move(parameters)) { validate(config_); }
+Discriminator::Discriminator(GanConfig config, ParameterSet parameters, MatmulPrecision precision) : config_(std::move(config)), parameters_(std::move(parameters)), precision_(precision) { validate(config_); }
 
 bool Discriminator::is_buffer(const std::string& name) const { return ends_with(name, ".weight_u"); }
 
@@ -195,9 +197,9 @@ void Discriminator::update_spectral_norm() const {
 
 at::Tensor Discriminator::score(const at::Tensor& images, const at::Tensor& labels) const {
   at::Tensor h = images;
-  for (std::int64_t i = 0; i < config_.upsamplings; ++i) h = at::leaky_relu(at::conv2d(h, weight(down(i)), parameters_.at(down(i) + ".bias"), 2, 1), 0.2);
+  for (std::int64_t i = 0; i < config_.upsamplings; ++i) h = at::leaky_relu(conv2d_in(precision_, h, weight(down(i)), parameters_.at(down(i) + ".bias"), 2, 1), 0.2);
   const std::string last = feature_layer(config_);
-  const at::Tensor feature = at::leaky_relu(at::linear(h.flatten(1), weight(last), parameters_.at(last + ".bias")), 0.2);  // [N, feat_dim]
+  const at::Tensor feature = at::leaky_relu(linear_in(precision_, h.contiguous().flatten(1), weight(last), parameters_.at(last + ".bias")), 0.2);  // [N, feat_dim]
   const at::Tensor score = at::linear(feature, weight("fc"), parameters_.at("fc.bias")).squeeze(1);
   return score + (feature * at::embedding(parameters_.at("label_emb.weight"), labels)).sum(1);
 }

@@ -25,12 +25,12 @@ GanConfig infer_gan_config(const ParameterSet& generator, const std::map<std::st
 
 // Default initialisation of PyTorch's layers, drawn from keyed streams.
 ParameterSet init_gan_generator(const GanConfig& config, const RandomStreams& streams);
-std::unique_ptr<Generator> make_gan_generator(const GanConfig& config, ParameterSet parameters);
+std::unique_ptr<Generator> make_gan_generator(const GanConfig& config, ParameterSet parameters, MatmulPrecision precision = MatmulPrecision::kFull);
 
 // Projection discriminator: convolutions with stride 2, a feature layer, score = linear(feature) + <feature, embedding(label)>.
 class Discriminator {
  public:
-  Discriminator(GanConfig config, ParameterSet parameters);
+  Discriminator(GanConfig config, ParameterSet parameters, MatmulPrecision precision = MatmulPrecision::kFull);
   at::Tensor score(const at::Tensor& images, const at::Tensor& labels) const;  // [N, C, S, S] in [-1, 1], [N] -> [N]
   const GanConfig& config() const { return config_; }
   const ParameterSet& parameters() const { return parameters_; }
@@ -41,6 +41,7 @@ class Discriminator {
   at::Tensor weight(const std::string& name) const;
   GanConfig config_;
   ParameterSet parameters_;
+  MatmulPrecision precision_;
 };
 ParameterSet init_discriminator(const GanConfig& config, const RandomStreams& streams);
 // Reads what init_discriminator made or a PyTorch checkpoint's section "discriminator". Sizes show in the tensors. Throws kBadFile.

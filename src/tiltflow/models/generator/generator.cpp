@@ -19,8 +19,8 @@ using Args = std::map<std::string, std::string>;
 // Linear layers one after the other; no labels, no normalisation.
 class PlainGenerator final : public Generator {
  public:
-  PlainGenerator(ModelSpec spec, std::vector<std::string> layers, std::vector<std::int64_t> shape, ParameterSet parameters)
-      : spec_(std::move(spec)), layers_(std::move(layers)), shape_(std::move(shape)), parameters_(std::move(parameters)) {}
+  PlainGenerator(ModelSpec spec, std::vector<std::string> layers, std::vector<std::int64_t> shape, ParameterSet parameters, MatmulPrecision precision)
+      : spec_(std::move(spec)), layers_(std::move(layers)), shape_(std::move(shape)), parameters_(std::move(parameters)), precision_(precision) {}
   const ModelSpec& spec() const override { return spec_; }
   const ParameterSet& parameters() const override { return parameters_; }
   std::vector<std::int64_t> noise_shape() const override { return {parameters_.at(layers_.front() + ".weight").size(1)}; }
@@ -30,11 +30,11 @@ class PlainGenerator final : public Generator {
     for (const std::string& layer : layers_) if (starts_with(name, layer + ".")) return false;
     return true;
   }
-  std::unique_ptr<Generator> rebind(ParameterSet parameters) const override { return std::make_unique<PlainGenerator>(spec_, layers_, shape_, std::move(parameters)); }
+  std::unique_ptr<Generator> rebind(ParameterSet parameters) const override { return std::make_unique<PlainGenerator>(spec_, layers_, shape_, std::move(parameters), precision_); }
   at::Tensor generate(const at::Tensor& z, const at::Tensor&) const override {
     at::Tensor h = z;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      h = at::linear(h, parameters_.at(layers_[i] + ".weight"), parameters_.at(layers_[i] + ".bias"));
+      h = linear_in(precision_, h, parameters_.at(layers_[i] + ".weight"), parameters_.at(layers_[i] + ".bias"));
       if (i + 1 < layers_.size()) h = at::relu(h);
     }
     h = spec_.family == "vae" ? at::sigmoid(h) * 2 - 1 : at::tanh(h);
@@ -46,9 +46,10 @@ class PlainGenerator final : public Generator {
   std::vector<std::string> layers_;
   std::vector<std::int64_t> shape_;
   ParameterSet parameters_;
+  MatmulPrecision precision_;
 };
 
-std::unique_ptr<Generator> make_plain(const std::string& family, std::vector<std::string> layers, ParameterSet parameters, const Args& args) {
+std::unique_ptr<Generator> make_plain(const std::string& family, std::vector<std::string> layers, ParameterSet parameters, const Args& args, MatmulPrecision precision) {
   std::int64_t width = 0;
   for (const std::string& layer : layers) {
     if (!parameters.contains(layer + ".weight") || !parameters.contains(layer + ".bias")) fail(ErrorKind::kBadFile, cat(family, ": tensors of layer '", layer, "' are missing"));
@@ -66,7 +67,7 @@ std::unique_ptr<Generator> make_plain(const std::string& family, std::vector<std
   if (channels < 1) channels = root(1) * root(1) == width ? 1 : 3;
   if (side < 1) side = root(channels);
   if (channels * side * side != width) fail(ErrorKind::kBadFile, cat(family, ": ", width, " outputs are no square picture with ", channels, " channels"), "give image_size and channels as arguments");
-  return std::make_unique<PlainGenerator>(ModelSpec{family, {{"channels", cat(channels)}, {"image_size", cat(side)}}}, std::move(layers), std::vector<std::int64_t>{channels, side, side}, std::move(parameters));
+  return std::make_unique<PlainGenerator>(ModelSpec{family, {{"channels", cat(channels)}, {"image_size", cat(side)}}}, std::move(layers), std::vector<std::int64_t>{channels, side, side}, std::move(parameters), precision);
 }
 
 // "0", "2", "4", ... when the tensors are those of a plain sequence of linear layers, else nothing.
@@ -90,13 +91,13 @@ std::int64_t noise_size(const Generator& generator) {
   return n;
 }
 
-std::unique_ptr<Generator> make_mlp_generator(ParameterSet parameters, const Args& args) {
+std::unique_ptr<Generator> make_mlp_generator(ParameterSet parameters, const Args& args, MatmulPrecision precision) {
   const std::vector<std::string> layers = sequence_layers(parameters);
   if (layers.empty()) fail(ErrorKind::kBadFile, "no MLP generator: expected tensors 0.weight, 0.bias, 2.weight, ...");
-  return make_plain("mlp-generator", layers, std::move(parameters), args);
+  return make_plain("mlp-generator", layers, std::move(parameters), args, precision);
 }
 
-std::unique_ptr<Generator> make_vae_generator(ParameterSet parameters, const Args& args) { return make_plain("vae", {"fc3", "fc4"}, std::move(parameters), args); }
+std::unique_ptr<Generator> make_vae_generator(ParameterSet parameters, const Args& args, MatmulPrecision precision) { return make_plain("vae", {"fc3", "fc4"}, std::move(parameters), args, precision); }
 
 std::string generator_family(const ParameterSet& tensors, const Args& metadata) {
   if (const auto found = metadata.find("tiltflow.family"); found != metadata.end()) return found->second == "gan" || found->second == "mlp-generator" || found->second == "vae" ? found->second : "";
@@ -105,7 +106,7 @@ std::string generator_family(const ParameterSet& tensors, const Args& metadata) 
   return sequence_layers(tensors).empty() ? "" : "mlp-generator";
 }
 
-std::unique_ptr<Generator> load_generator(const std::filesystem::path& path, const Args& overrides, const std::string& section) {
+std::unique_ptr<Generator> load_generator(const std::filesystem::path& path, const Args& overrides, const std::string& section, MatmulPrecision precision) {
   TensorFile file = read_tensors(path, section);
   const std::string family = generator_family(file.tensors, file.metadata);
   if (family.empty()) fail(ErrorKind::kBadFile, cat(path.string(), ": no one-step generator tiltflow knows"), "known: conditional GANs, MLP generators, VAE decoders, and flow models with a few-step sampler; see `tiltflow inspect`");
@@ -116,11 +117,11 @@ std::unique_ptr<Generator> load_generator(const std::filesystem::path& path, con
     tensors.add(name, tensor.is_floating_point() ? tensor.to(at::kFloat) : tensor);
     require_finite(tensors.at(name), cat(path.string(), ": tensor '", name, "'"));
   }
-  if (family == "mlp-generator") return make_mlp_generator(std::move(tensors), args);
-  if (family == "vae") return make_vae_generator(std::move(tensors), args);
+  if (family == "mlp-generator") return make_mlp_generator(std::move(tensors), args, precision);
+  if (family == "vae") return make_vae_generator(std::move(tensors), args, precision);
   const GanConfig config = infer_gan_config(tensors, args);
   require_fit(init_gan_generator(config, RandomStreams(0)), tensors, path.string());
-  return make_gan_generator(config, std::move(tensors));
+  return make_gan_generator(config, std::move(tensors), precision);
 }
 
 void save_generator(const std::filesystem::path& path, const Generator& generator, const ParameterSet& parameters, Args metadata) {

@@ -41,14 +41,14 @@ std::int64_t noise_size(const Generator& generator);
 
 // A multi-layer perceptron without labels: ReLU between layers, tanh at the end; tensors "0.weight", "2.weight", ... Arguments:
 // image_size, channels (default: a square picture with 1 or 3 channels).
-std::unique_ptr<Generator> make_mlp_generator(ParameterSet parameters, const std::map<std::string, std::string>& args);
+std::unique_ptr<Generator> make_mlp_generator(ParameterSet parameters, const std::map<std::string, std::string>& args, MatmulPrecision precision = MatmulPrecision::kFull);
 // The decoder of the classic VAE example (fc3, fc4: ReLU, sigmoid); its encoder's tensors are kept beside.
-std::unique_ptr<Generator> make_vae_generator(ParameterSet parameters, const std::map<std::string, std::string>& args);
+std::unique_ptr<Generator> make_vae_generator(ParameterSet parameters, const std::map<std::string, std::string>& args, MatmulPrecision precision = MatmulPrecision::kFull);
 
 // "gan", "mlp-generator", "vae" from metadata or tensors; "" = none of them.
 std::string generator_family(const ParameterSet& tensors, const std::map<std::string, std::string>& metadata);
 // Safetensors or a PyTorch checkpoint (`section`: which state dict, default "generator" when there is one). Throws kBadFile.
-std::unique_ptr<Generator> load_generator(const std::filesystem::path& path, const std::map<std::string, std::string>& args = {}, const std::string& section = "");
+std::unique_ptr<Generator> load_generator(const std::filesystem::path& path, const std::map<std::string, std::string>& args = {}, const std::string& section = "", MatmulPrecision precision = MatmulPrecision::kFull);
 void save_generator(const std::filesystem::path& path, const Generator& generator, const ParameterSet& parameters, std::map<std::string, std::string> metadata = {});
 
 }  // namespace tiltflow

@@ -1,0 +1,203 @@
+// tiltflow assign, sft, em, align-noise: one-step generators. All read the same configuration.
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/progress.h"
+#include "tiltflow/base/signals.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/eval/html.h"
+#include "tiltflow/eval/svg.h"
+#include "tiltflow/io/image.h"
+#include "tiltflow/io/safetensors.h"
+#include "tiltflow/tensor/aten.h"
+#include "tiltflow/train/onestep.h"
+#include "options.h"
+#include "verbs.h"
+
+namespace tiltflow::app {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+struct Options : ConfigOptions {
+  std::int64_t shard = 0, shards = 1;
+  bool retry_failed = false, json = false;
+};
+
+struct Loaded {
+  OneStepConfig config;
+  std::string resolved;
+  fs::path out;
+  ModelRuntime runtime;
+};
+
+Loaded load(const Options& o, const char* suffix) {
+  Loaded l;
+  l.config = load_config<OneStepConfig>(o.file, o.set, &l.resolved);
+  l.out = o.out.empty() ? fs::path("runs") / (fs::path(o.file).stem().string() + suffix) : fs::path(o.out);
+  l.runtime = apply(l.config.compute);
+  return l;
+}
+
+void refuse_existing(const fs::path& marker, const fs::path& out, bool resume) {
+  if (fs::exists(marker) && !resume) fail(ErrorKind::kConfig, cat("the folder ", out.string(), " already holds such a run"), "continue it with --resume, or choose another folder with --out");
+}
+
+int assign(const Options& o) {
+  const Loaded l = load(o, "-assign");
+  const OneStepConfig& c = l.config;
+  const auto generator = open_generator(c.generator, l.runtime);
+  const std::vector<Target> targets = list_targets(c.targets);
+  const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
+  const Assigner assigner(*generator, c.assign, streams, feature_function(c.features));
+  if (o.shard >= o.shards) fail(ErrorKind::kUsage, cat("--shard ", o.shard, " of ", o.shards, ": shards count from 0"));
+  if (o.dry_run) {
+    log_info(cat(targets.size(), " targets; ", c.assign.map, ", ", c.assign.restarts, " of ", c.assign.screen, " starts, ", c.assign.steps, " steps -> ", l.out.string()));
+    return 0;
+  }
+  if (o.shards == 1) refuse_existing(l.out / "store/request.toml", l.out, o.resume || o.retry_failed);
+  install_stop_handlers();
+  AssignRunOptions options;
+  options.out = l.out, options.request = l.resolved, options.shard = o.shard, options.shards = o.shards, options.retry_failed = o.retry_failed;
+  Progress progress("assign", static_cast<std::int64_t>(targets.size()));
+  options.progress = [&](std::int64_t done, double loss) { progress.update(done, cat("loss ", compact(loss, 3))); };
+  const AssignSummary s = run_assignment(*generator, assigner, c.assign, targets, streams, options);
+  if (!s.complete) {
+    log_info(cat("shard ", o.shard, " of ", o.shards, " is finished; the last one packs ", (l.out / "assigned.safetensors").string()));
+    return 0;
+  }
+  log_info(cat(s.assigned, " of ", s.targets, " targets: loss ", compact(s.loss), " +- ", compact(s.loss_se, 2), " (", compact(s.start_loss), " with the first noise); ", s.forwards, " forwards, ", s.backwards, " backwards this time"));
+  if (!s.noise.verdict.empty()) std::cerr << to_text(s.noise);
+  log_info(cat("wrote assigned.safetensors, manifest.jsonl, summary.json, noise.json and pairs.png to ", l.out.string()));
+  if (o.json) std::cout << read_file(l.out / "summary.json") << std::flush;
+  if (s.failed > 0) fail(ErrorKind::kBadFile, cat(s.failed, " targets failed; see ", (l.out / "failures.jsonl").string()), "mend them and run the same command with --retry-failed");
+  return 0;
+}
+
+int tune(const Options& o) {
+  const Loaded l = load(o, "-sft");
+  const OneStepConfig& c = l.config;
+  if (c.sft.assigned.empty()) fail(ErrorKind::kConfig, "sft.assigned is missing", "the folder of `tiltflow assign`, e.g. --set sft.assigned=runs/my-assign");
+  const std::shared_ptr<const Generator> generator = open_generator(c.generator, l.runtime);
+  std::shared_ptr<const Generator> anchor;
+  if (!c.sft.anchor_file.empty()) {
+    GeneratorConfig file = c.generator;
+    file.file = c.sft.anchor_file;
+    anchor = open_generator(file, l.runtime);
+  }
+  const AssignedSet pairs = read_assigned(c.sft.assigned);
+  if (o.dry_run) {
+    const SftObjective check(generator, generator, pairs, c.sft, static_cast<std::uint64_t>(c.seed));
+    log_info(cat(check.training_pairs(), " pairs, ", check.trainable().numel(), " trainable numbers, ", c.train.steps, " steps -> ", l.out.string()));
+    return 0;
+  }
+  install_stop_handlers();
+  Run run(l.out, l.resolved, o.resume);
+  const SftResult result = sft(generator, anchor, pairs, c, run);
+  log_info(cat("wrote ", result.file.string(), std::isfinite(result.validation) ? cat("; held-out matched loss ", compact(result.validation)) : ""));
+  return 0;
+}
+
+int em(const Options& o) {
+  const Loaded l = load(o, "-em");
+  if (o.dry_run) {
+    open_generator(l.config.generator, l.runtime);
+    log_info(cat(l.config.em.rounds, " rounds over ", list_targets(l.config.targets).size(), " targets -> ", l.out.string()));
+    return 0;
+  }
+  refuse_existing(l.out / "config.toml", l.out, o.resume);
+  install_stop_handlers();
+  const std::vector<EmRound> rounds = run_em(l.config, l.out, l.resolved);
+  std::string rows = "<table><tr><th>round</th><th>J after assigning</th><th>J after training</th><th>accepted step</th></tr>";
+  Series j;
+  for (std::size_t i = 0; i < rounds.size(); ++i) {
+    rows += cat("<tr><td>", i + 1, "</td><td>", compact(rounds[i].after_assign, 5), "</td><td>", compact(rounds[i].after_train, 5), "</td><td>", compact(rounds[i].step), "</td></tr>");
+    for (const double v : {rounds[i].after_assign, rounds[i].after_train}) j.x.push_back(static_cast<double>(j.x.size()) / 2 + 1), j.y.push_back(v);
+  }
+  write_file_atomic(l.out / "report.html", html_page("tiltflow em", cat("<h1>Alternating noise and weights</h1>", rows, "</table><figure>", svg_chart({"objective J", "round", "mean loss", {j}, false}), "</figure>")));
+  log_info(cat("wrote ", (l.out / "model.safetensors").string(), ", em.json and report.html"));
+  if (o.json) std::cout << read_file(l.out / "em.json") << std::flush;
+  return 0;
+}
+
+int align(const Options& o) {
+  const Loaded l = load(o, "-align");
+  const OneStepConfig& c = l.config;
+  const auto generator = open_generator(c.generator, l.runtime);
+  const auto reward = make_weighted_sum(c.reward);
+  const auto held_out = c.held_out.empty() ? nullptr : make_weighted_sum(c.held_out);
+  if (o.dry_run) {
+    log_info(cat("reward ", reward->info().name, ", ", c.align.steps, " steps on ", c.align.batch, " samples -> ", l.out.string()));
+    return 0;
+  }
+  if (fs::exists(l.out / "align.json")) fail(ErrorKind::kConfig, cat("the folder ", l.out.string(), " already holds such a run"), "choose another folder with --out");
+  const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
+  std::vector<std::int64_t> labels = c.align.labels;
+  if (labels.empty()) labels.push_back(-1);
+  Json all = Json::array();
+  std::string body = cat("<h1>Noise aligned with ", html_escape(reward->info().name), "</h1>");
+  Progress progress("align-noise", static_cast<std::int64_t>(labels.size()));
+  for (const std::int64_t label : labels) {
+    const AlignResult r = align_noise(*generator, *reward, held_out.get(), c.align, label, streams);
+    const std::string name = label < 0 ? "all" : cat("label-", label);
+    make_directories(l.out);
+    Json json = to_json(r);
+    json["label"] = label;
+    const at::Tensor turned = r.noise.flatten(1);
+    if (turned.size(0) >= 8 && turned.size(1) >= 2) json["noise"] = noise_report(turned, streams).verdict;
+    ParameterSet tensors;
+    tensors.add("eps", r.eps), tensors.add("noise", r.noise), tensors.add("maps", r.maps);
+    if (r.labels.defined()) tensors.add("label", r.labels);
+    write_safetensors(l.out / (name + ".safetensors"), tensors);
+    if (const auto shape = generator->sample_shape(); shape.size() == 3 && (shape[0] == 1 || shape[0] == 3)) {
+      const at::NoGradGuard no_grad;
+      const at::Tensor both = at::stack({generator->generate(r.eps, r.labels), generator->generate(r.noise, r.labels)}, 1).flatten(0, 1);
+      write_png(l.out / (name + "-before-after.png"), image_grid((both + 1) / 2, 16), {{"Software", "tiltflow"}});
+    }
+    Series series{"optimised", {}, r.reward, {}}, watched{"held out", {}, r.held_out, {}};
+    for (std::size_t k = 0; k < r.reward.size(); ++k) series.x.push_back(static_cast<double>(k));
+    watched.x = series.x;
+    std::vector<Series> lines{series};
+    if (!r.held_out.empty()) lines.push_back(watched);
+    body += cat("<h2>", name, "</h2><figure>", svg_chart({"mean reward", "step", "reward", lines, false}), "</figure>");
+    log_info(cat(name, ": reward ", compact(r.reward.front()), " -> ", compact(json["best"].get<double>()), " at step ", r.best_step, r.has_fresh ? cat("; on new noise ", compact(r.fresh_base), " +- ", compact(r.fresh_base_se, 2), " -> ", compact(r.fresh_aligned), " +- ", compact(r.fresh_aligned_se, 2)) : ""));
+    all.push_back(json);
+    progress.update(static_cast<std::int64_t>(all.size()));
+  }
+  write_file_atomic(l.out / "report.html", html_page("tiltflow align-noise", body));
+  write_file_atomic(l.out / "align.json", all.dump(1) + "\n");
+  if (o.json) std::cout << all.dump() << std::endl;
+  return 0;
+}
+
+std::shared_ptr<Options> add_verb(CLI::App& program, Action& action, const char* name, const char* what, const char* example, int (*work)(const Options&), bool resumable = true, CLI::App** made = nullptr) {
+  auto* verb = program.add_subcommand(name, what);
+  auto o = std::make_shared<Options>();
+  add_config_options(*verb, *o);
+  if (!resumable) verb->remove_option(verb->get_option("--resume"));
+  verb->footer(example);
+  verb->callback([=, &action] { action = [=] { return work(*o); }; });
+  if (made) *made = verb;
+  return o;
+}
+
+}  // namespace
+
+void add_onestep(CLI::App& program, Action& action) {
+  CLI::App* verb = nullptr;
+  const auto json = [&](const std::shared_ptr<Options>& o) { verb->add_flag("--json", o->json, "the result as JSON on stdout"); };
+  auto o = add_verb(program, action, "assign", "find the noise from which a one-step generator makes each target image", "Example:\n  tiltflow assign recipes/onestep-mnist.toml --set targets.path=data/mnist --out runs/assign", assign, true, &verb);
+  verb->add_option("--shard", o->shard, "this process takes every n-th piece, this one first")->check(CLI::NonNegativeNumber);
+  verb->add_option("--shards", o->shards, "n")->check(CLI::PositiveNumber);
+  verb->add_flag("--retry-failed", o->retry_failed, "try the failed targets of this run again");
+  json(o);
+  add_verb(program, action, "sft", "fine-tune a one-step generator on assigned noise and targets", "Example:\n  tiltflow sft recipes/onestep-mnist.toml --set sft.assigned=runs/assign --out runs/sft", tune);
+  json(add_verb(program, action, "em", "alternate assigning noise and fine-tuning; the objective never rises", "Example:\n  tiltflow em recipes/onestep-mnist.toml --set targets.path=data/mnist --out runs/em", em, true, &verb));
+  json(add_verb(program, action, "align-noise", "turn the noise of a one-step generator until a reward is high", "Example:\n  tiltflow align-noise recipes/onestep-mnist.toml --out runs/align", align, false, &verb));
+}
+
+}  // namespace tiltflow::app
