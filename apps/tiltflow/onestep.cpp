@@ -4,6 +4,7 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/hash.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/signals.h"
@@ -118,7 +119,12 @@ int em(const Options& o) {
     rows += cat("<tr><td>", i + 1, "</td><td>", compact(rounds[i].after_assign, 5), "</td><td>", compact(rounds[i].after_train, 5), "</td><td>", compact(rounds[i].step), "</td></tr>");
     for (const double v : {rounds[i].after_assign, rounds[i].after_train}) j.x.push_back(static_cast<double>(j.x.size()) / 2 + 1), j.y.push_back(v);
   }
-  write_file_atomic(l.out / "report.html", html_page("tiltflow em", cat("<h1>Alternating noise and weights</h1>", rows, "</table><figure>", svg_chart({"objective J", "round", "mean loss", {j}, false}), "</figure>")));
+  std::string pictures;
+  for (std::size_t i = 0; i < rounds.size(); ++i) {
+    const fs::path file = l.out / cat("round-", i + 1 < 10 ? "0" : "", i + 1) / "assign/pairs.png";
+    if (fs::exists(file)) pictures += cat("<h2>Round ", i + 1, ": targets and what is made of their noise</h2><figure><img alt='pairs' src='data:image/png;base64,", base64(read_file(file)), "'/></figure>");
+  }
+  write_file_atomic(l.out / "report.html", html_page("tiltflow em", cat("<h1>Alternating noise and weights</h1>", rows, "</table><figure>", svg_chart({"objective J", "round", "mean loss", {j}, false}), "</figure>", pictures)));
   log_info(cat("wrote ", (l.out / "model.safetensors").string(), ", em.json and report.html"));
   if (o.json) std::cout << read_file(l.out / "em.json") << std::flush;
   return 0;

@@ -87,7 +87,7 @@ TEST(noise_diagnostics, ThePValuesAreUniformOnGaussianNoise) {
   for (std::uint32_t k = 0; k < 60; ++k) {
     for (const NormalityTest& t : noise_report(gaussian(100, 6, 100 + k), RandomStreams(k), 0.01, 16).tests) {
       below[t.name] += t.p < 0.1;
-      EXPECT_GT(t.p, 1e-4) << t.name;
+      EXPECT_GT(t.p, t.name == "sliced" ? 1e-5 : 1e-4) << t.name;  // 16 replicas tell its tail roughly
     }
   }
   EXPECT_EQ(below.size(), 5U);

@@ -34,7 +34,9 @@ TEST(program_recipes, EveryRecipePassesADryRun) {
   write_file_atomic(dir / "train-labels-idx1-ubyte", std::string("\0\0\x08\x01\0\0\0\x02\0\x01", 10));
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(test::source_dir() / "recipes")) {
-    const bool pretrain = starts_with(entry.path().filename().string(), "pretrain"), continued = read_file(entry.path()).find("init = ") != std::string::npos;
+    const std::string name = entry.path().filename().string();
+    if (starts_with(name, "onestep") || name.find("cifar10") != std::string::npos) continue;  // onestep_test: they need a generator or other data
+    const bool pretrain = starts_with(name, "pretrain"), continued = read_file(entry.path()).find("init = ") != std::string::npos;
     const std::string set = cat(pretrain ? cat(" --set data.path=", dir.path().string()) : "", continued ? " --set model.init=assets/mnist-sit.safetensors --set model.args.depth=8" : "");
     const Outcome outcome = run(cat(pretrain ? "pretrain " : "finetune ", entry.path().string(), " --dry-run", set));
     EXPECT_EQ(outcome.code, 0) << entry.path() << outcome.err;

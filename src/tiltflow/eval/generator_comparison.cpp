@@ -58,7 +58,7 @@ Figures random_figures(const Bench& b, const at::Tensor& images, const at::Tenso
     if (labels.defined()) accuracy = mean_estimate((judged(*b.judge, images, true).argmax(1) == labels).to(at::kDouble));
     out.emplace_back("class accuracy", accuracy);
     const at::Tensor features = judged(*b.judge, images, false);
-    out.emplace_back("Frechet", frechet_extrapolated(features, b.reference, b.streams));
+    out.emplace_back("Frechet", images.size(0) >= 100 ? std::optional(frechet_extrapolated(features, b.reference, b.streams)) : std::nullopt);
   }
   const Estimate variance = variance_within_classes(images, labels);
   out.emplace_back("variance within classes", Estimate{variance.value / b.real_variance, variance.se / b.real_variance});

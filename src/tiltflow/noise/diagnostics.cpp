@@ -79,7 +79,8 @@ NormalityTest sliced_test(const at::Tensor& x, const RandomStreams& streams, int
     mean += one / replicas, square += one * one / replicas, above += one >= found;
   }
   // Beyond the replicas the tail of a gamma law with their mean and variance: they alone cannot show less than 1/(replicas + 1).
-  const double variance = std::max(1e-300, (square - mean * mean) * replicas / (replicas - 1)), shape = mean * mean / variance;
+  // The variance is that of a prediction from so many replicas (Student's factor), not of the replicas themselves.
+  const double variance = std::max(1e-300, (square - mean * mean) * replicas / (replicas - 1) * (replicas + 1.0) / (replicas - 3.0)), shape = mean * mean / variance;
   const double tail = chi2_survival(2 * found * mean / variance, 2 * shape);
   const double p = above > 0 ? (above + 1.0) / (replicas + 1.0) : std::min(1.0 / (replicas + 1.0), tail);
   return {"sliced", "root mean squared Wasserstein distance of projections from N(0, 1)", std::sqrt(found), std::sqrt(mean), p};

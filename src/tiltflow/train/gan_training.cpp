@@ -14,12 +14,17 @@ const std::string kGenerator = "generator.", kDiscriminator = "discriminator.";
 
 }  // namespace
 
+void require_gan_data(const GanConfig& c, const ImageDataset& data) {
+  const std::vector<std::int64_t> made{c.channels, c.image_size, c.image_size};
+  if (data.latents() || data.shape() != made) fail(ErrorKind::kConfig, cat("the data are ", shape_text(data.shape()), ", the generator makes ", shape_text(made)), "adapt model.args (image_size, channels, upsamplings) or data.size");
+  if (const auto largest = data.labels.max().item<std::int64_t>(); largest >= c.num_classes) fail(ErrorKind::kConfig, cat("the data have labels up to ", largest, ", the model has ", c.num_classes, " classes"));
+}
+
 GanObjective::GanObjective(const GanConfig& config, ImageDataset data, GanTrainingOptions options, std::uint64_t seed, MatmulPrecision precision)
     : options_(options), streams_(seed), generator_(make_gan_generator(config, init_gan_generator(config, streams_), precision)), discriminator_(config, init_discriminator(config, streams_), precision), data_(std::move(data)),
       order_(data_.size(), options.batch, streams_), statistics_(buffers_of(*generator_)) {
   if (world_size() > 1) fail(ErrorKind::kConfig, "a GAN is trained in one process: its batch statistics are not shared between processes");
-  if (data_.latents() || data_.shape() != generator_->sample_shape()) fail(ErrorKind::kConfig, cat("the data are ", shape_text(data_.shape()), ", the generator makes ", shape_text(generator_->sample_shape())), "adapt model.args (image_size, channels, upsamplings) or data.size");
-  if (data_.labels.max().item<std::int64_t>() >= config.num_classes) fail(ErrorKind::kConfig, cat("the data have labels up to ", data_.labels.max().item<std::int64_t>(), ", the model has ", config.num_classes, " classes"));
+  require_gan_data(config, data_);
   for (const auto& [name, tensor] : generator_->parameters()) if (!generator_->is_buffer(name)) trainable_.add(kGenerator + name, at::Tensor(tensor).set_requires_grad(true));
   for (const auto& [name, tensor] : discriminator_.parameters()) if (!discriminator_.is_buffer(name)) trainable_.add(kDiscriminator + name, at::Tensor(tensor).set_requires_grad(true));
 }

@@ -15,6 +15,9 @@ struct GanTrainingOptions {
   std::int64_t discriminator_steps = 1;
 };
 
+// Throws kConfig when the pictures or their labels do not fit the generator.
+void require_gan_data(const GanConfig& config, const ImageDataset& data);
+
 // Trainable names: generator.*, discriminator.*. Every step draws fresh noise; the images of step s are those of batch s / (d + 1).
 class GanObjective final : public Objective {
  public:

@@ -85,11 +85,11 @@ class SftObjective final : public Objective {
   ParameterSet state() const override;
   void restore(const ParameterSet& state) override;
 
-  // Mean matched loss (mse and l1 terms) of the held-out pairs with these weights; remembers the best. NaN without held-out pairs.
+  // Mean matched loss (mse and l1 terms) of the held-out pairs with these weights (direct: from fresh noise, always the same); remembers the best. NaN without held-out pairs.
   double validate(const ParameterSet& trained);
   bool has_validation() const { return held_out_.defined() && held_out_.size(0) > 0; }
   double best_loss() const { return best_loss_; }
-  const ParameterSet& best() const { return best_; }
+  ParameterSet best() const;  // all tensors of the best generator, its statistics at that time among them
   const GeneratorPolicy& policy() const { return policy_; }
   std::int64_t training_pairs() const { return training_.size(0); }
 
@@ -104,7 +104,7 @@ class SftObjective final : public Objective {
   GeneratorPolicy policy_;
   RunningStatistics statistics_;
   std::unique_ptr<BatchOrder> order_;
-  ParameterSet best_;
+  ParameterSet best_, best_statistics_;
   double best_loss_;
   std::int64_t step_ = 0;
   at::Tensor indices_;

@@ -79,6 +79,7 @@ PretrainSetup set_up(const PretrainConfig& c) {
   }
   if (c.kind != "flow" && c.data.format == "latents") fail(ErrorKind::kConfig, cat("a ", c.kind, " is trained on pictures, not on latents"));
   s.data = read_dataset(c.data, "train");
+  if (c.kind == "gan") require_gan_data(gan_config_from_args(c.model.args), s.data);
   return s;
 }
 

@@ -86,7 +86,7 @@ SftObjective::SftObjective(std::shared_ptr<const Generator> base, std::shared_pt
   const at::Tensor order = at::tensor(streams_.permutation(Purpose::kSubset, 0, n), at::kLong);
   held_out_ = order.narrow(0, 0, held), training_ = order.narrow(0, held, n - held);
   order_ = std::make_unique<BatchOrder>(n - held, config_.batch, streams_);
-  best_ = clone(policy_.trainable(), false);
+  best_ = clone(policy_.trainable(), false), best_statistics_ = clone(statistics_.buffers(), false);
 }
 
 std::int64_t SftObjective::begin_step(std::int64_t step) {
@@ -148,19 +148,27 @@ double SftObjective::validate(const ParameterSet& trained) {
   std::mutex mutex;
   parallel_chunks(held_out_.size(0), config_.item, [&](std::int64_t begin, std::int64_t end) {
     const at::Tensor index = held_out_.narrow(0, begin, end - begin), labels = base_->classes() > 0 ? pairs_.labels.index_select(0, index) : at::Tensor();
-    const double part = matched(generator->generate(shaped(*generator, pairs_.noise.index_select(0, index)), labels), pairs_.images.index_select(0, index).to(at::kFloat).div(255).mul(2).sub(1)).sum(at::kDouble).item<double>();
+    const at::Tensor z = config_.mode == "direct" ? streams_.normal(Purpose::kExact, 1, 0, begin, end - begin, {noise_size(*base_)}) : pairs_.noise.index_select(0, index);
+    const double part = matched(generator->generate(shaped(*generator, z), labels), pairs_.images.index_select(0, index).to(at::kFloat).div(255).mul(2).sub(1)).sum(at::kDouble).item<double>();
     const std::lock_guard lock(mutex);
     sum += part;
   });
   const double loss = sum / static_cast<double>(held_out_.size(0));
-  if (loss < best_loss_) best_loss_ = loss, best_ = clone(trained, false);
+  if (loss < best_loss_) best_loss_ = loss, best_ = clone(trained, false), best_statistics_ = clone(statistics_.buffers(), false);
   return loss;
+}
+
+ParameterSet SftObjective::best() const {
+  ParameterSet out;
+  for (const auto& [name, tensor] : policy_.weights(best_)) out.add(name, (best_statistics_.contains(name) ? best_statistics_.at(name) : tensor).detach().clone());
+  return out;
 }
 
 ParameterSet SftObjective::state() const {
   ParameterSet out;
   for (const auto& [name, tensor] : statistics_.buffers()) out.add("buffer." + name, tensor);
   for (const auto& [name, tensor] : best_) out.add("best." + name, tensor);
+  for (const auto& [name, tensor] : best_statistics_) out.add("best_buffer." + name, tensor);
   out.add("best_loss", at::full({1}, best_loss_, at::kDouble));
   return out;
 }
@@ -193,7 +201,7 @@ SftResult sft(std::shared_ptr<const Generator> start, std::shared_ptr<const Gene
   result.validation = objective.best_loss();
   result.file = run.directory() / "model.safetensors";
   if (!run.writes()) return result;
-  const ParameterSet weights = clone(objective.policy().weights(objective.has_validation() ? objective.best() : trained.average), false);
+  const ParameterSet weights = objective.has_validation() ? objective.best() : clone(objective.policy().weights(trained.average), false);
   save_any_generator(result.file, *base, weights);
   const std::int64_t shown = std::min<std::int64_t>(32, pairs.size());
   const at::NoGradGuard no_grad;
