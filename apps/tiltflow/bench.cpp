@@ -17,13 +17,15 @@ namespace tiltflow::app {
 namespace {
 
 // With a configuration its generator, targets and search; else random weights and pictures they made.
-nlohmann::ordered_json assign_speed(const std::string& file, const std::vector<std::string>& set, AssignBenchOptions options, const ModelRuntime& runtime) {
+nlohmann::ordered_json assign_speed(const std::string& file, const std::vector<std::string>& set, AssignBenchOptions options, const ComputeConfig& compute) {
   if (file.empty()) {
+    const ModelRuntime runtime = apply(compute);
     const auto generator = bench_generator(runtime.precision);
     return bench_assign(*generator, bench_targets(*generator, options.targets), options);
   }
   OneStepConfig config = load_config<OneStepConfig>(file, set);
   config.targets.count = options.targets;
+  const ModelRuntime runtime = apply(config.compute);
   const auto generator = open_generator(config.generator, runtime);
   options.assign = config.assign;
   return bench_assign(*generator, read_targets(config.targets, *generator), options, feature_function(config.features));
@@ -59,7 +61,7 @@ void add_bench(CLI::App& program, Action& action) {
   add_compute_options(*verb, o->compute);
   verb->add_option("--threads", o->compute.threads, "libtorch threads per piece")->check(CLI::PositiveNumber)->capture_default_str();
   verb->callback([=, &action] {
-    action = [o] {
+    action = [o, verb] {
       if (o->name != "assign" && !o->config.empty()) fail(ErrorKind::kUsage, cat("--config belongs to `bench assign`, not to `bench ", o->name, "`"));
       o->am.runtime = apply(o->compute);
       if (!o->args.empty()) o->am.model.args = key_values(o->args);
@@ -69,7 +71,8 @@ void add_bench(CLI::App& program, Action& action) {
         const int workers = thread_policy().workers;
         out = {{"bench", "gemm"}, {"workers", workers}, {"fp32_gflops_one_core", gemm_peak(1, false)}, {"fp32_gflops", gemm_peak(workers, false)}, {"bf16_gflops", gemm_peak(workers, true)}};
       } else if (o->name == "assign") {
-        out = assign_speed(o->config, o->set, o->assign, o->am.runtime);
+        if (!o->config.empty()) refuse_other_options(*verb, {"name", "--json", "--config", "--set", "--targets", "--reference-targets"}, "on a configuration: --set changes its keys, e.g. --set compute.workers=1");
+        out = assign_speed(o->config, o->set, o->assign, o->compute);
       } else if (o->name != "am") {
         out = bench_network(o->name, {o->am.model, o->am.batch, o->am.item, o->am.repeats, o->am.runtime});
       } else {

@@ -74,11 +74,13 @@ TEST(noise_assign, EveryMapImprovesAndKeepsLengths) {
   const AssignTargets targets = targets_of(*g, kStreams.normal(Purpose::kExact, 0, 0, 0, 6, {8}));
   for (const char* map : {"sphere", "expm", "cayley", "householder", "block", "givens", "butterfly"}) {
     AssignConfig c;
-    c.map = map, c.steps = 60, c.screen = 4, c.restarts = 2, c.learning_rate = 0.05;
+    for (const char* optimizer : {"lbfgs", "adam"}) {
+    c.optimizer = optimizer, c.map = map, c.steps = 60, c.screen = 4, c.restarts = 2, c.learning_rate = 0.05;
     const AssignResult r = Assigner(*g, c, kStreams).assign(targets, 0);
     EXPECT_LT(r.loss.mean().item<double>(), 0.8 * r.start_loss.mean().item<double>()) << map;
     EXPECT_LT(test::relative_error(r.noise.norm(2, {1}), r.base.norm(2, {1})), 1e-5) << map;
     EXPECT_LT((Assigner(*g, c, kStreams).evaluate(r.noise, r.base, targets) - r.loss).abs().max().item<double>(), 1e-6) << map << ": the loss reported is that of the noise kept";
+    }
   }
 }
 
@@ -104,7 +106,8 @@ TEST(noise_assign, RestartsScreeningPatienceAndBounds) {
   many.screen = 16, many.restarts = 8;
   const AssignResult single = Assigner(*g, one, kStreams).assign(targets, 0), best = Assigner(*g, many, kStreams).assign(targets, 0);
   EXPECT_LT(best.loss.mean().item<double>(), 0.7 * single.loss.mean().item<double>());
-  EXPECT_EQ(single.backwards, 40 * 60);
+  EXPECT_LE(single.backwards, 40 * 60);
+  EXPECT_GT(single.backwards, 35 * 60);
   AssignConfig hasty = one;
   hasty.patience = 3;
   EXPECT_LT(Assigner(*g, hasty, kStreams).assign(targets, 0).backwards, single.backwards);
@@ -268,6 +271,46 @@ TEST(noise_assign_run, PairsAndFoldersAreListsOfSingleTargets) {
   for (const Target& t : list) test::expect_error(ErrorKind::kBadFile, "", [&] { read_target(t, *generator); });
   c.first = 9;
   test::expect_error(ErrorKind::kConfig, "there are 4 targets", [&] { list_targets(c); });
+}
+
+TEST(noise_generators, OneStepOfDiscreteSchedules) {
+  const DiscreteSchedule sd("scaled-linear");
+  EXPECT_NEAR(sd.sigma(999), 14.6146412, 1e-6);
+  EXPECT_NEAR(sd.alpha_bar(999), 0.0046600985, 1e-9);
+  EXPECT_NEAR(std::sqrt(sd.alpha_bar(999)), 0.0682649, 1e-7);
+  EXPECT_NEAR(std::sqrt(1 - sd.alpha_bar(999)), 0.9976672, 1e-7);
+  EXPECT_NEAR(sd.alpha_bar(0), 0.99915, 1e-6);
+  EXPECT_NEAR(one_step(sd, "euler").input, 0.99767, 1e-5);
+  test::expect_error(ErrorKind::kConfig, "unknown", [] { DiscreteSchedule("cosine"); });
+  GeneratorConfig c;
+  c.file = (test::source_dir() / "assets/mnist-sit.safetensors").string(), c.schedule = "scaled-linear";
+  const at::Tensor eps = kStreams.normal(Purpose::kPrior, 0, 0, 0, 3, {1, 28, 28}), y = at::tensor({1, 2, 3}, at::kLong), t = at::full({3}, 999.0);
+  FlowModelConfig f;
+  f.file = c.file;
+  const auto network = load_flow_model(f).model;
+  const auto sample = [&](const std::string& kind) {
+    c.one_step = kind;
+    return open_generator(c)->generate(eps, y);
+  };
+  const double sigma = sd.sigma(999), a = sd.alpha_bar(999), first = sd.alpha_bar(0);
+  const at::Tensor seen = network->velocity(sigma * eps / std::sqrt(sigma * sigma + 1), t, Condition{y}), plain = network->velocity(eps, t, Condition{y}), x0 = (eps - std::sqrt(1 - a) * plain) / std::sqrt(a);
+  EXPECT_LT(test::relative_error(sample("euler"), sigma * (eps - seen)), 1e-5);
+  EXPECT_LT(test::relative_error(sample("ddpm"), x0), 1e-5);
+  EXPECT_LT(test::relative_error(sample("tcd"), std::sqrt(first) * x0 + std::sqrt(1 - first) * plain), 1e-5);
+}
+
+TEST(noise_assign, TheClosedFormRotationReproducesAFullOne) {
+  const auto g = toy(8);
+  const AssignTargets targets = targets_of(*g, kStreams.normal(Purpose::kExact, 0, 0, 0, 20, {8}));
+  AssignConfig c;
+  c.map = "expm", c.optimizer = "adam", c.learning_rate = 0.05, c.screen = 1, c.restarts = 1, c.steps = 100;
+  const Assigner full(*g, c, kStreams);
+  const AssignResult r = full.assign(targets, 0);
+  const at::Tensor again = at::matmul(rotation_between(r.base, r.noise), r.base.unsqueeze(2)).squeeze(2);
+  EXPECT_LT((full.evaluate(again, r.base, targets) - r.loss).abs().max().item<double>(), 1e-5);
+  AssignConfig sphere;
+  sphere.screen = 8, sphere.restarts = 8, sphere.steps = 100;
+  EXPECT_LT(Assigner(*g, sphere, kStreams).assign(targets, 0).loss.mean().item<double>(), 0.8 * r.loss.mean().item<double>());
 }
 
 TEST(noise_generators, AFlowModelIsAOneStepGenerator) {

@@ -138,7 +138,7 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(nlohmann::json::parse(outcome.out)["verdict"], "consistent with N(0, I)");
   expect_message(run(cat("noise-report ", s.at, "/a/assigned.safetensors --tensor nois")), 4, "did you mean 'noise'");
-  outcome = run(cat("bench assign --json --workers 1 --targets 8 --reference-targets 1 --config ", s.at, "/c.toml"));
+  outcome = run(cat("bench assign --json --targets 8 --reference-targets 1 --config ", s.at, "/c.toml"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_GT(nlohmann::json::parse(outcome.out)["times_as_fast"].get<double>(), 1);
   expect_message(run(cat("bench am --config ", s.at, "/c.toml")), 2, "belongs to");

@@ -3,6 +3,7 @@
 #include "tests/support.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/parity.h"
+#include "tiltflow/io/tensor_file.h"
 #include "tiltflow/models/clip/vision.h"
 #include "tiltflow/reward/state_reward.h"
 
@@ -49,6 +50,16 @@ TEST(reward_aesthetic, HeadEqualsTheReference) {
   const at::Tensor score = head.score(embedding);
   EXPECT_LT(test::relative_error(score, g.at("score")), 5e-5);
   EXPECT_LT(test::relative_error(torch::autograd::grad({score.sum()}, {embedding})[0], g.at("grad_embedding")), 1e-4);
+}
+
+TEST(reward_aesthetic, TheFoldedHeadIsTheFiveLayers) {
+  const AestheticHead head(folder("aesthetic_random_head.pth"));
+  const ParameterSet t = read_tensors(folder("aesthetic_random_head.pth")).tensors;
+  const at::Tensor direction = RandomStreams(2).normal(Purpose::kProbe, 0, 0, 0, 50, {head.width()}), unit = direction / direction.norm(2, {1}, true);
+  at::Tensor h = unit;
+  for (const int i : {0, 2, 4, 6, 7}) h = at::linear(h, t.at(cat("layers.", i, ".weight")), t.at(cat("layers.", i, ".bias")));
+  EXPECT_LT((head.score(3 * unit) - h.squeeze(1)).abs().max().item<double>(), 1e-4);
+  EXPECT_EQ(head.weight().numel(), head.width());
 }
 
 // The whole reward: a gradient reaches the pixels (the Python module's did not), and head and tower must fit each other.

@@ -39,7 +39,7 @@ nlohmann::ordered_json bench_assign(const Generator& g, const AssignTargets& giv
   const std::int64_t slow = std::min(o.reference_targets, n);
   if (slow == 0) return out;
   AssignConfig reference;
-  reference.map = "expm", reference.steps = o.reference_steps, reference.screen = 1, reference.restarts = 1, reference.learning_rate = 0.05, reference.tile = 1, reference.loss = o.assign.loss;
+  reference.map = "expm", reference.steps = o.reference_steps, reference.screen = 1, reference.restarts = 1, reference.optimizer = "adam", reference.learning_rate = 0.05, reference.tile = 1, reference.loss = o.assign.loss;
   const Assigner one_by_one(g, reference, streams, features);
   double seconds = 0;
   std::vector<at::Tensor> losses;

@@ -7,6 +7,7 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/noise/row_optimizer.h"
 #include "tiltflow/noise/transport.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
@@ -24,6 +25,11 @@ AssignTargets select(const AssignTargets& t, const at::Tensor& index) {
   return {t.images.index_select(0, index), t.labels.defined() ? t.labels.index_select(0, index) : at::Tensor(), t.ids.index_select(0, index)};
 }
 
+std::vector<double> numbers_of(const at::Tensor& row) {
+  const at::Tensor x = row.to(at::kDouble).contiguous();
+  return {x.data_ptr<double>(), x.data_ptr<double>() + x.numel()};
+}
+
 // Indices [begin, end) of `index`, filled up to `size` with the first of them: network calls of one size give results that do
 // not depend on how many rows are left.
 at::Tensor tile_of(const at::Tensor& index, std::int64_t begin, std::int64_t size) {
@@ -32,13 +38,23 @@ at::Tensor tile_of(const at::Tensor& index, std::int64_t begin, std::int64_t siz
   return n == size ? part : at::cat({part, part.narrow(0, 0, 1).expand({size - n})});
 }
 
-// Rotated towards eps until the angle is at most `limit` (radians).
-at::Tensor within_angle(const at::Tensor& u, const at::Tensor& eps, double limit) {
-  const at::Tensor a = eps / eps.norm(2, {1}, true), b = u / u.norm(2, {1}, true), cosine = (a * b).sum(1, true);
-  at::Tensor side = b - cosine * a;
-  side = side / side.norm(2, {1}, true).clamp_min(1e-12);
-  const at::Tensor bounded = (std::cos(limit) * a + std::sin(limit) * side) * u.norm(2, {1}, true);
-  return at::where(cosine < std::cos(limit), bounded, u);
+// Onto the sphere of eps's length, then towards eps until the angle between them is at most `limit` (radians; 0: any).
+Retraction sphere_around(std::vector<double> eps, double limit) {
+  double length = 0;
+  for (const double v : eps) length += v * v;
+  length = std::sqrt(length);
+  for (double& v : eps) v /= length;
+  return [unit = std::move(eps), length, limit](std::vector<double>& x) {
+    double norm = 0, along = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) norm += x[i] * x[i], along += x[i] * unit[i];
+    norm = std::sqrt(norm), along /= norm;
+    if (limit <= 0 || along >= std::cos(limit)) {
+      for (double& v : x) v *= length / norm;
+      return;
+    }
+    const double side = std::sqrt(std::max(1e-24, 1 - along * along));
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] = length * (std::cos(limit) * unit[i] + std::sin(limit) * (x[i] / norm - along * unit[i]) / side);
+  };
 }
 
 }  // namespace
@@ -52,7 +68,8 @@ void bind(Fields& f, AssignConfig& c) {
   f.value("steps", c.steps, "gradient steps; 0 = choose among the starts only", at_least_integer(0));
   f.value("screen", c.screen, "random starts of a target that are tried", at_least_integer(1));
   f.value("restarts", c.restarts, "how many of the best are refined", at_least_integer(1));
-  f.value("learning_rate", c.learning_rate, "of Adam; falls to zero along a cosine", positive());
+  f.value("optimizer", c.optimizer, "lbfgs (quasi-Newton with a trust radius) or adam", one_of({"lbfgs", "adam"}));
+  f.value("learning_rate", c.learning_rate, "adam: falls to zero along a cosine", positive());
   f.value("max_angle", c.max_angle, "sphere: largest angle between noise and base noise in degrees; 0 = any", between(0, 180));
   f.value("patience", c.patience, "a start is given up after so many steps without an improvement of 0.1 %; 0 = never", at_least_integer(0));
   f.value("chunk", c.chunk, "targets at a time; what an interruption can lose", at_least_integer(1));
@@ -124,16 +141,22 @@ at::Tensor Assigner::map(const at::Tensor& parameters, const at::Tensor& eps) co
   return rotation_->apply(parameters, eps.unsqueeze(1)).squeeze(1);
 }
 
-// Adam on all rows at once; every row by its own numbers. Losses are looked at before each update and after the last.
+// Every row by its own numbers; network calls are shared. Losses are looked at before each update and after the last.
 void Assigner::refine(Rows& rows, const AssignTargets& targets, AssignResult& counts) const {
-  constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
   const std::int64_t m = rows.eps.size(0), tile = config_.tile;
-  const at::Tensor first = at::zeros_like(rows.parameters), second = at::zeros_like(rows.parameters);
+  const at::Tensor flat = rows.parameters.view({m, -1});
+  std::vector<std::unique_ptr<RowOptimizer>> optimizers;
+  for (std::int64_t i = 0; i < m; ++i) {
+    const Retraction retract = config_.map == "sphere" ? sphere_around(numbers_of(rows.eps[i]), config_.max_angle * std::numbers::pi / 180) : Retraction{};
+    // A step of L-BFGS is measured against the length of the noise (rotations: against that of an angle of one radian).
+    const double scale = rotation_ ? 1 : std::sqrt(static_cast<double>(size_)) / 4;
+    optimizers.push_back(config_.optimizer == "adam" ? make_row_adam(config_.learning_rate, retract) : make_row_lbfgs({8, 0.15 * scale, scale}, retract));
+  }
   at::Tensor active = at::arange(m, at::kLong), since = at::zeros({m}, at::kLong);
   for (std::int64_t step = 0; step <= config_.steps && active.size(0) > 0; ++step) {
     const bool last = step == config_.steps;
     const std::int64_t n = active.size(0);
-    const at::Tensor loss = at::empty({n}, at::kDouble), noise = at::empty({n, size_}), gradient = last ? at::Tensor() : at::empty_like(rows.parameters.index_select(0, active));
+    const at::Tensor loss = at::empty({n}, at::kDouble), noise = at::empty({n, size_}), gradient = last ? at::Tensor() : at::empty({n, flat.size(1)});
     parallel_chunks(n, tile, [&](std::int64_t begin, std::int64_t end) {
       const at::Tensor index = tile_of(active, begin, tile), eps = rows.eps.index_select(0, index);
       const at::Tensor parameters = rows.parameters.index_select(0, index).detach().set_requires_grad(!last);
@@ -141,24 +164,27 @@ void Assigner::refine(Rows& rows, const AssignTargets& targets, AssignResult& co
       const at::Tensor z = map(parameters, eps), each = losses(z, eps, select(targets, rows.target.index_select(0, index)));
       loss.narrow(0, begin, end - begin).copy_(each.detach().narrow(0, 0, end - begin));
       noise.narrow(0, begin, end - begin).copy_(z.detach().narrow(0, 0, end - begin));
-      if (!last) gradient.narrow(0, begin, end - begin).copy_(torch::autograd::grad({each.sum()}, {parameters})[0].narrow(0, 0, end - begin));
+      if (!last) gradient.narrow(0, begin, end - begin).copy_(torch::autograd::grad({each.sum()}, {parameters})[0].narrow(0, 0, end - begin).flatten(1));
     });
     counts.forwards += n, counts.backwards += last ? 0 : n;
     const at::Tensor before = rows.best_loss.index_select(0, active), better = loss < before, index = active.masked_select(better);
     rows.best_loss.index_copy_(0, index, loss.masked_select(better));
     rows.best_noise.index_copy_(0, index, noise.index_select(0, better.nonzero().squeeze(1)));
     if (last) break;
-    const double rate = config_.learning_rate * 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(step) / static_cast<double>(config_.steps)));
-    const at::Tensor g1 = first.index_select(0, active) * kBeta1 + gradient * (1 - kBeta1), g2 = second.index_select(0, active) * kBeta2 + gradient.square() * (1 - kBeta2);
-    const double c1 = 1 - std::pow(kBeta1, static_cast<double>(step + 1)), c2 = 1 - std::pow(kBeta2, static_cast<double>(step + 1));
-    at::Tensor next = rows.parameters.index_select(0, active) - rate * (g1 / c1) / ((g2 / c2).sqrt() + kEpsilon);
-    if (config_.max_angle > 0) next = within_angle(next, rows.eps.index_select(0, active), config_.max_angle * std::numbers::pi / 180);
-    first.index_copy_(0, active, g1), second.index_copy_(0, active, g2), rows.parameters.index_copy_(0, active, next);
+    const at::Tensor go_on = at::ones({n}, at::kBool);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t row = active[i].item<std::int64_t>();
+      std::vector<double> x = numbers_of(flat[row]);
+      if (!optimizers[static_cast<std::size_t>(row)]->step(loss[i].item<double>(), numbers_of(gradient[i]), x, static_cast<double>(step) / static_cast<double>(config_.steps))) go_on[i].fill_(false);
+      flat[row].copy_(at::tensor(x, at::kDouble));
+    }
+    at::Tensor kept = go_on;
     if (config_.patience > 0) {
       const at::Tensor waited = at::where(loss < before * (1 - 1e-3), at::zeros({n}, at::kLong), since.index_select(0, active) + 1);
       since.index_copy_(0, active, waited);
-      active = active.masked_select((waited < config_.patience).logical_and(at::isfinite(loss)));
+      kept = kept.logical_and(waited < config_.patience);
     }
+    active = active.masked_select(kept);
   }
 }
 

@@ -23,10 +23,11 @@ struct AssignConfig {
   std::string map = "sphere";      // sphere (one direction per target), free (any vector), or a full rotation: expm, cayley, householder, block, givens, butterfly
   OrthogonalConfig rotation;       // details of full rotations
   std::string init = "random";     // random, transport (exact linear assignment), sinkhorn
-  std::int64_t steps = 200;        // gradient steps; 0 = only choose among the starts
+  std::string optimizer = "lbfgs"; // or adam
+  std::int64_t steps = 60;         // gradient steps; 0 = only choose among the starts
   std::int64_t screen = 16;        // random starts whose loss is looked at ...
-  std::int64_t restarts = 4;       // ... and how many of the best are refined
-  double learning_rate = 0.2;      // Adam, falling to zero along a cosine
+  std::int64_t restarts = 2;       // ... and how many of the best are refined
+  double learning_rate = 0.2;      // adam: falling to zero along a cosine
   double max_angle = 0;            // largest angle between z and eps in degrees (sphere); 0 = no bound
   std::int64_t patience = 0;       // a row stops after so many steps without an improvement of 0.1 %; 0 = never
   std::int64_t chunk = 128;        // targets at a time

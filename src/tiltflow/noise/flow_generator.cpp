@@ -49,6 +49,27 @@ class FlowGenerator final : public Generator {
   std::vector<double> grid_;
 };
 
+class NoisePredictionGenerator final : public Generator {
+ public:
+  NoisePredictionGenerator(std::shared_ptr<const VelocityModel> network, OneStep step) : network_(std::move(network)), step_(step) {}
+  const ModelSpec& spec() const override { return network_->spec(); }
+  const ParameterSet& parameters() const override { return network_->parameters(); }
+  std::vector<std::int64_t> noise_shape() const override { return network_->sample_shape(); }
+  std::vector<std::int64_t> sample_shape() const override { return network_->sample_shape(); }
+  std::int64_t classes() const override { return network_->classes(); }
+  bool is_buffer(const std::string& name) const override { return network_->is_buffer(name); }
+  std::unique_ptr<Generator> rebind(ParameterSet parameters) const override { return std::make_unique<NoisePredictionGenerator>(network_->rebind(std::move(parameters), {}), step_); }
+  at::Tensor generate(const at::Tensor& z, const at::Tensor& labels) const override {
+    const at::Tensor t = at::full({z.size(0)}, static_cast<double>(step_.t), z.options().requires_grad(false));
+    return step_.keep * z + step_.prediction * network_->velocity(step_.input * z, t, Condition{labels});
+  }
+  const VelocityModel& model() const { return *network_; }
+
+ private:
+  std::shared_ptr<const VelocityModel> network_;
+  OneStep step_;
+};
+
 }  // namespace
 
 void bind(Fields& f, GeneratorConfig& c) {
@@ -59,11 +80,17 @@ void bind(Fields& f, GeneratorConfig& c) {
   f.value("prediction", c.prediction, "flow models: what the network predicts when the file does not say");
   f.value("solver", c.solver, "flow models: deterministic solver from noise to sample", one_of(fixed_step_solvers()));
   f.value("steps", c.steps, "flow models: its steps", at_least_integer(1));
+  f.value("schedule", c.schedule, "networks that predict noise at whole times (DiT): linear or scaled-linear; one step instead of a solver");
+  f.value("one_step", c.one_step, "with a schedule: euler, ddpm or tcd", one_of(one_step_kinds()));
 }
 
 std::unique_ptr<Generator> flow_generator(std::shared_ptr<const VelocityModel> model, std::shared_ptr<const Path> path, const std::string& prediction, const std::string& solver, std::int64_t steps) {
   if (std::find(fixed_step_solvers().begin(), fixed_step_solvers().end(), solver) == fixed_step_solvers().end()) fail(ErrorKind::kConfig, cat("solver '", solver, "' makes no one-step generator"), "use " + join(fixed_step_solvers(), ", "));
   return std::make_unique<FlowGenerator>(std::move(model), std::move(path), prediction, solver, steps);
+}
+
+std::unique_ptr<Generator> noise_prediction_generator(std::shared_ptr<const VelocityModel> network, const std::string& schedule, const std::string& kind) {
+  return std::make_unique<NoisePredictionGenerator>(std::move(network), one_step(DiscreteSchedule(schedule), kind));
 }
 
 std::unique_ptr<Generator> open_generator(const GeneratorConfig& c, ModelRuntime runtime) {
@@ -72,12 +99,17 @@ std::unique_ptr<Generator> open_generator(const GeneratorConfig& c, ModelRuntime
   if (!generator_family(file.tensors, file.metadata).empty()) return load_generator(c.file, c.args, c.section, runtime.precision);
   FlowModelConfig flow;
   flow.file = c.file, flow.weights = c.section, flow.path = c.path, flow.prediction = c.prediction, flow.args = c.args;
-  FlowModel loaded = load_flow_model(flow, runtime);
+  if (!c.schedule.empty()) {
+    flow.prediction = "velocity";  // the network's answer as it is
+    return noise_prediction_generator(load_flow_model(flow, runtime).model, c.schedule, c.one_step);
+  }
+  const FlowModel loaded = load_flow_model(flow, runtime);
   return flow_generator(loaded.model, loaded.path, loaded.prediction, c.solver, c.steps);
 }
 
 void save_any_generator(const std::filesystem::path& file, const Generator& generator, const ParameterSet& parameters) {
   if (const auto* flow = dynamic_cast<const FlowGenerator*>(&generator)) save_velocity_model(file, flow->model(), parameters, flow->metadata());
+  else if (const auto* discrete = dynamic_cast<const NoisePredictionGenerator*>(&generator)) save_velocity_model(file, discrete->model(), parameters, {{"tiltflow.prediction", "noise"}});
   else save_generator(file, generator, parameters);
 }
 

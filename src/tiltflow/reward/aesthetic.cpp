@@ -11,22 +11,23 @@ namespace tiltflow {
 
 AestheticHead::AestheticHead(const std::filesystem::path& file) {
   const ParameterSet t = read_tensors(file).tensors;
+  std::vector<std::pair<at::Tensor, at::Tensor>> layers;
   for (const int i : {0, 2, 4, 6, 7}) {
     const std::string name = cat("layers.", i);
     if (!t.contains(name + ".weight") || !t.contains(name + ".bias")) fail(ErrorKind::kBadFile, cat(file.string(), ": no aesthetic head ('", name, ".weight' or its bias is missing)"), "expected layers.{0,2,4,6,7}");
     const at::Tensor weight = t.at(name + ".weight").to(at::kFloat), bias = t.at(name + ".bias").to(at::kFloat);
-    const bool fits = weight.dim() == 2 && bias.dim() == 1 && bias.size(0) == weight.size(0) && (layers_.empty() || layers_.back().first.size(0) == weight.size(1)) && (i != 7 || weight.size(0) == 1);
+    const bool fits = weight.dim() == 2 && bias.dim() == 1 && bias.size(0) == weight.size(0) && (layers.empty() || layers.back().first.size(0) == weight.size(1)) && (i != 7 || weight.size(0) == 1);
     if (!fits) fail(ErrorKind::kBadFile, cat(file.string(), ": '", name, "' ", shape_text(weight.sizes()), " does not fit the layer before it"));
     require_finite(weight, cat(file.string(), ": ", name)), require_finite(bias, cat(file.string(), ": ", name));
-    layers_.emplace_back(weight, bias);
+    layers.emplace_back(weight.to(at::kDouble), bias.to(at::kDouble));
   }
-  width_ = layers_.front().first.size(1);
+  at::Tensor w = layers.back().first, b = layers.back().second;  // from the last layer to the first: w (W x + c) + b = (w W) x + (w c + b)
+  for (std::size_t i = layers.size() - 1; i-- > 0;) b = at::mv(w, layers[i].second) + b, w = at::mm(w, layers[i].first);
+  weight_ = w.to(at::kFloat), bias_ = b.item<double>();
 }
 
 at::Tensor AestheticHead::score(const at::Tensor& embeddings) const {
-  at::Tensor h = embeddings / embeddings.norm(2, -1, true);
-  for (const auto& [weight, bias] : layers_) h = at::linear(h, weight, bias);
-  return h.squeeze(1);
+  return at::linear(embeddings / embeddings.norm(2, -1, true), weight_).squeeze(1) + bias_;
 }
 
 namespace {
