@@ -18,7 +18,7 @@ void print_plan(const FinetuneSetup& s, const std::filesystem::path& out) {
   log_info(cat("model ", s.config.model.file, ": ", s.flow.model->spec().family, ", ", s.flow.model->parameters().numel(), " parameters (", format_bytes(weights), "), samples ", shape_text(s.flow.model->sample_shape())));
   log_info(cat("policy ", s.config.policy.kind, ": ", policy.trainable.numel(), " trainable; weights, gradients, AdamW and average about ", format_bytes(weights + 5 * trained)));
   log_info(cat("reward ", s.reward->reward().info().name, "; labels ", s.config.labels.kind));
-  log_info(cat("sampler ", s.table.name, " on the ", s.flow.path->name(), " path, ", s.table.size(), " steps; preset ", s.config.method.preset, ", ", s.config.method.loss_steps, " loss steps"));
+  log_info(cat("sampler ", s.table.name, " on the ", s.flow.path->name(), " path, ", s.table.size(), " steps; method ", s.config.method.name, ", ", compact(make_method(s.config.method)->training_calls(s.table)), " evaluations with a graph per sample and step"));
   log_info(cat(s.config.train.steps, " steps of ", s.config.batch, " trajectories -> ", out.string()));
 }
 

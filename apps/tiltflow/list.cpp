@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "tiltflow/base/strings.h"
+#include "tiltflow/finetune/methods.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/reward/reward.h"
 #include "tiltflow/sampler/sample.h"
@@ -22,7 +23,7 @@ void add_list(CLI::App& program, Action& action) {
       };
       const auto lines = [](const std::vector<std::string>& names) { for (const std::string& name : names) std::cout << "  " << name << "\n"; };
       section("rewards", [] { for (const RewardListing& r : reward_listing()) std::cout << "  " << pad_right(r.name, 18) << r.doc << "\n"; });
-      section("methods", [] { std::cout << "  adjoint-matching  presets exact, paper, official-sd\n"; });
+      section("methods", [] { for (const MethodListing& m : method_listing()) std::cout << "  " << pad_right(m.name, 20) << "samples " << m.samples << "; needs " << m.needs << " (" << m.paper << ")\n"; });
       section("models", [&] { lines(velocity_model_families()); });
       section("samplers", [&] { lines(sampler_names()); });
       section("paths", [&] { lines(path_names()); });

@@ -52,7 +52,7 @@ int run(int argc, char** argv) {
   add_sweep(program, action);
   add_onestep(program, action);
   add_noise_report(program, action);
-  add_compare(program, action);
+  add_compare_generators(program, action);
   add_encode(program, action);
   add_likelihood(program, action);
   add_eval(program, action);

@@ -17,7 +17,7 @@ void add_sample(CLI::App& program, Action& action);
 void add_sweep(CLI::App& program, Action& action);
 void add_onestep(CLI::App& program, Action& action);  // assign, sft, em, align-noise
 void add_noise_report(CLI::App& program, Action& action);
-void add_compare(CLI::App& program, Action& action);
+void add_compare_generators(CLI::App& program, Action& action);
 void add_encode(CLI::App& program, Action& action);
 void add_likelihood(CLI::App& program, Action& action);
 void add_eval(CLI::App& program, Action& action);

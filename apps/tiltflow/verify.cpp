@@ -20,7 +20,7 @@ void add_verify(CLI::App& program, Action& action) {
   };
   auto* verb = program.add_subcommand("verify", "check the laws against closed forms; broken variants must fail (exit 1 on any surprise)");
   auto o = std::make_shared<Options>();
-  verb->add_option("--suite", o->suite, "quick (about a minute) or full")->check(CLI::IsMember({"quick", "full"}))->capture_default_str();
+  verb->add_option("--suite", o->suite, "quick (about a minute), full, or methods (every fine-tuning method on what it is known to sample)")->check(CLI::IsMember({"quick", "full", "methods"}))->capture_default_str();
   verb->add_option("--only", o->only, "run only the tasks with this text in their name, e.g. \"two modes\" or \"control\"");
   verb->add_option("--seed", o->seed, "seed of all randomness")->capture_default_str();
   verb->add_option("--workers", o->workers, "cores to use; 0 = all")->capture_default_str()->check(CLI::NonNegativeNumber);
@@ -29,7 +29,7 @@ void add_verify(CLI::App& program, Action& action) {
     action = [o] {
       set_thread_policy({o->workers, 1});
       VerifyOptions options;
-      options.full = o->suite == "full", options.seed = o->seed;
+      options.full = o->suite == "full", options.methods = o->suite == "methods", options.seed = o->seed;
       options.only = o->only;
       VerifyReport report;
       {

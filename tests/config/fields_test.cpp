@@ -55,10 +55,10 @@ TEST(config_fields, ResolvedDocumentReproducesItself) {
 
 TEST(config_fields, PresetsGiveWayToExplicitKeys) {
   const FinetuneConfig c = load("[sampler]\nsteps = 40\n[method]\npreset = \"paper\"\nloss_steps = 8\nlate_steps = 2\n");
-  EXPECT_EQ(c.method.pairing, "later");
-  EXPECT_EQ(c.method.terminal, "noiseless");
-  EXPECT_EQ(c.method.loss_steps, 8);
-  EXPECT_EQ(load("[sampler]\nsteps = 40\n[method]\npreset = \"paper\"\n").method.loss_steps, 20);
+  EXPECT_EQ(c.method.adjoint.pairing, "later");
+  EXPECT_EQ(c.method.adjoint.terminal, "noiseless");
+  EXPECT_EQ(c.method.adjoint.loss_steps, 8);
+  EXPECT_EQ(load("[sampler]\nsteps = 40\n[method]\npreset = \"paper\"\n").method.adjoint.loss_steps, 20);
 }
 
 }  // namespace tiltflow

@@ -113,7 +113,7 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   }
   ASSERT_EQ(s.verb("sft", "tuned", cat("--set sft.validation=0 --set sft.assigned=", s.at, "/a")).code, 0);
   EXPECT_EQ(nlohmann::json::parse(run(cat("inspect ", s.at, "/tuned/model.safetensors --json")).out)["looks_like"], "gan");
-  const std::string compare = cat("compare ", s.at, "/c.toml --n 100 --held-out 4 --pairs ", s.at, "/a --generator base=", test::golden_onestep("mnist_generator.safetensors").string(), " --generator tuned=", s.at, "/tuned/model.safetensors,", s.at, "/a --judge assets/mnist-judge.safetensors --out ", s.at, "/cmp");
+  const std::string compare = cat("compare-generators ", s.at, "/c.toml --n 100 --held-out 4 --pairs ", s.at, "/a --generator base=", test::golden_onestep("mnist_generator.safetensors").string(), " --generator tuned=", s.at, "/tuned/model.safetensors,", s.at, "/a --judge assets/mnist-judge.safetensors --out ", s.at, "/cmp");
   outcome = run(compare + " --json");
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   const auto table = nlohmann::json::parse(outcome.out);
@@ -121,7 +121,7 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   EXPECT_EQ(table["rows"][1]["distance to base"]["value"], 0);
   EXPECT_LT(table["rows"][2]["matched error"]["value"].get<double>(), table["rows"][1]["matched error"]["value"].get<double>());
   EXPECT_NE(read_file(s.dir / "cmp/comparison.html").find("held-out error"), std::string::npos);
-  expect_message(run(cat("compare ", s.at, "/c.toml --generator nonsense")), 2, "NAME=FILE");
+  expect_message(run(cat("compare-generators ", s.at, "/c.toml --generator nonsense")), 2, "NAME=FILE");
   outcome = s.verb("align-noise", "al", "--json --set align.labels=[1,2] --set align.optimizer=adamw --set align.map=givens");
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   const auto aligned = nlohmann::json::parse(outcome.out);

@@ -28,9 +28,9 @@ FinetuneConfig small_run(const test::TempDir& dir, const std::string& policy = "
   config.model.file = (dir / "base.safetensors").string();
   config.batch = 6, config.item = 2;
   config.sampler.steps = 5;
-  config.method = adjoint_matching_preset("exact", 5);
-  config.method.loss_steps = 3;
-  config.method.clip_quantile = 0.9;
+  config.method.adjoint = adjoint_matching_preset("exact", 5);
+  config.method.adjoint.loss_steps = 3;
+  config.method.adjoint.clip_quantile = 0.9;
   config.policy.kind = policy;
   config.reward = {RewardTerm{}};
   config.reward[0].scale = 20;
@@ -134,7 +134,7 @@ TEST(train_finetune, ResumeIsBitExact) {
     {
       const FinetuneSetup setup = set_up(config);
       tiltflow::Run run(dir / "killed", "x", false);
-      FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0), std::make_unique<AdjointMatching>(config.method));
+      FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0), make_method(config.method));
       const ParameterSet& start = objective.trainable();
       run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", 0}, {"log_z_se", 0}, {"base_ess", 1}});
       run.save({0, {{"weights", start}, {"average", start}, {"optimizer", AdamW(config.train.optimizer, start).state()}}}, 2);
@@ -151,6 +151,36 @@ TEST(train_finetune, ResumeIsBitExact) {
   }
 }
 
+// Every method with both policies: it trains, and a run that is stopped and continued ends with the same bytes.
+TEST(train_finetune, EveryMethodTrainsAndResumes) {
+  for (const MethodListing& m : method_listing()) {
+    for (const char* policy : {"full", "lora"}) {
+      const test::TempDir dir;
+      FinetuneConfig config = small_run(dir, policy);
+      config.method.name = m.name;
+      config.method.policy_gradient.advantage.group = config.method.endpoint.advantage.group = 2;
+      config.evaluation.every = 0, config.train.steps = 4;
+      const std::string whole = run_to_end(config, dir / "whole");
+      const ParameterSet before = read_safetensors(dir / "base.safetensors").tensors, after = read_safetensors(dir / "whole/model.safetensors").tensors;
+      double moved = 0;
+      for (const auto& [name, tensor] : before) moved = std::max(moved, (tensor - after.at(name)).abs().max().item<double>());
+      EXPECT_GT(moved, 0) << m.name << " " << policy;
+      {
+        const FinetuneSetup setup = set_up(config);
+        tiltflow::Run run(dir / "killed", "x", false);
+        FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0), make_method(config.method));
+        const ParameterSet& start = objective.trainable();
+        run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", 0}, {"log_z_se", 0}, {"base_ess", 1}});
+        run.save({0, {{"weights", start}, {"average", start}, {"optimizer", AdamW(config.train.optimizer, start).state()}}}, 2);
+        TrainHooks hooks;
+        hooks.after_step = [](std::int64_t step, const ParameterSet&) { if (step == 3) fail(ErrorKind::kFailure, "killed"); };
+        EXPECT_THROW(train(config.train, objective, run, hooks), Error);
+      }
+      EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole) << m.name << " " << policy;
+    }
+  }
+}
+
 TEST(train_finetune, WorkersAndItemsDoNotMatter) {
   const test::TempDir dir;
   FinetuneConfig config = small_run(dir);
@@ -158,7 +188,7 @@ TEST(train_finetune, WorkersAndItemsDoNotMatter) {
   config.compute.workers = 1;
   EXPECT_EQ(run_to_end(config, dir / "one"), two) << "the number of workers changed the result";
   config.item = 6;  // another order of summation, the same sum
-  config.method.clip_quantile = 0;
+  config.method.adjoint.clip_quantile = 0;
   run_to_end(config, dir / "whole");
   config.item = 1;
   run_to_end(config, dir / "single");

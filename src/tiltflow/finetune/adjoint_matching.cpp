@@ -64,6 +64,10 @@ AdjointMatching::AdjointMatching(AdjointMatchingConfig config) : config_(std::mo
   if (config_.times == "stratified" && config_.late_steps > 0) fail(ErrorKind::kConfig, "method.late_steps needs method.times = \"shared\"");
 }
 
+double AdjointMatching::training_calls(const TransitionTable& table) const {
+  return static_cast<double>(config_.loss_steps == 0 ? table.size() : std::min<std::int64_t>(config_.loss_steps, table.size()));
+}
+
 void AdjointMatching::begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) {
   const std::int64_t steps = context.table.size();
   for (const Transition& transition : context.table.steps) {
@@ -258,10 +262,8 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
   }
 
   // Metrics of the collecting policy over all K steps: exact for the chain.
+  add_batch_metrics(report, batch);
   const double n = static_cast<double>(batch.n);
-  report.metrics.add("reward", batch.rewards.sum().item<double>(), n);
-  report.metrics.add("reward_square", batch.rewards.square().sum().item<double>(), n);
-  report.metrics.add("control_cost", batch.control_cost.sum().item<double>(), n);
   const at::Tensor weight = (log_weight * (static_cast<double>(steps.size()) / static_cast<double>(wanted_))).clamp(-50, 50).exp();
   const at::Tensor full_weight = (batch.log_weights - context.log_z).clamp_max(50).exp();
   report.metrics.add("path_weight", full_weight.sum().item<double>(), n);
@@ -297,10 +299,10 @@ void AdjointMatching::gather_observed() {
 }
 
 void AdjointMatching::end_step(std::map<std::string, double>& metrics) {
-  metrics["reward_deviation"] = std::sqrt(std::max(0.0, metrics["reward_square"] - metrics["reward"] * metrics["reward"]));
+  finish_batch_metrics(metrics);
   metrics["ess"] = metrics["weight"] * metrics["weight"] / std::max(1e-300, metrics["weight_square"]);  // share of the batch
   metrics["path_ess"] = metrics["path_weight"] * metrics["path_weight"] / std::max(1e-300, metrics["path_weight_square"]);  // 1 at the optimum
-  for (const char* name : {"path_weight_square", "reward_square", "weight", "weight_square"}) metrics.erase(name);
+  for (const char* name : {"path_weight_square", "weight", "weight_square"}) metrics.erase(name);
   if (config_.clip_quantile <= 0) return;
   gather_observed();
   // Pool in sample order, then move the running quantiles; the first batch sets them.

@@ -16,7 +16,10 @@
 namespace tiltflow {
 
 struct MethodNeeds {
-  bool reward_gradient = false, base_jacobian = false, step_density = false;
+  bool reward_gradient = false;  // of the reward with respect to the sample
+  bool base_jacobian = false;    // products of vectors with the base's Jacobian
+  bool step_density = false;     // every step of the sampler has noise
+  bool groups = false;           // samples of one label that are compared with each other
 };
 
 // Everything a method works with; owned by the caller.
@@ -43,6 +46,9 @@ struct Batch {
   std::vector<at::Tensor> base_velocities;   // K
   std::vector<at::Tensor> tuned_velocities;  // K: of the policy that collected the batch
   std::vector<at::Tensor> with_graph;        // K or empty
+  std::vector<at::Tensor> noises;            // K: xi_k of the rollout
+  std::vector<at::Tensor> times;             // of methods that noise their end points anew: [n] each, beside states, targets and velocities
+  at::Tensor advantages;                     // [n] of the rewards within their group
 };
 
 class FinetuneMethod {
@@ -50,6 +56,8 @@ class FinetuneMethod {
   virtual ~FinetuneMethod() = default;
   virtual std::string name() const = 0;
   virtual MethodNeeds needs() const = 0;
+  // Network calls with a graph, per sample and optimiser step: what the backward pass costs.
+  virtual double training_calls(const TransitionTable& table) const = 0;
   // Draws step-wide choices (which time steps enter the loss). `pass`: how often the current batch was used before; 0: a
   // collect follows.
   virtual void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) = 0;
@@ -61,5 +69,9 @@ class FinetuneMethod {
   virtual ParameterSet state() const { return {}; }
   virtual void restore(const ParameterSet& /*state*/) {}
 };
+
+// What every method logs of a batch: rewards, their deviation and, where it is known, the control cost.
+void add_batch_metrics(LossReport& report, const Batch& batch);
+void finish_batch_metrics(std::map<std::string, double>& metrics);
 
 }  // namespace tiltflow

@@ -1,5 +1,7 @@
 #include "tiltflow/train/finetuning.h"
 
+#include <cmath>
+
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
@@ -48,7 +50,7 @@ void bind(Fields& f, FinetuneConfig& c) {
   f.section("sampler", c.sampler);
   f.section("policy", c.policy);
   f.section("guidance", c.guidance);
-  c.method.grid_steps = c.sampler.steps;
+  c.method.adjoint.grid_steps = c.sampler.steps;
   f.section("method", c.method);
   f.section("evaluation", c.evaluation);
   f.section("check", c.check);
@@ -65,7 +67,10 @@ namespace {
 
 // Chooses item and activation checkpointing; the model is loaded again when it must recompute.
 void follow_memory_plan(FinetuneSetup& s, double trainable) {
-  const std::int64_t steps = s.config.sampler.steps, wanted = s.config.method.loss_steps == 0 ? steps : std::min(s.config.method.loss_steps, steps);
+  const std::int64_t steps = s.config.sampler.steps;
+  TransitionTable table;
+  table.steps.resize(static_cast<std::size_t>(steps));
+  const auto wanted = static_cast<std::int64_t>(std::ceil(make_method(s.config.method)->training_calls(table)));
   const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch, wanted, thread_policy().workers, s.config.compute.memory_gb * 1e9);
   log_info(cat("memory plan: ", plan.text()));
   s.config.item = plan.item;
@@ -90,9 +95,9 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   s.labels_at(0);  // refuses labels the model does not have
   const auto autoencoder = config.decoder.file.empty() ? nullptr : load_autoencoder(config.decoder);
   s.reward = std::make_shared<StateReward>(make_weighted_sum(config.reward), decoder_for(s.flow.model->sample_shape(), autoencoder));
-  if (s.config.sampler.name == "auto" && config.method.preset == "paper") s.config.sampler.name = "euler-paper";
-  if (s.config.sampler.name == "auto" && config.method.preset == "official-sd") s.config.sampler.name = "ancestral";
-  if (!config.method.noise) {  // rollouts of the ODE; evaluations and checks follow it too
+  if (s.config.sampler.name == "auto" && config.method.adjoint.preset == "paper") s.config.sampler.name = "euler-paper";
+  if (s.config.sampler.name == "auto" && config.method.adjoint.preset == "official-sd") s.config.sampler.name = "ancestral";
+  if (!config.method.noise()) {  // rollouts of the ODE; evaluations and checks follow it too
     if (s.config.sampler.name != "auto" && s.config.sampler.name != "ode-euler") fail(ErrorKind::kConfig, cat("method.noise = false rolls out the ODE, not ", s.config.sampler.name), "leave sampler.name at auto");
     s.config.sampler.name = "ode-euler";
     s.table = deterministic_control(grid_of(s.config.sampler, *s.flow.path));
@@ -104,6 +109,7 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
     if (!config.guidance.guidance.active()) fail(ErrorKind::kConfig, cat("guidance.mode = \"", config.guidance.mode, "\" with guidance.scale = 1 does nothing"), "set guidance.scale, e.g. 4");
     s.for_evaluation(s.flow.model);  // refuses intervals and models that cannot be guided
   }
+  require_method_fits(*make_method(config.method), s.reward->reward().info(), s.table);
   if (!s.table.memoryless) log_warn(cat("sampler ", s.table.name, " is not memoryless: the tuned law will not be the tilted law"));
   return s;
 }
@@ -166,9 +172,7 @@ void FinetuneObjective::end_step(std::map<std::string, double>& metrics) {
   const at::Tensor total = at::full({1}, static_cast<double>(counted_base_->count() + counted_tuned_->count()), at::kDouble);
   all_reduce_sum({total});
   const double counted = total.item<double>();
-  const std::int64_t wanted = setup_.config.method.loss_steps;
-  const double loss_steps = static_cast<double>(wanted == 0 ? setup_.table.size() : std::min<std::int64_t>(wanted, setup_.table.size()));
-  metrics["evaluations"] = counted / static_cast<double>(setup_.config.batch) + loss_steps * policy_.backward_cost;
+  metrics["evaluations"] = counted / static_cast<double>(setup_.config.batch) + method_->training_calls(setup_.table) * policy_.backward_cost;
 }
 
 TrainResult finetune(const FinetuneSetup& setup, Run& run) {
@@ -182,11 +186,12 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
 
   const Policy plain = policy;  // without counters, for evaluation
   Monitor monitor(setup, plain, base, run);
-  FinetuneObjective objective(setup, std::move(policy), std::make_unique<AdjointMatching>(setup.config.method), base.log_z);
+  FinetuneObjective objective(setup, std::move(policy), make_method(setup.config.method), base.log_z);
   TrainHooks hooks;
   hooks.label = "finetune";
   hooks.note = [&](const std::map<std::string, double>& m) {
-    return cat("reward ", compact(m.at("reward")), "  cost ", compact(m.at("control_cost"), 3), "  gap ", compact(base.log_z - m.at("reward") + m.at("control_cost"), 3), "  loss ", compact(m.at("loss"), 3));
+    const auto cost = m.find("control_cost");
+    return cat("reward ", compact(m.at("reward")), cost == m.end() ? "" : cat("  cost ", compact(cost->second, 3), "  gap ", compact(base.log_z - m.at("reward") + cost->second, 3)), "  loss ", compact(m.at("loss"), 3));
   };
   const std::int64_t every = setup.config.evaluation.every;
   if (fresh) {

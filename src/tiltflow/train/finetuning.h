@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "tiltflow/finetune/adjoint_matching.h"
+#include "tiltflow/finetune/methods.h"
 #include "tiltflow/models/flow_model.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/sampler/fields.h"
@@ -53,7 +53,7 @@ struct FinetuneConfig {
   SamplerConfig sampler;
   PolicyConfig policy;
   FinetuneGuidance guidance;
-  AdjointMatchingConfig method;
+  MethodConfig method;
   EvaluationConfig evaluation;
   CheckConfig check;
   ComputeConfig compute;

@@ -113,7 +113,7 @@ void Monitor::heat_maps(const VelocityField& tuned, const VelocityField& base, s
   const std::int64_t n = std::min<std::int64_t>(kMapped, setup_.config.evaluation.samples);
   const Condition condition{setup_.labels_at(kEvaluationKey)(0, n)};
   const at::Tensor x_0 = prior_sample(setup_.streams, kEvaluationKey, 0, n, setup_.flow.model->sample_shape());
-  const NoiseSource noise = setup_.config.method.noise ? keyed_noise(setup_.streams, kEvaluationKey, 0, x_0) : [x_0](int) { return at::zeros_like(x_0); };
+  const NoiseSource noise = setup_.config.method.noise() ? keyed_noise(setup_.streams, kEvaluationKey, 0, x_0) : [x_0](int) { return at::zeros_like(x_0); };
   RolloutOptions keep;
   keep.keep_states = true;
   const Trajectory path = rollout(tuned, setup_.table, x_0, condition, noise, keep);

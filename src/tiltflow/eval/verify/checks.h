@@ -25,6 +25,8 @@ std::vector<VerifyTask> path_checks(bool full, std::uint64_t seed);
 std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed);
 // LoRA, control networks, labels and guidance, trained; full suite only.
 std::vector<VerifyTask> policy_checks(bool full, std::uint64_t seed);
+// Every fine-tuning method on what it is known to sample, and variants that must miss it.
+std::vector<VerifyTask> method_checks(std::uint64_t seed);
 // Broken variants; every row must miss its tolerance.
 std::vector<VerifyTask> negative_controls(bool full, std::uint64_t seed);
 

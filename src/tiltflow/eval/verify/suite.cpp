@@ -13,8 +13,11 @@ namespace tiltflow {
 VerifyReport run_verify(const VerifyOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   // Display order; the long trainings start first so that no core waits for them at the end.
-  const std::vector<std::vector<VerifyTask>> sections{adjoint_checks(options.full), limit_checks(options.full), path_checks(options.full, options.seed),
-                                                      trained_checks(options.full, options.seed), policy_checks(options.full, options.seed), negative_controls(options.full, options.seed)};
+  std::vector<std::vector<VerifyTask>> sections{method_checks(options.seed)};
+  if (!options.methods) {
+    sections = {adjoint_checks(options.full), limit_checks(options.full), path_checks(options.full, options.seed),
+                trained_checks(options.full, options.seed), policy_checks(options.full, options.seed), negative_controls(options.full, options.seed)};
+  }
   constexpr std::size_t kFirstTrained = 3, kLastTrained = 4;
   std::vector<VerifyTask> tasks;
   std::vector<std::size_t> order, others;
@@ -42,7 +45,7 @@ VerifyReport run_verify(const VerifyOptions& options) {
     if (options.finished) options.finished(done, static_cast<int>(tasks.size()), tasks[task].name, results[task]);
   });
   VerifyReport report;
-  report.suite = options.full ? "full" : "quick";
+  report.suite = options.methods ? "methods" : options.full ? "full" : "quick";
   for (const auto& rows : results) report.rows.insert(report.rows.end(), rows.begin(), rows.end());
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return report;

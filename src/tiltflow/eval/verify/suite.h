@@ -12,6 +12,7 @@ namespace tiltflow {
 
 struct VerifyOptions {
   bool full = false;        // quick: about a minute on two cores
+  bool methods = false;     // the fine-tuning methods instead, each on what it is known to sample
   std::uint64_t seed = 1;
   std::string only;         // part of a task's name; empty: all tasks
   // Before the first task (done = 0) and after every task, in order of completion, one call at a time.

@@ -9,11 +9,12 @@
 namespace tiltflow {
 
 std::pair<double, double> train_policy(const Policy& policy, const StateReward& reward, const Path& path, const TransitionTable& table, const LabelsOfStep& labels_of, std::int64_t dimension, double log_z, const TrainedOptions& options) {
-  AdjointMatchingConfig config = adjoint_matching_preset("exact", options.steps);
-  config.loss_steps = options.loss_steps;
-  config.keep_graphs = options.loss_steps > 0;
-  config.path_weighting = options.path_weighting;
-  AdjointMatching method(config);
+  MethodConfig config = options.method;
+  config.adjoint = adjoint_matching_preset("exact", options.steps);
+  config.adjoint.loss_steps = options.loss_steps;
+  config.adjoint.keep_graphs = options.loss_steps > 0;
+  config.adjoint.path_weighting = options.path_weighting;
+  const auto method = make_method(config);
   const RandomStreams streams(options.seed);
   OptimizerConfig optimizer_config;
   optimizer_config.learning_rate = options.learning_rate;
@@ -25,10 +26,12 @@ std::pair<double, double> train_policy(const Policy& policy, const StateReward& 
     const at::AutoGradMode grad(true);
     const LabelSource labels = labels_of(i);
     const FinetuneContext context{policy, reward, path, table, streams, labels, {dimension}, at::kFloat, log_z};
-    method.begin_step(context, i, 0);
-    const LossReport report = method.loss(context, method.collect(context, i, 0, options.batch, false), options.batch);
+    method->begin_step(context, i, 0);
+    const LossReport report = method->loss(context, method->collect(context, i, 0, options.batch, false), options.batch);
     optimizer.step(torch::autograd::grad({report.loss}, policy.trainable.tensors()), optimizer_config.learning_rate * schedule_factor(optimizer_config, i, options.iterations));
     average.update(i);
+    std::map<std::string, double> metrics = report.metrics.averages();
+    if (config.name != "adjoint-matching") method->end_step(metrics);
     (i == 0 ? losses.first : losses.second) = report.loss.item<double>();
   }
   assign(policy.trainable, average.values(), "averaged weights");

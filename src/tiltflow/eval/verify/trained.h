@@ -1,8 +1,8 @@
-// The real method on exact problems: a small network beside the analytic base, trained by AdjointMatching with AdamW.
+// The real methods on exact problems: a small network beside the analytic base, trained with AdamW.
 #pragma once
 
 #include "tiltflow/eval/verify/problems.h"
-#include "tiltflow/finetune/adjoint_matching.h"
+#include "tiltflow/finetune/methods.h"
 
 namespace tiltflow {
 
@@ -11,6 +11,7 @@ struct TrainedOptions {
   std::int64_t iterations = 300, batch = 256, hidden = 64, depth = 2;
   std::int64_t loss_steps = 0;     // 0: all
   double learning_rate = 5e-3, reward_scale = 1, path_weighting = 0;
+  MethodConfig method;             // Adjoint Matching takes its loss_steps and path_weighting from above
   std::uint64_t seed = 3;
 };
 

@@ -1,4 +1,4 @@
-// tiltflow compare: one-step generators side by side.
+// tiltflow compare-generators: one-step generators side by side.
 #include <iostream>
 
 #include "tiltflow/base/error.h"
@@ -26,14 +26,14 @@ GeneratorEntry entry_of(const std::string& text) {
 
 }  // namespace
 
-void add_compare(CLI::App& program, Action& action) {
+void add_compare_generators(CLI::App& program, Action& action) {
   struct Options {
     std::string file, out = "runs/comparison";
     std::vector<std::string> set, generators;
     GeneratorComparisonOptions comparison;
     bool json = false;
   };
-  auto* verb = program.add_subcommand("compare", "one-step generators side by side: reconstruction, accuracy, Frechet distance, collapse");
+  auto* verb = program.add_subcommand("compare-generators", "one-step generators side by side: reconstruction, accuracy, Frechet distance, collapse");
   auto o = std::make_shared<Options>();
   verb->add_option("config", o->file, "configuration of `tiltflow assign`: how generators are read, targets, assignment")->required();
   verb->add_option("--set", o->set, "override a key (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
@@ -44,7 +44,7 @@ void add_compare(CLI::App& program, Action& action) {
   verb->add_option("--held-out", o->comparison.held_out, "targets of the test split that get noise anew; 0 = none")->check(CLI::NonNegativeNumber)->capture_default_str();
   verb->add_option("--out", o->out, "folder for comparison.json and comparison.html")->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
-  verb->footer("Example:\n  tiltflow compare recipes/onestep-mnist.toml --judge assets/mnist-judge.safetensors --pairs runs/assign \\\n    --generator base=runs/pretrain-mnist-gan/model.safetensors --generator matched=runs/sft/model.safetensors");
+  verb->footer("Example:\n  tiltflow compare-generators recipes/onestep-mnist.toml --judge assets/mnist-judge.safetensors --pairs runs/assign \\\n    --generator base=runs/pretrain-mnist-gan/model.safetensors --generator matched=runs/sft/model.safetensors");
   verb->callback([=, &action] {
     action = [o] {
       for (const std::string& text : o->generators) o->comparison.entries.push_back(entry_of(text));

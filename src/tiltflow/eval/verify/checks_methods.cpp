@@ -1,0 +1,82 @@
+// Fine-tuning methods trained on exact problems: the tilted law where a method targets it, and variants that must miss it.
+#include <cmath>
+
+#include "tiltflow/base/strings.h"
+#include "tiltflow/eval/verify/checks.h"
+#include "tiltflow/eval/verify/laws.h"
+#include "tiltflow/eval/verify/trained.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+constexpr std::int64_t kSamples = 20000;
+
+TrainedOptions trained_by(const std::string& name, std::uint64_t seed) {
+  TrainedOptions o;
+  o.method.name = name;
+  o.steps = 25, o.iterations = 500, o.batch = 256, o.hidden = 48, o.seed = 3 + seed;
+  return o;
+}
+
+// The whole law on overlapping modes.
+std::vector<VerifyRow> law_of(const std::string& what, const TrainedOptions& options, double mean_fraction) {
+  const ExactProblem p = near_modes();
+  const TrainedControl control = train_control(p, options);
+  LawTolerances tolerances;
+  tolerances.mean_fraction = mean_fraction, tolerances.covariance_fraction = 0.2, tolerances.weight = 0.04, tolerances.cost_fraction = 0.1, tolerances.gap = 0.05;
+  return law_rows(p, cat(what, ", ", p.name), sample_law(*control.policy.tuned, control.table, 1, kSamples, options.seed + 200, p.base.get()), tolerances, false);
+}
+
+// One number: the mean of the 1-D Gaussian under r = linear, `shift` times as far from the base's as the tilted one.
+std::vector<VerifyRow> mean_of(const std::string& what, const TrainedOptions& options, double shift, double tolerance, bool broken) {
+  const ExactProblem p = line_gaussian(false);
+  const TrainedControl control = train_control(p, options);
+  const Estimate found = mean_estimate(sample_law(*control.policy.tuned, control.table, 1, kSamples, options.seed + 200).x.flatten());
+  const double base = mean(p.base->mixture())[0].item<double>(), tilted = mean(p.target.law)[0].item<double>();
+  return {{cat(what, ", ", p.name), "mean", base + shift * (tilted - base), found, tolerance * std::abs(tilted - base) + 3 * found.se, broken, ""}};
+}
+
+}  // namespace
+
+std::vector<VerifyTask> method_checks(std::uint64_t seed) {
+  std::vector<VerifyTask> tasks;
+  const auto law = [&](const std::string& what, const TrainedOptions& o, double mean_fraction = 0.08) { tasks.push_back({what, [=] { return law_of(what, o, mean_fraction); }}); };
+  const auto centre = [&](const std::string& what, const TrainedOptions& o, double shift, double tolerance, bool broken = false) { tasks.push_back({what, [=] { return mean_of(what, o, shift, tolerance, broken); }}); };
+  law("adjoint-matching", trained_by("adjoint-matching", seed));
+  law("discrete-adjoint", trained_by("discrete-adjoint", seed));
+  for (const std::string& name : path_loss_methods()) law(name, trained_by(name, seed));
+
+  TrainedOptions grpo = trained_by("flow-grpo", seed);
+  grpo.method.policy_gradient.advantage = {256, "centred", 0}, grpo.method.policy_gradient.clip = 0, grpo.method.policy_gradient.density = "sum";
+  grpo.method.policy_gradient.kl = 1, grpo.method.policy_gradient.kl_to_go = true, grpo.iterations = 700;
+  law("flow-grpo, kl to go", grpo, 0.1);
+  TrainedOptions loose = grpo;
+  loose.method.policy_gradient.kl = 0.25;
+  centre("flow-grpo, kl a quarter", loose, 1, 0.15, true);
+
+  TrainedOptions rwr = trained_by("rwr", seed);
+  rwr.method.endpoint.rollouts = "base", rwr.method.endpoint.noisings = 16;
+  law("rwr, base rollouts", rwr);
+  rwr.method.endpoint.rollouts = "policy", rwr.method.endpoint.weights = "path";
+  law("rwr, path weights", rwr);
+  rwr.method.endpoint.weights = "reward";  // every round tilts again
+  centre("rwr, policy rollouts without path weights", rwr, 1, 0.15, true);
+
+  TrainedOptions ram = trained_by("ram", seed);
+  ram.method.endpoint.advantage = {256, "centred", 0}, ram.method.endpoint.noisings = 16, ram.steps = 100;
+  centre("ram (exact on a Gaussian with a linear reward)", ram, 1, 0.1);
+  ram.method.endpoint.strength = 2;
+  centre("ram, twice the strength", ram, 2, 0.1);
+
+  TrainedOptions draft = trained_by("draft", seed);
+  draft.method.direct.last = 0, draft.method.direct.kl = 1;
+  law("draft, all steps, kl 1", draft);
+  draft.method.direct.kl = 0, draft.iterations = 150;
+  centre("draft, all steps, no cost", draft, 1, 0.3, true);
+  draft.method.direct.last = 1, draft.method.direct.kl = 1;
+  centre("draft, last step only, kl 1", draft, 1, 0.15, true);
+  return tasks;
+}
+
+}  // namespace tiltflow

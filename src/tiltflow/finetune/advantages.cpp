@@ -1,0 +1,41 @@
+#include "tiltflow/finetune/advantages.h"
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+
+void bind(Fields& f, AdvantageConfig& c) {
+  f.value("group", c.group, "consecutive samples that share a label and are compared; must divide item", at_least_integer(1));
+  f.value("advantage", c.kind, "value (the reward itself), centred, group (centred, over the group's deviation), batch (over that of all), rank", one_of({"value", "centred", "group", "batch", "rank"}));
+  f.value("advantage_clip", c.clip, "largest advantage; 0 = none", at_least(0));
+}
+
+LabelSource grouped(LabelSource labels, std::int64_t group) {
+  if (group == 1) return labels;
+  return [labels = std::move(labels), group](std::int64_t first, std::int64_t n) -> at::Tensor {
+    const std::int64_t begin = first / group, end = (first + n + group - 1) / group;
+    const at::Tensor each = labels(begin, end - begin);
+    return each.defined() ? each.repeat_interleave(group).narrow(0, first - begin * group, n) : at::Tensor();
+  };
+}
+
+at::Tensor advantages(const at::Tensor& rewards, const AdvantageConfig& c) {
+  if (c.kind == "value") return c.clip > 0 ? rewards.clamp(-c.clip, c.clip) : rewards;
+  const std::int64_t n = rewards.size(0);
+  if (n % c.group) fail(ErrorKind::kConfig, cat(n, " samples in a piece of work are no multiple of method.group = ", c.group), "choose batch and item as multiples of method.group");
+  if (c.group < 2) fail(ErrorKind::kConfig, cat("method.advantage = \"", c.kind, "\" compares samples: method.group must be 2 or more"));
+  const at::Tensor r = rewards.to(at::kDouble).view({-1, c.group});
+  at::Tensor a = r - r.mean(1, true);
+  if (c.kind == "group") a = a / (r.std(1, /*unbiased=*/false, true) + 1e-4);
+  if (c.kind == "batch") a = a / (a.square().mean().sqrt() + 1e-4);
+  if (c.kind == "rank") {
+    const at::Tensor order = std::get<1>(r.sort(/*stable=*/true, 1)), place = std::get<1>(order.sort(1)).to(at::kDouble);
+    a = (place - place.mean(1, true)) / place.std(1, false, true);
+  }
+  if (c.clip > 0) a = a.clamp(-c.clip, c.clip);
+  return a.view({n}).to(rewards.scalar_type());
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,158 @@
+#include "tiltflow/finetune/endpoint_regression.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+at::Tensor mean_square(const at::Tensor& x) { return x.flatten(1).square().mean(1); }
+
+// One number per sample, shaped to multiply samples.
+at::Tensor wide(const at::Tensor& x, const at::Tensor& like) {
+  std::vector<std::int64_t> shape(static_cast<std::size_t>(like.dim()), 1);
+  shape[0] = x.size(0);
+  return x.to(like.scalar_type()).view(shape);
+}
+
+}  // namespace
+
+const std::vector<std::string>& endpoint_methods() {
+  static const std::vector<std::string> names{"rwr", "best-of-group", "diffusion-nft", "advantage-flow", "ram", "dpo"};
+  return names;
+}
+
+void bind_for(Fields& f, EndpointConfig& c, const std::string& method) {
+  f.value("rollouts", c.rollouts, "end points of the policy or of the base", one_of({"policy", "base"}));
+  f.value("noisings", c.noisings, "times an end point is noised anew", at_least_integer(1));
+  f.value("preserve", c.preserve, "weight of the squared distance to the base's velocity", at_least(0));
+  if (method == "rwr") {
+    f.value("weights", c.weights, "reward: exp(tau r); path: also the density ratio of base and policy paths, whose optimum is the tilted law", one_of({"reward", "path"}));
+    f.value("tau", c.tau, "factor on the reward", positive());
+    return;
+  }
+  bind(f, c.advantage);
+  if (method == "diffusion-nft") f.value("strength", c.strength, "b: the step is divided by it", positive());
+  if (method == "ram") f.value("strength", c.strength, "factor on the advantage", positive());
+  if (method == "advantage-flow") f.value("gamma", c.gamma, "weight of the distance to the policy before; larger: smaller steps", positive());
+  if (method == "diffusion-nft" || method == "advantage-flow") f.value("self_weight", c.self_weight, "divide by the mean absolute error of the data prediction");
+  if (method == "dpo") {
+    f.value("beta", c.beta, "sharpness of the preference", positive());
+    f.value("soft_labels", c.soft_labels, "preferences sigmoid(r_best - r_worst) instead of 1");
+  }
+}
+
+EndpointRegression::EndpointRegression(std::string method, EndpointConfig config) : method_(std::move(method)), config_(std::move(config)) {
+  if (config_.weights == "path" && config_.rollouts == "base") fail(ErrorKind::kConfig, "method.weights = \"path\" with end points of the base: their weights are exp(tau r) already");
+  if (method_ == "advantage-flow" && config_.advantage.clip > 0) config_.advantage.clip = std::min(config_.advantage.clip, 1.0);
+  if (method_ == "advantage-flow" && config_.gamma + config_.preserve <= 1) fail(ErrorKind::kConfig, "advantage-flow: method.gamma + method.preserve must exceed 1, or advantages of -1 make the loss unbounded");
+  if ((method_ == "dpo" || method_ == "best-of-group") && config_.advantage.group < 2) fail(ErrorKind::kConfig, method_ + " compares samples: method.group must be 2 or more");
+}
+
+Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool) {
+  const at::NoGradGuard no_grad;
+  const auto key = static_cast<std::uint32_t>(step);
+  Batch batch;
+  batch.first = first, batch.n = n;
+  batch.labels = compares() ? grouped(context.labels, config_.advantage.group)(first, n) : context.labels(first, n);
+  const Condition condition{batch.labels};
+  const bool paths = config_.weights == "path";
+  const VelocityField& sampler = config_.rollouts == "base" ? *context.policy.base : context.policy.collector();
+  const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
+  RolloutOptions options;
+  options.keep_states = options.keep_velocities = options.keep_noises = paths;
+  const Trajectory path = rollout(sampler, context.table, x_0, condition, keyed_noise(context.streams, key, first, x_0), options);
+  const at::Tensor& x_1 = path.last;
+  batch.rewards = context.reward.score(x_1, batch.labels);
+  batch.log_weights = config_.tau * batch.rewards.to(at::kDouble);
+  if (paths) {
+    batch.control_cost = at::zeros({n}, batch.rewards.options());
+    for (std::size_t k = 0; k < context.table.steps.size(); ++k) {
+      const Transition& s = context.table.steps[k];
+      const at::Tensor base = context.policy.base->velocity(path.states[k], time_tensor(s.t, x_0), condition);
+      batch.control_cost += control_cost(s, path.velocities[k], base).to(batch.control_cost.scalar_type());
+      batch.log_weights += path_log_ratio(s, path.velocities[k], base, path.noises[k]).to(at::kDouble);
+    }
+  }
+  if (compares()) batch.advantages = advantages(batch.rewards, config_.advantage);
+  // Times are stratified over the noisings of a sample. Pairs of dpo share time and noise: those of their group's first sample.
+  const std::int64_t shared = method_ == "dpo" ? config_.advantage.group : 1;
+  const auto spread = [&](const at::Tensor& x) { return shared == 1 ? x : x.slice(0, 0, n, shared).repeat_interleave(shared, 0); };
+  const at::Tensor u = context.streams.uniform(Purpose::kTime, key, first, n, {config_.noisings});
+  for (std::int64_t j = 0; j < config_.noisings; ++j) {
+    const auto sub = static_cast<std::uint32_t>(j);
+    const at::Tensor t = spread((u.select(1, j) + static_cast<double>(j)) / static_cast<double>(config_.noisings)).clamp(1e-3, 1 - 1e-3).to(context.dtype);
+    const at::Tensor noise = spread(context.streams.normal(Purpose::kTransition, key, (1U << 20) + sub, first, n, context.sample_shape, context.dtype));
+    const std::vector<PathPoint> points = path_points(context.path, t);
+    const auto coefficient = [&](double PathPoint::*member) { return path_coefficient(points, [member](const PathPoint& p) { return p.*member; }, x_1); };
+    batch.times.push_back(t);
+    batch.states.push_back(coefficient(&PathPoint::alpha) * x_1 + coefficient(&PathPoint::beta) * noise);
+    batch.targets.push_back(coefficient(&PathPoint::d_alpha) * x_1 + coefficient(&PathPoint::d_beta) * noise);
+    if (needs_old()) batch.tuned_velocities.push_back(sampler.velocity(batch.states.back(), t, condition));
+    if (needs_base()) batch.base_velocities.push_back(context.policy.base->velocity(batch.states.back(), t, condition));
+  }
+  return batch;
+}
+
+at::Tensor EndpointRegression::per_sample(const FinetuneContext& context, const Batch& b, std::size_t j, const at::Tensor& v) const {
+  const at::Tensor& y = b.targets[j];
+  at::Tensor out;
+  if (method_ == "rwr") {
+    const at::Tensor w = at::softmax(b.log_weights, 0) * static_cast<double>(b.n);  // normalised within the piece of work
+    out = w.to(v.scalar_type()) * mean_square(v - y);
+  } else if (method_ == "best-of-group") {
+    const at::Tensor groups = b.rewards.view({-1, config_.advantage.group});
+    out = (groups == groups.amax(1, true)).to(v.scalar_type()).view({-1}) * mean_square(v - y) * static_cast<double>(config_.advantage.group);
+  } else if (method_ == "diffusion-nft") {
+    const double top = config_.advantage.clip > 0 ? config_.advantage.clip : 1, s = config_.strength;
+    const at::Tensor r = (b.advantages / (2 * top) + 0.5).clamp(0, 1), &old = b.tuned_velocities[j];
+    const at::Tensor plus = s * v + (1 - s) * old, minus = (1 + s) * old - s * v;
+    at::Tensor good = mean_square(plus - y), bad = mean_square(minus - y);
+    if (config_.self_weight) {
+      good = good / (plus - y).detach().flatten(1).abs().mean(1).clamp_min(1e-5), bad = bad / (minus - y).detach().flatten(1).abs().mean(1).clamp_min(1e-5);
+    }
+    out = top / s * (r * good + (1 - r) * bad);
+  } else if (method_ == "advantage-flow") {
+    out = b.advantages * mean_square(v - y) + config_.gamma * mean_square(v - b.tuned_velocities[j]);
+    if (config_.self_weight) out = out / (v - y).detach().flatten(1).abs().mean(1).clamp_min(1e-5);
+  } else if (method_ == "ram") {
+    out = mean_square(v - (b.base_velocities[j] + wide(config_.strength * b.advantages, v) * (y - b.tuned_velocities[j])));
+  } else {
+    const at::Tensor e = mean_square(v - y) - mean_square(b.base_velocities[j] - y), r = b.rewards.view({-1, config_.advantage.group});
+    const at::Tensor best = r.argmax(1, true), worst = r.argmin(1, true), groups = e.view({-1, config_.advantage.group});
+    const at::Tensor margin = -0.5 * config_.beta * (groups.gather(1, best) - groups.gather(1, worst)).squeeze(1);
+    const at::Tensor p = config_.soft_labels ? at::sigmoid(r.gather(1, best) - r.gather(1, worst)).squeeze(1) : at::ones_like(margin);
+    out = -(p * at::log_sigmoid(margin) + (1 - p) * at::log_sigmoid(-margin));
+  }
+  if (config_.preserve > 0) {
+    at::Tensor keep = config_.preserve * mean_square(v - b.base_velocities[j]);
+    if (out.size(0) != keep.size(0)) keep = keep.view({out.size(0), -1}).mean(1);
+    out = out + keep;
+  }
+  return out;
+}
+
+LossReport EndpointRegression::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
+  std::vector<std::int64_t> sizes(batch.states.size(), batch.n);
+  std::vector<at::Tensor> labels(batch.states.size(), batch.labels);
+  const Condition condition{batch.labels.defined() ? at::cat(labels) : at::Tensor()};
+  const std::vector<at::Tensor> v = context.policy.tuned->velocity(at::cat(batch.states), at::cat(batch.times), condition).split_with_sizes(sizes);
+  LossReport report;
+  for (std::size_t j = 0; j < v.size(); ++j) {
+    const at::Tensor each = per_sample(context, batch, j, v[j]);
+    const at::Tensor term = each.mean() * (static_cast<double>(batch.n) / static_cast<double>(total * config_.noisings));
+    report.loss = report.loss.defined() ? report.loss + term : term;
+  }
+  if (method_ == "rwr") {
+    const at::Tensor w = at::softmax(batch.log_weights, 0);
+    report.metrics.add("ess", 1 / w.square().sum().item<double>(), static_cast<double>(batch.n));
+  }
+  add_batch_metrics(report, batch);
+  return report;
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,55 @@
+// Methods that need end points and their rewards only, no gradient of the reward and no path: end points of the current (lagged) policy are
+// noised anew, x_t = alpha x_1 + beta x_0, and the velocity is regressed where rewards say so. y = alpha' x_1 + beta' x_0; all errors |v - y|^2.
+//   rwr              exp(tau r) |v - y|^2, weights normalised: one exact step tilts the law of the end points by exp(tau r). With end points of the
+//                    base, or with path weights, the optimum is the tilted law itself. (Peters & Schaal 2007; Lee et al. 2023)
+//   best-of-group    |v - y|^2 of the best of each group
+//   diffusion-nft    r |v+ - y|^2 + (1 - r) |v- - y|^2, v+- = v_old +- b (v - v_old), r in [0, 1] from the advantage; minimiser
+//                    v_old + E[(2r - 1)(y - v_old)] / b (Zheng et al. 2025)
+//   advantage-flow   A |v - y|^2 + gamma |v - v_old|^2 + lambda |v - v_base|^2: one exact step is flow matching on (gamma + A) p_old
+//   ram              |v - (v_base + A (y - v_old))|^2; fixed point the tilted law to first order in r only
+//   dpo              -log sigmoid(-beta/2 (e_best - e_worst)), e = |v - y|^2 - |v_base - y|^2, shared noise (Wallace et al. 2023, Liu et al. 2025)
+#pragma once
+
+#include "tiltflow/config/fields.h"
+#include "tiltflow/finetune/advantages.h"
+#include "tiltflow/finetune/method.h"
+
+namespace tiltflow {
+
+struct EndpointConfig {
+  std::string rollouts = "policy";     // whose end points: policy or base
+  std::string weights = "reward";      // rwr: exp(tau r), or path: exp(tau r) times the density ratio of base and policy paths
+  std::int64_t noisings = 4;           // of an end point
+  AdvantageConfig advantage;
+  double tau = 1;                      // rwr
+  double strength = 1;                 // diffusion-nft: b; ram: factor on the advantage
+  double gamma = 1.1;                  // advantage-flow
+  double preserve = 0;                 // weight of |v - v_base|^2: lambda of advantage-flow, the penalty of the others
+  double beta = 100;                   // dpo
+  bool soft_labels = false;            // dpo: sigmoid(r_best - r_worst) instead of 1
+  bool self_weight = false;            // diffusion-nft, advantage-flow: divide by the mean absolute error of the data prediction
+};
+void bind_for(Fields& f, EndpointConfig& c, const std::string& method);
+
+class EndpointRegression final : public FinetuneMethod {
+ public:
+  EndpointRegression(std::string method, EndpointConfig config);
+  std::string name() const override { return method_; }
+  MethodNeeds needs() const override { return {false, false, config_.weights == "path", compares()}; }
+  double training_calls(const TransitionTable&) const override { return static_cast<double>(config_.noisings); }
+  void begin_step(const FinetuneContext&, std::int64_t, std::int64_t) override {}
+  Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;
+  LossReport loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) override;
+  void end_step(std::map<std::string, double>& metrics) override { finish_batch_metrics(metrics); }
+
+ private:
+  bool compares() const { return method_ != "rwr"; }
+  bool needs_old() const { return method_ == "diffusion-nft" || method_ == "advantage-flow" || method_ == "ram"; }
+  bool needs_base() const { return config_.preserve > 0 || method_ == "ram" || method_ == "dpo"; }
+  at::Tensor per_sample(const FinetuneContext& context, const Batch& batch, std::size_t j, const at::Tensor& v) const;  // [n]
+  std::string method_;
+  EndpointConfig config_;
+};
+const std::vector<std::string>& endpoint_methods();
+
+}  // namespace tiltflow

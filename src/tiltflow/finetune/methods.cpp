@@ -1,0 +1,68 @@
+#include "tiltflow/finetune/methods.h"
+
+#include <algorithm>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+
+namespace tiltflow {
+namespace {
+
+bool one_among(const std::string& name, const std::vector<std::string>& names) { return std::find(names.begin(), names.end(), name) != names.end(); }
+
+std::vector<std::string> method_names() {
+  std::vector<std::string> out;
+  for (const MethodListing& m : method_listing()) out.push_back(m.name);
+  return out;
+}
+
+}  // namespace
+
+const std::vector<MethodListing>& method_listing() {
+  static const std::vector<MethodListing> listing{
+      {"adjoint-matching", "the tilted law (preset exact)", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861"},
+      {"discrete-adjoint", "the tilted law", "reward gradient, noise, graph of all steps", "Domingo-Enrich et al. 2024; Nusken & Richter 2021"},
+      {"log-variance", "the tilted law", "noise", "Nusken & Richter 2021, arXiv 2005.05409"},
+      {"trajectory-balance", "the tilted law", "noise", "Malkin et al. 2022; Domingo-Enrich et al. 2023, arXiv 2312.02027"},
+      {"cross-entropy", "the tilted law; weights degenerate in high dimension", "noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
+      {"flow-grpo", "p_base exp(r / kl) with kl_to_go, advantage = centred, density = sum, clip = 0; else no law in closed form", "noise, groups", "Liu et al. 2025, arXiv 2505.05470"},
+      {"rwr", "the tilted law with rollouts = base or weights = path; else exp(tau r) more in every round", "nothing but rewards", "Peters & Schaal 2007; Lee et al. 2023, arXiv 2302.12192"},
+      {"best-of-group", "the best of each group, again and again", "groups", "see rwr"},
+      {"diffusion-nft", "no law in closed form; every step moves mass by the advantage", "groups", "Zheng et al. 2025, DiffusionNFT"},
+      {"advantage-flow", "(gamma + A) p_old after one exact step", "groups", "AdvantageFlow, arXiv 2605.26013"},
+      {"ram", "the tilted law to first order in r", "groups", "RAM, arXiv 2605.10759"},
+      {"dpo", "preferences of pairs; little change", "groups", "Wallace et al. 2023, arXiv 2311.12908; Liu et al. 2025, arXiv 2501.13918"},
+      {"draft", "no law: the reward's maximum, held back by method.kl, capacity and early stopping", "reward gradient", "Clark et al. 2023, arXiv 2309.17400"},
+      {"draft-lv", "as draft", "reward gradient", "Clark et al. 2023, arXiv 2309.17400"},
+      {"refl", "as draft", "reward gradient", "Xu et al. 2023, arXiv 2304.05977"},
+      {"drtune", "as draft", "reward gradient", "Wu et al. 2024, arXiv 2405.00760"}};
+  return listing;
+}
+
+void bind(Fields& f, MethodConfig& c) {
+  f.value("name", c.name, "see `tiltflow list methods`", one_of(method_names()));
+  if (c.name == "adjoint-matching") bind(f, c.adjoint);
+  else if (c.name == "flow-grpo") bind(f, c.policy_gradient);
+  else if (one_among(c.name, direct_gradient_methods())) bind_for(f, c.direct, c.name);
+  else if (one_among(c.name, endpoint_methods())) bind_for(f, c.endpoint, c.name);
+}
+
+std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& c) {
+  if (c.name == "adjoint-matching") return std::make_unique<AdjointMatching>(c.adjoint);
+  if (c.name == "flow-grpo") return std::make_unique<PolicyGradient>(c.policy_gradient);
+  if (one_among(c.name, direct_gradient_methods())) return std::make_unique<DirectGradient>(c.name, c.direct);
+  if (one_among(c.name, endpoint_methods())) return std::make_unique<EndpointRegression>(c.name, c.endpoint);
+  if (one_among(c.name, path_loss_methods())) return std::make_unique<PathLoss>(c.name);
+  fail(ErrorKind::kConfig, cat("method '", c.name, "' is unknown", did_you_mean(c.name, method_names())), "see `tiltflow list methods`");
+}
+
+void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward, const TransitionTable& table) {
+  const MethodNeeds needs = method.needs();
+  if (needs.reward_gradient && !reward.has_gradient) fail(ErrorKind::kConfig, cat("method ", method.name(), " needs the reward's gradient; reward ", reward.name, " has none"), "use flow-grpo, rwr, diffusion-nft, advantage-flow, ram, dpo, log-variance or trajectory-balance");
+  if (!needs.step_density) return;
+  for (const Transition& s : table.steps) {
+    if (!(s.s > 0)) fail(ErrorKind::kConfig, cat("method ", method.name(), " needs noise in every step; sampler ", table.name, " has none at t = ", s.t), "use sampler auto, euler, exponential or ancestral; or a method without paths: rwr, diffusion-nft, advantage-flow, ram, dpo, draft");
+  }
+}
+
+}  // namespace tiltflow

@@ -1,0 +1,37 @@
+// All fine-tuning methods by name: configuration, construction, what they need and what they sample.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tiltflow/finetune/adjoint_matching.h"
+#include "tiltflow/finetune/direct_gradient.h"
+#include "tiltflow/finetune/endpoint_regression.h"
+#include "tiltflow/finetune/path_losses.h"
+#include "tiltflow/finetune/policy_gradient.h"
+
+namespace tiltflow {
+
+// The [method] section: the name decides which of the records is read.
+struct MethodConfig {
+  std::string name = "adjoint-matching";
+  AdjointMatchingConfig adjoint;
+  DirectGradientConfig direct;
+  EndpointConfig endpoint;
+  PolicyGradientConfig policy_gradient;
+  bool noise() const { return name != "adjoint-matching" || adjoint.noise; }  // of rollouts
+};
+void bind(Fields& f, MethodConfig& c);
+std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& config);
+
+struct MethodListing {
+  std::string name, samples, needs, paper;
+};
+const std::vector<MethodListing>& method_listing();
+
+// Refuses what cannot work, with the reason and the methods that can: rewards without gradient, samplers with noiseless steps, items that cut
+// groups apart. Throws kConfig.
+void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward, const TransitionTable& table);
+
+}  // namespace tiltflow

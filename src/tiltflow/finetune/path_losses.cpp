@@ -1,0 +1,93 @@
+#include "tiltflow/finetune/path_losses.h"
+
+#include <cmath>
+#include <limits>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+
+const std::vector<std::string>& path_loss_methods() {
+  static const std::vector<std::string> names{"log-variance", "trajectory-balance", "cross-entropy"};
+  return names;
+}
+
+PathLoss::PathLoss(std::string method) : method_(std::move(method)), y0_(std::numeric_limits<double>::quiet_NaN()) {}
+
+void PathLoss::end_step(std::map<std::string, double>& metrics) {
+  finish_batch_metrics(metrics);
+  if (method_ == "trajectory-balance") y0_ = std::isnan(y0_) ? metrics["log_z"] : 0.95 * y0_ + 0.05 * metrics["log_z"];
+}
+
+ParameterSet PathLoss::state() const {
+  ParameterSet out;
+  if (method_ == "trajectory-balance") out.add("y0", at::full({1}, y0_, at::kDouble));
+  return out;
+}
+
+void PathLoss::restore(const ParameterSet& state) {
+  if (method_ == "trajectory-balance") y0_ = state.at("y0").item<double>();
+}
+
+void PathLoss::begin_step(const FinetuneContext& context, std::int64_t, std::int64_t) {
+  for (const Transition& s : context.table.steps) if (!(s.s > 0)) fail(ErrorKind::kConfig, cat(method_, " needs noise in every step; sampler ", context.table.name, " has none at t = ", s.t), "use auto, euler, exponential or ancestral");
+}
+
+Batch PathLoss::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool) {
+  const at::NoGradGuard no_grad;
+  const auto key = static_cast<std::uint32_t>(step);
+  Batch batch;
+  batch.first = first, batch.n = n;
+  batch.labels = context.labels(first, n);
+  const Condition condition{batch.labels};
+  const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
+  RolloutOptions options;
+  options.keep_states = options.keep_velocities = options.keep_noises = true;
+  Trajectory path = rollout(context.policy.collector(), context.table, x_0, condition, keyed_noise(context.streams, key, first, x_0), options);
+  batch.states = std::move(path.states), batch.tuned_velocities = std::move(path.velocities), batch.noises = std::move(path.noises);
+  batch.rewards = context.reward.score(batch.states.back(), batch.labels);
+  batch.control_cost = at::zeros({n}, batch.rewards.options());
+  batch.log_weights = batch.rewards.to(at::kDouble);  // r - log dP_old/dP
+  for (std::size_t k = 0; k < context.table.steps.size(); ++k) {
+    const Transition& s = context.table.steps[k];
+    batch.base_velocities.push_back(context.policy.base->velocity(batch.states[k], time_tensor(s.t, x_0), condition));
+    batch.control_cost += control_cost(s, batch.tuned_velocities[k], batch.base_velocities[k]).to(batch.control_cost.scalar_type());
+    batch.log_weights += path_log_ratio(s, batch.tuned_velocities[k], batch.base_velocities[k], batch.noises[k]).to(at::kDouble);
+  }
+  return batch;
+}
+
+LossReport PathLoss::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
+  const std::vector<Transition>& steps = context.table.steps;
+  std::vector<at::Tensor> times, labels;
+  for (std::size_t k = 0; k < steps.size(); ++k) {
+    times.push_back(time_tensor(steps[k].t, batch.states[k]));
+    if (batch.labels.defined()) labels.push_back(batch.labels);
+  }
+  const std::vector<at::Tensor> states(batch.states.begin(), batch.states.end() - 1);
+  const std::vector<at::Tensor> v = context.policy.tuned->velocity(at::cat(states), at::cat(times), Condition{labels.empty() ? at::Tensor() : at::cat(labels)}).split_with_sizes(std::vector<std::int64_t>(steps.size(), batch.n));
+  at::Tensor log_ratio = at::zeros({batch.n}, batch.rewards.options());  // log dP_u/dP on the collected paths
+  for (std::size_t k = 0; k < steps.size(); ++k) {
+    const double scale = steps[k].c / steps[k].s;
+    const at::Tensor pull = (v[k] - batch.base_velocities[k]) * scale, seen = batch.noises[k] + (batch.tuned_velocities[k] - batch.base_velocities[k]) * scale;
+    log_ratio = log_ratio + (pull * (seen - 0.5 * pull)).flatten(1).sum(1);
+  }
+  const double n = static_cast<double>(batch.n), share = n / static_cast<double>(total);
+  const at::Tensor weights = at::softmax(batch.log_weights, 0);
+  LossReport report;
+  if (method_ == "cross-entropy") {
+    report.loss = -(weights.to(log_ratio.scalar_type()) * log_ratio).sum() * share;
+  } else {
+    const at::Tensor y = batch.rewards - log_ratio;
+    const at::Tensor centre = method_ == "log-variance" ? y.mean() : std::isnan(y0_) ? y.mean().detach() : at::full({}, y0_, y.options().requires_grad(false));
+    report.loss = (y - centre).square().sum() / static_cast<double>(total);
+    report.metrics.add("log_z", batch.log_weights.mean().item<double>() * n, n);
+  }
+  report.metrics.add("path_ess", 1 / weights.square().sum().item<double>(), n);
+  add_batch_metrics(report, batch);
+  return report;
+}
+
+}  // namespace tiltflow

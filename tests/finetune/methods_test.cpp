@@ -1,0 +1,257 @@
+#include "tiltflow/finetune/methods.h"
+
+#include <cmath>
+
+#include "tests/support.h"
+#include "tiltflow/eval/statistics.h"
+#include "tiltflow/eval/verify/problems.h"
+#include "tiltflow/models/mlp/mlp.h"
+#include "tiltflow/sampler/sample.h"
+
+namespace tiltflow {
+namespace {
+
+const RandomStreams kStreams(3);
+
+// Velocities that are a leaf: the gradient of a loss in them is dL/dv itself.
+class LeafField final : public VelocityField {
+ public:
+  mutable at::Tensor v;
+  at::Tensor velocity(const at::Tensor& x, const at::Tensor&, const Condition&) const override {
+    if (!v.defined() || v.sizes() != x.sizes()) return at::zeros_like(x);
+    return v;
+  }
+};
+
+// 2-D modes, a side network that already does something, everything in `dtype`.
+struct Bench {
+  ExactProblem problem = plane_modes(false);
+  Policy policy;
+  TransitionTable table;
+  LabelSource labels = no_labels();
+  at::ScalarType dtype;
+  explicit Bench(at::ScalarType type = at::kFloat, int steps = 6) : dtype(type) {
+    ParameterSet weights;
+    for (const auto& [name, tensor] : init_mlp({2, 16, 2, 4}, RandomStreams(1))) weights.add(name, (tensor + 0.02).to(type));
+    policy = side_policy(problem.base, *make_mlp({2, 16, 2, 4}, weights), make_path("linear"));
+    SamplerConfig config;
+    config.steps = steps;
+    table = table_of(config, *problem.path);
+  }
+  FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, kStreams, labels, {2}, dtype}; }
+  at::Tensor loss(FinetuneMethod& method, std::int64_t n = 8, std::int64_t step = 4) const {
+    const at::AutoGradMode grad(true);
+    method.begin_step(context(), step, 0);
+    return method.loss(context(), method.collect(context(), step, 0, n, false), n).loss;
+  }
+  std::vector<at::Tensor> gradient(FinetuneMethod& method, std::int64_t n = 8, std::int64_t step = 4) const { return torch::autograd::grad({loss(method, n, step)}, policy.trainable.tensors()); }
+};
+
+double dot(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) sum += (a[i] * b[i]).sum().item<double>();
+  return sum;
+}
+
+TEST(finetune_advantages, KindsGroupsAndLabels) {
+  const at::Tensor r = at::tensor({1.0, 3.0, 2.0, 10.0, 10.0, 16.0}, at::kDouble);
+  const auto of = [&](const char* kind, double clip = 0) { return advantages(r, {3, kind, clip}); };
+  EXPECT_TRUE(at::allclose(of("value"), r));
+  EXPECT_TRUE(at::allclose(of("centred"), at::tensor({-1.0, 1.0, 0.0, -2.0, -2.0, 4.0}, at::kDouble)));
+  EXPECT_NEAR(of("group").view({2, 3}).var(1, false)[1].item<double>(), 1, 1e-3);
+  EXPECT_NEAR(of("batch").square().mean().item<double>(), 1, 1e-3);
+  EXPECT_TRUE(at::allclose(of("rank").narrow(0, 0, 3), at::tensor({-std::sqrt(1.5), std::sqrt(1.5), 0.0}, at::kDouble)));
+  EXPECT_EQ(of("centred", 2).max().item<double>(), 2);
+  test::expect_error(ErrorKind::kConfig, "no multiple", [&] { advantages(r.narrow(0, 0, 4), {3, "group", 5}); });
+  const LabelSource labels = grouped(listed_labels({5, 6, 7}), 2);
+  EXPECT_TRUE(at::equal(labels(0, 6), at::tensor({5, 5, 6, 6, 7, 7}, at::kLong)));
+  EXPECT_TRUE(at::equal(labels(2, 3), at::tensor({6, 6, 7}, at::kLong)));
+}
+
+// Every endpoint loss is quadratic in v, sample by sample: at its closed-form minimiser the gradient is zero, elsewhere it is not.
+TEST(finetune_endpoint, MinimisersAreTheDocumentedOnes) {
+  const Bench b;
+  for (const std::string& name : {std::string("diffusion-nft"), std::string("advantage-flow"), std::string("ram")}) {
+    EndpointConfig c;
+    c.advantage = {4, "group", 1}, c.strength = 0.5, c.gamma = 1.2, c.noisings = 2, c.preserve = name == "advantage-flow" ? 0.3 : 0;
+    EndpointRegression method(name, c);
+    Policy policy = b.policy;
+    const Batch batch = method.collect(b.context(), 0, 0, 8, false);
+    const auto leaf = std::make_shared<LeafField>();
+    policy.tuned = leaf;
+    const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kStreams, b.labels, {2}};
+    const at::Tensor a = batch.advantages.unsqueeze(1);
+    std::vector<at::Tensor> wanted;
+    for (std::size_t j = 0; j < 2; ++j) {
+      const at::Tensor &y = batch.targets[j], &old = batch.tuned_velocities[j];
+      if (name == "diffusion-nft") wanted.push_back(old + a * (y - old) / c.strength);  // 2 r - 1 = A with clip 1
+      else if (name == "advantage-flow") wanted.push_back((a * y + c.gamma * old + c.preserve * batch.base_velocities[j]) / (a + c.gamma + c.preserve));
+      else wanted.push_back(batch.base_velocities[j] + c.strength * a * (y - old));
+    }
+    for (const bool moved : {false, true}) {
+      const at::AutoGradMode grad(true);
+      leaf->v = (at::cat(wanted) + (moved ? 0.1 : 0)).to(at::kFloat).detach().set_requires_grad(true);
+      const double size = torch::autograd::grad({method.loss(context, batch, 8).loss}, {leaf->v})[0].abs().max().item<double>();
+      if (moved) EXPECT_GT(size, 1e-3) << name;
+      else EXPECT_LT(size, 1e-6) << name;
+    }
+  }
+}
+
+TEST(finetune_endpoint, PreferencesAndWeights) {
+  const Bench b;
+  EndpointConfig c;
+  c.advantage.group = 4, c.noisings = 1, c.beta = 3;
+  EndpointRegression dpo("dpo", c);
+  const Batch batch = dpo.collect(b.context(), 0, 0, 8, false);
+  EXPECT_TRUE(at::equal(batch.times[0].narrow(0, 0, 4), batch.times[0][0].expand({4})));  // one time in a group
+  Policy policy = b.policy;
+  const auto leaf = std::make_shared<LeafField>();
+  policy.tuned = leaf;
+  const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kStreams, b.labels, {2}};
+  const at::AutoGradMode grad(true);
+  leaf->v = batch.base_velocities[0].to(at::kFloat).clone().set_requires_grad(true);
+  const at::Tensor loss = dpo.loss(context, batch, 8).loss, g = torch::autograd::grad({loss}, {leaf->v})[0];
+  EXPECT_NEAR(loss.item<double>(), std::log(2.0), 1e-5);  // the start is the reference
+  const at::Tensor towards = (g * (batch.targets[0] - leaf->v.detach())).sum(1).view({2, 4}), r = batch.rewards.view({2, 4});
+  EXPECT_LT(towards.gather(1, r.argmax(1, true)).max().item<double>(), 0);     // downhill is towards the best ...
+  EXPECT_GT(towards.gather(1, r.argmin(1, true)).min().item<double>(), 0);     // ... and away from the worst
+  EXPECT_EQ((g.abs().sum(1) > 0).sum().item<std::int64_t>(), 4);
+  EndpointConfig w;
+  w.noisings = 1, w.tau = 2;
+  EndpointRegression rwr("rwr", w);
+  const Batch weighted = rwr.collect(b.context(), 0, 0, 8, false);
+  leaf->v = at::zeros({8, 2}).set_requires_grad(true);
+  const at::Tensor expected = (at::softmax(2 * weighted.rewards.to(at::kDouble), 0) * weighted.targets[0].square().mean(1)).sum();
+  EXPECT_NEAR(rwr.loss(context, weighted, 8).loss.item<double>(), expected.item<double>(), 1e-5);
+  test::expect_error(ErrorKind::kConfig, "exceed 1", [] { EndpointConfig e; e.gamma = 0.9; EndpointRegression("advantage-flow", e); });
+}
+
+TEST(finetune_policy_gradient, RatiosClippingAndTheFirstGradient) {
+  const Bench b;
+  PolicyGradientConfig c;
+  c.advantage = {8, "centred", 0}, c.clip = 0, c.kl = 0, c.density = "sum";
+  PolicyGradient method(c);
+  const at::AutoGradMode grad(true);
+  method.begin_step(b.context(), 4, 0);
+  const Batch batch = method.collect(b.context(), 4, 0, 8, false);
+  const std::vector<at::Tensor> found = torch::autograd::grad({method.loss(b.context(), batch, 8).loss}, b.policy.trainable.tensors());
+  at::Tensor plain = at::zeros({});  // -E[A log p], the gradient on the first pass
+  for (std::size_t k = 0; k < b.table.steps.size(); ++k) {
+    const Transition& s = b.table.steps[k];
+    plain = plain - (batch.advantages * transition_log_density(s, batch.states[k], b.policy.tuned->velocity(batch.states[k], time_tensor(s.t, batch.states[k]), {}), batch.states[k + 1])).mean() / static_cast<double>(b.table.size());
+  }
+  const std::vector<at::Tensor> expected = torch::autograd::grad({plain}, b.policy.trainable.tensors());
+  for (std::size_t i = 0; i < found.size(); ++i) EXPECT_LT((found[i] - expected[i]).abs().max().item<double>(), 1e-4 * (1 + expected[i].abs().max().item<double>()));
+  // Far from the collecting policy everything that moved with its advantage is clipped.
+  c.clip = 1e-3;
+  PolicyGradient clipped(c);
+  clipped.begin_step(b.context(), 4, 0);
+  Policy policy = b.policy;
+  const auto leaf = std::make_shared<LeafField>();
+  policy.tuned = leaf;
+  const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kStreams, b.labels, {2}};
+  std::vector<at::Tensor> velocities;
+  for (std::size_t k = 0; k < b.table.steps.size(); ++k) {  // every transition more likely for good samples, less for bad ones
+    const Transition& s = b.table.steps[k];
+    const at::Tensor reached = (batch.states[k + 1] - batch.states[k] * s.p) / s.c;
+    velocities.push_back(batch.tuned_velocities[k] + 0.2 * batch.advantages.sign().unsqueeze(1) * (reached - batch.tuned_velocities[k]));
+  }
+  leaf->v = at::cat(velocities).detach().to(at::kFloat).set_requires_grad(true);
+  EXPECT_EQ(torch::autograd::grad({clipped.loss(context, batch, 8).loss}, {leaf->v})[0].abs().max().item<double>(), 0);
+}
+
+// Central differences in double, with common random numbers: the loss as a function of the weights, path included.
+TEST(finetune_direct, GradientsAgreeWithCentralDifferences) {
+  for (const std::string& name : {std::string("draft"), std::string("discrete-adjoint")}) {
+    const Bench b(at::kDouble);
+    DirectGradientConfig c;
+    c.last = 0, c.preserve = name == "draft" ? 0.3 : 0;
+    DirectGradient method(name, c);
+    const std::vector<at::Tensor> g = b.gradient(method);
+    std::vector<at::Tensor> direction;
+    std::uint32_t key = 0;
+    for (const at::Tensor& w : b.policy.trainable.tensors()) direction.push_back(kStreams.normal(Purpose::kProbe, ++key, 0, 0, 1, w.sizes(), at::kDouble)[0]);
+    const auto moved = [&](double h) {
+      const std::vector<at::Tensor> weights = b.policy.trainable.tensors();
+      {
+        const at::NoGradGuard no_grad;
+        for (std::size_t i = 0; i < weights.size(); ++i) at::Tensor(weights[i]).add_(direction[i], h);
+      }
+      const double value = b.loss(method).item<double>();
+      const at::NoGradGuard no_grad;
+      for (std::size_t i = 0; i < weights.size(); ++i) at::Tensor(weights[i]).sub_(direction[i], h);
+      return value;
+    };
+    EXPECT_NEAR((moved(1e-5) - moved(-1e-5)) / 2e-5 / dot(g, direction), 1, 1e-6) << name;
+  }
+}
+
+TEST(finetune_direct, WindowsStopsAndHinges) {
+  const Bench b(at::kDouble);
+  const auto config = [](auto change) {
+    DirectGradientConfig c;
+    change(c);
+    return c;
+  };
+  // All steps one by one: draft with last = K is full backpropagation, and a smaller window is another gradient.
+  DirectGradient all("draft", config([](DirectGradientConfig& c) { c.last = 6; })), zero("draft", config([](DirectGradientConfig& c) { c.last = 0; })), one("draft", config([](DirectGradientConfig& c) { c.last = 1; }));
+  const std::vector<at::Tensor> full = b.gradient(all);
+  EXPECT_NEAR(dot(full, b.gradient(zero)) / dot(full, full), 1, 1e-12);
+  EXPECT_GT(std::abs(dot(full, b.gradient(one)) / dot(full, full) - 1), 0.05);
+  EXPECT_EQ(all.training_calls(b.table), 6);
+  DirectGradient hinged("draft", config([](DirectGradientConfig& c) { c.hinged = true, c.hinge = -1e6; }));
+  EXPECT_EQ(b.loss(hinged).item<double>(), 0);
+  for (const char* name : {"draft-lv", "refl", "drtune"}) {
+    DirectGradient method(name, {});
+    const std::vector<at::Tensor> g = b.gradient(method);
+    EXPECT_GT(dot(g, g), 0) << name;
+    EXPECT_GT(dot(g, full), 0) << name << ": downhill for the whole path, too";
+  }
+  test::expect_error(ErrorKind::kConfig, "buffer_passes", [&] { all.collect(b.context(), 0, 0, 4, true); });
+}
+
+// On-policy the gradient of the variance is twice that of the relative entropy E[cost - r], in expectation.
+TEST(finetune_path, LogVarianceGradientIsTwiceTheRelativeEntropys) {
+  const Bench b(at::kDouble);
+  PathLoss variance("log-variance");
+  DirectGradient entropy("discrete-adjoint", {});
+  const std::vector<at::Tensor> h = b.gradient(entropy, 20000, 99);
+  std::vector<double> ratios;
+  for (std::int64_t step = 0; step < 24; ++step) ratios.push_back(dot(b.gradient(variance, 4000, step), h) / dot(h, h));
+  const Estimate ratio = mean_estimate(at::tensor(ratios, at::kDouble));
+  EXPECT_LT(ratio.se, 0.15);
+  EXPECT_NEAR(ratio.value, 2, 4 * ratio.se);
+}
+
+TEST(finetune_methods, TableNeedsAndRefusals) {
+  EXPECT_GE(method_listing().size(), 16U);
+  Bench b;
+  const RewardInfo blind{"blind", false, ""}, open{"open", true, ""};
+  TransitionTable noiseless = b.table;
+  noiseless.steps.back().s = 0;
+  for (const MethodListing& m : method_listing()) {
+    MethodConfig c;
+    c.name = m.name;
+    const auto method = make_method(c);
+    EXPECT_EQ(method->name(), m.name);
+    const MethodNeeds needs = method->needs();
+    const auto refused = [&](const RewardInfo& reward, const TransitionTable& table) {
+      try {
+        require_method_fits(*method, reward, table);
+        return false;
+      } catch (const Error& error) {
+        EXPECT_FALSE(error.hint().empty());
+        return true;
+      }
+    };
+    EXPECT_EQ(refused(blind, b.table), needs.reward_gradient) << m.name;
+    EXPECT_EQ(refused(open, noiseless), needs.step_density) << m.name;
+    EXPECT_EQ(m.needs.find("reward gradient") != std::string::npos, needs.reward_gradient) << m.name;
+    EXPECT_EQ(m.needs.find("noise") != std::string::npos, needs.step_density) << m.name;
+    EXPECT_EQ(m.needs.find("groups") != std::string::npos, needs.groups) << m.name;
+  }
+}
+
+}  // namespace
+}  // namespace tiltflow
