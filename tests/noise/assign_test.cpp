@@ -108,6 +108,18 @@ TEST(noise_assign, RestartsScreeningPatienceAndBounds) {
   EXPECT_LT(best.loss.mean().item<double>(), 0.7 * single.loss.mean().item<double>());
   EXPECT_LE(single.backwards, 40 * 60);
   EXPECT_GT(single.backwards, 35 * 60);
+  // Screening alone keeps the best of the starts, and of more starts a better one.
+  AssignConfig chosen = one;
+  chosen.steps = 0, chosen.screen = 16;
+  const AssignResult screened = Assigner(*g, chosen, kStreams).assign(targets, 0);
+  at::Tensor least = at::full({40}, 1e9, at::kDouble);
+  for (std::uint32_t s = 0; s < 16; ++s) {
+    std::vector<at::Tensor> starts;
+    for (std::int64_t i = 0; i < 40; ++i) starts.push_back(kStreams.normal(Purpose::kPrior, 0, s, i, 1, {9}));
+    const at::Tensor z = at::cat(starts);
+    least = at::minimum(least, Assigner(*g, chosen, kStreams).evaluate(z, z, targets));
+  }
+  EXPECT_LT((screened.loss - least).abs().max().item<double>(), 1e-6);
   AssignConfig hasty = one;
   hasty.patience = 3;
   EXPECT_LT(Assigner(*g, hasty, kStreams).assign(targets, 0).backwards, single.backwards);

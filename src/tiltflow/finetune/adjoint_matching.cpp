@@ -203,7 +203,7 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
   if (!batch.base_velocities[begin].defined()) batch.base_velocities[begin] = context.policy.base->velocity(batch.states[begin], time_tensor(context.table.steps[begin].t, x_0), condition);
   for (std::size_t k = 0; k < grid_size_; ++k) batch.targets.push_back(pass.adjoints[same ? k : k + 1]);
   batch.control_cost = at::zeros({n}, batch.rewards.options());
-  batch.log_weights = batch.rewards.to(at::kDouble);
+  batch.log_weights = batch.rewards.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true);
   for (std::size_t k = begin; k < grid_size_; ++k) {
     batch.control_cost += control_cost(context.table.steps[k], batch.tuned_velocities[k], batch.base_velocities[k]).to(batch.control_cost.scalar_type());
     batch.log_weights += path_log_ratio(context.table.steps[k], batch.tuned_velocities[k], batch.base_velocities[k], path.noises[k]).to(at::kDouble);

@@ -31,7 +31,7 @@ at::Tensor advantages(const at::Tensor& rewards, const AdvantageConfig& c) {
   if (c.kind == "group") a = a / (r.std(1, /*unbiased=*/false, true) + 1e-4);
   if (c.kind == "batch") a = a / (a.square().mean().sqrt() + 1e-4);
   if (c.kind == "rank") {
-    const at::Tensor order = std::get<1>(r.sort(/*stable=*/true, 1)), place = std::get<1>(order.sort(1)).to(at::kDouble);
+    const at::Tensor order = std::get<1>(r.sort(std::optional<bool>(true), 1, /*descending=*/false)), place = std::get<1>(order.sort(1)).to(at::kDouble);
     a = (place - place.mean(1, true)) / place.std(1, false, true);
   }
   if (c.clip > 0) a = a.clamp(-c.clip, c.clip);

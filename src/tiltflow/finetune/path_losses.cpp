@@ -49,7 +49,7 @@ Batch PathLoss::collect(const FinetuneContext& context, std::int64_t step, std::
   batch.states = std::move(path.states), batch.tuned_velocities = std::move(path.velocities), batch.noises = std::move(path.noises);
   batch.rewards = context.reward.score(batch.states.back(), batch.labels);
   batch.control_cost = at::zeros({n}, batch.rewards.options());
-  batch.log_weights = batch.rewards.to(at::kDouble);  // r - log dP_old/dP
+  batch.log_weights = batch.rewards.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true);  // r - log dP_old/dP
   for (std::size_t k = 0; k < context.table.steps.size(); ++k) {
     const Transition& s = context.table.steps[k];
     batch.base_velocities.push_back(context.policy.base->velocity(batch.states[k], time_tensor(s.t, x_0), condition));

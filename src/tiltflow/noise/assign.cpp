@@ -210,7 +210,7 @@ AssignResult Assigner::assign(const AssignTargets& targets, std::uint32_t round,
     const at::Tensor owner = at::arange(n, at::kLong).repeat_interleave(config_.screen);
     const at::Tensor flat = all.view({n * config_.screen, size_}), loss = evaluate(flat, flat, select(targets, owner)).view({n, config_.screen});
     out.forwards += n * config_.screen, out.start_loss = loss.select(1, 0).clone();
-    const at::Tensor chosen = std::get<1>(loss.sort(/*stable=*/true, 1)).narrow(1, 0, starts);  // [n, starts]
+    const at::Tensor chosen = std::get<1>(loss.sort(std::optional<bool>(true), 1, /*descending=*/false)).narrow(1, 0, starts);  // [n, starts]
     rows.eps = all.gather(1, chosen.unsqueeze(2).expand({n, starts, size_})).view({n * starts, size_}).contiguous();
   }
   const at::Tensor start = warm.defined() ? warm.to(at::kFloat) : rows.eps;
