@@ -49,6 +49,19 @@ std::string run_to_end(const FinetuneConfig& config, const std::filesystem::path
   return weights_of(out);
 }
 
+// A fatal error in a hook stands for a kill.
+void die_after(std::int64_t last, const FinetuneConfig& config, const std::filesystem::path& out) {
+  const FinetuneSetup setup = set_up(config);
+  tiltflow::Run run(out, "x", false);
+  FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0), make_method(config.method));
+  const ParameterSet& start = objective.trainable();
+  run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", 0}, {"log_z_se", 0}, {"base_ess", 1}});
+  run.save({0, {{"weights", start}, {"average", start}, {"optimizer", AdamW(config.train.optimizer, start).state()}}}, 2);
+  TrainHooks hooks;
+  hooks.after_step = [last](std::int64_t step, const ParameterSet&) { if (step == last) fail(ErrorKind::kFailure, "killed"); };
+  EXPECT_THROW(train(config.train, objective, run, hooks), Error);
+}
+
 }  // namespace
 
 TEST(train_optimizer, StepsEqualTheOfficialOnes) {
@@ -130,18 +143,7 @@ TEST(train_finetune, ResumeIsBitExact) {
     const test::TempDir dir;
     FinetuneConfig config = small_run(dir, policy);
     const std::string whole = run_to_end(config, dir / "whole");
-    // a run that dies after five steps: a fatal error in a hook stands for a kill
-    {
-      const FinetuneSetup setup = set_up(config);
-      tiltflow::Run run(dir / "killed", "x", false);
-      FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0), make_method(config.method));
-      const ParameterSet& start = objective.trainable();
-      run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", 0}, {"log_z_se", 0}, {"base_ess", 1}});
-      run.save({0, {{"weights", start}, {"average", start}, {"optimizer", AdamW(config.train.optimizer, start).state()}}}, 2);
-      TrainHooks hooks;
-      hooks.after_step = [](std::int64_t step, const ParameterSet&) { if (step == 5) fail(ErrorKind::kFailure, "killed"); };
-      EXPECT_THROW(train(config.train, objective, run, hooks), Error);
-    }
+    die_after(5, config, dir / "killed");
     EXPECT_EQ(run_to_end(config, dir / "killed", true), whole) << policy;
     // steps were not logged twice
     std::map<std::int64_t, int> losses;
@@ -165,17 +167,7 @@ TEST(train_finetune, EveryMethodTrainsAndResumes) {
       double moved = 0;
       for (const auto& [name, tensor] : before) moved = std::max(moved, (tensor - after.at(name)).abs().max().item<double>());
       EXPECT_GT(moved, 0) << m.name << " " << policy;
-      {
-        const FinetuneSetup setup = set_up(config);
-        tiltflow::Run run(dir / "killed", "x", false);
-        FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0), make_method(config.method));
-        const ParameterSet& start = objective.trainable();
-        run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", 0}, {"log_z_se", 0}, {"base_ess", 1}});
-        run.save({0, {{"weights", start}, {"average", start}, {"optimizer", AdamW(config.train.optimizer, start).state()}}}, 2);
-        TrainHooks hooks;
-        hooks.after_step = [](std::int64_t step, const ParameterSet&) { if (step == 3) fail(ErrorKind::kFailure, "killed"); };
-        EXPECT_THROW(train(config.train, objective, run, hooks), Error);
-      }
+      die_after(3, config, dir / "killed");
       EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole) << m.name << " " << policy;
     }
   }
@@ -204,6 +196,21 @@ TEST(train_finetune, EvaluationsPerIterationAreLogged) {
     run_to_end(config, dir / policy);
     for (const auto& line : read_json_lines(dir / policy / "metrics.jsonl")) {
       if (line.contains("evaluations")) { EXPECT_NEAR(line["evaluations"].get<double>(), 5 + 2 * 4 + 1 + 3 * backward, 1e-9); }
+    }
+  }
+}
+
+// The table of docs/methods.md: 5 sampler steps, 4 noisings; a backward pass counts twice.
+TEST(train_finetune, EvaluationsOfEveryMethodAreThoseDocumented) {
+  const std::map<std::string, double> expected{{"discrete-adjoint", 10 + 2 * 5}, {"log-variance", 15 + 2 * 5}, {"trajectory-balance", 15 + 2 * 5}, {"cross-entropy", 15 + 2 * 5}, {"flow-grpo", 15 + 2 * 5}, {"rwr", 9 + 2 * 4},
+                                               {"best-of-group", 9 + 2 * 4}, {"diffusion-nft", 13 + 2 * 4}, {"advantage-flow", 13 + 2 * 4}, {"ram", 17 + 2 * 4}, {"dpo", 13 + 2 * 4}, {"draft", 5 + 2}, {"draft-lv", 7 + 2 * 3}};
+  const test::TempDir dir;
+  for (const auto& [name, evaluations] : expected) {
+    FinetuneConfig config = small_run(dir);
+    config.method.name = name, config.method.policy_gradient.advantage.group = config.method.endpoint.advantage.group = 2, config.evaluation.every = 0, config.train.steps = 1;
+    run_to_end(config, dir / name);
+    for (const auto& line : read_json_lines(dir / name / "metrics.jsonl")) {
+      if (line.contains("evaluations")) { EXPECT_NEAR(line["evaluations"].get<double>(), evaluations, 1e-9) << name; }
     }
   }
 }
