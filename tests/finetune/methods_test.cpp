@@ -187,6 +187,19 @@ TEST(finetune_direct, GradientsAgreeWithCentralDifferences) {
   }
 }
 
+// One step's graph at a time, and the same gradient to rounding.
+TEST(finetune_direct, BasicAdjointMatchingIsTheDiscreteAdjoint) {
+  const Bench b(at::kDouble);
+  DirectGradient chain("discrete-adjoint", {});
+  BasicAdjointMatching basic;
+  const std::vector<at::Tensor> g = b.gradient(chain), h = b.gradient(basic);
+  for (std::size_t i = 0; i < g.size(); ++i) EXPECT_LT((g[i] - h[i]).abs().max().item<double>(), 1e-10 * (1 + g[i].abs().max().item<double>()));
+  AdjointMatchingConfig c = adjoint_matching_preset("exact", 6);
+  c.loss_steps = 0;
+  AdjointMatching lean(c);
+  EXPECT_GT(std::abs(dot(g, b.gradient(lean)) / dot(g, g) - 2.0 / 6), 1e-5);  // the lean one (a mean over steps, no 1/2) is another gradient away from the optimum
+}
+
 TEST(finetune_direct, WindowsStopsAndHinges) {
   const Bench b(at::kDouble);
   const auto config = [](auto change) {

@@ -22,7 +22,7 @@ at::Tensor wide(const at::Tensor& x, const at::Tensor& like) {
 }  // namespace
 
 const std::vector<std::string>& endpoint_methods() {
-  static const std::vector<std::string> names{"rwr", "best-of-group", "diffusion-nft", "advantage-flow", "ram", "dpo"};
+  static const std::vector<std::string> names{"rwr", "best-of-group", "diffusion-nft", "advantage-flow", "ram", "dpo", "efficient-adjoint-matching"};
   return names;
 }
 
@@ -35,6 +35,7 @@ void bind_for(Fields& f, EndpointConfig& c, const std::string& method) {
     f.value("tau", c.tau, "factor on the reward", positive());
     return;
   }
+  if (method == "efficient-adjoint-matching") return;
   bind(f, c.advantage);
   if (method == "diffusion-nft") f.value("strength", c.strength, "b: the step is divided by it", positive());
   if (method == "ram") f.value("strength", c.strength, "factor on the advantage", positive());
@@ -67,7 +68,16 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   options.keep_states = options.keep_velocities = options.keep_noises = paths;
   const Trajectory path = rollout(sampler, context.table, x_0, condition, keyed_noise(context.streams, key, first, x_0), options);
   const at::Tensor& x_1 = path.last;
-  batch.rewards = context.reward.score(x_1, batch.labels);
+  at::Tensor end_adjoint;  // grad r + s_base + x_1 at the end point: minus the adjoint of the linear base there
+  if (linear_base()) {
+    ScoreAndGradient result = context.reward.score_and_gradient(x_1, batch.labels);
+    constexpr double kScoreTime = 1 - 1e-2;  // where the base's score is read: at 1 itself the noise is gone
+    const at::Tensor v = context.policy.base->velocity(x_1, time_tensor(kScoreTime, x_1), condition);
+    end_adjoint = result.gradient + score_from_velocity(context.path.at(kScoreTime), x_1, v) + x_1;
+    batch.rewards = std::move(result.score);
+  } else {
+    batch.rewards = context.reward.score(x_1, batch.labels);
+  }
   batch.log_weights = config_.tau * batch.rewards.to(at::kDouble);
   if (paths) {
     batch.control_cost = at::zeros({n}, batch.rewards.options());
@@ -91,7 +101,13 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
     const auto coefficient = [&](double PathPoint::*member) { return path_coefficient(points, [member](const PathPoint& p) { return p.*member; }, x_1); };
     batch.times.push_back(t);
     batch.states.push_back(coefficient(&PathPoint::alpha) * x_1 + coefficient(&PathPoint::beta) * noise);
-    batch.targets.push_back(coefficient(&PathPoint::d_alpha) * x_1 + coefficient(&PathPoint::d_beta) * noise);
+    if (linear_base()) {
+      const auto ratio = [&](const std::function<double(const PathPoint&)>& of) { return path_coefficient(points, of, x_1); };
+      const auto square = [](const PathPoint& p) { return p.alpha * p.alpha + p.beta * p.beta; };
+      batch.targets.push_back(ratio([&](const PathPoint& p) { return (p.alpha * p.d_alpha + p.beta * p.d_beta) / square(p); }) * batch.states.back() + ratio([&](const PathPoint& p) { return p.beta_d / square(p); }) * end_adjoint);
+    } else {
+      batch.targets.push_back(coefficient(&PathPoint::d_alpha) * x_1 + coefficient(&PathPoint::d_beta) * noise);
+    }
     if (needs_old()) batch.tuned_velocities.push_back(sampler.velocity(batch.states.back(), t, condition));
     if (needs_base()) batch.base_velocities.push_back(context.policy.base->velocity(batch.states.back(), t, condition));
   }
@@ -119,6 +135,8 @@ at::Tensor EndpointRegression::per_sample(const FinetuneContext& context, const 
   } else if (method_ == "advantage-flow") {
     out = b.advantages * mean_square(v - y) + config_.gamma * mean_square(v - b.tuned_velocities[j]);
     if (config_.self_weight) out = out / (v - y).detach().flatten(1).abs().mean(1).clamp_min(1e-5);
+  } else if (linear_base()) {
+    out = mean_square(v - y);
   } else if (method_ == "ram") {
     out = mean_square(v - (b.base_velocities[j] + wide(config_.strength * b.advantages, v) * (y - b.tuned_velocities[j])));
   } else {

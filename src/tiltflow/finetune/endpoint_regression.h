@@ -1,4 +1,4 @@
-// Methods that need end points and their rewards only, no gradient of the reward and no path: end points of the current (lagged) policy are
+// Methods that need end points and their rewards only (one of them their gradients), no path: end points of the current (lagged) policy are
 // noised anew, x_t = alpha x_1 + beta x_0, and the velocity is regressed where rewards say so. y = alpha' x_1 + beta' x_0; all errors |v - y|^2.
 //   rwr              exp(tau r) |v - y|^2, weights normalised: one exact step tilts the law of the end points by exp(tau r). With end points of the
 //                    base, or with path weights, the optimum is the tilted law itself. (Peters & Schaal 2007; Lee et al. 2023)
@@ -7,6 +7,8 @@
 //                    v_old + E[(2r - 1)(y - v_old)] / b (Zheng et al. 2025)
 //   advantage-flow   A |v - y|^2 + gamma |v - v_old|^2 + lambda |v - v_base|^2: one exact step is flow matching on (gamma + A) p_old
 //   ram              |v - (v_base + A (y - v_old))|^2; fixed point the tilted law to first order in r only
+//   efficient-adjoint-matching  |v - (v_lin + (eta alpha / (alpha^2 + beta^2)) (grad r + s_base(x_1) + x_1))|^2: Adjoint Matching with the linear base N(0, I),
+//                    whose adjoint is known in closed form; needs grad r and the base's score near t = 1 (EAM, arXiv 2605.11480)
 //   dpo              -log sigmoid(-beta/2 (e_best - e_worst)), e = |v - y|^2 - |v_base - y|^2, shared noise (Wallace et al. 2023, Liu et al. 2025)
 #pragma once
 
@@ -35,7 +37,7 @@ class EndpointRegression final : public FinetuneMethod {
  public:
   EndpointRegression(std::string method, EndpointConfig config);
   std::string name() const override { return method_; }
-  MethodNeeds needs() const override { return {false, false, config_.weights == "path", compares()}; }
+  MethodNeeds needs() const override { return {linear_base(), false, config_.weights == "path", compares()}; }
   double training_calls(const TransitionTable&) const override { return static_cast<double>(config_.noisings); }
   void begin_step(const FinetuneContext&, std::int64_t, std::int64_t) override {}
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;
@@ -43,7 +45,8 @@ class EndpointRegression final : public FinetuneMethod {
   void end_step(std::map<std::string, double>& metrics) override { finish_batch_metrics(metrics); }
 
  private:
-  bool compares() const { return method_ != "rwr"; }
+  bool linear_base() const { return method_ == "efficient-adjoint-matching"; }
+  bool compares() const { return method_ != "rwr" && !linear_base(); }
   bool needs_old() const { return method_ == "diffusion-nft" || method_ == "advantage-flow" || method_ == "ram"; }
   bool needs_base() const { return config_.preserve > 0 || method_ == "ram" || method_ == "dpo"; }
   at::Tensor per_sample(const FinetuneContext& context, const Batch& batch, std::size_t j, const at::Tensor& v) const;  // [n]

@@ -70,6 +70,9 @@ class FinetuneMethod {
   virtual void restore(const ParameterSet& /*state*/) {}
 };
 
+// Velocities of the tuned model at the states 0..K-1 of a batch, with graph, in one call.
+std::vector<at::Tensor> velocities_along(const FinetuneContext& context, const Batch& batch);
+
 // What every method logs of a batch: rewards, their deviation and, where it is known, the control cost.
 void add_batch_metrics(LossReport& report, const Batch& batch);
 void finish_batch_metrics(std::map<std::string, double>& metrics);

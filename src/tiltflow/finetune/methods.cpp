@@ -22,6 +22,8 @@ const std::vector<MethodListing>& method_listing() {
   static const std::vector<MethodListing> listing{
       {"adjoint-matching", "the tilted law (preset exact)", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861"},
       {"discrete-adjoint", "the tilted law", "reward gradient, noise, graph of all steps", "Domingo-Enrich et al. 2024; Nusken & Richter 2021"},
+      {"basic-adjoint-matching", "the tilted law; the discrete adjoint's gradient, one step's graph at a time", "reward gradient, products with the base's and the model's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861"},
+      {"efficient-adjoint-matching", "the tilted law, as far as the base's score near t = 1 is right", "reward gradient", "EAM, arXiv 2605.11480"},
       {"log-variance", "the tilted law", "noise", "Nusken & Richter 2021, arXiv 2005.05409"},
       {"trajectory-balance", "the tilted law", "noise", "Malkin et al. 2022; Domingo-Enrich et al. 2023, arXiv 2312.02027"},
       {"cross-entropy", "the tilted law; weights degenerate in high dimension", "noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
@@ -49,6 +51,7 @@ void bind(Fields& f, MethodConfig& c) {
 
 std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& c) {
   if (c.name == "adjoint-matching") return std::make_unique<AdjointMatching>(c.adjoint);
+  if (c.name == "basic-adjoint-matching") return std::make_unique<BasicAdjointMatching>();
   if (c.name == "flow-grpo") return std::make_unique<PolicyGradient>(c.policy_gradient);
   if (one_among(c.name, direct_gradient_methods())) return std::make_unique<DirectGradient>(c.name, c.direct);
   if (one_among(c.name, endpoint_methods())) return std::make_unique<EndpointRegression>(c.name, c.endpoint);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tiltflow/finetune/adjoint_matching.h"
+#include "tiltflow/finetune/basic_adjoint.h"
 #include "tiltflow/finetune/direct_gradient.h"
 #include "tiltflow/finetune/endpoint_regression.h"
 #include "tiltflow/finetune/path_losses.h"

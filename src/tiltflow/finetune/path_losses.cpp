@@ -61,13 +61,7 @@ Batch PathLoss::collect(const FinetuneContext& context, std::int64_t step, std::
 
 LossReport PathLoss::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
   const std::vector<Transition>& steps = context.table.steps;
-  std::vector<at::Tensor> times, labels;
-  for (std::size_t k = 0; k < steps.size(); ++k) {
-    times.push_back(time_tensor(steps[k].t, batch.states[k]));
-    if (batch.labels.defined()) labels.push_back(batch.labels);
-  }
-  const std::vector<at::Tensor> states(batch.states.begin(), batch.states.end() - 1);
-  const std::vector<at::Tensor> v = context.policy.tuned->velocity(at::cat(states), at::cat(times), Condition{labels.empty() ? at::Tensor() : at::cat(labels)}).split_with_sizes(std::vector<std::int64_t>(steps.size(), batch.n));
+  const std::vector<at::Tensor> v = velocities_along(context, batch);
   at::Tensor log_ratio = at::zeros({batch.n}, batch.rewards.options());  // log dP_u/dP on the collected paths
   for (std::size_t k = 0; k < steps.size(); ++k) {
     const double scale = steps[k].c / steps[k].s;

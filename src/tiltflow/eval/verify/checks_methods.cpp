@@ -45,6 +45,10 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   const auto centre = [&](const std::string& what, const TrainedOptions& o, double shift, double tolerance, bool broken = false) { tasks.push_back({what, [=] { return mean_of(what, o, shift, tolerance, broken); }}); };
   law("adjoint-matching", trained_by("adjoint-matching", seed));
   law("discrete-adjoint", trained_by("discrete-adjoint", seed));
+  law("basic-adjoint-matching", trained_by("basic-adjoint-matching", seed));
+  TrainedOptions linear = trained_by("efficient-adjoint-matching", seed);
+  linear.method.endpoint.noisings = 16, linear.steps = 100;
+  centre("efficient-adjoint-matching", linear, 1, 0.1);  // between modes it is slow: its target moves by the local score difference only
   for (const std::string& name : path_loss_methods()) law(name, trained_by(name, seed));
 
   TrainedOptions grpo = trained_by("flow-grpo", seed);
