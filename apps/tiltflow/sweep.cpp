@@ -25,10 +25,11 @@ void add_sweep(CLI::App& program, Action& action) {
   verb->add_flag("--together", o->sweep.together, "i-th values of all keys instead of every combination");
   verb->add_option("--set", o->sweep.set, "override a key in every run (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
   verb->add_option("--out", o->out, "folder of the runs (default: runs/<config>-sweep); finished runs in it are kept, unfinished ones continue");
+  verb->add_option("--budget", o->sweep.budget, "network evaluations of a run: train.steps becomes what they pay for (methods at equal cost)")->check(CLI::PositiveNumber);
   verb->add_flag("--no-check", o->no_check, "skip the tilted-law check after every run");
   verb->add_flag("--quick", o->quick, "a look in a minute: 10 steps a run unless said otherwise, no check");
   verb->add_flag("--dry-run", o->dry_run, "list the runs, start none");
-  verb->footer("Example:\n  tiltflow sweep recipes/mnist-ink.toml --vary reward[0].scale=4,8,12,16 --out runs/lambda");
+  verb->footer("Example:\n  tiltflow sweep recipes/mnist-ink.toml --vary reward[0].scale=4,8,12,16 --out runs/lambda\n  tiltflow sweep recipes/mnist-ink.toml --vary method.name=adjoint-matching,log-variance,draft --vary reward[0].scale=6,12 --budget 400000");
   verb->callback([=, &action] {
     action = [o] {
       SweepOptions& s = o->sweep;

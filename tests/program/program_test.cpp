@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "tests/program/program.h"
 #include "tiltflow/io/image.h"
@@ -150,6 +151,12 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   EXPECT_EQ(quick.code, 0) << quick.err;
   EXPECT_FALSE(std::filesystem::exists(dir / "q/scale-4/check.json"));
   EXPECT_TRUE(std::filesystem::exists(dir / "q/scale-4/checkpoints/step-000002/DONE")) << "an explicit number of steps wins";
+  // Methods at equal cost: 1,000 evaluations buy each its own number of steps.
+  const Outcome methods = run(cat("sweep recipes/methods-mnist-ink.toml --vary method.name=log-variance,draft --budget 1000 --no-check --set batch=4 --set item=2 --set sampler.steps=3 --set evaluation.base_samples=4 --set evaluation.samples=2 --set evaluation.every=0 --set train.warmup=0 --out ", dir.path().string(), "/m"));
+  EXPECT_EQ(methods.code, 0) << methods.err;
+  const auto rows = nlohmann::json::parse(read_file(dir / "m/sweep.json"));
+  EXPECT_EQ(rows[0]["steps"], "16");  // (3 + 3 + 3 + 2 x 3) x 4 = 60 a step
+  EXPECT_EQ(rows[1]["steps"], "50");  // (3 + 2) x 4 = 20
   expect_message(run("sweep recipes/mnist-ink.toml --dry-run --together --vary reward[0].scale=4,8 --vary train.beta2=0.9"), 2, "has 2 values");
 }
 

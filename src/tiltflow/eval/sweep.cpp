@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "tiltflow/base/error.h"
@@ -64,6 +65,7 @@ void write_tables(const SweepOptions& options, const std::vector<SweptRun>& runs
     Json row{{"run", run.name}};
     for (const auto& [key, value] : run.values) row[key] = value;
     row["status"] = run.status;
+    if (run.steps > 0) row["steps"] = cat(run.steps), row["evaluations a step"] = compact(run.evaluations);
     row.update(figures(options.out / run.name));
     for (const auto& [key, value] : row.items()) if (std::find(columns.begin(), columns.end(), key) == columns.end()) columns.push_back(key);
     rows.push_back(std::move(row));
@@ -82,13 +84,22 @@ void write_tables(const SweepOptions& options, const std::vector<SweptRun>& runs
   }
   html += "</table>";
   for (const auto& [y, title] : {std::pair{"reward mean, tuned", "reward against control cost"}, {"intra-class variance, tuned", "diversity against control cost"}, {"gap (nats)", "gap against control cost"}}) {
-    std::vector<std::pair<double, double>> points;
-    for (const Json& row : rows) points.emplace_back(leading_number(row, "control cost (nats)"), leading_number(row, y));
-    std::erase_if(points, [](const auto& p) { return !std::isfinite(p.first) || !std::isfinite(p.second); });
-    std::sort(points.begin(), points.end());
-    Series one;
-    for (const auto& [cost, value] : points) one.x.push_back(cost), one.y.push_back(value);
-    if (const std::string svg = svg_chart({title, "control cost (nats)", y, {one}, false}); one.x.size() > 1 && !svg.empty()) html += cat("<figure>", svg, "</figure>");
+    // One line for every value of the first key when there are several keys, else one line.
+    std::map<std::string, std::vector<std::pair<double, double>>> lines;
+    for (const Json& row : rows) {
+      const std::pair<double, double> point{leading_number(row, "control cost (nats)"), leading_number(row, y)};
+      if (std::isfinite(point.first) && std::isfinite(point.second)) lines[options.keys.size() > 1 && !options.together ? row[options.keys[0].key].get<std::string>() : ""].push_back(point);
+    }
+    Chart chart{title, "control cost (nats)", y, {}, false};
+    std::size_t most = 0;
+    for (auto& [name, points] : lines) {
+      std::sort(points.begin(), points.end());
+      Series one;
+      one.name = name, most = std::max(most, points.size());
+      for (const auto& [cost, value] : points) one.x.push_back(cost), one.y.push_back(value);
+      chart.series.push_back(std::move(one));
+    }
+    if (const std::string svg = svg_chart(chart); most > 1 && !svg.empty()) html += cat("<figure>", svg, "</figure>");
   }
   write_file_atomic(options.out / "sweep.json", rows.dump(1) + "\n");
   write_file_atomic(options.out / "sweep.md", text);
@@ -149,7 +160,15 @@ std::vector<SweptRun> sweep(const SweepOptions& o, const std::function<void(std:
       std::vector<std::string> overrides = o.set;
       for (const auto& [key, value] : run.values) overrides.push_back(key + "=" + value);
       std::string resolved;
-      const FinetuneConfig config = load_config<FinetuneConfig>(o.config, overrides, &resolved);
+      FinetuneConfig config = load_config<FinetuneConfig>(o.config, overrides, &resolved);
+      if (o.budget > 0) {
+        const double each = measure_evaluations(set_up(config)) * static_cast<double>(config.batch);
+        const auto steps = static_cast<std::int64_t>(o.budget / each);
+        if (steps < 1) fail(ErrorKind::kConfig, cat("a step takes ", compact(each), " network evaluations, more than the budget of ", compact(o.budget)));
+        overrides.push_back(cat("train.steps=", steps));
+        config = load_config<FinetuneConfig>(o.config, overrides, &resolved);
+        run.steps = steps, run.evaluations = each;
+      }
       const bool trained = std::filesystem::exists(folder / "model.safetensors");
       const bool finished = trained && (!o.check || std::filesystem::exists(folder / "check.json")) && read_file(folder / "config.toml") == resolved;
       if (!finished) {

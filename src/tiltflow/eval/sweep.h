@@ -22,11 +22,14 @@ struct SweepOptions {
   bool together = false;         // i-th values of all keys instead of every combination
   std::vector<std::string> set;  // overrides for every run
   bool check = true;             // the tilted-law check after every run
+  double budget = 0;             // > 0: network evaluations of a run; train.steps becomes what they pay for, so that methods are compared fairly
 };
 
 struct SweptRun {
   std::string name;                                         // of its folder
   std::vector<std::pair<std::string, std::string>> values;  // key, value
+  std::int64_t steps = 0;                                   // with a budget: of training, and
+  double evaluations = 0;                                   // network evaluations of one
   std::string status;                                       // "done", "there already", or the error
 };
 

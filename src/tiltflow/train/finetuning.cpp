@@ -175,6 +175,21 @@ void FinetuneObjective::end_step(std::map<std::string, double>& metrics) {
   metrics["evaluations"] = counted / static_cast<double>(setup_.config.batch) + method_->training_calls(setup_.table) * policy_.backward_cost;
 }
 
+double measure_evaluations(const FinetuneSetup& setup) {
+  FinetuneSetup probe = setup;
+  probe.config.batch = probe.config.item;
+  FinetuneObjective objective(probe, make_policy(probe.flow, probe.config.policy, static_cast<std::uint64_t>(probe.config.seed)), make_method(probe.config.method));
+  double sum = 0;
+  for (std::int64_t step = 0; step < probe.config.buffer_passes; ++step) {
+    const at::AutoGradMode grad(true);
+    objective.begin_step(step);
+    std::map<std::string, double> metrics = objective.item(0).metrics.averages();
+    objective.end_step(metrics);
+    sum += metrics["evaluations"];
+  }
+  return sum / static_cast<double>(probe.config.buffer_passes);
+}
+
 TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   Policy policy = make_policy(setup.flow, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
   log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", setup.flow.model->parameters().numel(), " parameters (", format_bytes(policy.trainable.bytes()), ")"));
