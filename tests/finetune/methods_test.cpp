@@ -215,7 +215,24 @@ TEST(finetune_direct, WindowsStopsAndHinges) {
   EXPECT_EQ(all.training_calls(b.table), 6);
   DirectGradient hinged("draft", config([](DirectGradientConfig& c) { c.hinged = true, c.hinge = -1e6; }));
   EXPECT_EQ(b.loss(hinged).item<double>(), 0);
-  for (const char* name : {"draft-lv", "refl", "drtune"}) {
+  // Jumps: the value is that of the path, and without the nested part the first jump moves the end point by its own length only.
+  DirectGradient leap("leap-align", config([](DirectGradientConfig& c) { c.nested = 0, c.tau = 1e6; }));
+  leap.begin_step(b.context(), 4, 0);
+  const Batch path = leap.collect(b.context(), 4, 0, 8, false);
+  EXPECT_NEAR(b.loss(leap).item<double>(), -b.problem.reward->score(path.states[2], {}).mean().item<double>() / 2e6, 1e-12);
+  const std::vector<std::int64_t> two = kStreams.choose(Purpose::kSubset, 4, 0, 6, 2);
+  const at::AutoGradMode grad(true);
+  at::Tensor plain = at::zeros({}, at::kDouble);
+  const at::Tensor slope = b.problem.reward->score_and_gradient(path.states[2], {}).gradient;
+  for (int i = 0; i < 2; ++i) {
+    const double t = b.table.steps[static_cast<std::size_t>(two[static_cast<std::size_t>(i)])].t, next = i == 0 ? b.table.steps[static_cast<std::size_t>(two[1])].t : 1.0;
+    plain = plain - ((next - t) * b.policy.tuned->velocity(path.states[static_cast<std::size_t>(i)], time_tensor(t, path.states[0]), {}) * slope).sum() / 8 / 2e6;
+  }
+  const std::vector<at::Tensor> expected = torch::autograd::grad({plain}, b.policy.trainable.tensors()), leaped = b.gradient(leap);
+  EXPECT_NEAR(dot(leaped, expected) / dot(expected, expected), 1, 1e-9);
+  DirectGradient nested("leap-align", config([](DirectGradientConfig& c) { c.nested = 1, c.tau = 1e6; }));
+  EXPECT_GT(std::abs(dot(b.gradient(nested), expected) / dot(expected, expected) - 1), 1e-4);
+  for (const char* name : {"draft-lv", "refl", "drtune", "leap-align"}) {
     DirectGradient method(name, {});
     const std::vector<at::Tensor> g = b.gradient(method);
     EXPECT_GT(dot(g, g), 0) << name;

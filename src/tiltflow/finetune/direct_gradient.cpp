@@ -10,7 +10,7 @@
 namespace tiltflow {
 
 const std::vector<std::string>& direct_gradient_methods() {
-  static const std::vector<std::string> names{"draft", "draft-lv", "refl", "drtune", "discrete-adjoint"};
+  static const std::vector<std::string> names{"draft", "draft-lv", "refl", "drtune", "leap-align", "discrete-adjoint"};
   return names;
 }
 
@@ -22,8 +22,12 @@ void bind_for(Fields& f, DirectGradientConfig& c, const std::string& method) {
   if (method == "draft-lv") f.value("copies", c.copies, "end points noised back by one step and stepped again", at_least_integer(1));
   if (method == "refl" || method == "drtune") f.value("late_fraction", c.late_fraction, "share of the grid where the stop is drawn", between(0.01, 1));
   if (method == "drtune") f.value("graph_steps", c.graph_steps, "steps with a graph before the stop", at_least_integer(1));
+  if (method == "leap-align") {
+    f.value("nested", c.nested, "factor on the gradient through the input of the second jump", between(0, 1));
+    f.value("tau", c.tau, "smallest distance between a jump and the path; samples whose jumps miss by more count less", positive());
+  }
   if (method == "discrete-adjoint") return;
-  f.value("kl", c.kl, "weight of the path KL of the steps with a graph", at_least(0));
+  if (method != "leap-align") f.value("kl", c.kl, "weight of the path KL of the steps with a graph", at_least(0));
   f.value("hinged", c.hinged, "max(0, hinge - r) instead of -r: no gradient above the hinge");
   f.value("hinge", c.hinge, "reward above which nothing more is wanted");
   f.value("preserve", c.preserve, "weight of the mean squared distance to the base's velocity on the steps with a graph", at_least(0));
@@ -36,6 +40,7 @@ DirectGradient::DirectGradient(std::string method, DirectGradientConfig config) 
 double DirectGradient::training_calls(const TransitionTable& table) const {
   const auto all = static_cast<double>(table.size());
   if (method_ == "draft" || method_ == "discrete-adjoint") return config_.last == 0 ? all : std::min(all, config_.random_last ? 0.5 * static_cast<double>(config_.last + 1) : static_cast<double>(config_.last));
+  if (method_ == "leap-align") return 2;
   return method_ == "draft-lv" ? 1.0 + static_cast<double>(config_.copies) : method_ == "refl" ? 1.0 : 1.0 + static_cast<double>(config_.graph_steps);
 }
 
@@ -46,6 +51,12 @@ void DirectGradient::begin_step(const FinetuneContext& context, std::int64_t ste
   }
   const auto draw = [&](std::int64_t low, std::int64_t high) { return context.streams.choose(Purpose::kSubset, static_cast<std::uint32_t>(step), low, high, 1).front(); };  // [low, high)
   std::int64_t stop = steps, begin = steps - 1;
+  if (method_ == "leap-align") {
+    if (steps < 2) fail(ErrorKind::kConfig, "leap-align needs two sampler steps or more");
+    const std::vector<std::int64_t> two = context.streams.choose(Purpose::kSubset, static_cast<std::uint32_t>(step), 0, steps, 2);
+    begin_ = static_cast<std::size_t>(two[0]), stop_ = static_cast<std::size_t>(two[1]);
+    return;
+  }
   if (method_ == "draft" || method_ == "discrete-adjoint") {
     std::int64_t last = config_.last == 0 ? steps : std::min(config_.last, steps);
     if (config_.random_last) last = draw(1, last + 1);
@@ -70,9 +81,16 @@ Batch DirectGradient::collect(const FinetuneContext& context, std::int64_t step,
   const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
   const NoiseSource noise = keyed_noise(context.streams, key, first, x_0);
   // Only the states before the part with a graph are made here.
+  const at::NoGradGuard no_grad;
+  if (method_ == "leap-align") {
+    RolloutOptions options;
+    options.keep_states = true;
+    const Trajectory path = rollout(context.policy.collector(), context.table, x_0, Condition{batch.labels}, noise, options);
+    batch.states = {path.states[begin_], path.states[stop_], path.states.back()};
+    return batch;
+  }
   TransitionTable head = context.table;
   head.steps.resize(begin_);
-  const at::NoGradGuard no_grad;
   batch.states.push_back(rollout(context.policy.collector(), head, x_0, Condition{batch.labels}, noise).last);
   for (std::size_t k = begin_; k < context.table.steps.size(); ++k) batch.noises.push_back(context.table.steps[k].s > 0 ? noise(static_cast<int>(k)) : at::zeros_like(x_0));
   if (method_ == "draft-lv") {
@@ -95,7 +113,17 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
     if (config_.preserve > 0) add(keep, (v - base).flatten(1).square().mean(1));
     return v;
   };
-  for (std::size_t k = begin_; k < stop_; ++k) {
+  at::Tensor jumped;  // leap-align: how far the jumps are from the path, [n]
+  if (method_ == "leap-align") {
+    const double t_k = steps[begin_].t, t_j = steps[stop_].t;
+    const auto through = [](const at::Tensor& value, const at::Tensor& gradient) { return gradient + (value - gradient).detach(); };  // straight-through
+    const auto distance = [&](const at::Tensor& a, const at::Tensor& b) { return (a - b).detach().flatten(1).abs().mean(1).clamp_min(config_.tau); };
+    const at::Tensor jump = x + (t_j - t_k) * velocity(x, t_k, nullptr), x_j = through(batch.states[1], jump);
+    const at::Tensor input = config_.nested * x_j + (1 - config_.nested) * x_j.detach(), end = x_j + (context.table.t_end - t_j) * velocity(input, t_j, nullptr);
+    jumped = distance(jump, batch.states[1]) + distance(end, batch.states[2]);
+    x = through(batch.states[2], end);
+  }
+  for (std::size_t k = begin_; k < (method_ == "leap-align" ? begin_ : stop_); ++k) {
     const Transition& s = steps[k];
     const at::Tensor seen = method_ == "drtune" ? x.detach() : x;
     at::Tensor v;
@@ -125,6 +153,7 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
   for (const at::Tensor& end : ends) add(rewards, context.reward.reward().score(context.reward.decode(end), context.reward.reward().prepare(batch.labels)));
   rewards = rewards / static_cast<double>(ends.size());
   at::Tensor each = config_.hinged ? (config_.hinge - rewards).clamp_min(0) : -rewards;
+  if (jumped.defined()) each = each / jumped;
   if (cost.defined()) each = each + (method_ == "discrete-adjoint" ? 1.0 : config_.kl) * cost;
   if (keep.defined()) each = each + config_.preserve * keep;
   LossReport report;

@@ -3,6 +3,8 @@
 //   draft-lv         the last step only, and copies of the end point noised back to it and stepped again: lower variance (Clark et al. 2023)
 //   refl             one late step, reward at its data prediction (Xu et al. 2023)
 //   drtune           a few steps up to a late stop, network inputs detached, reward at the data prediction (Wu et al. 2024)
+//   leap-align       two jumps of the flow, t_k -> t_j -> 1 with k < j drawn anew, values of the cached path and gradients of the jumps; the path of the
+//                    gradient through the second jump's input is damped (arXiv 2604.15311)
 //   discrete-adjoint draft with K = all and the exact path KL as cost: the gradient of E[1/2 int |u|^2 - r]; its optimum is the tilted law
 // Without the cost nothing holds the model back but its capacity and early stopping: the fixed point is not the tilted law.
 #pragma once
@@ -18,6 +20,8 @@ struct DirectGradientConfig {
   std::int64_t copies = 2;        // draft-lv
   double late_fraction = 0.4;     // refl, drtune: share of the grid where the stop is drawn
   std::int64_t graph_steps = 3;   // drtune
+  double nested = 0.3;            // leap-align: factor on the gradient through the second jump's input
+  double tau = 0.1;               // leap-align: smallest distance between jump and path in its weight
   double kl = 0;                  // weight of the path KL over the steps with a graph
   double hinge = 0;               // with `hinged`: max(0, hinge - r) instead of -r
   bool hinged = false;

@@ -37,6 +37,7 @@ const std::vector<MethodListing>& method_listing() {
       {"draft", "no law: the reward's maximum, held back by method.kl, capacity and early stopping", "reward gradient", "Clark et al. 2023, arXiv 2309.17400"},
       {"draft-lv", "as draft", "reward gradient", "Clark et al. 2023, arXiv 2309.17400"},
       {"refl", "as draft", "reward gradient", "Xu et al. 2023, arXiv 2304.05977"},
+      {"leap-align", "as draft", "reward gradient", "LeapAlign, arXiv 2604.15311"},
       {"drtune", "as draft", "reward gradient", "Wu et al. 2024, arXiv 2405.00760"}};
   return listing;
 }
