@@ -75,7 +75,7 @@ void bind(Fields& f, AssignConfig& c) {
   f.value("chunk", c.chunk, "targets at a time; what an interruption can lose", at_least_integer(1));
   f.value("tile", c.tile, "rows in one network call", at_least_integer(1));
   f.value("block", c.block, "transport: targets of one class that are matched together", at_least_integer(1));
-  f.value("pool", c.pool, "transport: noises per target; with 1 the noises used are exactly the independent ones", at_least(1));
+  f.value("pool", c.pool, "transport: noises per target, at most 8; with 1 the noises used are exactly the independent ones", between(1, 8));
   f.value("mse", c.loss.mse, "weight of the mean squared error of the image", at_least(0));
   f.value("l1", c.loss.l1, "weight of the mean absolute error", at_least(0));
   f.value("feature", c.loss.feature, "weight of the mean squared distance of features", at_least(0));
@@ -144,7 +144,7 @@ at::Tensor Assigner::map(const at::Tensor& parameters, const at::Tensor& eps) co
 // Every row by its own numbers; network calls are shared. Losses are looked at before each update and after the last.
 void Assigner::refine(Rows& rows, const AssignTargets& targets, AssignResult& counts) const {
   const std::int64_t m = rows.eps.size(0), tile = config_.tile;
-  const at::Tensor flat = rows.parameters.view({m, -1});
+  const at::Tensor flat = rows.parameters.view({m, -1});  // contiguous fp32
   std::vector<std::unique_ptr<RowOptimizer>> optimizers;
   for (std::int64_t i = 0; i < m; ++i) {
     const Retraction retract = config_.map == "sphere" ? sphere_around(numbers_of(rows.eps[i]), config_.max_angle * std::numbers::pi / 180) : Retraction{};
@@ -172,12 +172,20 @@ void Assigner::refine(Rows& rows, const AssignTargets& targets, AssignResult& co
     rows.best_noise.index_copy_(0, index, noise.index_select(0, better.nonzero().squeeze(1)));
     if (last) break;
     const at::Tensor go_on = at::ones({n}, at::kBool);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t row = active[i].item<std::int64_t>();
-      std::vector<double> x = numbers_of(flat[row]);
-      if (!optimizers[static_cast<std::size_t>(row)]->step(loss[i].item<double>(), numbers_of(gradient[i]), x, static_cast<double>(step) / static_cast<double>(config_.steps))) go_on[i].fill_(false);
-      flat[row].copy_(at::tensor(x, at::kDouble));
-    }
+    const auto* row_of = active.data_ptr<std::int64_t>();
+    const auto* losses_now = loss.data_ptr<double>();
+    auto* goes_on = go_on.data_ptr<bool>();
+    parallel_chunks(n, 256, [&](std::int64_t begin, std::int64_t end) {  // plain numbers: a tensor operation a row would cost more than the network
+      const std::int64_t width = flat.size(1);
+      std::vector<double> x(static_cast<std::size_t>(width)), g(static_cast<std::size_t>(width));
+      for (std::int64_t i = begin; i < end; ++i) {
+        float* point = flat.data_ptr<float>() + row_of[i] * width;
+        const float* slope = gradient.data_ptr<float>() + i * width;
+        x.assign(point, point + width), g.assign(slope, slope + width);
+        goes_on[i] = optimizers[static_cast<std::size_t>(row_of[i])]->step(losses_now[i], g, x, static_cast<double>(step) / static_cast<double>(config_.steps));
+        std::copy(x.begin(), x.end(), point);
+      }
+    });
     at::Tensor kept = go_on;
     if (config_.patience > 0) {
       const at::Tensor waited = at::where(loss < before * (1 - 1e-3), at::zeros({n}, at::kLong), since.index_select(0, active) + 1);
