@@ -61,7 +61,9 @@ int report(const Options& o) {
   nlohmann::ordered_json json;
   if (!o.file.empty()) {
     const ParameterSet tensors = read_tensors(o.file).tensors;
-    if (!tensors.contains(o.tensor)) fail(ErrorKind::kBadFile, cat(o.file, " has no tensor '", o.tensor, "'", did_you_mean(o.tensor, tensors.names())), "--tensor names it; it has " + join(tensors.names(), ", "));
+    std::vector<std::string> some = tensors.names();
+    if (some.size() > 8) some.resize(8);
+    if (!tensors.contains(o.tensor)) fail(ErrorKind::kBadFile, cat(o.file, " has no tensor '", o.tensor, "'", did_you_mean(o.tensor, tensors.names())), cat("--tensor names it; it has ", join(some, ", "), tensors.size() > some.size() ? ", ..." : ""));
     rows = rows_of(tensors.at(o.tensor), o.patch, o.file);
   } else {
     const std::int64_t p = o.patch > 0 ? o.patch : 2, d = o.channels * p * p;

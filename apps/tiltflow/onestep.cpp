@@ -73,7 +73,7 @@ int assign(const Options& o) {
   }
   log_info(cat(s.assigned, " of ", s.targets, " targets: loss ", compact(s.loss), " +- ", compact(s.loss_se, 2), " (", compact(s.start_loss), " with the first noise); ", s.forwards, " forwards, ", s.backwards, " backwards this time"));
   if (!s.noise.verdict.empty()) std::cerr << to_text(s.noise);
-  log_info(cat("wrote assigned.safetensors, manifest.jsonl, summary.json, noise.json and pairs.png to ", l.out.string()));
+  log_info(cat("wrote ", s.assigned > 0 ? "assigned.safetensors, noise.json, pairs.png, manifest.jsonl and summary.json to " : "failures.jsonl and summary.json to ", l.out.string()));
   if (o.json) std::cout << read_file(l.out / "summary.json") << std::flush;
   if (s.failed > 0) fail(ErrorKind::kBadFile, cat(s.failed, " targets failed; see ", (l.out / "failures.jsonl").string()), "mend them and run the same command with --retry-failed");
   return 0;
@@ -91,11 +91,11 @@ int tune(const Options& o) {
     anchor = open_generator(file, l.runtime);
   }
   const AssignedSet pairs = read_assigned(c.sft.assigned);
-  if (o.dry_run) {
-    const SftObjective check(generator, generator, pairs, c.sft, static_cast<std::uint64_t>(c.seed));
-    log_info(cat(check.training_pairs(), " pairs, ", check.trainable().numel(), " trainable numbers, ", c.train.steps, " steps -> ", l.out.string()));
-    return 0;
+  {
+    const SftObjective check(generator, generator, pairs, c.sft, static_cast<std::uint64_t>(c.seed));  // refuses what does not fit before a folder is made
+    if (o.dry_run) log_info(cat(check.training_pairs(), " pairs, ", check.trainable().numel(), " trainable numbers, ", c.train.steps, " steps -> ", l.out.string()));
   }
+  if (o.dry_run) return 0;
   install_stop_handlers();
   Run run(l.out, l.resolved, o.resume);
   const SftResult result = sft(generator, anchor, pairs, c, run);
@@ -143,6 +143,7 @@ int align(const Options& o) {
   if (fs::exists(l.out / "align.json")) fail(ErrorKind::kConfig, cat("the folder ", l.out.string(), " already holds such a run"), "choose another folder with --out");
   const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
   std::vector<std::int64_t> labels = c.align.labels;
+  for (const std::int64_t label : labels) if (label < 0) fail(ErrorKind::kConfig, cat("align.labels: ", label, " is no class"), "leave align.labels empty for all classes in turn");
   if (labels.empty()) labels.push_back(-1);
   Json all = Json::array();
   std::string body = cat("<h1>Noise aligned with ", html_escape(reward->info().name), "</h1>");

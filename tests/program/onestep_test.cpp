@@ -122,6 +122,10 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   EXPECT_LT(table["rows"][2]["matched error"]["value"].get<double>(), table["rows"][1]["matched error"]["value"].get<double>());
   EXPECT_NE(read_file(s.dir / "cmp/comparison.html").find("held-out error"), std::string::npos);
   expect_message(run(cat("compare-generators ", s.at, "/c.toml --generator nonsense")), 2, "NAME=FILE");
+  expect_message(s.verb("align-noise", "no", "--set align.labels=[-2]"), 3, "is no class");
+  expect_message(s.verb("em", "no", "--set sft.batch=12"), 3, "exceeds the 10 targets");
+  expect_message(s.verb("assign", "no", "--set assign.feature=1"), 3, "feature network");
+  EXPECT_FALSE(std::filesystem::exists(s.dir / "no"));
   outcome = s.verb("align-noise", "al", "--json --set align.labels=[1,2] --set align.optimizer=adamw --set align.map=givens");
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   const auto aligned = nlohmann::json::parse(outcome.out);
@@ -134,7 +138,7 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(nlohmann::json::parse(outcome.out)["statistics"]["num_samples"], 12);
   EXPECT_TRUE(std::filesystem::exists(s.dir / "noise/noise.html"));
-  outcome = run("noise-report --map householder --patch 4 --n 20000 --json");
+  outcome = run("noise-report --map householder --patch 4 --n 4000 --json");
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(nlohmann::json::parse(outcome.out)["verdict"], "consistent with N(0, I)");
   expect_message(run(cat("noise-report ", s.at, "/a/assigned.safetensors --tensor nois")), 4, "did you mean 'noise'");

@@ -142,6 +142,12 @@ GeneratorComparison compare_generators(const OneStepConfig& config, const Genera
   };
   const auto base = open(o.entries.front());
   Bench b{config, o, o.judge.empty() ? nullptr : load_classifier(o.judge), RandomStreams(static_cast<std::uint64_t>(config.seed) + 1), {}, {}, {}, {}, {}, 1};
+  if (b.judge) {
+    const ClassifierConfig& judge = b.judge->config();
+    const std::vector<std::int64_t> seen{judge.in_channels, judge.input_size, judge.input_size};
+    if (base->sample_shape() != seen) fail(ErrorKind::kConfig, cat("the judge ", o.judge, " takes pictures ", shape_text(seen), ", the generator makes ", shape_text(base->sample_shape())));
+    if (base->classes() > judge.num_classes) fail(ErrorKind::kConfig, cat("the judge ", o.judge, " knows ", judge.num_classes, " classes, the generator has ", base->classes()));
+  }
   const AssignTargets real = test_targets(config.targets, 2000, *base);
   if (o.held_out > 0) b.held_out = test_targets(config.targets, o.held_out, *base);
   const at::Tensor real_images = (real.images + 1) / 2;

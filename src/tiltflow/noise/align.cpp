@@ -61,6 +61,7 @@ void bind(Fields& f, AlignConfig& c) {
 
 AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* held_out, const AlignConfig& c, std::int64_t label, const RandomStreams& streams) {
   if (!reward.info().has_gradient) fail(ErrorKind::kConfig, cat("reward ", reward.info().name, " has no gradient; aligning noise needs one"));
+  if (label < -1) fail(ErrorKind::kConfig, cat("align.labels: ", label, " is no class"));
   if (label >= g.classes() && label >= 0) fail(ErrorKind::kConfig, cat("align.labels: class ", label, ", the generator has ", g.classes()));
   const NoiseMap map(c.patches, g.noise_shape());
   const auto labels_of = [&](std::int64_t n) {

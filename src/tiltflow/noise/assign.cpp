@@ -99,7 +99,7 @@ struct Assigner::Rows {
 Assigner::Assigner(const Generator& generator, AssignConfig config, RandomStreams streams, FeatureFunction features)
     : generator_(generator), config_(std::move(config)), streams_(streams), features_(std::move(features)), size_(noise_size(generator)) {
   validate(config_);
-  if (config_.loss.feature > 0 && !features_) fail(ErrorKind::kConfig, "assign.feature needs a feature network");
+  if (config_.loss.feature > 0 && !features_) fail(ErrorKind::kConfig, "assign.feature needs a feature network", "name a classifier file: features = \"judge.safetensors\"");
   if (config_.map != "sphere" && config_.map != "free") {
     config_.rotation.kind = config_.map;
     rotation_ = make_orthogonal_map(config_.rotation, size_);

@@ -36,7 +36,7 @@ struct NoiseReport {
   std::string verdict;  // "consistent with N(0, I)", "radially exact, angularly tilted", "lengths are off", ...
 };
 // `level`: a test fails below level / number of tests. Needs 8 rows or more. The sliced distance is compared with that of
-// `replicas` (8 or more) fresh Gaussian sets. Cost: O(n D^2 + n^2 D), pairs of at most 4,096 rows.
+// `replicas` (8 or more) fresh Gaussian sets. Cost: O(n D^2 + n^2 D), pairs and the sliced distance of at most 4,096 rows.
 NoiseReport noise_report(const at::Tensor& rows, const RandomStreams& streams, double level = 0.01, int replicas = 64);
 nlohmann::ordered_json to_json(const NoiseReport& report);
 std::string to_text(const NoiseReport& report);

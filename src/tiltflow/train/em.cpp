@@ -58,11 +58,14 @@ FeatureFunction feature_function(const std::string& file) {
 std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out, const std::string& request) {
   const fs::path stored = out / "config.toml";
   if (fs::exists(stored) && read_file(stored) != request) fail(ErrorKind::kConfig, cat(out.string(), " holds a loop with another configuration"), "the same configuration continues it; another one needs another folder (--out)");
-  make_directories(out);
-  if (!fs::exists(stored)) write_file_atomic(stored, request);
   const ModelRuntime runtime = apply(config.compute);
   const std::vector<Target> targets = list_targets(config.targets);
+  if (const auto training = static_cast<std::int64_t>(static_cast<double>(targets.size()) * (1 - config.sft.validation)); training < config.sft.batch) {
+    fail(ErrorKind::kConfig, cat("sft.batch = ", config.sft.batch, " exceeds the ", training, " targets that are not held out"), "more targets (targets.count), or a smaller sft.batch");
+  }
   std::shared_ptr<const Generator> first = open_generator(config.generator, runtime), current = first;
+  make_directories(out);
+  if (!fs::exists(stored)) write_file_atomic(stored, request);
   std::shared_ptr<const Generator> anchor = first;
   if (!config.sft.anchor_file.empty()) {
     GeneratorConfig file = config.generator;
