@@ -26,6 +26,7 @@ using Json = nlohmann::ordered_json;
 
 struct Options : ConfigOptions {
   std::int64_t shard = 0, shards = 1;
+  std::string warm;
   bool retry_failed = false, json = false;
 };
 
@@ -63,7 +64,13 @@ int assign(const Options& o) {
   if (o.shards == 1) refuse_existing(l.out / "store/request.toml", l.out, o.resume || o.retry_failed);
   install_stop_handlers();
   AssignRunOptions options;
-  options.out = l.out, options.request = l.resolved, options.shard = o.shard, options.shards = o.shards, options.retry_failed = o.retry_failed;
+  std::unique_ptr<AssignedSet> warm;
+  if (!o.warm.empty()) {
+    warm = std::make_unique<AssignedSet>(read_assigned(o.warm));
+    if (warm->noise.size(1) != noise_size(*generator)) fail(ErrorKind::kBadFile, cat(o.warm, ": its noise has ", warm->noise.size(1), " numbers, the generator takes ", noise_size(*generator)));
+    options.warm = warm.get();
+  }
+  options.out = l.out, options.request = l.resolved + (o.warm.empty() ? "" : cat("# from the noises of ", o.warm, "\n")), options.shard = o.shard, options.shards = o.shards, options.retry_failed = o.retry_failed;
   Progress progress("assign", static_cast<std::int64_t>(targets.size()));
   options.progress = [&](std::int64_t done, double loss) { progress.update(done, cat("loss ", compact(loss, 3))); };
   const AssignSummary s = run_assignment(*generator, assigner, c.assign, targets, streams, options);
@@ -200,6 +207,7 @@ void add_onestep(CLI::App& program, Action& action) {
   auto o = add_verb(program, action, "assign", "find the noise from which a one-step generator makes each target image", "Example:\n  tiltflow assign recipes/onestep-mnist.toml --set targets.path=data/mnist --out runs/assign", assign, true, &verb);
   verb->add_option("--shard", o->shard, "this process takes every n-th piece, this one first")->check(CLI::NonNegativeNumber);
   verb->add_option("--shards", o->shards, "n")->check(CLI::PositiveNumber);
+  verb->add_option("--warm", o->warm, "continue from the noises of an earlier assignment (folder or file), matched by target; none gets worse")->type_name("DIR");
   verb->add_flag("--retry-failed", o->retry_failed, "try the failed targets of this run again");
   json(o);
   add_verb(program, action, "sft", "fine-tune a one-step generator on assigned noise and targets", "Example:\n  tiltflow sft recipes/onestep-mnist.toml --set sft.assigned=runs/assign --out runs/sft", tune);

@@ -106,6 +106,9 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   const auto summary = nlohmann::json::parse(outcome.out);
   EXPECT_LT(summary["loss"].get<double>(), summary["start_loss"].get<double>());
+  // From these noises on, with another map and another generator if need be: no target gets worse.
+  ASSERT_EQ(s.verb("assign", "warm", cat("--warm ", s.at, "/a")).code, 0);
+  EXPECT_LE((read_assigned(s.dir / "warm").loss - read_assigned(s.dir / "a").loss).max().item<double>(), 1e-6);
   for (const char* change : {"--set sft.mode=direct", "--set sft.policy=lora --set sft.batch_norm=train --set sft.anchor=0.5"}) {
     static int number = 0;
     outcome = s.verb("sft", cat("sft-", ++number), cat("--set sft.assigned=", s.at, "/a ", change));
