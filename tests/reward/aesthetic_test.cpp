@@ -60,6 +60,14 @@ TEST(reward_aesthetic, TheFoldedHeadIsTheFiveLayers) {
   for (const int i : {0, 2, 4, 6, 7}) h = at::linear(h, t.at(cat("layers.", i, ".weight")), t.at(cat("layers.", i, ".bias")));
   EXPECT_LT((head.score(3 * unit) - h.squeeze(1)).abs().max().item<double>(), 1e-4);
   EXPECT_EQ(head.weight().numel(), head.width());
+  // The published head, where the checkout has it.
+  const std::filesystem::path published = test::source_dir() / "../shared/data/aesthetic/sac+logos+ava1-l14-linearMSE.pth";
+  if (!std::filesystem::exists(published)) return;
+  const AestheticHead real(published);
+  EXPECT_NEAR(real.bias(), 5.236646, 1e-5);
+  EXPECT_NEAR(real.weight().norm().item<double>(), 17.995625, 1e-4);
+  EXPECT_NEAR(real.weight()[0][0].item<double>(), -0.691593, 1e-5);
+  EXPECT_NEAR(real.score(at::ones({1, 768})).item<double>(), 4.883285, 1e-4);
 }
 
 // The whole reward: a gradient reaches the pixels (the Python module's did not), and head and tower must fit each other.
