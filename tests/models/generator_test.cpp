@@ -129,6 +129,20 @@ TEST(models_generator_bad, FilesAndArgumentsAreRefused) {
   test::expect_error(ErrorKind::kBadFile, "no discriminator", [] { load_discriminator(test::golden_onestep("mnist_generator.safetensors")); });
 }
 
+// The public pre-trained generators (older PyTorch pickles, one of them saved on a GPU), where the checkout has them.
+TEST(models_generator_plain, PublicGeneratorsLoad) {
+  const std::filesystem::path folder = test::source_dir() / "../shared/data/toy-generators";
+  if (!std::filesystem::exists(folder)) GTEST_SKIP() << "no public generators beside this checkout";
+  for (const auto& [file, size] : {std::pair{"mnist_gan_mlp_weights_G--300.ckpt", 64}, {"mnist_vae_weights_vae_epoch_25.pth", 20}}) {
+    const auto g = load_generator(folder / file);
+    EXPECT_EQ(noise_size(*g), size);
+    const at::Tensor x = g->generate(RandomStreams(1).normal(Purpose::kPrior, 0, 0, 0, 200, {size}), {});
+    EXPECT_EQ(x.sizes(), (at::IntArrayRef{200, 1, 28, 28}));
+    EXPECT_LE(x.abs().max().item<double>(), 1);
+    EXPECT_NEAR(x.mean().item<double>(), -0.75, 0.08) << "ink of digits";
+  }
+}
+
 TEST(models_generator_plain, MlpAndVaeDecoders) {
   const RandomStreams s(3);
   ParameterSet mlp;
