@@ -155,7 +155,7 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   const Outcome methods = run(cat("sweep recipes/methods-mnist-ink.toml --vary method.name=log-variance,draft --budget 1000 --no-check --set batch=4 --set item=2 --set sampler.steps=3 --set evaluation.base_samples=4 --set evaluation.samples=2 --set evaluation.every=0 --set train.warmup=0 --out ", dir.path().string(), "/m"));
   EXPECT_EQ(methods.code, 0) << methods.err;
   const auto rows = nlohmann::json::parse(read_file(dir / "m/sweep.json"));
-  EXPECT_EQ(rows[0]["steps"], "16");  // (3 + 3 + 3 + 2 x 3) x 4 = 60 a step
+  EXPECT_EQ(rows[0]["steps"], "20");  // (3 + 3 + 2 x 3) x 4 = 48 a step
   EXPECT_EQ(rows[1]["steps"], "50");  // (3 + 2) x 4 = 20
   expect_message(run("sweep recipes/mnist-ink.toml --dry-run --together --vary reward[0].scale=4,8 --vary train.beta2=0.9"), 2, "has 2 values");
 }

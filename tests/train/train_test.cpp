@@ -202,8 +202,8 @@ TEST(train_finetune, EvaluationsPerIterationAreLogged) {
 
 // The table of docs/methods.md: 5 sampler steps, 4 noisings; a backward pass counts twice.
 TEST(train_finetune, EvaluationsOfEveryMethodAreThoseDocumented) {
-  const std::map<std::string, double> expected{{"discrete-adjoint", 10 + 2 * 5}, {"log-variance", 15 + 2 * 5}, {"trajectory-balance", 15 + 2 * 5}, {"cross-entropy", 15 + 2 * 5}, {"flow-grpo", 15 + 2 * 5}, {"rwr", 9 + 2 * 4},
-                                               {"best-of-group", 9 + 2 * 4}, {"diffusion-nft", 13 + 2 * 4}, {"advantage-flow", 13 + 2 * 4}, {"ram", 17 + 2 * 4}, {"dpo", 13 + 2 * 4}, {"draft", 5 + 2}, {"basic-adjoint-matching", 5 + 5 + 2 * 2 * 4 + 5 + 2 * 5}, {"efficient-adjoint-matching", 5 + 1 + 4 + 2 * 4}, {"draft-lv", 7 + 2 * 3}, {"leap-align", 7 + 2 * 2}};
+  const std::map<std::string, double> expected{{"discrete-adjoint", 10 + 2 * 5}, {"log-variance", 10 + 2 * 5}, {"trajectory-balance", 10 + 2 * 5}, {"cross-entropy", 10 + 2 * 5}, {"flow-grpo", 10 + 2 * 5}, {"rwr", 9 + 2 * 4},
+                                               {"best-of-group", 9 + 2 * 4}, {"diffusion-nft", 9 + 2 * 4}, {"advantage-flow", 9 + 2 * 4}, {"ram", 13 + 2 * 4}, {"dpo", 13 + 2 * 4}, {"draft", 5 + 2}, {"basic-adjoint-matching", 5 + 5 + 2 * 2 * 4 + 2 * 5}, {"efficient-adjoint-matching", 5 + 1 + 4 + 2 * 4}, {"draft-lv", 7 + 2 * 3}, {"leap-align", 7 + 2 * 2}};
   const test::TempDir dir;
   for (const auto& [name, evaluations] : expected) {
     FinetuneConfig config = small_run(dir);

@@ -54,20 +54,23 @@ EndpointRegression::EndpointRegression(std::string method, EndpointConfig config
   if ((method_ == "dpo" || method_ == "best-of-group") && config_.advantage.group < 2) fail(ErrorKind::kConfig, method_ + " compares samples: method.group must be 2 or more");
 }
 
-Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool) {
+Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) {
   const at::NoGradGuard no_grad;
   const auto key = static_cast<std::uint32_t>(step);
   Batch batch;
   batch.first = first, batch.n = n;
   batch.labels = compares() ? grouped(context.labels, config_.advantage.group)(first, n) : context.labels(first, n);
   const Condition condition{batch.labels};
-  const bool paths = config_.weights == "path";
   const VelocityField& sampler = config_.rollouts == "base" ? *context.policy.base : context.policy.collector();
-  const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
-  RolloutOptions options;
-  options.keep_states = options.keep_velocities = options.keep_noises = paths;
-  const Trajectory path = rollout(sampler, context.table, x_0, condition, keyed_noise(context.streams, key, first, x_0), options);
-  const at::Tensor& x_1 = path.last;
+  at::Tensor x_1, log_ratio;
+  if (config_.weights == "path") {
+    Batch walked = collect_paths(context, step, first, n, batch.labels, {}, will_reuse);
+    log_ratio = measure_against_base(context, walked);
+    x_1 = walked.states.back(), batch.control_cost = walked.control_cost;
+  } else {
+    const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
+    x_1 = rollout(sampler, context.table, x_0, condition, keyed_noise(context.streams, key, first, x_0)).last;
+  }
   at::Tensor end_adjoint;  // grad r + s_base + x_1 at the end point: minus the adjoint of the linear base there
   if (linear_base()) {
     ScoreAndGradient result = context.reward.score_and_gradient(x_1, batch.labels);
@@ -79,15 +82,7 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
     batch.rewards = context.reward.score(x_1, batch.labels);
   }
   batch.log_weights = config_.tau * batch.rewards.to(at::kDouble);
-  if (paths) {
-    batch.control_cost = at::zeros({n}, batch.rewards.options());
-    for (std::size_t k = 0; k < context.table.steps.size(); ++k) {
-      const Transition& s = context.table.steps[k];
-      const at::Tensor base = context.policy.base->velocity(path.states[k], time_tensor(s.t, x_0), condition);
-      batch.control_cost += control_cost(s, path.velocities[k], base).to(batch.control_cost.scalar_type());
-      batch.log_weights += path_log_ratio(s, path.velocities[k], base, path.noises[k]).to(at::kDouble);
-    }
-  }
+  if (log_ratio.defined()) batch.log_weights += log_ratio;
   if (compares()) batch.advantages = advantages(batch.rewards, config_.advantage);
   // Times are stratified over the noisings of a sample. Pairs of dpo share time and noise: those of their group's first sample.
   const std::int64_t shared = method_ == "dpo" ? config_.advantage.group : 1;
@@ -108,14 +103,15 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
     } else {
       batch.targets.push_back(coefficient(&PathPoint::d_alpha) * x_1 + coefficient(&PathPoint::d_beta) * noise);
     }
-    if (needs_old()) batch.tuned_velocities.push_back(sampler.velocity(batch.states.back(), t, condition));
+    // Used once, the policy of the loss is the one that made the end points: no call of its own.
+    if (needs_old() && (will_reuse || &sampler != context.policy.tuned.get())) batch.tuned_velocities.push_back(sampler.velocity(batch.states.back(), t, condition));
     if (needs_base()) batch.base_velocities.push_back(context.policy.base->velocity(batch.states.back(), t, condition));
   }
   return batch;
 }
 
 at::Tensor EndpointRegression::per_sample(const FinetuneContext& context, const Batch& b, std::size_t j, const at::Tensor& v) const {
-  const at::Tensor& y = b.targets[j];
+  const at::Tensor &y = b.targets[j], old = b.tuned_velocities.empty() ? v.detach() : b.tuned_velocities[j];
   at::Tensor out;
   if (method_ == "rwr") {
     const at::Tensor w = at::softmax(b.log_weights, 0) * static_cast<double>(b.n);  // normalised within the piece of work
@@ -125,7 +121,7 @@ at::Tensor EndpointRegression::per_sample(const FinetuneContext& context, const 
     out = (groups == groups.amax(1, true)).to(v.scalar_type()).view({-1}) * mean_square(v - y) * static_cast<double>(config_.advantage.group);
   } else if (method_ == "diffusion-nft") {
     const double top = config_.advantage.clip > 0 ? config_.advantage.clip : 1, s = config_.strength;
-    const at::Tensor r = (b.advantages / (2 * top) + 0.5).clamp(0, 1), &old = b.tuned_velocities[j];
+    const at::Tensor r = (b.advantages / (2 * top) + 0.5).clamp(0, 1);
     const at::Tensor plus = s * v + (1 - s) * old, minus = (1 + s) * old - s * v;
     at::Tensor good = mean_square(plus - y), bad = mean_square(minus - y);
     if (config_.self_weight) {
@@ -133,12 +129,12 @@ at::Tensor EndpointRegression::per_sample(const FinetuneContext& context, const 
     }
     out = top / s * (r * good + (1 - r) * bad);
   } else if (method_ == "advantage-flow") {
-    out = b.advantages * mean_square(v - y) + config_.gamma * mean_square(v - b.tuned_velocities[j]);
+    out = b.advantages * mean_square(v - y) + config_.gamma * mean_square(v - old);
     if (config_.self_weight) out = out / (v - y).detach().flatten(1).abs().mean(1).clamp_min(1e-5);
   } else if (linear_base()) {
     out = mean_square(v - y);
   } else if (method_ == "ram") {
-    out = mean_square(v - (b.base_velocities[j] + wide(config_.strength * b.advantages, v) * (y - b.tuned_velocities[j])));
+    out = mean_square(v - (b.base_velocities[j] + wide(config_.strength * b.advantages, v) * (y - old)));
   } else {
     const at::Tensor e = mean_square(v - y) - mean_square(b.base_velocities[j] - y), r = b.rewards.view({-1, config_.advantage.group});
     const at::Tensor best = r.argmax(1, true), worst = r.argmin(1, true), groups = e.view({-1, config_.advantage.group});

@@ -70,8 +70,14 @@ class FinetuneMethod {
   virtual void restore(const ParameterSet& /*state*/) {}
 };
 
-// Velocities of the tuned model at the states 0..K-1 of a batch, with graph, in one call.
-std::vector<at::Tensor> velocities_along(const FinetuneContext& context, const Batch& batch);
+// Paths of the collecting policy: states, velocities, noises. `with_graph` [K]: steps whose velocity keeps its graph for the loss, which
+// then needs no second call; ignored when the batch is reused or collected by another field than the tuned one.
+Batch collect_paths(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, const at::Tensor& labels, std::vector<bool> with_graph, bool will_reuse);
+// Base velocities along a batch's paths, its control cost, and log dP_base/dP of its paths, [n] double.
+at::Tensor measure_against_base(const FinetuneContext& context, Batch& batch);
+// Velocities of the tuned model at the states of these steps, with graph: kept ones, or one call for all.
+std::vector<at::Tensor> velocities_along(const FinetuneContext& context, const Batch& batch, const std::vector<std::int64_t>& steps);
+std::vector<std::int64_t> all_steps(const TransitionTable& table);  // 0..K-1
 
 // What every method logs of a batch: rewards, their deviation and, where it is known, the control cost.
 void add_batch_metrics(LossReport& report, const Batch& batch);

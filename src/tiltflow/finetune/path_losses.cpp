@@ -35,33 +35,17 @@ void PathLoss::begin_step(const FinetuneContext& context, std::int64_t, std::int
   for (const Transition& s : context.table.steps) if (!(s.s > 0)) fail(ErrorKind::kConfig, cat(method_, " needs noise in every step; sampler ", context.table.name, " has none at t = ", s.t), "use auto, euler, exponential or ancestral");
 }
 
-Batch PathLoss::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool) {
+Batch PathLoss::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) {
+  Batch batch = collect_paths(context, step, first, n, context.labels(first, n), std::vector<bool>(context.table.steps.size(), true), will_reuse);
   const at::NoGradGuard no_grad;
-  const auto key = static_cast<std::uint32_t>(step);
-  Batch batch;
-  batch.first = first, batch.n = n;
-  batch.labels = context.labels(first, n);
-  const Condition condition{batch.labels};
-  const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
-  RolloutOptions options;
-  options.keep_states = options.keep_velocities = options.keep_noises = true;
-  Trajectory path = rollout(context.policy.collector(), context.table, x_0, condition, keyed_noise(context.streams, key, first, x_0), options);
-  batch.states = std::move(path.states), batch.tuned_velocities = std::move(path.velocities), batch.noises = std::move(path.noises);
   batch.rewards = context.reward.score(batch.states.back(), batch.labels);
-  batch.control_cost = at::zeros({n}, batch.rewards.options());
-  batch.log_weights = batch.rewards.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true);  // r - log dP_old/dP
-  for (std::size_t k = 0; k < context.table.steps.size(); ++k) {
-    const Transition& s = context.table.steps[k];
-    batch.base_velocities.push_back(context.policy.base->velocity(batch.states[k], time_tensor(s.t, x_0), condition));
-    batch.control_cost += control_cost(s, batch.tuned_velocities[k], batch.base_velocities[k]).to(batch.control_cost.scalar_type());
-    batch.log_weights += path_log_ratio(s, batch.tuned_velocities[k], batch.base_velocities[k], batch.noises[k]).to(at::kDouble);
-  }
+  batch.log_weights = measure_against_base(context, batch) + batch.rewards;  // r - log dP_old/dP
   return batch;
 }
 
 LossReport PathLoss::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
   const std::vector<Transition>& steps = context.table.steps;
-  const std::vector<at::Tensor> v = velocities_along(context, batch);
+  const std::vector<at::Tensor> v = velocities_along(context, batch, all_steps(context.table));
   at::Tensor log_ratio = at::zeros({batch.n}, batch.rewards.options());  // log dP_u/dP on the collected paths
   for (std::size_t k = 0; k < steps.size(); ++k) {
     const double scale = steps[k].c / steps[k].s;

@@ -24,48 +24,37 @@ void PolicyGradient::begin_step(const FinetuneContext& context, std::int64_t ste
   subset_ = context.streams.choose(Purpose::kSubset, static_cast<std::uint32_t>(step), 0, steps, config_.loss_steps == 0 ? steps : std::min(config_.loss_steps, steps));
 }
 
-Batch PolicyGradient::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool) {
+double PolicyGradient::share_of(const Batch& batch) const { return config_.density == "mean" ? 1.0 / static_cast<double>(batch.states[0][0].numel()) : 1.0; }
+
+Batch PolicyGradient::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) {
+  std::vector<bool> graphs(context.table.steps.size(), false);
+  for (const std::int64_t k : subset_) graphs[static_cast<std::size_t>(k)] = true;
+  Batch batch = collect_paths(context, step, first, n, grouped(context.labels, config_.advantage.group)(first, n), std::move(graphs), will_reuse);
   const at::NoGradGuard no_grad;
-  const auto key = static_cast<std::uint32_t>(step);
-  Batch batch;
-  batch.first = first, batch.n = n;
-  batch.labels = grouped(context.labels, config_.advantage.group)(first, n);
-  const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
-  RolloutOptions options;
-  options.keep_states = options.keep_velocities = true;
-  Trajectory path = rollout(context.policy.collector(), context.table, x_0, Condition{batch.labels}, keyed_noise(context.streams, key, first, x_0), options);
-  batch.states = std::move(path.states), batch.tuned_velocities = std::move(path.velocities);
   batch.rewards = context.reward.score(batch.states.back(), batch.labels);
   batch.advantages = advantages(batch.rewards, config_.advantage);
   if (!config_.kl_to_go || config_.kl <= 0) return batch;
+  measure_against_base(context, batch);
   at::Tensor later = at::zeros({n}, batch.rewards.options());  // KL of the steps after k, less its mean over the batch
   batch.targets.resize(context.table.steps.size());
   for (std::size_t k = context.table.steps.size(); k-- > 0;) {
-    const Transition& s = context.table.steps[k];
     batch.targets[k] = later - later.mean();
-    later = later + control_cost(s, batch.tuned_velocities[k], context.policy.base->velocity(batch.states[k], time_tensor(s.t, x_0), Condition{batch.labels})) * (config_.density == "mean" ? 1.0 / static_cast<double>(x_0[0].numel()) : 1.0);
+    later = later + control_cost(context.table.steps[k], batch.tuned_velocities[k], batch.base_velocities[k]) * share_of(batch);
   }
-  batch.control_cost = later * (config_.density == "mean" ? static_cast<double>(x_0[0].numel()) : 1.0);
   return batch;
 }
 
 LossReport PolicyGradient::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
-  std::vector<at::Tensor> states, times, labels;
-  for (const std::int64_t k : subset_) {
-    states.push_back(batch.states[static_cast<std::size_t>(k)]);
-    times.push_back(time_tensor(context.table.steps[static_cast<std::size_t>(k)].t, states.back()));
-    if (batch.labels.defined()) labels.push_back(batch.labels);
-  }
-  const Condition condition{labels.empty() ? at::Tensor() : at::cat(labels)};
-  const at::Tensor all = at::cat(states), t = at::cat(times);
-  const std::vector<std::int64_t> sizes(subset_.size(), batch.n);
-  const std::vector<at::Tensor> v = context.policy.tuned->velocity(all, t, condition).split_with_sizes(sizes);
+  const std::vector<at::Tensor> v = velocities_along(context, batch, subset_);
+  const double share = share_of(batch), scale = 1.0 / static_cast<double>(total * static_cast<std::int64_t>(subset_.size()));
   std::vector<at::Tensor> base;
   if (config_.kl > 0) {
     const at::NoGradGuard no_grad;
-    base = context.policy.base->velocity(all, t, condition).split_with_sizes(sizes);
+    for (const std::int64_t step : subset_) {
+      const auto k = static_cast<std::size_t>(step);
+      base.push_back(!batch.base_velocities.empty() ? batch.base_velocities[k] : context.policy.base->velocity(batch.states[k], time_tensor(context.table.steps[k].t, batch.states[k]), Condition{batch.labels}));
+    }
   }
-  const double entries = static_cast<double>(batch.states[0][0].numel()), share = config_.density == "mean" ? 1 / entries : 1, scale = 1.0 / static_cast<double>(total * static_cast<std::int64_t>(subset_.size()));
   LossReport report;
   for (std::size_t i = 0; i < subset_.size(); ++i) {
     const auto k = static_cast<std::size_t>(subset_[i]);

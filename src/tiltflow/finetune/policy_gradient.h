@@ -16,7 +16,7 @@ struct PolicyGradientConfig {
   double clip = 1e-4;               // c; 0 = none. Belongs to mean densities
   std::string density = "mean";     // of log-densities over the sample's entries: mean, as published, or sum
   double kl = 0.04;                 // weight of the exact KL of a step (summed over entries with "sum", averaged with "mean")
-  bool kl_to_go = false;            // the KL of later steps counts against a step's advantage: the gradient of E[r - kl KL] itself. Costs K base calls
+  bool kl_to_go = false;            // the KL of later steps counts against a step's advantage: the gradient of E[r - kl KL] itself. Costs K base calls instead of n
 };
 void bind(Fields& f, PolicyGradientConfig& c);
 
@@ -32,6 +32,7 @@ class PolicyGradient final : public FinetuneMethod {
   void end_step(std::map<std::string, double>& metrics) override { finish_batch_metrics(metrics); }
 
  private:
+  double share_of(const Batch& batch) const;  // of an entry in a step's density and KL
   PolicyGradientConfig config_;
   std::vector<std::int64_t> subset_;
 };
