@@ -92,11 +92,7 @@ int tune(const Options& o) {
   if (c.sft.assigned.empty()) fail(ErrorKind::kConfig, "sft.assigned is missing", "the folder of `tiltflow assign`, e.g. --set sft.assigned=runs/my-assign");
   const std::shared_ptr<const Generator> generator = open_generator(c.generator, l.runtime);
   std::shared_ptr<const Generator> anchor;
-  if (!c.sft.anchor_file.empty()) {
-    GeneratorConfig file = c.generator;
-    file.file = c.sft.anchor_file;
-    anchor = open_generator(file, l.runtime);
-  }
+  if (!c.sft.anchor_file.empty()) anchor = open_generator_file(c.generator, c.sft.anchor_file, c.generator.section, l.runtime);
   const AssignedSet pairs = read_assigned(c.sft.assigned);
   {
     const SftObjective check(generator, generator, pairs, c.sft, static_cast<std::uint64_t>(c.seed));  // refuses what does not fit before a folder is made
@@ -167,7 +163,7 @@ int align(const Options& o) {
     tensors.add("eps", r.eps), tensors.add("noise", r.noise), tensors.add("maps", r.maps);
     if (r.labels.defined()) tensors.add("label", r.labels);
     write_safetensors(l.out / (name + ".safetensors"), tensors);
-    if (const auto shape = generator->sample_shape(); shape.size() == 3 && (shape[0] == 1 || shape[0] == 3)) {
+    if (is_picture(generator->sample_shape())) {
       const at::NoGradGuard no_grad;
       const at::Tensor both = at::stack({generator->generate(r.eps, r.labels), generator->generate(r.noise, r.labels)}, 1).flatten(0, 1);
       write_png(l.out / (name + "-before-after.png"), image_grid((both + 1) / 2, 16), {{"Software", "tiltflow"}});

@@ -171,6 +171,32 @@ TEST(noise_assign, TransportUsesExactlyThePool) {
   EXPECT_EQ(noise_report(base, kStreams).verdict, "consistent with N(0, I)");
 }
 
+TEST(noise_assign, TransportBlocksPoolsAndFeatures) {
+  const auto g = toy(9, 1.0);
+  const AssignTargets targets = targets_of(*g, kStreams.normal(Purpose::kExact, 0, 0, 0, 64, {9}));
+  const auto run = [&](auto change, const FeatureFunction& features = {}) {
+    AssignConfig c;
+    c.init = "transport", c.steps = 0;
+    change(c);
+    const Assigner assigner(*g, c, kStreams, features);
+    const at::Tensor base = assigner.transport(targets, 0);
+    return assigner.assign(targets, 0, base).loss.mean().item<double>();
+  };
+  const double whole = run([](AssignConfig&) {});
+  EXPECT_GT(run([](AssignConfig& c) { c.block = 8; }), whole);           // smaller problems, less choice
+  EXPECT_LT(run([](AssignConfig& c) { c.pool = 4; }), 0.8 * whole);      // more noises to choose from
+  EXPECT_LT(run([](AssignConfig& c) { c.init = "sinkhorn"; }), 1.3 * whole);
+  EXPECT_GT(run([](AssignConfig& c) { c.loss.l1 = 1; }), whole);
+  // A feature that sees the first row of pixels only: its distance is what is minimised.
+  const FeatureFunction row = [](const at::Tensor& x) { return x.select(2, 0).flatten(1); };
+  AssignConfig c;
+  c.loss.mse = 0, c.loss.feature = 1, c.steps = 80;
+  const AssignResult r = Assigner(*g, c, kStreams, row).assign(targets, 0);
+  const at::Tensor off = ((g->generate(r.noise, {}) - targets.images) / 2).square();
+  EXPECT_NEAR(off.select(2, 0).mean().item<double>(), r.loss.mean().item<double>(), 1e-5);
+  EXPECT_LT(off.select(2, 0).mean().item<double>(), 0.1 * off.mean().item<double>());
+}
+
 TEST(noise_assign, TheReferenceCurveIsReproduced) {
   const auto meta = nlohmann::json::parse(read_file(test::golden_onestep("meta.json"))).at("inversion");
   for (const std::string name : {"mnist", "cifar"}) {

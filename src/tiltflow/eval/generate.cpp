@@ -56,7 +56,7 @@ bool prepare(const GenerateOptions& o) {
   return true;
 }
 
-bool is_image(const at::Tensor& x) { return x.dim() == 4 && (x.size(1) == 1 || x.size(1) == 3); }
+bool is_image(const at::Tensor& x) { return x.dim() == 4 && is_picture(x.sizes().slice(1)); }
 
 void write_pictures(const Part& part, const at::Tensor& images, const GenerateOptions& o) {
   parallel_chunks(images.size(0), 16, [&](std::int64_t begin, std::int64_t end) {

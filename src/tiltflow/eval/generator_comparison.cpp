@@ -23,11 +23,11 @@ using Figures = std::vector<std::pair<std::string, std::optional<Estimate>>>;
 
 at::Tensor images_of(const Generator& g, const at::Tensor& z, const at::Tensor& labels) {  // in [0, 1], in pieces on all cores
   const at::NoGradGuard no_grad;
-  std::vector<std::int64_t> shape = g.sample_shape(), noise = g.noise_shape();
-  shape.insert(shape.begin(), z.size(0)), noise.insert(noise.begin(), z.size(0));
-  const at::Tensor out = at::empty(shape), rows = z.view(noise);
+  std::vector<std::int64_t> shape = g.sample_shape();
+  shape.insert(shape.begin(), z.size(0));
+  const at::Tensor out = at::empty(shape);
   parallel_chunks(z.size(0), 32, [&](std::int64_t begin, std::int64_t end) {
-    const at::Tensor made = g.generate(rows.slice(0, begin, end), labels.defined() ? labels.slice(0, begin, end) : at::Tensor());
+    const at::Tensor made = generate_rows(g, z.slice(0, begin, end), labels.defined() ? labels.slice(0, begin, end) : at::Tensor());
     out.slice(0, begin, end).copy_(made.add(1).div(2).clamp(0, 1));
   });
   return out;
@@ -69,8 +69,7 @@ Figures measure(const Bench& b, const Generator& g, const std::optional<Assigned
   const AssignConfig& c = b.config.assign;
   Figures out;
   if (pairs) {
-    const at::Tensor labels = g.classes() > 0 ? pairs->labels : at::Tensor();
-    out.emplace_back("matched error", mean_square(images_of(g, pairs->noise, labels) * 2, pairs->images.to(at::kFloat).div(127.5)));
+    out.emplace_back("matched error", mean_square(images_of(g, pairs->noise, pairs->labels) * 2, pairs->images.to(at::kFloat).div(127.5)));
   } else if (!b.options.pairs.empty()) {
     out.emplace_back("matched error", std::nullopt);
   }
@@ -135,11 +134,7 @@ GeneratorComparison compare_generators(const OneStepConfig& config, const Genera
   if (o.entries.empty()) fail(ErrorKind::kConfig, "nothing to compare", "give generators as NAME=FILE, the base first");
   if (config.targets.format == "pairs") fail(ErrorKind::kConfig, "a list of pairs has no test split to compare on", "use targets.format idx, cifar or folder");
   const ModelRuntime runtime = apply(config.compute);
-  const auto open = [&](const GeneratorEntry& entry) {
-    GeneratorConfig file = config.generator;
-    file.file = entry.file.string(), file.section.clear();
-    return open_generator(file, runtime);
-  };
+  const auto open = [&](const GeneratorEntry& entry) { return open_generator_file(config.generator, entry.file, "", runtime); };
   const auto base = open(o.entries.front());
   Bench b{config, o, o.judge.empty() ? nullptr : load_classifier(o.judge), RandomStreams(static_cast<std::uint64_t>(config.seed) + 1), {}, {}, {}, {}, {}, 1};
   if (b.judge) {
@@ -222,7 +217,7 @@ std::string to_html(const GeneratorComparison& c) {
                          " held-out targets. Errors are mean squares of pictures in [-1, 1]; the variance within classes is relative to real pictures. Figures with a standard error over runs where there are several, else over samples. ", html_escape(conclusion(c)), "</p>", html_table(cells(c)));
   for (const ComparedGenerator& row : c.rows) {
     const at::Tensor shown = row.samples.narrow(0, 0, std::min<std::int64_t>(40, row.samples.size(0)));
-    if (shown.dim() != 4 || (shown.size(1) != 1 && shown.size(1) != 3)) continue;
+    if (shown.dim() != 4 || !is_picture(shown.sizes().slice(1))) continue;
     body += cat("<h2>", html_escape(row.name), "</h2><figure><img alt='samples of ", html_escape(row.name), "' src='data:image/png;base64,", base64(encode_png(image_grid(shown, 20))), "'/></figure>");
   }
   return html_page("tiltflow: one-step generators", body);

@@ -105,6 +105,9 @@ bool is_picture(const fs::path& file) {
 
 }  // namespace
 
+at::Tensor state_of_bytes(const at::Tensor& bytes) { return bytes.to(at::kFloat).div(255).mul(2).sub(1); }
+at::Tensor bytes_of_state(const at::Tensor& state) { return state.add(1).mul(127.5).round().clamp(0, 255).to(at::kByte); }
+
 PictureList list_pictures(const DatasetConfig& config, const std::string& split) {
   fs::path folder = config.path;
   if (fs::is_directory(folder / split)) folder /= split;

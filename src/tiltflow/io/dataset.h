@@ -59,6 +59,9 @@ struct PictureList {
   std::vector<std::string> class_names;
 };
 PictureList list_pictures(const DatasetConfig& config, const std::string& split);
+// Bytes of pictures as a model sees them, in [-1, 1], and back (rounded, clamped).
+at::Tensor state_of_bytes(const at::Tensor& bytes);
+at::Tensor bytes_of_state(const at::Tensor& state);
 at::Tensor read_picture(const std::filesystem::path& file, std::int64_t size);  // [C, H, W] uint8; size > 0: its central square. Throws kBadFile
 
 // `format`: "idx" (folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]), "cifar" (folder with *train*.bin[.gz]

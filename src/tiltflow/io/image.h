@@ -24,4 +24,7 @@ at::Tensor image_grid(const at::Tensor& images, int columns = 8, const std::vect
 // Nearest-neighbour enlargement by a whole factor.
 at::Tensor enlarge(const at::Tensor& image, int factor);
 
+// Can samples of this shape (without the batch dimension) be shown: grey or colour pictures?
+inline bool is_picture(at::IntArrayRef shape) { return shape.size() == 3 && (shape[0] == 1 || shape[0] == 3); }
+
 }  // namespace tiltflow

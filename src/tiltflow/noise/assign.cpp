@@ -106,15 +106,9 @@ Assigner::Assigner(const Generator& generator, AssignConfig config, RandomStream
   }
 }
 
-at::Tensor Assigner::generate(const at::Tensor& z, const at::Tensor& labels) const {
-  std::vector<std::int64_t> shape = generator_.noise_shape();
-  shape.insert(shape.begin(), z.size(0));
-  return generator_.generate(z.view(shape), labels);
-}
-
 at::Tensor Assigner::losses(const at::Tensor& z, const at::Tensor& eps, const AssignTargets& t) const {
   const AssignLossConfig& w = config_.loss;
-  const at::Tensor images = generate(z, t.labels), difference = (images - t.images).flatten(1);
+  const at::Tensor images = generate_rows(generator_, z, t.labels), difference = (images - t.images).flatten(1);
   at::Tensor loss = at::zeros({z.size(0)}, z.options());
   if (w.mse > 0) loss = loss + w.mse * difference.square().mean(1);
   if (w.l1 > 0) loss = loss + w.l1 * difference.abs().mean(1);
@@ -199,13 +193,14 @@ void Assigner::refine(Rows& rows, const AssignTargets& targets, AssignResult& co
 AssignResult Assigner::assign(const AssignTargets& targets, std::uint32_t round, const at::Tensor& base, const at::Tensor& warm) const {
   const std::int64_t n = targets.images.size(0);
   AssignResult out;
-  // Starts: given ones, or the best of `screen` random ones.
+  // Starts: given ones, or the best of `screen` random ones. Their losses are known before the search, which only replaces them by better ones.
+  at::Tensor start_loss;  // [n, starts]
   const std::int64_t starts = base.defined() ? 1 : std::min(config_.restarts, config_.screen);
   Rows rows;
   rows.target = at::arange(n, at::kLong).repeat_interleave(starts);
   if (base.defined()) {
     rows.eps = base.to(at::kFloat).contiguous();
-    out.start_loss = evaluate(warm.defined() ? warm : rows.eps, rows.eps, targets), out.forwards += n;
+    out.start_loss = evaluate(warm.defined() ? warm : rows.eps, rows.eps, targets), out.forwards += n, start_loss = out.start_loss.unsqueeze(1);
   } else {
     std::vector<at::Tensor> each;  // noise of target i and start s: keyed by the target alone
     for (std::int64_t i = 0; i < n; ++i) {
@@ -219,14 +214,15 @@ AssignResult Assigner::assign(const AssignTargets& targets, std::uint32_t round,
     const at::Tensor flat = all.view({n * config_.screen, size_}), loss = evaluate(flat, flat, select(targets, owner)).view({n, config_.screen});
     out.forwards += n * config_.screen, out.start_loss = loss.select(1, 0).clone();
     const at::Tensor chosen = std::get<1>(loss.sort(std::optional<bool>(true), 1, /*descending=*/false)).narrow(1, 0, starts);  // [n, starts]
+    start_loss = loss.gather(1, chosen);
     rows.eps = all.gather(1, chosen.unsqueeze(2).expand({n, starts, size_})).view({n * starts, size_}).contiguous();
   }
   const at::Tensor start = warm.defined() ? warm.to(at::kFloat) : rows.eps;
   rows.best_noise = start.clone();
-  rows.best_loss = at::full({n * starts}, std::numeric_limits<double>::infinity(), at::kDouble);
+  rows.best_loss = at::where(at::isfinite(start_loss), start_loss, at::full_like(start_loss, std::numeric_limits<double>::infinity())).reshape({n * starts}).contiguous();
   if (rotation_ && warm.defined()) fail(ErrorKind::kConfig, cat("a warm start needs map = \"sphere\" or \"free\", not \"", config_.map, "\""));
   rows.parameters = rotation_ ? rotation_->initial(streams_, 0, 1).expand(at::IntArrayRef(rotation_->initial(streams_, 0, n * starts).sizes())).contiguous() : start.clone();
-  refine(rows, targets, out);
+  if (config_.steps > 0) refine(rows, targets, out);
   const at::Tensor table = rows.best_loss.view({n, starts}), best = table.argmin(1, true);
   const at::Tensor pick = (best.squeeze(1) + at::arange(n, at::kLong) * starts);
   out.loss = rows.best_loss.index_select(0, pick), out.noise = rows.best_noise.index_select(0, pick), out.base = rows.eps.index_select(0, pick);
@@ -251,7 +247,7 @@ at::Tensor Assigner::transport(const AssignTargets& targets, std::uint32_t round
       const at::Tensor images = at::empty(shape), all = at::arange(count, at::kLong);
       parallel_chunks(count, config_.tile, [&](std::int64_t first, std::int64_t end) {
         const at::Tensor labels = groups > 1 ? at::full({config_.tile}, label, at::kLong) : at::Tensor();
-        images.narrow(0, first, end - first).copy_(generate(pool.index_select(0, tile_of(all, first, config_.tile)), labels).narrow(0, 0, end - first));
+        images.narrow(0, first, end - first).copy_(generate_rows(generator_, pool.index_select(0, tile_of(all, first, config_.tile)), labels).narrow(0, 0, end - first));
       });
       const AssignTargets part = select(targets, block);
       const auto squared = [](const at::Tensor& a, const at::Tensor& b) {  // mean squared difference of every pair

@@ -70,7 +70,6 @@ class Assigner {
 
  private:
   struct Rows;
-  at::Tensor generate(const at::Tensor& z, const at::Tensor& labels) const;
   at::Tensor map(const at::Tensor& parameters, const at::Tensor& eps) const;
   void refine(Rows& rows, const AssignTargets& targets, AssignResult& counts) const;
 

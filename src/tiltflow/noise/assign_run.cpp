@@ -19,9 +19,6 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-at::Tensor as_state(const at::Tensor& bytes) { return bytes.to(at::kFloat).div(255).mul(2).sub(1); }
-at::Tensor as_bytes(const at::Tensor& state) { return state.add(1).mul(127.5).round().clamp(0, 255).to(at::kByte); }
-
 std::string lane(std::int64_t shard, std::int64_t shards) { return shards == 1 ? "" : cat("-", shard, "-of-", shards); }
 
 // The readable targets at these positions; the others become failures of the store.
@@ -79,9 +76,7 @@ at::Tensor transported(const Generator& generator, const Assigner& assigner, con
 
 at::Tensor reconstruct(const Generator& generator, const at::Tensor& noise, const at::Tensor& labels) {
   const at::NoGradGuard no_grad;
-  std::vector<std::int64_t> shape = generator.noise_shape();
-  shape.insert(shape.begin(), noise.size(0));
-  return generator.generate(noise.view(shape), generator.classes() > 0 ? labels : at::Tensor());
+  return generate_rows(generator, noise, labels);
 }
 
 void pack(const Generator& generator, const std::vector<Target>& targets, const std::vector<AssignStore>& stores, const AssignRunOptions& o, const RandomStreams& streams, AssignSummary& summary) {
@@ -101,7 +96,7 @@ void pack(const Generator& generator, const std::vector<Target>& targets, const 
       }
       const at::Tensor both = each.row(static_cast<std::int64_t>(i));
       base.push_back(both[0]), noise.push_back(both[1]), labels.push_back(r.label), ids.push_back(targets[i].id), losses.push_back(r.loss), starts.push_back(r.start_loss);
-      images.push_back(as_bytes(read_target(targets[i], generator).image));
+      images.push_back(bytes_of_state(read_target(targets[i], generator).image));
       manifest += Json{{"id", targets[i].id}, {"name", targets[i].name}, {"label", r.label}, {"loss", json_number(r.loss)}, {"start_loss", json_number(r.start_loss)}}.dump() + "\n";
     }
   }
@@ -116,8 +111,8 @@ void pack(const Generator& generator, const std::vector<Target>& targets, const 
     summary.loss_se = summary.assigned > 1 ? set.loss.std().item<double>() / std::sqrt(static_cast<double>(summary.assigned)) : 0;
     json["loss"] = summary.loss, json["loss_se"] = summary.loss_se, json["start_loss"] = summary.start_loss;
     const std::int64_t shown = std::min<std::int64_t>(32, summary.assigned);
-    const at::Tensor made = reconstruct(generator, set.noise.narrow(0, 0, shown), set.labels.narrow(0, 0, shown)), wanted = as_state(set.images.narrow(0, 0, shown));
-    if (made.dim() == 4 && (made.size(1) == 1 || made.size(1) == 3)) {
+    const at::Tensor made = reconstruct(generator, set.noise.narrow(0, 0, shown), set.labels.narrow(0, 0, shown)), wanted = state_of_bytes(set.images.narrow(0, 0, shown));
+    if (is_picture(generator.sample_shape())) {
       const at::Tensor both = at::stack({wanted, made}, 1).flatten(0, 1);  // target, its reconstruction, the next target, ...
       write_png(o.out / "pairs.png", image_grid((both + 1) / 2, 16), {{"Software", "tiltflow"}});
     }
@@ -132,7 +127,7 @@ void pack(const Generator& generator, const std::vector<Target>& targets, const 
 
 }  // namespace
 
-AssignTargets AssignedSet::targets() const { return {as_state(images), labels, ids}; }
+AssignTargets AssignedSet::targets() const { return {state_of_bytes(images), labels, ids}; }
 
 void write_assigned(const fs::path& file, const AssignedSet& s) {
   ParameterSet tensors;

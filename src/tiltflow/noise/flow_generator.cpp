@@ -107,6 +107,11 @@ std::unique_ptr<Generator> open_generator(const GeneratorConfig& c, ModelRuntime
   return flow_generator(loaded.model, loaded.path, loaded.prediction, c.solver, c.steps);
 }
 
+std::unique_ptr<Generator> open_generator_file(GeneratorConfig config, const std::filesystem::path& file, const std::string& section, ModelRuntime runtime) {
+  config.file = file.string(), config.section = section;
+  return open_generator(config, runtime);
+}
+
 void save_any_generator(const std::filesystem::path& file, const Generator& generator, const ParameterSet& parameters) {
   if (const auto* flow = dynamic_cast<const FlowGenerator*>(&generator)) save_velocity_model(file, flow->model(), parameters, flow->metadata());
   else if (const auto* discrete = dynamic_cast<const NoisePredictionGenerator*>(&generator)) save_velocity_model(file, discrete->model(), parameters, {{"tiltflow.prediction", "noise"}});

@@ -26,6 +26,9 @@ void bind(Fields& f, GeneratorConfig& c);
 // Throws kBadFile for files that are neither, kConfig for solvers that are not deterministic with a fixed number of steps.
 std::unique_ptr<Generator> open_generator(const GeneratorConfig& config, ModelRuntime runtime = {});
 
+// The same kind of generator from another file; `section` as given (files tiltflow wrote have none).
+std::unique_ptr<Generator> open_generator_file(GeneratorConfig config, const std::filesystem::path& file, const std::string& section = "", ModelRuntime runtime = {});
+
 std::unique_ptr<Generator> flow_generator(std::shared_ptr<const VelocityModel> model, std::shared_ptr<const Path> path, const std::string& prediction, const std::string& solver, std::int64_t steps);
 // One step of a network that predicts noise at the whole times of a discrete schedule.
 std::unique_ptr<Generator> noise_prediction_generator(std::shared_ptr<const VelocityModel> network, const std::string& schedule, const std::string& one_step);

@@ -13,12 +13,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-at::Tensor as_state(const at::Tensor& bytes) { return bytes.to(at::kFloat).div(255).mul(2).sub(1); }
-
 std::vector<Target> from_files(const std::vector<fs::path>& files, const std::vector<std::int64_t>& labels, std::int64_t size) {
   std::vector<Target> out;
   for (std::size_t i = 0; i < files.size(); ++i) {
-    out.push_back({static_cast<std::int64_t>(i), files[i].string(), [file = files[i], size] { return as_state(read_picture(file, size)); }, [label = labels[i]] { return label; }});
+    out.push_back({static_cast<std::int64_t>(i), files[i].string(), [file = files[i], size] { return state_of_bytes(read_picture(file, size)); }, [label = labels[i]] { return label; }});
   }
   return out;
 }
@@ -40,7 +38,7 @@ std::vector<Target> from_pairs(const fs::path& folder, std::int64_t size) {
     const fs::path given = entry["image"].get<std::string>(), file = given.is_absolute() ? given : folder / given;
     const bool labelled = entry.contains("label") && entry["label"].is_number_integer();
     const std::int64_t label = labelled ? entry["label"].get<std::int64_t>() : 0;
-    out.push_back({id, given.string(), [file, size] { return as_state(read_picture(file, size)); }, [labelled, label, where]() -> std::int64_t {
+    out.push_back({id, given.string(), [file, size] { return state_of_bytes(read_picture(file, size)); }, [labelled, label, where]() -> std::int64_t {
                      if (!labelled) fail(ErrorKind::kBadFile, where + ": no whole number \"label\", which this generator needs");
                      return label;
                    }});
@@ -71,7 +69,7 @@ std::vector<Target> list_targets(const TargetsConfig& c) {
   } else {
     const auto data = std::make_shared<const ImageDataset>(read_dataset(dataset, c.split));
     for (std::int64_t i = 0; i < data->size(); ++i) {
-      all.push_back({i, cat(c.split, " ", i), [data, i] { return as_state(data->images[i]); }, [data, i] { return data->labels[i].item<std::int64_t>(); }});
+      all.push_back({i, cat(c.split, " ", i), [data, i] { return state_of_bytes(data->images[i]); }, [data, i] { return data->labels[i].item<std::int64_t>(); }});
     }
   }
   const auto size = static_cast<std::int64_t>(all.size());

@@ -68,9 +68,7 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out, co
   if (!fs::exists(stored)) write_file_atomic(stored, request);
   std::shared_ptr<const Generator> anchor = first;
   if (!config.sft.anchor_file.empty()) {
-    GeneratorConfig file = config.generator;
-    file.file = config.sft.anchor_file;
-    anchor = open_generator(file, runtime);
+    anchor = open_generator_file(config.generator, config.sft.anchor_file, config.generator.section, runtime);
   }
   std::vector<EmRound> rounds;
   std::unique_ptr<AssignedSet> before;
@@ -96,9 +94,7 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out, co
     if (!fs::exists(note)) {
       Run run(folder / "sft", request, /*resume=*/true);
       const SftResult result = sft(current, anchor, *before, c, run);
-      GeneratorConfig file = config.generator;
-      file.file = result.file.string(), file.section.clear();
-      const auto proposal = open_generator(file, runtime);
+      const auto proposal = open_generator_file(config.generator, result.file, "", runtime);
       ParameterSet accepted = current->parameters();
       round.after_train = round.after_assign, round.step = 0;
       double share = 1;
@@ -115,9 +111,7 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out, co
       const Json json = Json::parse(read_file(note));
       round.after_train = json.at("after_train").get<double>(), round.step = json.at("step").get<double>();
     }
-    GeneratorConfig file = config.generator;
-    file.file = tuned.string(), file.section.clear();
-    current = open_generator(file, runtime);
+    current = open_generator_file(config.generator, tuned, "", runtime);
     rounds.push_back(round);
     table.push_back({{"round", r}, {"after_assign", round.after_assign}, {"after_train", round.after_train}, {"step", round.step}});
     write_file_atomic(out / "em.json", table.dump(1) + "\n");

@@ -128,7 +128,7 @@ void pretrain_gan(PretrainSetup s, Run& run) {
   };
   const auto picture = [&](const Generator& generator, std::int64_t step) {
     const at::NoGradGuard no_grad;
-    if (gan.channels == 1 || gan.channels == 3) run.picture("samples", step, image_grid((generator.generate(z, labels) + 1) / 2, 8));
+    if (is_picture(generator.sample_shape())) run.picture("samples", step, image_grid((generator.generate(z, labels) + 1) / 2, 8));
   };
   TrainHooks hooks;
   hooks.label = "pretrain";

@@ -21,12 +21,6 @@ bool matches_any(const std::string& name, const std::vector<std::string>& patter
   return std::any_of(patterns.begin(), patterns.end(), [&](const std::string& p) { return matches_pattern(name, p); });
 }
 
-at::Tensor shaped(const Generator& g, const at::Tensor& z) {
-  std::vector<std::int64_t> shape = g.noise_shape();
-  shape.insert(shape.begin(), z.size(0));
-  return z.view(shape);
-}
-
 }  // namespace
 
 void bind(Fields& f, SftConfig& c) {
@@ -103,15 +97,15 @@ at::Tensor SftObjective::matched(const at::Tensor& made, const at::Tensor& wante
 }
 
 at::Tensor SftObjective::made_by(const Generator& g, const at::Tensor& z, const at::Tensor& labels, std::int64_t piece) {
-  if (config_.batch_norm == "frozen") return g.generate(shaped(g, z), labels);
-  Generator::TrainingOutput out = g.generate_in_training(shaped(g, z), labels);
+  if (config_.batch_norm == "frozen") return generate_rows(g, z, labels);
+  Generator::TrainingOutput out = g.generate_in_training(shaped_noise(g, z), labels);
   statistics_.propose(piece, std::move(out.buffers));
   return out.samples;
 }
 
 LossReport SftObjective::item(std::int64_t i) {
   const std::int64_t begin = i * config_.item, n = std::min(config_.item, config_.batch - begin);
-  const at::Tensor index = indices_.narrow(0, begin, n), wanted = pairs_.images.index_select(0, index).to(at::kFloat).div(255).mul(2).sub(1);
+  const at::Tensor index = indices_.narrow(0, begin, n), wanted = state_of_bytes(pairs_.images.index_select(0, index));
   const at::Tensor labels = base_->classes() > 0 ? pairs_.labels.index_select(0, index) : at::Tensor();
   const auto step = static_cast<std::uint32_t>(step_);
   const auto fresh = [&](std::uint32_t sub) { return streams_.normal(Purpose::kPrior, step, sub, begin, n, {noise_size(*base_)}); };
@@ -121,13 +115,13 @@ LossReport SftObjective::item(std::int64_t i) {
   at::Tensor loss = matched(made_by(*generator, z, labels, i), wanted).sum();
   report.metrics.add("matched_loss", loss.item<double>(), static_cast<double>(n));
   if (config_.preserve > 0 || config_.anchor > 0) {
-    const at::Tensor noise = fresh(1), made = generator->generate(shaped(*generator, noise), labels);
+    const at::Tensor noise = fresh(1), made = generate_rows(*generator, noise, labels);
     const auto keep = [&](const Generator& old, double weight, const char* name) {
       if (weight <= 0) return;
       at::Tensor before;
       {
         const at::NoGradGuard no_grad;
-        before = old.generate(shaped(old, noise), labels);
+        before = generate_rows(old, noise, labels);
       }
       const at::Tensor distance = (made - before).flatten(1).square().mean(1).sum();
       report.metrics.add(name, distance.item<double>(), static_cast<double>(n));
@@ -149,7 +143,7 @@ double SftObjective::validate(const ParameterSet& trained) {
   parallel_chunks(held_out_.size(0), config_.item, [&](std::int64_t begin, std::int64_t end) {
     const at::Tensor index = held_out_.narrow(0, begin, end - begin), labels = base_->classes() > 0 ? pairs_.labels.index_select(0, index) : at::Tensor();
     const at::Tensor z = config_.mode == "direct" ? streams_.normal(Purpose::kExact, 1, 0, begin, end - begin, {noise_size(*base_)}) : pairs_.noise.index_select(0, index);
-    const double part = matched(generator->generate(shaped(*generator, z), labels), pairs_.images.index_select(0, index).to(at::kFloat).div(255).mul(2).sub(1)).sum(at::kDouble).item<double>();
+    const double part = matched(generate_rows(*generator, z, labels), state_of_bytes(pairs_.images.index_select(0, index))).sum(at::kDouble).item<double>();
     const std::lock_guard lock(mutex);
     sum += part;
   });
@@ -207,8 +201,8 @@ SftResult sft(std::shared_ptr<const Generator> start, std::shared_ptr<const Gene
   const at::NoGradGuard no_grad;
   const auto tuned = base->rebind(weights);
   const at::Tensor labels = base->classes() > 0 ? pairs.labels.narrow(0, 0, shown) : at::Tensor(), z = pairs.noise.narrow(0, 0, shown), n = RandomStreams(static_cast<std::uint64_t>(config.seed)).normal(Purpose::kExact, 0, 0, 0, shown, {noise_size(*base)});
-  const auto image = [&](const Generator& g, const at::Tensor& noise) { return (g.generate(shaped(g, noise), labels) + 1) / 2; };
-  if (const auto shape = base->sample_shape(); shape.size() == 3 && (shape[0] == 1 || shape[0] == 3)) {
+  const auto image = [&](const Generator& g, const at::Tensor& noise) { return (generate_rows(g, noise, labels) + 1) / 2; };
+  if (is_picture(base->sample_shape())) {
     const at::Tensor targets = pairs.images.narrow(0, 0, shown).to(at::kFloat) / 255;
     run.picture("target-base-tuned", trained.steps, image_grid(at::stack({targets, image(*start, z), image(*tuned, z)}, 1).flatten(0, 1), 12));
     run.picture("random-base-tuned", trained.steps, image_grid(at::stack({image(*start, n), image(*tuned, n)}, 1).flatten(0, 1), 16));

@@ -85,6 +85,16 @@ ParameterSet trainable_of(const Generator& generator) {
   return out;
 }
 
+at::Tensor shaped_noise(const Generator& g, const at::Tensor& rows) {
+  std::vector<std::int64_t> shape = g.noise_shape();
+  shape.insert(shape.begin(), rows.size(0));
+  return rows.reshape(shape);
+}
+
+at::Tensor generate_rows(const Generator& g, const at::Tensor& rows, const at::Tensor& labels) {
+  return g.generate(shaped_noise(g, rows), g.classes() > 0 ? labels : at::Tensor());
+}
+
 std::int64_t noise_size(const Generator& generator) {
   std::int64_t n = 1;
   for (const std::int64_t size : generator.noise_shape()) n *= size;

@@ -35,6 +35,9 @@ class Generator {
   virtual TrainingOutput generate_in_training(const at::Tensor& z, const at::Tensor& labels) const { return {generate(z, labels), {}}; }
 };
 
+// Noise as rows [N, d] instead of [N, noise...]; labels are left out where the generator knows none.
+at::Tensor shaped_noise(const Generator& generator, const at::Tensor& rows);
+at::Tensor generate_rows(const Generator& generator, const at::Tensor& rows, const at::Tensor& labels);
 // What gradients may change: all parameters but buffers.
 ParameterSet trainable_of(const Generator& generator);
 std::int64_t noise_size(const Generator& generator);
