@@ -29,7 +29,7 @@ void add_sweep(CLI::App& program, Action& action) {
   verb->add_flag("--no-check", o->no_check, "skip the tilted-law check after every run");
   verb->add_flag("--quick", o->quick, "a look in a minute: 10 steps a run unless said otherwise, no check");
   verb->add_flag("--dry-run", o->dry_run, "list the runs, start none");
-  verb->footer("Example:\n  tiltflow sweep recipes/mnist-ink.toml --vary reward[0].scale=4,8,12,16 --out runs/lambda\n  tiltflow sweep recipes/mnist-ink.toml --vary method.name=adjoint-matching,log-variance,draft --vary reward[0].scale=6,12 --budget 400000");
+  verb->footer("Example:\n  tiltflow sweep recipes/mnist-ink.toml --vary reward[0].scale=4,8,12,16 --out runs/lambda\n  tiltflow sweep recipes/methods-mnist-ink.toml --vary method.name=adjoint-matching,log-variance,draft --vary reward[0].scale=6,12 --budget 400000");
   verb->callback([=, &action] {
     action = [o] {
       SweepOptions& s = o->sweep;
