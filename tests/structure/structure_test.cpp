@@ -19,7 +19,7 @@ const std::map<std::string, std::set<std::string>> kMayInclude{
     {"models", {"nn", "flow", "tensor", "io", "config", "base"}},
     {"sampler", {"flow", "tensor", "config", "base"}},
     {"policy", {"models", "sampler", "nn", "flow", "tensor", "io", "config", "base"}},
-    {"reward", {"models", "nn", "io", "tensor", "config", "base"}},
+    {"reward", {"models", "nn", "flow", "io", "tensor", "config", "base"}},
     {"noise", {"reward", "models", "sampler", "nn", "flow", "tensor", "io", "config", "base"}},
     {"finetune", {"reward", "policy", "sampler", "flow", "nn", "tensor", "config", "base"}},
     {"train", {"finetune", "noise", "reward", "policy", "models", "sampler", "flow", "io", "tensor", "config", "base"}},

@@ -8,7 +8,7 @@ namespace tiltflow {
 
 void bind(Fields& f, AdvantageConfig& c) {
   f.value("group", c.group, "consecutive samples that share a label and are compared; must divide item", at_least_integer(1));
-  f.value("advantage", c.kind, "value (the reward itself), centred, group (centred, over the group's deviation), batch (over that of all), rank", one_of({"value", "centred", "group", "batch", "rank"}));
+  f.value("advantage", c.kind, "value (the reward itself), centred, group (centred, over the group's deviation), batch (over that of all), rank, pairwise (wins within the group)", one_of({"value", "centred", "group", "batch", "rank", "pairwise"}));
   f.value("advantage_clip", c.clip, "largest advantage; 0 = none", at_least(0));
 }
 
@@ -33,6 +33,10 @@ at::Tensor advantages(const at::Tensor& rewards, const AdvantageConfig& c) {
   if (c.kind == "rank") {
     const at::Tensor order = std::get<1>(r.sort(std::optional<bool>(true), 1, /*descending=*/false)), place = std::get<1>(order.sort(1)).to(at::kDouble);
     a = (place - place.mean(1, true)) / place.std(1, false, true);
+  }
+  if (c.kind == "pairwise") {
+    const at::Tensor wins = at::sigmoid(r.unsqueeze(2) - r.unsqueeze(1)).sum(2) - 0.5;  // without the sample itself
+    a = 2 * wins / static_cast<double>(c.group - 1) - 1;
   }
   if (c.clip > 0) a = a.clamp(-c.clip, c.clip);
   return a.view({n}).to(rewards.scalar_type());

@@ -1,12 +1,13 @@
 #include "tiltflow/finetune/basic_adjoint.h"
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
 
 Batch BasicAdjointMatching::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) {
-  if (will_reuse) fail(ErrorKind::kConfig, "basic-adjoint-matching: the adjoint belongs to the policy that collected it; buffer_passes must be 1");
+  if (will_reuse) fail(ErrorKind::kConfig, cat(name(), ": the adjoint belongs to the policy that collected it; buffer_passes must be 1"));
   Batch batch = collect_paths(context, step, first, n, context.labels(first, n), std::vector<bool>(context.table.steps.size(), true), will_reuse);
   const at::NoGradGuard no_grad;
   const Condition condition{batch.labels};
@@ -19,10 +20,11 @@ Batch BasicAdjointMatching::collect(const FinetuneContext& context, std::int64_t
   for (std::size_t k = steps; k-- > 0;) {
     const Transition& s = context.table.steps[k];
     const at::Tensor &x = batch.states[k], t = time_tensor(s.t, x);
-    batch.targets[k] = a;
-    if (k == 0) break;
+    if (!continuous_) batch.targets[k] = a;
+    if (!continuous_ && k == 0) break;
     const at::Tensor pull = (batch.tuned_velocities[k] - batch.base_velocities[k]) * (s.c * s.c / (s.s * s.s));
     a = a * s.p + context.policy.tuned->vjp(x, t, condition, a * s.c + pull).input_gradient - context.policy.base->vjp(x, t, condition, pull).input_gradient;
+    if (continuous_) batch.targets[k] = a;
   }
   return batch;
 }

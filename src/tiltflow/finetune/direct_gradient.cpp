@@ -10,7 +10,7 @@
 namespace tiltflow {
 
 const std::vector<std::string>& direct_gradient_methods() {
-  static const std::vector<std::string> names{"draft", "draft-lv", "refl", "drtune", "leap-align", "discrete-adjoint"};
+  static const std::vector<std::string> names{"draft", "alignprop", "draft-lv", "refl", "drtune", "leap-align", "discrete-adjoint"};
   return names;
 }
 
@@ -34,12 +34,16 @@ void bind_for(Fields& f, DirectGradientConfig& c, const std::string& method) {
 }
 
 DirectGradient::DirectGradient(std::string method, DirectGradientConfig config) : method_(std::move(method)), config_(std::move(config)) {
+  if (method_ == "alignprop") config_.last = 0, config_.random_last = true;
   if (method_ == "discrete-adjoint") config_ = {}, config_.last = 0, config_.kl = 1;
 }
 
 double DirectGradient::training_calls(const TransitionTable& table) const {
   const auto all = static_cast<double>(table.size());
-  if (method_ == "draft" || method_ == "discrete-adjoint") return config_.last == 0 ? all : std::min(all, config_.random_last ? 0.5 * static_cast<double>(config_.last + 1) : static_cast<double>(config_.last));
+  if (window()) {
+    const double last = config_.last == 0 ? all : std::min(all, static_cast<double>(config_.last));
+    return config_.random_last ? 0.5 * (last + 1) : last;
+  }
   if (method_ == "leap-align") return 2;
   return method_ == "draft-lv" ? 1.0 + static_cast<double>(config_.copies) : method_ == "refl" ? 1.0 : 1.0 + static_cast<double>(config_.graph_steps);
 }
@@ -57,7 +61,7 @@ void DirectGradient::begin_step(const FinetuneContext& context, std::int64_t ste
     begin_ = static_cast<std::size_t>(two[0]), stop_ = static_cast<std::size_t>(two[1]);
     return;
   }
-  if (method_ == "draft" || method_ == "discrete-adjoint") {
+  if (window()) {
     std::int64_t last = config_.last == 0 ? steps : std::min(config_.last, steps);
     if (config_.random_last) last = draw(1, last + 1);
     begin = steps - last;

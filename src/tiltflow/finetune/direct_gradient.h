@@ -1,5 +1,6 @@
 // Reward gradients straight through the sampler. The path is rolled out without a graph; a part of it is then run again with one.
 //   draft            the last K steps, reward at the end point; K = all: full backpropagation (Clark et al. 2023)
+//   alignprop        draft with the window drawn anew from 1 .. all steps (Prabhudesai et al. 2023, arXiv 2310.03739)
 //   draft-lv         the last step only, and copies of the end point noised back to it and stepped again: lower variance (Clark et al. 2023)
 //   refl             one late step, reward at its data prediction (Xu et al. 2023)
 //   drtune           a few steps up to a late stop, network inputs detached, reward at the data prediction (Wu et al. 2024)
@@ -16,7 +17,7 @@ namespace tiltflow {
 
 struct DirectGradientConfig {
   std::int64_t last = 1;          // draft: steps with a graph; 0 = all, truncated at random when `random_last` is set
-  bool random_last = false;       // draft: 1..last steps, drawn anew (AlignProp's random truncation)
+  bool random_last = false;       // draft: 1..last steps, drawn anew
   std::int64_t copies = 2;        // draft-lv
   double late_fraction = 0.4;     // refl, drtune: share of the grid where the stop is drawn
   std::int64_t graph_steps = 3;   // drtune
@@ -41,6 +42,7 @@ class DirectGradient final : public FinetuneMethod {
   void end_step(std::map<std::string, double>& metrics) override { finish_batch_metrics(metrics); }
 
  private:
+  bool window() const { return method_ == "draft" || method_ == "alignprop" || method_ == "discrete-adjoint"; }
   std::string method_;
   DirectGradientConfig config_;
   std::size_t begin_ = 0, stop_ = 0;        // steps [begin, stop) are run again; the reward is at X_stop, or at its data prediction

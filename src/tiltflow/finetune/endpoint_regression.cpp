@@ -5,6 +5,8 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/finetune/noising.h"
+#include "tiltflow/finetune/path_weights.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -22,7 +24,7 @@ at::Tensor wide(const at::Tensor& x, const at::Tensor& like) {
 }  // namespace
 
 const std::vector<std::string>& endpoint_methods() {
-  static const std::vector<std::string> names{"rwr", "best-of-group", "diffusion-nft", "advantage-flow", "ram", "dpo", "efficient-adjoint-matching"};
+  static const std::vector<std::string> names{"rwr", "best-of-group", "diffusion-nft", "advantage-flow", "advantage-weighted-matching", "ram", "dpo", "efficient-adjoint-matching"};
   return names;
 }
 
@@ -33,11 +35,13 @@ void bind_for(Fields& f, EndpointConfig& c, const std::string& method) {
   if (method == "rwr") {
     f.value("weights", c.weights, "reward: exp(tau r); path: also the density ratio of base and policy paths, whose optimum is the tilted law", one_of({"reward", "path"}));
     f.value("tau", c.tau, "factor on the reward", positive());
+    f.value("trust_region", c.trust_region, "weights are tempered to stay this many nats from equal ones; 0 = off", at_least(0));
     return;
   }
   if (method == "efficient-adjoint-matching") return;
   bind(f, c.advantage);
   if (method == "diffusion-nft") f.value("strength", c.strength, "b: the step is divided by it", positive());
+  if (method == "advantage-weighted-matching") f.value("clip", c.clip, "ratios exp(error before - error now) beyond 1 +- clip get no gradient; 0 = none", at_least(0));
   if (method == "ram") f.value("strength", c.strength, "factor on the advantage", positive());
   if (method == "advantage-flow") f.value("gamma", c.gamma, "weight of the distance to the policy before; larger: smaller steps", positive());
   if (method == "diffusion-nft" || method == "advantage-flow") f.value("self_weight", c.self_weight, "divide by the mean absolute error of the data prediction");
@@ -84,37 +88,22 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   batch.log_weights = config_.tau * batch.rewards.to(at::kDouble);
   if (log_ratio.defined()) batch.log_weights += log_ratio;
   if (compares()) batch.advantages = advantages(batch.rewards, config_.advantage);
-  // Times are stratified over the noisings of a sample. Pairs of dpo share time and noise: those of their group's first sample.
-  const std::int64_t shared = method_ == "dpo" ? config_.advantage.group : 1;
-  const auto spread = [&](const at::Tensor& x) { return shared == 1 ? x : x.slice(0, 0, n, shared).repeat_interleave(shared, 0); };
-  const at::Tensor u = context.streams.uniform(Purpose::kTime, key, first, n, {config_.noisings});
-  for (std::int64_t j = 0; j < config_.noisings; ++j) {
-    const auto sub = static_cast<std::uint32_t>(j);
-    const at::Tensor t = spread((u.select(1, j) + static_cast<double>(j)) / static_cast<double>(config_.noisings)).clamp(1e-3, 1 - 1e-3).to(context.dtype);
-    const at::Tensor noise = spread(context.streams.normal(Purpose::kTransition, key, (1U << 20) + sub, first, n, context.sample_shape, context.dtype));
-    const std::vector<PathPoint> points = path_points(context.path, t);
-    const auto coefficient = [&](double PathPoint::*member) { return path_coefficient(points, [member](const PathPoint& p) { return p.*member; }, x_1); };
-    batch.times.push_back(t);
-    batch.states.push_back(coefficient(&PathPoint::alpha) * x_1 + coefficient(&PathPoint::beta) * noise);
-    if (linear_base()) {
-      const auto ratio = [&](const std::function<double(const PathPoint&)>& of) { return path_coefficient(points, of, x_1); };
-      const auto square = [](const PathPoint& p) { return p.alpha * p.alpha + p.beta * p.beta; };
-      batch.targets.push_back(ratio([&](const PathPoint& p) { return (p.alpha * p.d_alpha + p.beta * p.d_beta) / square(p); }) * batch.states.back() + ratio([&](const PathPoint& p) { return p.beta_d / square(p); }) * end_adjoint);
-    } else {
-      batch.targets.push_back(coefficient(&PathPoint::d_alpha) * x_1 + coefficient(&PathPoint::d_beta) * noise);
-    }
+  const std::int64_t shared = method_ == "dpo" ? config_.advantage.group : 1;  // pairs share time and noise
+  for (const Noised& noised : noise_anew(context, key, first, x_1, config_.noisings, shared)) {
+    batch.times.push_back(noised.t), batch.states.push_back(noised.state);
+    batch.targets.push_back(linear_base() ? linear_base_target(noised, end_adjoint) : noised.flow_target());
     // Used once, the policy of the loss is the one that made the end points: no call of its own.
-    if (needs_old() && (will_reuse || &sampler != context.policy.tuned.get())) batch.tuned_velocities.push_back(sampler.velocity(batch.states.back(), t, condition));
-    if (needs_base()) batch.base_velocities.push_back(context.policy.base->velocity(batch.states.back(), t, condition));
+    if (needs_old() && (will_reuse || &sampler != context.policy.tuned.get())) batch.tuned_velocities.push_back(sampler.velocity(noised.state, noised.t, condition));
+    if (needs_base()) batch.base_velocities.push_back(context.policy.base->velocity(noised.state, noised.t, condition));
   }
   return batch;
 }
 
-at::Tensor EndpointRegression::per_sample(const FinetuneContext& context, const Batch& b, std::size_t j, const at::Tensor& v) const {
+at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const at::Tensor& v) const {
   const at::Tensor &y = b.targets[j], old = b.tuned_velocities.empty() ? v.detach() : b.tuned_velocities[j];
   at::Tensor out;
   if (method_ == "rwr") {
-    const at::Tensor w = at::softmax(b.log_weights, 0) * static_cast<double>(b.n);  // normalised within the piece of work
+    const at::Tensor w = path_weights(b.log_weights, config_.trust_region).weights * static_cast<double>(b.n);  // normalised within the piece of work
     out = w.to(v.scalar_type()) * mean_square(v - y);
   } else if (method_ == "best-of-group") {
     const at::Tensor groups = b.rewards.view({-1, config_.advantage.group});
@@ -131,6 +120,10 @@ at::Tensor EndpointRegression::per_sample(const FinetuneContext& context, const 
   } else if (method_ == "advantage-flow") {
     out = b.advantages * mean_square(v - y) + config_.gamma * mean_square(v - old);
     if (config_.self_weight) out = out / (v - y).detach().flatten(1).abs().mean(1).clamp_min(1e-5);
+  } else if (method_ == "advantage-weighted-matching") {
+    const at::Tensor ratio = (mean_square(old - y) - mean_square(v - y)).exp();  // exp of minus the error stands in for the density
+    out = -b.advantages * ratio;
+    if (config_.clip > 0) out = at::maximum(out, -b.advantages * ratio.clamp(1 - config_.clip, 1 + config_.clip));
   } else if (linear_base()) {
     out = mean_square(v - y);
   } else if (method_ == "ram") {
@@ -151,19 +144,17 @@ at::Tensor EndpointRegression::per_sample(const FinetuneContext& context, const 
 }
 
 LossReport EndpointRegression::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
-  std::vector<std::int64_t> sizes(batch.states.size(), batch.n);
-  std::vector<at::Tensor> labels(batch.states.size(), batch.labels);
-  const Condition condition{batch.labels.defined() ? at::cat(labels) : at::Tensor()};
-  const std::vector<at::Tensor> v = context.policy.tuned->velocity(at::cat(batch.states), at::cat(batch.times), condition).split_with_sizes(sizes);
+  const std::vector<at::Tensor> v = velocities_of_noised(context, batch);
   LossReport report;
   for (std::size_t j = 0; j < v.size(); ++j) {
-    const at::Tensor each = per_sample(context, batch, j, v[j]);
+    const at::Tensor each = per_sample(batch, j, v[j]);
     const at::Tensor term = each.mean() * (static_cast<double>(batch.n) / static_cast<double>(total * config_.noisings));
     report.loss = report.loss.defined() ? report.loss + term : term;
   }
   if (method_ == "rwr") {
-    const at::Tensor w = at::softmax(batch.log_weights, 0);
-    report.metrics.add("ess", 1 / w.square().sum().item<double>(), static_cast<double>(batch.n));
+    const PathWeights weights = path_weights(batch.log_weights, config_.trust_region);
+    add_weight_metrics(report, weights);
+    report.metrics.add("ess", 1 / weights.weights.square().sum().item<double>(), static_cast<double>(batch.n));
   }
   add_batch_metrics(report, batch);
   return report;

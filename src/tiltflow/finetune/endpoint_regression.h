@@ -6,6 +6,8 @@
 //   diffusion-nft    r |v+ - y|^2 + (1 - r) |v- - y|^2, v+- = v_old +- b (v - v_old), r in [0, 1] from the advantage; minimiser
 //                    v_old + E[(2r - 1)(y - v_old)] / b (Zheng et al. 2025)
 //   advantage-flow   A |v - y|^2 + gamma |v - v_old|^2 + lambda |v - v_base|^2: one exact step is flow matching on (gamma + A) p_old
+//   advantage-weighted-matching  max(-A rho, -A clip(rho)), rho = exp(|v_old - y|^2 - |v - y|^2), + preserve |v - v_base|^2: a policy gradient whose
+//                    density is the flow-matching error; first gradient A grad |v - y|^2 (AWM, arXiv 2509.25050)
 //   ram              |v - (v_base + A (y - v_old))|^2; fixed point the tilted law to first order in r only
 //   efficient-adjoint-matching  |v - (v_lin + (eta alpha / (alpha^2 + beta^2)) (grad r + s_base(x_1) + x_1))|^2: Adjoint Matching with the linear base N(0, I),
 //                    whose adjoint is known in closed form; needs grad r and the base's score near t = 1 (EAM, arXiv 2605.11480)
@@ -27,6 +29,8 @@ struct EndpointConfig {
   double strength = 1;                 // diffusion-nft: b; ram: factor on the advantage
   double gamma = 1.1;                  // advantage-flow
   double preserve = 0;                 // weight of |v - v_base|^2: lambda of advantage-flow, the penalty of the others
+  double clip = 0;                     // advantage-weighted-matching
+  double trust_region = 0;             // rwr: nats, see path_weights
   double beta = 100;                   // dpo
   bool soft_labels = false;            // dpo: sigmoid(r_best - r_worst) instead of 1
   bool self_weight = false;            // diffusion-nft, advantage-flow: divide by the mean absolute error of the data prediction
@@ -47,9 +51,9 @@ class EndpointRegression final : public FinetuneMethod {
  private:
   bool linear_base() const { return method_ == "efficient-adjoint-matching"; }
   bool compares() const { return method_ != "rwr" && !linear_base(); }
-  bool needs_old() const { return method_ == "diffusion-nft" || method_ == "advantage-flow" || method_ == "ram"; }
+  bool needs_old() const { return method_ == "diffusion-nft" || method_ == "advantage-flow" || method_ == "advantage-weighted-matching" || method_ == "ram"; }
   bool needs_base() const { return config_.preserve > 0 || method_ == "ram" || method_ == "dpo"; }
-  at::Tensor per_sample(const FinetuneContext& context, const Batch& batch, std::size_t j, const at::Tensor& v) const;  // [n]
+  at::Tensor per_sample(const Batch& batch, std::size_t j, const at::Tensor& v) const;  // [n]
   std::string method_;
   EndpointConfig config_;
 };

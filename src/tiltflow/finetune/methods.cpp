@@ -23,18 +23,26 @@ const std::vector<MethodListing>& method_listing() {
       {"adjoint-matching", "the tilted law (preset exact)", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861"},
       {"discrete-adjoint", "the tilted law", "reward gradient, noise, graph of all steps", "Domingo-Enrich et al. 2024; Nusken & Richter 2021"},
       {"basic-adjoint-matching", "the tilted law; the discrete adjoint's gradient, one step's graph at a time", "reward gradient, products with the base's and the model's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861"},
+      {"continuous-adjoint", "the tilted law as the steps get finer", "reward gradient, products with the base's and the model's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861"},
       {"efficient-adjoint-matching", "the tilted law, as far as the base's score near t = 1 is right", "reward gradient", "EAM, arXiv 2605.11480"},
       {"log-variance", "the tilted law", "noise", "Nusken & Richter 2021, arXiv 2005.05409"},
+      {"reciprocal-adjoint-matching", "exp(r) on a standard normal base: unnormalised densities, with a replay buffer", "reward gradient, a standard normal base", "Havens et al. 2025, arXiv 2504.11713; AMDP, arXiv 2606.22630"},
+      {"socm", "the tilted law; weights degenerate in high dimension", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
+      {"socm-adjoint", "the tilted law; weights degenerate in high dimension", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
+      {"variance", "the tilted law; weights degenerate in high dimension", "noise", "Nusken & Richter 2021, arXiv 2005.05409"},
       {"trajectory-balance", "the tilted law", "noise", "Malkin et al. 2022; Domingo-Enrich et al. 2023, arXiv 2312.02027"},
       {"cross-entropy", "the tilted law; weights degenerate in high dimension", "noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
       {"flow-grpo", "p_base exp(r / kl) with kl_to_go, advantage = centred, density = sum, clip = 0; else no law in closed form", "noise, groups", "Liu et al. 2025, arXiv 2505.05470"},
+      {"grpo-guard", "as flow-grpo without kl_to_go", "noise, groups", "GRPO-Guard, arXiv 2510.22319"},
       {"rwr", "the tilted law with rollouts = base or weights = path; else exp(tau r) more in every round", "nothing but rewards", "Peters & Schaal 2007; Lee et al. 2023, arXiv 2302.12192"},
       {"best-of-group", "the best of each group, again and again", "groups", "see rwr"},
       {"diffusion-nft", "no law in closed form; every step moves mass by the advantage", "groups", "Zheng et al. 2025, DiffusionNFT"},
       {"advantage-flow", "(gamma + A) p_old after one exact step", "groups", "AdvantageFlow, arXiv 2605.26013"},
+      {"advantage-weighted-matching", "with preserve = 1 / strength that of ram: the tilted law to first order in r", "groups", "AWM, arXiv 2509.25050"},
       {"ram", "the tilted law to first order in r", "groups", "RAM, arXiv 2605.10759"},
       {"dpo", "preferences of pairs; little change", "groups", "Wallace et al. 2023, arXiv 2311.12908; Liu et al. 2025, arXiv 2501.13918"},
       {"draft", "no law: the reward's maximum, held back by method.kl, capacity and early stopping", "reward gradient", "Clark et al. 2023, arXiv 2309.17400"},
+      {"alignprop", "as draft", "reward gradient", "Prabhudesai et al. 2023, arXiv 2310.03739"},
       {"draft-lv", "as draft", "reward gradient", "Clark et al. 2023, arXiv 2309.17400"},
       {"refl", "as draft", "reward gradient", "Xu et al. 2023, arXiv 2304.05977"},
       {"leap-align", "as draft", "reward gradient", "LeapAlign, arXiv 2604.15311"},
@@ -45,7 +53,10 @@ const std::vector<MethodListing>& method_listing() {
 void bind(Fields& f, MethodConfig& c) {
   f.value("name", c.name, "see `tiltflow list methods`", one_of(method_names()));
   if (c.name == "adjoint-matching") bind(f, c.adjoint);
-  else if (c.name == "flow-grpo") bind(f, c.policy_gradient);
+  else if (c.name == "reciprocal-adjoint-matching") bind(f, c.reciprocal);
+  else if (one_among(c.name, soc_matching_methods())) bind_for(f, c.soc, c.name);
+  else if (one_among(c.name, path_loss_methods())) bind_for(f, c.path, c.name);
+  else if (c.name == "flow-grpo" || c.name == "grpo-guard") bind(f, c.policy_gradient);
   else if (one_among(c.name, direct_gradient_methods())) bind_for(f, c.direct, c.name);
   else if (one_among(c.name, endpoint_methods())) bind_for(f, c.endpoint, c.name);
 }
@@ -53,10 +64,13 @@ void bind(Fields& f, MethodConfig& c) {
 std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& c) {
   if (c.name == "adjoint-matching") return std::make_unique<AdjointMatching>(c.adjoint);
   if (c.name == "basic-adjoint-matching") return std::make_unique<BasicAdjointMatching>();
-  if (c.name == "flow-grpo") return std::make_unique<PolicyGradient>(c.policy_gradient);
+  if (c.name == "continuous-adjoint") return std::make_unique<BasicAdjointMatching>(/*continuous=*/true);
+  if (c.name == "reciprocal-adjoint-matching") return std::make_unique<ReciprocalAdjointMatching>(c.reciprocal);
+  if (one_among(c.name, soc_matching_methods())) return std::make_unique<SocMatching>(c.name, c.soc);
+  if (c.name == "flow-grpo" || c.name == "grpo-guard") return std::make_unique<PolicyGradient>(c.policy_gradient, /*guard=*/c.name == "grpo-guard");
   if (one_among(c.name, direct_gradient_methods())) return std::make_unique<DirectGradient>(c.name, c.direct);
   if (one_among(c.name, endpoint_methods())) return std::make_unique<EndpointRegression>(c.name, c.endpoint);
-  if (one_among(c.name, path_loss_methods())) return std::make_unique<PathLoss>(c.name);
+  if (one_among(c.name, path_loss_methods())) return std::make_unique<PathLoss>(c.name, c.path);
   fail(ErrorKind::kConfig, cat("method '", c.name, "' is unknown", did_you_mean(c.name, method_names())), "see `tiltflow list methods`");
 }
 

@@ -11,6 +11,8 @@
 #include "tiltflow/finetune/endpoint_regression.h"
 #include "tiltflow/finetune/path_losses.h"
 #include "tiltflow/finetune/policy_gradient.h"
+#include "tiltflow/finetune/reciprocal_adjoint.h"
+#include "tiltflow/finetune/soc_matching.h"
 
 namespace tiltflow {
 
@@ -21,6 +23,9 @@ struct MethodConfig {
   DirectGradientConfig direct;
   EndpointConfig endpoint;
   PolicyGradientConfig policy_gradient;
+  PathLossConfig path;
+  SocMatchingConfig soc;
+  ReciprocalConfig reciprocal;
   bool noise() const { return name != "adjoint-matching" || adjoint.noise; }  // of rollouts
 };
 void bind(Fields& f, MethodConfig& c);

@@ -5,16 +5,21 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/finetune/path_weights.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
 
 const std::vector<std::string>& path_loss_methods() {
-  static const std::vector<std::string> names{"log-variance", "trajectory-balance", "cross-entropy"};
+  static const std::vector<std::string> names{"log-variance", "variance", "trajectory-balance", "cross-entropy"};
   return names;
 }
 
-PathLoss::PathLoss(std::string method) : method_(std::move(method)), y0_(std::numeric_limits<double>::quiet_NaN()) {}
+void bind_for(Fields& f, PathLossConfig& c, const std::string& method) {
+  if (method == "cross-entropy") f.value("trust_region", c.trust_region, "path weights are tempered to stay this many nats from equal ones; 0 = off", at_least(0));
+}
+
+PathLoss::PathLoss(std::string method, PathLossConfig config) : method_(std::move(method)), config_(config), y0_(std::numeric_limits<double>::quiet_NaN()) {}
 
 void PathLoss::end_step(std::map<std::string, double>& metrics) {
   finish_batch_metrics(metrics);
@@ -53,17 +58,20 @@ LossReport PathLoss::loss(const FinetuneContext& context, const Batch& batch, st
     log_ratio = log_ratio + (pull * (seen - 0.5 * pull)).flatten(1).sum(1);
   }
   const double n = static_cast<double>(batch.n), share = n / static_cast<double>(total);
-  const at::Tensor weights = at::softmax(batch.log_weights, 0);
+  const PathWeights weights = path_weights(batch.log_weights, config_.trust_region);
   LossReport report;
   if (method_ == "cross-entropy") {
-    report.loss = -(weights.to(log_ratio.scalar_type()) * log_ratio).sum() * share;
+    report.loss = -(weights.weights.to(log_ratio.scalar_type()) * log_ratio).sum() * share;
+  } else if (method_ == "variance") {
+    const at::Tensor y = batch.rewards - log_ratio, z = (y - (y.detach().logsumexp(0) - std::log(n))).exp();
+    report.loss = (z - z.mean()).square().sum() / static_cast<double>(total);
   } else {
     const at::Tensor y = batch.rewards - log_ratio;
     const at::Tensor centre = method_ == "log-variance" ? y.mean() : std::isnan(y0_) ? y.mean().detach() : at::full({}, y0_, y.options().requires_grad(false));
     report.loss = (y - centre).square().sum() / static_cast<double>(total);
     report.metrics.add("log_z", batch.log_weights.mean().item<double>() * n, n);
   }
-  report.metrics.add("path_ess", 1 / weights.square().sum().item<double>(), n);
+  add_weight_metrics(report, weights);
   add_batch_metrics(report, batch);
   return report;
 }

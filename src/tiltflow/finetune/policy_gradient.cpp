@@ -59,14 +59,21 @@ LossReport PolicyGradient::loss(const FinetuneContext& context, const Batch& bat
   for (std::size_t i = 0; i < subset_.size(); ++i) {
     const auto k = static_cast<std::size_t>(subset_[i]);
     const Transition& s = context.table.steps[k];
-    const at::Tensor old = transition_log_density(s, batch.states[k], batch.tuned_velocities[k], batch.states[k + 1]);
-    const at::Tensor ratio = ((transition_log_density(s, batch.states[k], v[i], batch.states[k + 1]) - old) * share).exp();
+    at::Tensor log_ratio;
+    if (guard_) {
+      log_ratio = ((v[i] - batch.tuned_velocities[k]) * batch.noises[k]).flatten(1).sum(1) * s.c;
+    } else {
+      const at::Tensor old = transition_log_density(s, batch.states[k], batch.tuned_velocities[k], batch.states[k + 1]);
+      log_ratio = transition_log_density(s, batch.states[k], v[i], batch.states[k + 1]) - old;
+    }
+    const at::Tensor ratio = (log_ratio * share).exp();
     const at::Tensor advantage = batch.targets.empty() ? batch.advantages : batch.advantages - config_.kl * batch.targets[k];
     at::Tensor each = -advantage * ratio;
     if (config_.clip > 0) {
       each = at::maximum(each, -advantage * ratio.clamp(1 - config_.clip, 1 + config_.clip));
       report.metrics.add("clip_rate", ((ratio.detach() - 1).abs() > config_.clip).sum().item<double>(), static_cast<double>(batch.n));
     }
+    if (guard_) each = each / s.c;
     if (config_.kl > 0) {
       const at::Tensor kl = control_cost(s, v[i], base[i]) * share;
       report.metrics.add("step_kl", kl.sum().item<double>(), static_cast<double>(batch.n));

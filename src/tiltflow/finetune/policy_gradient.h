@@ -2,6 +2,8 @@
 // clipped policy gradient. L = mean_k max(-A rho_k, -A clip(rho_k, 1 - c, 1 + c)) + kl KL_k. As published a step's KL is not charged to the steps
 // before it, so the fixed point is no law in closed form. With kl_to_go, advantages "centred" in large groups, no clipping and summed densities on
 // a memoryless sampler it is p_base exp(r / kl): the tilted law for kl = 1.
+// grpo-guard (arXiv 2510.22319): the log-ratio of a step loses its negative mean and its step-dependent size, log rho_k = c_k <v - v_old, xi_k>, so that one
+// clip range means the same at every step, and losses are divided by c_k, so that all steps pull alike.
 #pragma once
 
 #include "tiltflow/config/fields.h"
@@ -22,8 +24,8 @@ void bind(Fields& f, PolicyGradientConfig& c);
 
 class PolicyGradient final : public FinetuneMethod {
  public:
-  explicit PolicyGradient(PolicyGradientConfig config) : config_(std::move(config)) {}
-  std::string name() const override { return "flow-grpo"; }
+  explicit PolicyGradient(PolicyGradientConfig config, bool guard = false) : config_(std::move(config)), guard_(guard) {}
+  std::string name() const override { return guard_ ? "grpo-guard" : "flow-grpo"; }
   MethodNeeds needs() const override { return {false, false, true, config_.advantage.kind != "value"}; }
   double training_calls(const TransitionTable& table) const override;
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;
@@ -34,6 +36,7 @@ class PolicyGradient final : public FinetuneMethod {
  private:
   double share_of(const Batch& batch) const;  // of an entry in a step's density and KL
   PolicyGradientConfig config_;
+  bool guard_;
   std::vector<std::int64_t> subset_;
 };
 

@@ -40,6 +40,7 @@ const std::string& first_given(const std::string& a, const std::string& b, const
 
 void bind(Fields& f, FlowModelConfig& c) {
   f.value("file", c.file, "base model: safetensors, sharded safetensors or a PyTorch checkpoint");
+  f.value("family", c.family, "instead of a file: gaussian-mixture, the exact flow of the mixture in args (weights, means, deviations)", empty_or({"gaussian-mixture"}));
   f.value("weights", c.weights, "PyTorch checkpoint: which state dict, e.g. ema or model; empty = ema when there is one");
   f.value("path", c.path, "interpolation path: linear, gvp, vp; empty = what the file says, else linear", empty_or(path_names()));
   f.value("prediction", c.prediction, "what the network predicts: velocity, noise, score; empty = what the file says, else velocity", empty_or(predictions()));
@@ -47,10 +48,19 @@ void bind(Fields& f, FlowModelConfig& c) {
 }
 
 FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime, at::ScalarType dtype) {
+  if (!config.family.empty()) {
+    if (!config.file.empty()) fail(ErrorKind::kConfig, "model.file and model.family: give one of them");
+    if (!config.prediction.empty() && config.prediction != "velocity") fail(ErrorKind::kConfig, cat("model.prediction = \"", config.prediction, "\": a Gaussian mixture answers with velocities"));
+    ModelSpec spec{config.family, config.args};
+    spec.args["path"] = config.path.empty() ? "linear" : config.path;
+    return {create_velocity_model(spec, 0, runtime), make_path(spec.args["path"]), "velocity"};
+  }
   if (config.file.empty()) fail(ErrorKind::kConfig, "model.file is missing", "the base model, e.g. model.file = \"assets/mnist-sit.safetensors\"");
   LoadedModel loaded = load_velocity_model(config.file, config.args, runtime, dtype, config.weights);
   FlowModel out;
   out.path = make_path(first_given(config.path, loaded.path_name, "linear"));
+  const auto own_path = loaded.model->spec().args.find("path");  // of models that are exact on one path only
+  if (own_path != loaded.model->spec().args.end() && own_path->second != out.path->name()) fail(ErrorKind::kConfig, cat("model.path = \"", out.path->name(), "\": ", config.file, " belongs to the ", own_path->second, " path"));
   out.prediction = first_given(config.prediction, loaded.prediction, "velocity");
   out.model = with_prediction(std::move(loaded.model), out.path, out.prediction);
   return out;

@@ -13,6 +13,7 @@ namespace tiltflow {
 
 struct FlowModelConfig {
   std::string file;
+  std::string family;                       // without a file: "gaussian-mixture", made from args
   std::string weights;                      // PyTorch checkpoint: which state dict; "" = ema when there is one
   std::string path;                         // interpolation path; "" = what the file says, else linear
   std::string prediction;                   // velocity, noise, score; "" = what the file says, else velocity

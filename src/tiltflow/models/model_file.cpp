@@ -9,6 +9,7 @@
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/models/generator/generator.h"
+#include "tiltflow/models/mixture/mixture_model.h"
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/tensor/aten.h"
@@ -34,6 +35,10 @@ std::unique_ptr<VelocityModel> build(const std::string& family, const ParameterS
     const MlpConfig config = mlp_config_from_args(args);
     require_fit(init_mlp(config, RandomStreams(0)), tensors, where);
     return make_mlp(config, tensors, {}, runtime);
+  }
+  if (family == "gaussian-mixture") {
+    const auto path = args.find("path");
+    return std::make_unique<MixtureModel>(mixture_from_tensors(tensors, where), make_path(path == args.end() ? "linear" : path->second));
   }
   if (family == "controlled") {
     Args base_args = args_below(args, "base.");
@@ -85,7 +90,7 @@ std::string model_family(const ParameterSet& tensors, const Args& metadata) {
 }
 
 const std::vector<std::string>& velocity_model_families() {
-  static const std::vector<std::string> families{"sit", "mlp", "controlled"};
+  static const std::vector<std::string> families{"sit", "mlp", "controlled", "gaussian-mixture"};
   return families;
 }
 
@@ -125,6 +130,12 @@ std::unique_ptr<VelocityModel> create_velocity_model(const ModelSpec& spec, std:
   if (spec.family == "mlp") {
     const MlpConfig config = mlp_config_from_args(spec.args);
     return make_mlp(config, init_mlp(config, streams), {}, runtime);
+  }
+  if (spec.family == "gaussian-mixture") {
+    Args args = spec.args;
+    const std::string path = args.contains("path") ? args["path"] : "linear";
+    args.erase("path");
+    return std::make_unique<MixtureModel>(mixture_from_args(args), make_path(path));
   }
   fail(ErrorKind::kConfig, cat("model family '", spec.family, "' is unknown", did_you_mean(spec.family, velocity_model_families())), "known: " + join(velocity_model_families(), ", "));
 }

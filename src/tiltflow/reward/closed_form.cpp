@@ -1,7 +1,11 @@
 #include "tiltflow/reward/closed_form.h"
 
+#include <cmath>
+#include <numbers>
+
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/models/mixture/mixture_model.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -67,7 +71,27 @@ class QuadraticReward final : public Reward {
   RewardInfo info_{"quadratic", true, ""};
 };
 
+class LogDensity final : public Reward {
+ public:
+  LogDensity(GaussianMixture mixture, bool over_normal) : mixture_(std::move(mixture)), over_normal_(over_normal) {}
+  const RewardInfo& info() const override { return info_; }
+  at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
+    const at::Tensor x = samples.flatten(1).to(at::kDouble);
+    if (x.size(1) != mixture_.dimension()) fail(ErrorKind::kConfig, cat("reward log-density: its mixture has dimension ", mixture_.dimension(), ", samples have ", x.size(1), " entries"));
+    at::Tensor out = log_density(mixture_, x);
+    if (over_normal_) out = out + 0.5 * x.square().sum(1) + 0.5 * static_cast<double>(x.size(1)) * std::log(2 * std::numbers::pi);
+    return out.to(samples.scalar_type());
+  }
+
+ private:
+  GaussianMixture mixture_;
+  bool over_normal_;
+  RewardInfo info_{"log-density", true, ""};
+};
+
 }  // namespace
+
+std::shared_ptr<const Reward> make_log_density(const RewardTerm& term) { return std::make_shared<LogDensity>(mixture_from_args(term.args), term.over_normal); }
 
 std::shared_ptr<const Reward> make_brightness(const RewardTerm& term) { return std::make_shared<Brightness>(term.target); }
 std::shared_ptr<const Reward> make_ink(const RewardTerm&) { return std::make_shared<Ink>(); }

@@ -1,4 +1,4 @@
-// Rewards with a formula: ink, brightness, linear, quadratic.
+// Rewards with a formula: ink, brightness, linear, quadratic, log-density.
 #pragma once
 
 #include "tiltflow/reward/reward.h"
@@ -9,5 +9,6 @@ std::shared_ptr<const Reward> make_ink(const RewardTerm& term);
 std::shared_ptr<const Reward> make_brightness(const RewardTerm& term);
 std::shared_ptr<const Reward> make_linear_reward(const RewardTerm& term);     // throws kConfig without slope
 std::shared_ptr<const Reward> make_quadratic_reward(const RewardTerm& term);  // throws kConfig without center
+std::shared_ptr<const Reward> make_log_density(const RewardTerm& term);       // throws kConfig without means
 
 }  // namespace tiltflow

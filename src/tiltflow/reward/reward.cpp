@@ -23,6 +23,7 @@ const std::vector<Row>& rows() {
       {{"brightness", "mean pixel value, or -(mean - target)^2 with a target"}, make_brightness},
       {{"linear", "slope . x, summed over all entries"}, make_linear_reward},
       {{"quadratic", "-curvature/2 |x - center|^2, summed over all entries"}, make_quadratic_reward},
+      {{"log-density", "log-density of a Gaussian mixture (args: weights, means, deviations); minus that of N(0, I) with over_normal"}, make_log_density},
       {{"class-log-prob", "log-probability of a class under a judge (classifier file)"}, make_class_log_prob},
       {{"aesthetic", "LAION aesthetic score: a head on CLIP image embeddings"}, make_aesthetic},
       {{"torchscript", "a module saved with torch.jit.save: forward(images) or forward(images, labels)"}, make_torchscript},
@@ -66,12 +67,13 @@ void bind(Fields& f, RewardTerm& c) {
   f.value("slope", c.slope, "linear: one number for all entries or one per dimension");
   f.value("center", c.center, "quadratic: one number for all entries or one per dimension");
   f.value("curvature", c.curvature, "quadratic: curvature", positive());
+  f.value("over_normal", c.over_normal, "log-density: minus the log-density of N(0, I); on a standard normal base the tilted law is the mixture");
   f.value("label", c.label, "class-log-prob: the class; -1 = the label the sample was drawn with", at_least_integer(-1));
   f.value("judge", c.judge, "class-log-prob: classifier file");
   f.value("target", c.target, "brightness: wanted mean; negative = the brighter the better", between(-1, 1));
   f.value("clip", c.clip, "aesthetic: CLIP image tower, folder or file (ViT-L/14 for the published head)");
   f.value("head", c.head, "aesthetic: file of the head");
-  f.table("args", c.args, "aesthetic: num_heads and activation of a CLIP whose file does not say");
+  f.table("args", c.args, "aesthetic: num_heads and activation of a CLIP whose file does not say; log-density: weights, means, deviations");
   f.value("file", c.file, "torchscript: the module");
 }
 

@@ -39,11 +39,12 @@ struct RewardTerm {
   std::vector<double> slope;       // linear: w, one number or one per dimension
   std::vector<double> center;      // quadratic: c, likewise
   double curvature = 1;            // quadratic: -curvature/2 |x - c|^2
+  bool over_normal = false;        // log-density
   std::int64_t label = -1;         // class-log-prob: the class; -1 = the sample's own label
   std::string judge;               // class-log-prob: file of the classifier
   double target = -1;              // brightness: -(mean - target)^2; negative: the mean itself
   std::string clip, head;          // aesthetic: CLIP folder or file, head file
-  std::map<std::string, std::string> args;  // aesthetic: num_heads, activation of CLIP where its file does not say
+  std::map<std::string, std::string> args;  // aesthetic: num_heads, activation of CLIP where its file does not say; log-density: weights, means, deviations
   std::string file;                // torchscript: the module
 };
 void bind(Fields& f, RewardTerm& c);
