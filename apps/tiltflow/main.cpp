@@ -50,6 +50,7 @@ int run(int argc, char** argv) {
   add_pretrain(program, action);
   add_sample(program, action);
   add_sweep(program, action);
+  add_compare(program, action);
   add_onestep(program, action);
   add_noise_report(program, action);
   add_compare_generators(program, action);

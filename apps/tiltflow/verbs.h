@@ -15,6 +15,7 @@ void add_pretrain(CLI::App& program, Action& action);
 void add_finetune(CLI::App& program, Action& action);
 void add_sample(CLI::App& program, Action& action);
 void add_sweep(CLI::App& program, Action& action);
+void add_compare(CLI::App& program, Action& action);
 void add_onestep(CLI::App& program, Action& action);  // assign, sft, em, align-noise
 void add_noise_report(CLI::App& program, Action& action);
 void add_compare_generators(CLI::App& program, Action& action);

@@ -160,6 +160,7 @@ TEST(train_finetune, EveryMethodTrainsAndResumes) {
       const test::TempDir dir;
       FinetuneConfig config = small_run(dir, policy);
       config.method.name = m.name;
+      if (m.name == "reciprocal-adjoint-matching") continue;  // another base: below
       config.method.policy_gradient.advantage.group = config.method.endpoint.advantage.group = 2;
       config.evaluation.every = 0, config.train.steps = 4;
       const std::string whole = run_to_end(config, dir / "whole");
@@ -171,6 +172,21 @@ TEST(train_finetune, EveryMethodTrainsAndResumes) {
       EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole) << m.name << " " << policy;
     }
   }
+}
+
+// The replay buffer is part of what a resume brings back.
+TEST(train_finetune, ReplayResumes) {
+  const test::TempDir dir;
+  FinetuneConfig config = small_run(dir);
+  config.model = {}, config.model.family = "gaussian-mixture", config.model.args = {{"means", "0 0"}};
+  config.policy.kind = "control", config.policy.control.kind = "mlp", config.policy.control.width = 8;
+  RewardTerm reward;
+  reward.name = "log-density", reward.over_normal = true, reward.args = {{"means", "1 0; -1 0"}, {"deviations", "0.6"}};
+  config.reward = {reward}, config.labels = {}, config.guidance = {}, config.evaluation.every = 0, config.train.steps = 7;
+  config.method.name = "reciprocal-adjoint-matching", config.method.reciprocal.refresh = 3;
+  const std::string whole = run_to_end(config, dir / "whole");
+  die_after(5, config, dir / "killed");
+  EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);
 }
 
 TEST(train_finetune, WorkersAndItemsDoNotMatter) {
@@ -203,7 +219,8 @@ TEST(train_finetune, EvaluationsPerIterationAreLogged) {
 // The table of docs/methods.md: 5 sampler steps, 4 noisings; a backward pass counts twice.
 TEST(train_finetune, EvaluationsOfEveryMethodAreThoseDocumented) {
   const std::map<std::string, double> expected{{"discrete-adjoint", 10 + 2 * 5}, {"log-variance", 10 + 2 * 5}, {"trajectory-balance", 10 + 2 * 5}, {"cross-entropy", 10 + 2 * 5}, {"flow-grpo", 10 + 2 * 5}, {"rwr", 9 + 2 * 4},
-                                               {"best-of-group", 9 + 2 * 4}, {"diffusion-nft", 9 + 2 * 4}, {"advantage-flow", 9 + 2 * 4}, {"ram", 13 + 2 * 4}, {"dpo", 13 + 2 * 4}, {"draft", 5 + 2}, {"basic-adjoint-matching", 5 + 5 + 2 * 2 * 4 + 2 * 5}, {"efficient-adjoint-matching", 5 + 1 + 4 + 2 * 4}, {"draft-lv", 7 + 2 * 3}, {"leap-align", 7 + 2 * 2}};
+                                               {"best-of-group", 9 + 2 * 4}, {"diffusion-nft", 9 + 2 * 4}, {"advantage-flow", 9 + 2 * 4}, {"ram", 13 + 2 * 4}, {"dpo", 13 + 2 * 4}, {"draft", 5 + 2}, {"basic-adjoint-matching", 5 + 5 + 2 * 2 * 4 + 2 * 5}, {"efficient-adjoint-matching", 5 + 1 + 4 + 2 * 4}, {"draft-lv", 7 + 2 * 3}, {"continuous-adjoint", 5 + 5 + 2 * 2 * 5 + 2 * 5}, {"socm", 10 + 2 * 4 + 2 * 5}, {"socm-adjoint", 10 + 2 * 4 + 2 * 5}, {"variance", 10 + 2 * 5},
+                                               {"grpo-guard", 10 + 2 * 5}, {"advantage-weighted-matching", 9 + 2 * 4}, {"alignprop", 5 + 2 * 3}, {"leap-align", 7 + 2 * 2}};
   const test::TempDir dir;
   for (const auto& [name, evaluations] : expected) {
     FinetuneConfig config = small_run(dir);

@@ -9,8 +9,8 @@
 namespace tiltflow {
 namespace {
 
-constexpr double kWidth = 520, kHeight = 300, kLeft = 62, kRight = 12, kTop = 30, kBottom = 42;
-const char* const kColors[] = {"#1f6feb", "#d1570a", "#2c974b", "#8250df", "#bf3989", "#6e7781", "#0a7e8c", "#9a6700"};
+constexpr double kWidth = 520, kPlot = 228, kLeft = 62, kRight = 12, kBottom = 42, kLegendLine = 14;
+const char* const kColors[] = {"#1f6feb", "#d1570a", "#2c974b", "#8250df", "#bf3989", "#6e7781", "#0a7e8c", "#9a6700", "#cf222e", "#54aeff", "#4ac26b", "#e16f24"};
 
 struct Range {
   double low = std::numeric_limits<double>::infinity(), high = -std::numeric_limits<double>::infinity();
@@ -47,6 +47,16 @@ std::string svg_chart(const Chart& chart) {
   if (xs.empty() || ys.empty()) return "";
   xs.widen();
   ys.widen();
+  // Names stand in lines above the plot (one line inside it, when one is enough).
+  const bool named = chart.series.size() > 1 || !chart.series[0].name.empty();
+  const auto text_width = [](const Series& s) { return 7.0 * static_cast<double>(s.name.size()) + 14; };
+  int legend_lines = 0;
+  double used = kWidth;
+  for (const Series& s : chart.series) {
+    if (used + text_width(s) > kWidth - kLeft - kRight) ++legend_lines, used = 0;
+    used += text_width(s);
+  }
+  const double kTop = 30 + (legend_lines > 1 ? kLegendLine * legend_lines : 0), kHeight = kTop + kPlot + kBottom;
   const double pad = 0.05 * (ys.high - ys.low);
   ys.low -= pad, ys.high += pad;
   const auto px = [&](double x) { return kLeft + (x - xs.low) / (xs.high - xs.low) * (kWidth - kLeft - kRight); };
@@ -63,7 +73,7 @@ std::string svg_chart(const Chart& chart) {
   out += cat("<text x='", (kLeft + kWidth - kRight) / 2, "' y='", kHeight - 8, "' class='tick' text-anchor='middle'>", html_escape(chart.x_label), "</text>");
 
   std::size_t index = 0;
-  double legend = kLeft + 8;
+  double legend = kLeft + 8, legend_y = legend_lines > 1 ? 32 : kTop + 8;
   for (const Series& s : chart.series) {
     const char* color = kColors[index++ % std::size(kColors)];
     std::string line, upper, lower;
@@ -78,10 +88,17 @@ std::string svg_chart(const Chart& chart) {
       }
     }
     if (!upper.empty()) out += cat("<polygon points='", upper, lower, "' fill='", color, "' opacity='0.15'/>");
-    out += cat("<polyline points='", line, "' fill='none' stroke='", color, "' stroke-width='1.6'", s.dashed ? " stroke-dasharray='5 3'" : "", "/>");
-    if (chart.series.size() > 1 || !s.name.empty()) {
-      out += cat("<text x='", fixed(legend, 0), "' y='", kTop + 8, "' class='tick' fill='", color, "' style='fill:", color, "'>", html_escape(s.name), "</text>");
-      legend += 7.0 * static_cast<double>(s.name.size()) + 14;
+    if (chart.lines) out += cat("<polyline points='", line, "' fill='none' stroke='", color, "' stroke-width='1.6'", s.dashed ? " stroke-dasharray='5 3'" : "", "/>");
+    if (chart.marks) {
+      for (std::size_t i = 0; i < s.y.size(); ++i) {
+        const double y = to_axis(s.y[i]);
+        if (std::isfinite(y) && std::isfinite(s.x[i])) out += cat("<circle cx='", fixed(px(s.x[i]), 1), "' cy='", fixed(py(y), 1), "' r='", chart.lines ? 3 : 1.5, "' fill='", color, "'/>");
+      }
+    }
+    if (named) {
+      if (legend_lines > 1 && legend + text_width(s) > kWidth - kRight + 8 && legend > kLeft + 8) legend = kLeft + 8, legend_y += kLegendLine;
+      out += cat("<text x='", fixed(legend, 0), "' y='", fixed(legend_y, 0), "' class='tick' fill='", color, "' style='fill:", color, "'>", html_escape(s.name), "</text>");
+      legend += text_width(s);
     }
   }
   return out + "</svg>";

@@ -17,9 +17,11 @@ struct Chart {
   std::string title, x_label, y_label;
   std::vector<Series> series;
   bool log_y = false;  // non-positive values are left out
+  bool marks = false;  // a dot at every point
+  bool lines = true;
 };
 
-// 520 x 300 pixels. Empty string when there is nothing to draw. Non-finite points are left out.
+// 520 x 300 pixels, higher when the names of the series need more than one line. Empty string when there is nothing to draw. Non-finite points are left out.
 std::string svg_chart(const Chart& chart);
 
 }  // namespace tiltflow

@@ -10,13 +10,13 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/eval/budget.h"
 #include "tiltflow/eval/html.h"
 #include "tiltflow/eval/report.h"
 #include "tiltflow/eval/run_check.h"
 #include "tiltflow/eval/svg.h"
 #include "tiltflow/io/json_lines.h"
 #include "tiltflow/tensor/aten.h"
-#include "tiltflow/train/finetuning.h"
 
 namespace tiltflow {
 namespace {
@@ -159,25 +159,12 @@ std::vector<SweptRun> sweep(const SweepOptions& o, const std::function<void(std:
     try {
       std::vector<std::string> overrides = o.set;
       for (const auto& [key, value] : run.values) overrides.push_back(key + "=" + value);
-      std::string resolved;
-      FinetuneConfig config = load_config<FinetuneConfig>(o.config, overrides, &resolved);
-      if (o.budget > 0) {
-        const double each = measure_evaluations(set_up(config)) * static_cast<double>(config.batch);
-        const auto steps = static_cast<std::int64_t>(o.budget / each);
-        if (steps < 1) fail(ErrorKind::kConfig, cat("a step takes ", compact(each), " network evaluations, more than the budget of ", compact(o.budget)));
-        overrides.push_back(cat("train.steps=", steps));
-        config = load_config<FinetuneConfig>(o.config, overrides, &resolved);
-        run.steps = steps, run.evaluations = each;
-      }
-      const bool trained = std::filesystem::exists(folder / "model.safetensors");
-      const bool finished = trained && (!o.check || std::filesystem::exists(folder / "check.json")) && read_file(folder / "config.toml") == resolved;
-      if (!finished) {
-        const FinetuneSetup setup = set_up(config);
-        Run directory(folder, resolved, /*resume=*/true);
-        finetune(setup, directory);
-        if (o.check) check_run(folder);
-        else write_report(folder);
-      }
+      const PlannedRun planned = plan_run(o.config, overrides, {o.budget, 0}, folder);
+      if (o.budget > 0) run.steps = planned.config.train.steps, run.evaluations = planned.evaluations;
+      const bool trained = train_unless_there(planned, folder);
+      const bool finished = !trained && (!o.check || std::filesystem::exists(folder / "check.json"));
+      if (!finished && o.check) check_run(folder);
+      else if (!finished) write_report(folder);
       run.status = finished ? "there already" : "done";
     } catch (const Error& error) {
       if (error.kind() == ErrorKind::kStopped) throw;

@@ -3,6 +3,7 @@
 
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/verify/checks.h"
+#include "tiltflow/eval/verify/control_problems.h"
 #include "tiltflow/eval/verify/laws.h"
 #include "tiltflow/eval/verify/trained.h"
 #include "tiltflow/tensor/aten.h"
@@ -20,12 +21,11 @@ TrainedOptions trained_by(const std::string& name, std::uint64_t seed) {
 }
 
 // The whole law on overlapping modes.
-std::vector<VerifyRow> law_of(const std::string& what, const TrainedOptions& options, double mean_fraction) {
-  const ExactProblem p = near_modes();
+std::vector<VerifyRow> law_of(const std::string& what, const TrainedOptions& options, double mean_fraction, const ExactProblem& p) {
   const TrainedControl control = train_control(p, options);
   LawTolerances tolerances;
   tolerances.mean_fraction = mean_fraction, tolerances.covariance_fraction = 0.2, tolerances.weight = 0.04, tolerances.cost_fraction = 0.1, tolerances.gap = 0.05;
-  return law_rows(p, cat(what, ", ", p.name), sample_law(*control.policy.tuned, control.table, 1, kSamples, options.seed + 200, p.base.get()), tolerances, false);
+  return law_rows(p, cat(what, ", ", p.name), sample_law(*control.policy.tuned, control.table, p.dimension(), kSamples, options.seed + 200, p.base.get()), tolerances, false);
 }
 
 // One number: the mean of the 1-D Gaussian under r = linear, `shift` times as far from the base's as the tilted one.
@@ -41,7 +41,7 @@ std::vector<VerifyRow> mean_of(const std::string& what, const TrainedOptions& op
 
 std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   std::vector<VerifyTask> tasks;
-  const auto law = [&](const std::string& what, const TrainedOptions& o, double mean_fraction = 0.08) { tasks.push_back({what, [=] { return law_of(what, o, mean_fraction); }}); };
+  const auto law = [&](const std::string& what, const TrainedOptions& o, double mean_fraction = 0.08) { tasks.push_back({what, [=] { return law_of(what, o, mean_fraction, near_modes()); }}); };
   const auto centre = [&](const std::string& what, const TrainedOptions& o, double shift, double tolerance, bool broken = false) { tasks.push_back({what, [=] { return mean_of(what, o, shift, tolerance, broken); }}); };
   law("adjoint-matching", trained_by("adjoint-matching", seed));
   law("discrete-adjoint", trained_by("discrete-adjoint", seed));
@@ -49,7 +49,26 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   TrainedOptions linear = trained_by("efficient-adjoint-matching", seed);
   linear.method.endpoint.noisings = 16, linear.steps = 100;
   centre("efficient-adjoint-matching", linear, 1, 0.1);  // between modes it is slow: its target moves by the local score difference only
-  for (const std::string& name : path_loss_methods()) law(name, trained_by(name, seed));
+  for (const std::string& name : path_loss_methods()) {
+    TrainedOptions o = trained_by(name, seed);
+    if (name == "variance") o.iterations = 1500;  // its gradient fades with the weights of the paths that matter
+    law(name, o);
+  }
+  TrainedOptions careful = trained_by("cross-entropy", seed);
+  careful.method.path.trust_region = 0.1;
+  law("cross-entropy, trust region", careful);
+  for (const char* matrices : {"constant", "exponential", "learned"}) {
+    TrainedOptions socm = trained_by("socm", seed);
+    socm.method.soc.matrices = matrices, socm.batch = 512;
+    law(cat("socm, ", matrices), socm);
+  }
+  law("socm-adjoint", trained_by("socm-adjoint", seed));
+  TrainedOptions fine = trained_by("continuous-adjoint", seed);
+  fine.steps = 75, fine.iterations = 200;  // biased by one step's noise before
+  centre("continuous-adjoint, fine steps", fine, 1, 0.05);
+  TrainedOptions replay = trained_by("reciprocal-adjoint-matching", seed);
+  replay.method.reciprocal.noisings = 8, replay.steps = 50, replay.iterations = 1500;
+  tasks.push_back({"reciprocal-adjoint-matching", [=] { return law_of("reciprocal-adjoint-matching", replay, 0.1, unnormalised_modes()); }});
 
   TrainedOptions grpo = trained_by("flow-grpo", seed);
   grpo.method.policy_gradient.advantage = {256, "centred", 0}, grpo.method.policy_gradient.clip = 0, grpo.method.policy_gradient.density = "sum";
@@ -73,6 +92,13 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   ram.method.endpoint.strength = 2;
   centre("ram, twice the strength", ram, 2, 0.1);
 
+  TrainedOptions awm = trained_by("advantage-weighted-matching", seed);
+  awm.method.endpoint.advantage = {256, "centred", 0}, awm.method.endpoint.noisings = 16, awm.method.endpoint.preserve = 1, awm.steps = 100;
+  centre("advantage-weighted-matching, preserve 1", awm, 1, 0.1);
+  awm.method.endpoint.preserve = 0.5;
+  centre("advantage-weighted-matching, preserve 0.5", awm, 2, 0.1);
+  centre("advantage-weighted-matching, preserve 0.5, taken for the tilted law", awm, 1, 0.1, true);
+
   TrainedOptions draft = trained_by("draft", seed);
   draft.method.direct.last = 0, draft.method.direct.kl = 1;
   law("draft, all steps, kl 1", draft);
@@ -80,6 +106,24 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   centre("draft, all steps, no cost", draft, 1, 0.3, true);
   draft.method.direct.last = 1, draft.method.direct.kl = 1;
   centre("draft, last step only, kl 1", draft, 1, 0.15, true);
+
+  // Other dynamics than a flow's: L2 error of the control against the exact one.
+  const auto control = [&](const std::string& what, const TrainedOptions& o, const std::function<ControlProblem()>& problem, double tolerance, bool broken = false) {
+    tasks.push_back({"control: " + what, [=]() -> std::vector<VerifyRow> {
+      const TrainedDrift trained = train_drift(problem(), o);
+      const Estimate e = control_error(trained, 4000, o.seed + 300);
+      return {{cat(what, ", ", trained.problem.name), "E|u-u*|^2 / E|u*|^2", 0, e, tolerance + 3 * e.se, broken, ""}};
+    }});
+  };
+  for (const std::string& name : {std::string("adjoint-matching"), std::string("discrete-adjoint"), std::string("socm"), std::string("socm-adjoint"), std::string("cross-entropy")}) {
+    control(name, trained_by(name, seed), [] { return ornstein_uhlenbeck(false, 25); }, name == "cross-entropy" ? 0.1 : 0.02);
+    control(name, trained_by(name, seed), [] { return ornstein_uhlenbeck(true, 25); }, name == "cross-entropy" ? 0.2 : 0.04);
+  }
+  for (const std::string& name : {std::string("adjoint-matching"), std::string("socm"), std::string("socm-adjoint")}) {
+    TrainedOptions well = trained_by(name, seed);
+    well.iterations = 1000, well.hidden = 96, well.learning_rate = 3e-3;
+    control(name, well, [] { return double_well(100); }, name == "adjoint-matching" ? 0.1 : 0.3);
+  }
   return tasks;
 }
 

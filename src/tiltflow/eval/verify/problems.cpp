@@ -1,6 +1,8 @@
 #include "tiltflow/eval/verify/problems.h"
 
 #include "tiltflow/base/strings.h"
+#include "tiltflow/models/mixture/mixture_model.h"
+#include "tiltflow/reward/reward.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -50,6 +52,18 @@ ExactProblem plane_modes(bool quadratic) {
   GaussianMixture base{numbers({0.3, 0.4, 0.3}), means, covariances};
   if (quadratic) return make_problem("2-D three modes, quadratic r", std::move(base), quadratic_form(numbers({0.6, 0.1, 0.1, 0.4}).view({2, 2}), numbers({0.5, 0.8})));
   return make_problem("2-D three modes, linear r", std::move(base), linear_form(numbers({0.5, 0.6})));
+}
+
+ExactProblem unnormalised_modes() {
+  RewardTerm term;
+  term.name = "log-density", term.over_normal = true;
+  term.args = {{"weights", "0.3 0.7"}, {"means", "-0.8 0.3; 0.9 -0.4"}, {"deviations", "0.5 0.6"}};
+  ExactProblem p = make_problem("unnormalised modes", isotropic_mixture(at::ones({1}, at::kDouble), at::zeros({1, 2}, at::kDouble), 1), linear_form(at::zeros({2}, at::kDouble)));
+  const GaussianMixture law = mixture_from_args(term.args);
+  const at::Tensor x = sample(law, RandomStreams(1), 0, 400000);
+  p.reward = std::make_shared<StateReward>(make_reward(term), identity_decoder());
+  p.target = {law, 0, p.reward->score(x.to(at::kFloat), {}).to(at::kDouble).mean().item<double>()};  // E r by sampling: the KL's error is below 0.003
+  return p;
 }
 
 ExactProblem line_gaussian(bool quadratic, const std::string& path) {

@@ -28,6 +28,8 @@ ExactProblem two_modes(const std::string& path = "linear", double slope = 0.5);
 ExactProblem near_modes();
 ExactProblem near_modes_quadratic();
 ExactProblem plane_modes(bool quadratic); // three correlated modes in the plane
+// A standard normal base and the log-density ratio of a mixture in the plane as reward: p* is that mixture. `form` is not used.
+ExactProblem unnormalised_modes();
 // Gaussian with mean 0.5, variance 0.49: the reference case of the tables in docs/mathematics.md.
 ExactProblem line_gaussian(bool quadratic, const std::string& path = "linear");
 // Correlated Gaussian in d dimensions, linear or quadratic reward.

@@ -1,0 +1,44 @@
+// tiltflow compare: fine-tuning methods at equal cost, over seeds and reward scales.
+#include <algorithm>
+#include <iostream>
+
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/signals.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/eval/method_comparison.h"
+#include "verbs.h"
+
+namespace tiltflow::app {
+
+void add_compare(CLI::App& program, Action& action) {
+  struct Options {
+    std::string recipe, out;
+    std::vector<std::string> overrides, set;
+    bool dry_run = false;
+  };
+  auto* verb = program.add_subcommand("compare", "fine-tuning methods at equal cost, over seeds and reward scales: one page with trade-offs, tables and samples");
+  auto o = std::make_shared<Options>();
+  verb->add_option("recipe", o->recipe, "TOML file: config, seeds, scales, budgets, [[run]] sections")->required();
+  verb->add_option("--set", o->overrides, "override a key of the recipe (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  verb->add_option("--set-run", o->set, "override a key of every run's configuration (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  verb->add_option("--out", o->out, "folder (default: runs/<recipe>); finished runs in it are kept, unfinished ones continue");
+  verb->add_flag("--dry-run", o->dry_run, "list the runs, start none");
+  verb->footer("Examples:\n  tiltflow compare recipes/compare-mixture.toml\n  tiltflow compare recipes/compare-mnist-ink.toml --set seeds=[0] --set evaluations=1e5 --out runs/look");
+  verb->callback([=, &action] {
+    action = [o] {
+      const std::filesystem::path recipe = o->recipe, out = o->out.empty() ? std::filesystem::path("runs") / recipe.stem() : std::filesystem::path(o->out);
+      if (o->dry_run) {
+        for (const ComparedRun& run : planned_comparison(load_config<ComparisonRecipe>(recipe, o->overrides))) std::cout << run.folder << "\n";
+        return 0;
+      }
+      install_stop_handlers();
+      const Comparison c = compare_methods(recipe, o->overrides, o->set, out, [](std::size_t i, std::size_t count, const ComparedRun& run) { log_info(cat("run ", i + 1, " of ", count, ": ", run.folder)); });
+      std::cout << read_file(out / "compare.md") << std::flush;
+      log_info("page: " + (out / "compare.html").string());
+      return std::all_of(c.runs.begin(), c.runs.end(), [](const ComparedRun& run) { return run.status == "done" || run.status == "there already"; }) ? 0 : 1;
+    };
+  });
+}
+
+}  // namespace tiltflow::app

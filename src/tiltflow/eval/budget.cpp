@@ -1,0 +1,71 @@
+#include "tiltflow/eval/budget.h"
+
+#include <cmath>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/io/json_lines.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+// Seconds of one optimiser step, from a short run in a folder of its own: the mean over its steps but the first.
+double measure_seconds(const std::filesystem::path& config, std::vector<std::string> overrides, const std::filesystem::path& folder) {
+  constexpr int kSteps = 5;
+  for (const char* shorter : {"evaluation.every=0", "evaluation.base_samples=16", "train.warmup=0"}) overrides.emplace_back(shorter);
+  overrides.push_back(cat("train.steps=", kSteps));
+  std::string resolved;
+  const FinetuneSetup setup = set_up(load_config<FinetuneConfig>(config, overrides, &resolved));
+  std::filesystem::remove_all(folder);
+  {
+    Run run(folder, resolved, false);
+    finetune(setup, run);
+  }
+  double sum = 0, count = 0;
+  for (const auto& line : read_json_lines(folder / "metrics.jsonl")) {
+    if (line.contains("seconds") && line.value("step", 0) > 1) sum += number_from_json(line["seconds"]), count += 1;
+  }
+  std::filesystem::remove_all(folder);
+  return sum / std::max(1.0, count);
+}
+
+}  // namespace
+
+PlannedRun plan_run(const std::filesystem::path& config, const std::vector<std::string>& overrides, const Budget& budget, const std::filesystem::path& folder) {
+  PlannedRun out;
+  out.config = load_config<FinetuneConfig>(config, overrides, &out.resolved);
+  if (!budget.any()) return out;
+  double steps = HUGE_VAL;
+  if (budget.evaluations > 0) {
+    out.evaluations = measure_evaluations(set_up(out.config)) * static_cast<double>(out.config.batch);
+    steps = budget.evaluations / out.evaluations;
+    if (steps < 1) fail(ErrorKind::kConfig, cat("a step takes ", compact(out.evaluations), " network evaluations, more than the budget of ", compact(budget.evaluations)));
+  }
+  if (budget.seconds > 0) {
+    if (std::filesystem::exists(folder / "config.toml")) {
+      steps = std::min(steps, static_cast<double>(load_config<FinetuneConfig>(folder / "config.toml", {}).train.steps));
+    } else {
+      std::filesystem::path probe = folder;
+      probe += ".probe";
+      const double each = measure_seconds(config, overrides, probe);
+      if (!(each <= budget.seconds)) fail(ErrorKind::kConfig, cat("a step takes ", compact(each), " s, more than the budget of ", compact(budget.seconds), " s"));
+      steps = std::min(steps, budget.seconds / each);
+    }
+  }
+  std::vector<std::string> with_steps = overrides;
+  with_steps.push_back(cat("train.steps=", static_cast<std::int64_t>(steps)));
+  out.config = load_config<FinetuneConfig>(config, with_steps, &out.resolved);
+  return out;
+}
+
+bool train_unless_there(const PlannedRun& run, const std::filesystem::path& folder) {
+  if (std::filesystem::exists(folder / "model.safetensors") && read_file(folder / "config.toml") == run.resolved) return false;
+  const FinetuneSetup setup = set_up(run.config);
+  Run directory(folder, run.resolved, /*resume=*/true);
+  finetune(setup, directory);
+  return true;
+}
+
+}  // namespace tiltflow

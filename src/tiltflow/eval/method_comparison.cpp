@@ -1,0 +1,242 @@
+#include "tiltflow/eval/method_comparison.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/eval/method_comparison_page.h"
+#include "tiltflow/eval/method_comparison_page.h"
+#include "tiltflow/eval/quality.h"
+#include "tiltflow/eval/report.h"
+#include "tiltflow/eval/run_check.h"
+#include "tiltflow/io/image.h"
+#include "tiltflow/io/json_lines.h"
+#include "tiltflow/io/safetensors.h"
+#include "tiltflow/reward/importance.h"
+#include "tiltflow/sampler/sample.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr std::uint32_t kMeasureKey = 0xffffd000u;  // of the noise of all measurements
+constexpr std::int64_t kShown = 32, kScattered = 400;
+
+std::string folder_name(const ComparedRun& run) {
+  std::string name = run.method;
+  for (char& c : name) if (!std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '-' && c != '_') c = '_';
+  return cat(run.timed ? "timed/" : "runs/", name, "_x", compact(run.scale), "_seed", run.seed);
+}
+
+// What every measurement of a comparison shares.
+struct Yardstick {
+  const ComparisonRecipe& recipe;
+  FinetuneSetup setup;                               // of the configuration without a method's keys, factor 1
+  std::vector<std::pair<std::string, StateReward>> held_out;
+  std::optional<FeatureNetwork> network;             // pictures only
+  std::optional<FeatureMoments> reference;
+  RandomStreams streams{20240908};                   // the same noise for every model, whatever its seed
+
+  at::Tensor features(const at::Tensor& x) const {
+    return network ? features_of(*network, x, [this](const at::Tensor& s) { return setup.reward->decode(s); }) : x.flatten(1);
+  }
+};
+
+// Draws from `field`, measures them, and leaves pictures or points for the page in `picture` (.png, or .safetensors of vectors).
+ModelFigures measure(Yardstick& y, const VelocityField& field, const VelocityField* base, double scale, const fs::path& picture) {
+  DrawOptions options;
+  options.n = y.recipe.samples, options.step = kMeasureKey, options.reference = base;
+  const LabelSource labels = make_labels(y.setup.config.labels, y.setup.flow.model->classes(), y.streams, kMeasureKey, 0);
+  const Draws draws = draw(field, y.setup.config.sampler, *y.setup.flow.path, y.setup.flow.model->sample_shape(), y.streams, labels, options);
+  const at::Tensor r = y.setup.reward->score(draws.x, draws.labels).to(at::kDouble);
+  ModelFigures out;
+  out.figures.emplace_back("reward", mean_estimate(r));
+  for (const auto& [name, reward] : y.held_out) out.figures.emplace_back("held out: " + name, mean_estimate(reward.score(draws.x, draws.labels).to(at::kDouble)));
+  if (base && draws.cost.defined()) {
+    const PathGap gap = path_gap(r * scale, draws.log_ratio, draws.labels);
+    out.figures.emplace_back("control cost", mean_estimate(draws.cost.to(at::kDouble)));
+    out.figures.emplace_back("gap", Estimate{gap.gap, gap.gap_se});
+  }
+  const at::Tensor features = y.features(draws.x).to(at::kDouble);
+  out.figures.emplace_back("diversity", diversity(features));
+  const FeatureMoments moments = feature_moments(features);
+  if (!y.reference) y.reference = moments;  // the base comes first
+  else out.figures.emplace_back("Frechet distance", Estimate{frechet_distance(moments, *y.reference), 0});
+  make_directories(picture.parent_path());
+  if (is_picture(y.setup.reward->decode(draws.x.narrow(0, 0, 1)).sizes().slice(1))) {
+    write_png(fs::path(picture).replace_extension(".png"), image_grid(y.setup.reward->decode(draws.x.narrow(0, 0, std::min(kShown, options.n))).clamp(0, 1), 16));
+  } else if (draws.x.dim() == 2) {
+    ParameterSet points;
+    points.add("points", draws.x.narrow(0, 0, std::min(kScattered, options.n)).contiguous());
+    write_safetensors(fs::path(picture).replace_extension(".safetensors"), points, {});
+  }
+  return out;
+}
+
+// Rewards against cost, from the run's log.
+void read_curve(const fs::path& folder, double scale, double batch, ModelFigures& out) {
+  double evaluations = 0, seconds = 0;
+  for (const auto& line : read_json_lines(folder / "metrics.jsonl")) {
+    if (line.contains("evaluations")) evaluations += number_from_json(line["evaluations"]) * batch, out.steps = std::max(out.steps, line.value("step", 0.0));
+    if (line.contains("seconds")) seconds += number_from_json(line["seconds"]);
+    if (line.contains("eval_reward")) out.curve.push_back({evaluations, seconds, number_from_json(line["eval_reward"]) / scale});
+  }
+  out.evaluations = evaluations, out.seconds = seconds;
+}
+
+Json to_json(const ModelFigures& f) {
+  Json figures = Json::object(), curve = Json::array();
+  for (const auto& [name, e] : f.figures) figures[name] = {{"value", json_number(e.value)}, {"se", json_number(e.se)}};
+  for (const CurvePoint& p : f.curve) curve.push_back({json_number(p.evaluations), json_number(p.seconds), json_number(p.reward)});
+  return {{"figures", figures}, {"steps", f.steps}, {"evaluations", f.evaluations}, {"seconds", f.seconds}, {"curve", curve}};
+}
+
+ModelFigures figures_from_json(const Json& j) {
+  ModelFigures out;
+  for (const auto& [name, e] : j.at("figures").items()) out.figures.emplace_back(name, Estimate{number_from_json(e.at("value")), number_from_json(e.at("se"))});
+  for (const auto& p : j.at("curve")) out.curve.push_back({number_from_json(p.at(0)), number_from_json(p.at(1)), number_from_json(p.at(2))});
+  out.steps = j.at("steps").get<double>(), out.evaluations = j.at("evaluations").get<double>(), out.seconds = j.at("seconds").get<double>();
+  return out;
+}
+
+std::string describe(const RewardTerm& t) {
+  std::string out = cat(t.name, " ", compact(t.scale, 17), " ", t.label, " ", compact(t.curvature, 17), " ", compact(t.target, 17), " ", t.over_normal, " ", t.judge, " ", t.clip, " ", t.head, " ", t.file);
+  for (const std::vector<double>* values : {&t.slope, &t.center}) for (const double v : *values) out += cat(" ", compact(v, 17));
+  for (const auto& [key, value] : t.args) out += cat(" ", key, "=", value);
+  return out + ";";
+}
+
+std::vector<std::string> overrides_of(const ComparedRun& run, const ComparisonRecipe& recipe, const FinetuneConfig& plain, const std::vector<std::string>& set) {
+  std::vector<std::string> out = set;
+  for (const ComparedMethod& m : recipe.run) if (m.name == run.method) out.insert(out.end(), m.set.begin(), m.set.end());
+  for (std::size_t i = 0; i < plain.reward.size(); ++i) out.push_back(cat("reward[", i, "].scale=", compact(plain.reward[i].scale * run.scale, 17)));
+  out.push_back(cat("seed=", run.seed));
+  return out;
+}
+
+}  // namespace
+
+void bind(Fields& f, ComparedMethod& c) {
+  f.value("name", c.name, "name in tables and of folders");
+  f.value("set", c.set, "configuration keys of this method, e.g. [\"method.name=draft\", \"method.last=2\"]");
+}
+
+void bind(Fields& f, ComparisonRecipe& c) {
+  f.value("title", c.title, "headline of the page");
+  f.value("config", c.config, "fine-tuning configuration that all runs share");
+  f.value("seeds", c.seeds, "every method is run with each of them");
+  f.value("scales", c.scales, "factors on the scales of all rewards; every method is run with each of them");
+  f.value("evaluations", c.evaluations, "network evaluations of a run; 0 = no such budget", at_least(0));
+  f.value("seconds", c.seconds, "seconds of training of a run; 0 = no such budget; with evaluations: a second set of runs", at_least(0));
+  f.value("samples", c.samples, "samples that a model is measured with", at_least_integer(100));
+  f.value("features", c.features, "network of diversity and Frechet distance: pixels, a classifier file, a CLIP");
+  f.value("reference", c.reference, "feature statistics of real data (eval --make-reference, or npz); empty = the base model's samples");
+  f.value("reach", c.reach, "time-to-reward: share of the way from the base's reward to the best method's", between(0.01, 1));
+  f.list("held_out", c.held_out);
+  f.list("run", c.run);
+}
+
+double ModelFigures::find(const std::string& name) const {
+  for (const auto& [key, e] : figures) if (key == name) return e.value;
+  return std::nan("");
+}
+
+std::vector<ComparedRun> planned_comparison(const ComparisonRecipe& recipe) {
+  if (recipe.run.empty()) fail(ErrorKind::kConfig, "the recipe compares nothing", "add sections [[run]] with name and set");
+  if (recipe.seeds.empty() || recipe.scales.empty()) fail(ErrorKind::kConfig, "the recipe has no seeds or no scales");
+  if (recipe.evaluations <= 0 && recipe.seconds <= 0) fail(ErrorKind::kConfig, "the recipe has no budget", "set evaluations (network evaluations of a run) or seconds");
+  std::set<std::string> folders;
+  std::vector<ComparedRun> out;
+  for (const bool timed : {false, true}) {
+    if (timed ? recipe.seconds <= 0 : recipe.evaluations <= 0) continue;
+    for (const double scale : recipe.scales) {
+      if (!(scale > 0)) fail(ErrorKind::kConfig, cat("scales: ", scale, " is not positive"));
+      for (const std::int64_t seed : recipe.seeds) {
+        for (const ComparedMethod& m : recipe.run) {
+          if (m.name.empty()) fail(ErrorKind::kConfig, "a section [[run]] has no name");
+          ComparedRun run;
+          run.method = m.name, run.scale = scale, run.seed = seed, run.timed = timed, run.status = "not begun";
+          run.folder = folder_name(run);
+          if (!folders.insert(run.folder).second) fail(ErrorKind::kConfig, cat("two runs would be ", run.folder), "give every [[run]] its own name, and every seed and scale once");
+          out.push_back(std::move(run));
+        }
+      }
+    }
+  }
+  return out;
+}
+
+Comparison compare_methods(const fs::path& file, const std::vector<std::string>& overrides, const std::vector<std::string>& set, const fs::path& out, const std::function<void(std::size_t, std::size_t, const ComparedRun&)>& begins) {
+  Comparison c;
+  c.recipe = load_config<ComparisonRecipe>(file, overrides);
+  c.runs = planned_comparison(c.recipe);
+  if (c.recipe.config.empty()) fail(ErrorKind::kConfig, "config is missing: the fine-tuning configuration that all runs share");
+  const fs::path beside = file.parent_path() / c.recipe.config, config = fs::exists(beside) ? beside : fs::path(c.recipe.config);
+  Yardstick yardstick{c.recipe, set_up(load_config<FinetuneConfig>(config, set)), {}, {}, {}};
+  const FinetuneSetup& setup = yardstick.setup;
+  for (const RewardTerm& term : c.recipe.held_out) yardstick.held_out.emplace_back(term.name, StateReward(make_weighted_sum({term}), [&setup](const at::Tensor& s) { return setup.reward->decode(s); }));
+  if (setup.flow.model->sample_shape().size() == 3) yardstick.network = make_feature_network(c.recipe.features);
+  if (!c.recipe.reference.empty()) yardstick.reference = read_moments(c.recipe.reference);
+  // Every method's keys are read before the first run: a slip in the last one should not show after an hour.
+  for (const ComparedRun& run : c.runs) {
+    if (run.seed == c.recipe.seeds[0] && run.scale == c.recipe.scales[0]) load_config<FinetuneConfig>(config, overrides_of(run, c.recipe, setup.config, set));
+  }
+  std::string held_out;  // figures on disk belong to what they were measured with
+  for (const RewardTerm& term : c.recipe.held_out) held_out += describe(term);
+  make_directories(out);
+  c.base = measure(yardstick, *setup.for_check(setup.flow.model), nullptr, 1, out / "base");
+  for (std::size_t i = 0; i < c.runs.size(); ++i) {
+    ComparedRun& run = c.runs[i];
+    if (begins) begins(i, c.runs.size(), run);
+    const fs::path folder = out / run.folder;
+    try {
+      const Budget budget{run.timed ? 0 : c.recipe.evaluations, run.timed ? c.recipe.seconds : 0};
+      const PlannedRun planned = plan_run(config, overrides_of(run, c.recipe, setup.config, set), budget, folder);
+      const bool trained = train_unless_there(planned, folder);
+      const fs::path kept = folder / "figures.json";
+      const Json request{{"samples", c.recipe.samples}, {"features", c.recipe.features}, {"reference", c.recipe.reference}, {"held_out", held_out}};
+      Json stored = !trained && fs::exists(kept) ? Json::parse(read_file(kept)) : Json();
+      if (stored.is_object() && stored.value("request", Json()) == request) {
+        run.figures = figures_from_json(stored);
+        run.status = "there already";
+      } else {
+        const FinishedRun finished = load_finished_run(folder);
+        run.figures = measure(yardstick, *finished.setup.for_check(finished.tuned.model), setup.for_check(setup.flow.model).get(), run.scale, folder / "measured");
+        read_curve(folder, run.scale, static_cast<double>(planned.config.batch), run.figures);
+        Json j = to_json(run.figures);
+        j["request"] = request;
+        write_file_atomic(kept, j.dump(1) + "\n");
+        write_report(folder);
+        run.status = "done";
+      }
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kStopped) throw;
+      run.status = cat("failed: ", error.what());
+      log_warn(cat(run.folder, ": ", error.what()));
+    } catch (const std::exception& error) {  // out of memory, libtorch: this run is lost, not the comparison
+      const std::string text = error.what();
+      run.status = cat("failed: ", text.substr(0, text.find('\n')));
+      log_warn(cat(run.folder, " ", run.status));
+    }
+    Json all{{"title", c.recipe.title}, {"base", to_json(c.base)}, {"runs", Json::array()}};
+    for (const ComparedRun& each : c.runs) {
+      Json j{{"method", each.method}, {"scale", each.scale}, {"seed", each.seed}, {"timed", each.timed}, {"status", each.status}};
+      if (each.status == "done" || each.status == "there already") j.update(to_json(each.figures));
+      all["runs"].push_back(std::move(j));
+    }
+    write_file_atomic(out / "compare.json", all.dump(1) + "\n");
+    write_comparison_page(c, out);
+  }
+  return c;
+}
+
+}  // namespace tiltflow
