@@ -87,7 +87,7 @@ int evaluate_model(const EvalOptions& o) {
   SamplerConfig sampler = o.sampler;
   sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
-  const Decoder decode = decoder_for(model->sample_shape(), o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder));
+  const Decoder decode = decoder_of(flow, o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder));
   nlohmann::ordered_json out{{"model", o.model.model.file}, {"sampler", sampler.name}, {"steps", sampler.steps}, {"samples", o.n}, {"guidance", o.guidance.scale}, {"features", network.name}};
   for (const bool conditional : {true, false}) {
     if (conditional && model->classes() == 0) continue;

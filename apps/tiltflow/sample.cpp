@@ -67,7 +67,7 @@ int sample_to_folder(SampleOptions o) {
   Progress progress("sample", options.shards == 1 ? options.n : (options.n + options.shards - 1) / options.shards);
   options.progress = [&](std::int64_t done) { progress.update(done); };
   const auto autoencoder = o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder);
-  const GenerateResult result = generate(*field, o.sampler, *flow.path, flow.model->sample_shape(), streams, labels, decoder_for(flow.model->sample_shape(), autoencoder), options);
+  const GenerateResult result = generate(*field, o.sampler, *flow.path, flow.model->sample_shape(), streams, labels, decoder_of(flow, autoencoder), options);
   if (is_ode(o.sampler) && result.drawn > 0) log_info(cat(o.sampler.name, ": ", result.evaluations, " evaluations a sample, ", result.accepted, " steps", result.rejected ? cat(", ", result.rejected, " rejected") : ""));
   if (result.kept > 0) log_info(cat(result.kept, " samples were there already"));
   log_info(result.complete ? cat("wrote ", options.n, " samples to ", o.out) : cat("wrote ", result.drawn, " samples to ", o.out, "; other shards are not ready"));

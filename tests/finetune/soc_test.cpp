@@ -225,7 +225,7 @@ TEST(finetune_direct, AlignPropDrawsItsWindow) {
 TEST(finetune_reciprocal, BufferServesManyStepsAndOtherBasesAreRefused) {
   LeafBench b;
   ReciprocalConfig c;
-  c.refresh = 3, c.replay = 2;
+  c.replay.refresh = 3, c.replay.replay = 2;
   ReciprocalAdjointMatching method(c);
   test::expect_error(ErrorKind::kConfig, "standard normal base", [&] { method.begin_step(b.context(), 0, 0); });
   b.policy.base = std::make_shared<MixtureModel>(mixture_from_args({{"means", "0 0"}}), make_path("linear"));
@@ -240,12 +240,12 @@ TEST(finetune_reciprocal, BufferServesManyStepsAndOtherBasesAreRefused) {
     calls.push_back(counted->count());
   }
   EXPECT_EQ(calls, (std::vector<std::int64_t>{40, 0, 0, 40, 0, 0, 40}));
-  EXPECT_EQ(method.state().at("0.x_1").size(0), 16);  // two rollouts are kept
+  EXPECT_EQ(method.state().at("0.0").size(0), 16);  // two rollouts are kept
   c.gradient_cap = 1e-3;
   ReciprocalAdjointMatching capped(c);
   capped.begin_step(b.context(), 0, 0);
   capped.collect(b.context(), 0, 0, 8, false);
-  EXPECT_LE(capped.state().at("0.gradient").norm(2, 1).max().item<double>(), 1e-3 * (1 + 1e-9));
+  EXPECT_LE(capped.state().at("0.1").norm(2, 1).max().item<double>(), 1e-3 * (1 + 1e-9));
 }
 
 }  // namespace

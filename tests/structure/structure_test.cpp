@@ -21,9 +21,9 @@ const std::map<std::string, std::set<std::string>> kMayInclude{
     {"policy", {"models", "sampler", "nn", "flow", "tensor", "io", "config", "base"}},
     {"reward", {"models", "nn", "flow", "io", "tensor", "config", "base"}},
     {"noise", {"reward", "models", "sampler", "nn", "flow", "tensor", "io", "config", "base"}},
-    {"finetune", {"reward", "policy", "sampler", "flow", "nn", "tensor", "config", "base"}},
-    {"train", {"finetune", "noise", "reward", "policy", "models", "sampler", "flow", "io", "tensor", "config", "base"}},
-    {"eval", {"train", "noise", "finetune", "reward", "policy", "models", "sampler", "flow", "io", "tensor", "config", "base"}},
+    {"finetune", {"reward", "policy", "sampler", "flow", "nn", "io", "tensor", "config", "base"}},
+    {"train", {"finetune", "noise", "reward", "policy", "models", "sampler", "nn", "flow", "io", "tensor", "config", "base"}},
+    {"eval", {"train", "noise", "finetune", "reward", "policy", "models", "sampler", "nn", "flow", "io", "tensor", "config", "base"}},
 };
 
 TEST(structure_includes, ArrowsPointDownwards) {

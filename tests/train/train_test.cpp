@@ -160,7 +160,7 @@ TEST(train_finetune, EveryMethodTrainsAndResumes) {
       const test::TempDir dir;
       FinetuneConfig config = small_run(dir, policy);
       config.method.name = m.name;
-      if (m.name == "reciprocal-adjoint-matching") continue;  // another base: below
+      if (m.name == "reciprocal-adjoint-matching" || m.name == "value-regression") continue;  // another base, another policy: below
       config.method.policy_gradient.advantage.group = config.method.endpoint.advantage.group = 2;
       config.evaluation.every = 0, config.train.steps = 4;
       const std::string whole = run_to_end(config, dir / "whole");
@@ -183,7 +183,28 @@ TEST(train_finetune, ReplayResumes) {
   RewardTerm reward;
   reward.name = "log-density", reward.over_normal = true, reward.args = {{"means", "1 0; -1 0"}, {"deviations", "0.6"}};
   config.reward = {reward}, config.labels = {}, config.guidance = {}, config.evaluation.every = 0, config.train.steps = 7;
-  config.method.name = "reciprocal-adjoint-matching", config.method.reciprocal.refresh = 3;
+  config.method.name = "reciprocal-adjoint-matching", config.method.reciprocal.replay.refresh = 3;
+  const std::string whole = run_to_end(config, dir / "whole");
+  die_after(5, config, dir / "killed");
+  EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);
+}
+
+TEST(train_finetune, ValueRegressionResumesAndRefusesOtherPolicies) {
+  const test::TempDir dir;
+  FinetuneConfig config = small_run(dir, "control");
+  config.policy.control = {"potential", 8, 2}, config.method.name = "value-regression", config.method.value.replay.refresh = 3, config.evaluation.every = 0;
+  const std::string whole = run_to_end(config, dir / "whole");
+  die_after(5, config, dir / "killed");
+  EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);
+  config.policy.kind = "full";
+  test::expect_error(ErrorKind::kConfig, "fits a scalar network", [&] { run_to_end(config, dir / "full"); });
+}
+
+// The learned reward, its optimiser and its buffer, too.
+TEST(train_finetune, SurrogateResumes) {
+  const test::TempDir dir;
+  FinetuneConfig config = small_run(dir);
+  config.surrogate.every = 3, config.surrogate.samples = 8, config.surrogate.fits = 3, config.surrogate.width = 8;
   const std::string whole = run_to_end(config, dir / "whole");
   die_after(5, config, dir / "killed");
   EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);

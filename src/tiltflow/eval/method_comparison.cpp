@@ -109,7 +109,7 @@ ModelFigures figures_from_json(const Json& j) {
 }
 
 std::string describe(const RewardTerm& t) {
-  std::string out = cat(t.name, " ", compact(t.scale, 17), " ", t.label, " ", compact(t.curvature, 17), " ", compact(t.target, 17), " ", t.over_normal, " ", t.judge, " ", t.clip, " ", t.head, " ", t.file);
+  std::string out = cat(t.name, " ", compact(t.scale, 17), " ", t.label, " ", compact(t.curvature, 17), " ", compact(t.target, 17), " ", t.over_normal, " ", compact(t.level, 17), " ", t.judge, " ", t.clip, " ", t.head, " ", t.file);
   for (const std::vector<double>* values : {&t.slope, &t.center}) for (const double v : *values) out += cat(" ", compact(v, 17));
   for (const auto& [key, value] : t.args) out += cat(" ", key, "=", value);
   return out + ";";
@@ -133,6 +133,7 @@ void bind(Fields& f, ComparedMethod& c) {
 void bind(Fields& f, ComparisonRecipe& c) {
   f.value("title", c.title, "headline of the page");
   f.value("config", c.config, "fine-tuning configuration that all runs share");
+  f.value("set", c.set, "configuration keys of all runs, e.g. [\"batch=32\"]");
   f.value("seeds", c.seeds, "every method is run with each of them");
   f.value("scales", c.scales, "factors on the scales of all rewards; every method is run with each of them");
   f.value("evaluations", c.evaluations, "network evaluations of a run; 0 = no such budget", at_least(0));
@@ -175,10 +176,12 @@ std::vector<ComparedRun> planned_comparison(const ComparisonRecipe& recipe) {
   return out;
 }
 
-Comparison compare_methods(const fs::path& file, const std::vector<std::string>& overrides, const std::vector<std::string>& set, const fs::path& out, const std::function<void(std::size_t, std::size_t, const ComparedRun&)>& begins) {
+Comparison compare_methods(const fs::path& file, const std::vector<std::string>& overrides, const std::vector<std::string>& extra, const fs::path& out, const std::function<void(std::size_t, std::size_t, const ComparedRun&)>& begins) {
   Comparison c;
   c.recipe = load_config<ComparisonRecipe>(file, overrides);
   c.runs = planned_comparison(c.recipe);
+  std::vector<std::string> set = c.recipe.set;
+  set.insert(set.end(), extra.begin(), extra.end());
   if (c.recipe.config.empty()) fail(ErrorKind::kConfig, "config is missing: the fine-tuning configuration that all runs share");
   const fs::path beside = file.parent_path() / c.recipe.config, config = fs::exists(beside) ? beside : fs::path(c.recipe.config);
   Yardstick yardstick{c.recipe, set_up(load_config<FinetuneConfig>(config, set)), {}, {}, {}};

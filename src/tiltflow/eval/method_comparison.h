@@ -22,6 +22,7 @@ void bind(Fields& f, ComparedMethod& c);
 struct ComparisonRecipe {
   std::string title;
   std::string config;                    // of the fine-tuning that all runs share; seen from the recipe's folder, else from here
+  std::vector<std::string> set;          // configuration keys of all runs
   std::vector<std::int64_t> seeds{0, 1, 2};
   std::vector<double> scales{1};         // factors on the scales of all rewards
   double evaluations = 0, seconds = 0;   // budgets of one run; both given: two sets of runs
@@ -62,7 +63,7 @@ struct Comparison {
 };
 
 // Finished runs are kept, unfinished ones continue, failed ones are recorded; kStopped ends it. After every run OUT/compare.json, compare.md and
-// compare.html are written. `overrides` are of the recipe; `set` are of all runs. Throws kConfig for recipes that say nothing to run.
+// compare.html are written. `overrides` are of the recipe; `set` are of all runs and come after the recipe's. Throws kConfig for recipes that say nothing to run.
 Comparison compare_methods(const std::filesystem::path& recipe, const std::vector<std::string>& overrides, const std::vector<std::string>& set, const std::filesystem::path& out,
                            const std::function<void(std::size_t index, std::size_t count, const ComparedRun&)>& begins = {});
 // What would be run, in order.

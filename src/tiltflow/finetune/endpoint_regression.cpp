@@ -7,6 +7,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/finetune/noising.h"
 #include "tiltflow/finetune/path_weights.h"
+#include "tiltflow/io/tensor_file.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -19,6 +20,20 @@ at::Tensor wide(const at::Tensor& x, const at::Tensor& like) {
   std::vector<std::int64_t> shape(static_cast<std::size_t>(like.dim()), 1);
   shape[0] = x.size(0);
   return x.to(like.scalar_type()).view(shape);
+}
+
+ParameterSet read_pairs(const std::string& file, const std::vector<std::int64_t>& shape) {
+  ParameterSet out = read_tensors(file).tensors;
+  for (const char* name : {"chosen", "rejected"}) {
+    if (!out.contains(name)) fail(ErrorKind::kBadFile, cat(file, ": no tensor '", name, "'"), "a file of pairs holds chosen and rejected, [N, ...] each, as the model's states (pixels in [-1, 1])");
+    const at::Tensor& x = out.at(name);
+    if (x.dim() < 1 || x.size(0) < 1 || x.sizes().slice(1) != at::IntArrayRef(shape) || !x.is_floating_point()) fail(ErrorKind::kBadFile, cat(file, ": '", name, "' is not a row of samples of the model's shape"));
+    require_finite(x, cat(file, ": tensor '", name, "'"));
+  }
+  const std::int64_t n = out.at("chosen").size(0);
+  if (out.at("rejected").size(0) != n) fail(ErrorKind::kBadFile, cat(file, ": ", n, " chosen samples, ", out.at("rejected").size(0), " rejected ones"));
+  if (out.contains("labels") && (out.at("labels").scalar_type() != at::kLong || out.at("labels").sizes() != at::IntArrayRef{n})) fail(ErrorKind::kBadFile, cat(file, ": labels are not ", n, " whole numbers (int64)"));
+  return out;
 }
 
 }  // namespace
@@ -40,6 +55,7 @@ void bind_for(Fields& f, EndpointConfig& c, const std::string& method) {
   }
   if (method == "efficient-adjoint-matching") return;
   bind(f, c.advantage);
+  bind(f, c.screening);
   if (method == "diffusion-nft") f.value("strength", c.strength, "b: the step is divided by it", positive());
   if (method == "advantage-weighted-matching") f.value("clip", c.clip, "ratios exp(error before - error now) beyond 1 +- clip get no gradient; 0 = none", at_least(0));
   if (method == "ram") f.value("strength", c.strength, "factor on the advantage", positive());
@@ -47,15 +63,34 @@ void bind_for(Fields& f, EndpointConfig& c, const std::string& method) {
   if (method == "diffusion-nft" || method == "advantage-flow") f.value("self_weight", c.self_weight, "divide by the mean absolute error of the data prediction");
   if (method == "dpo") {
     f.value("beta", c.beta, "sharpness of the preference", positive());
+    f.value("pairs", c.pairs, "offline: safetensors with chosen and rejected [N, ...] (and labels [N]) to learn from instead of rollouts; group is then 2");
     f.value("soft_labels", c.soft_labels, "preferences sigmoid(r_best - r_worst) instead of 1");
   }
 }
 
 EndpointRegression::EndpointRegression(std::string method, EndpointConfig config) : method_(std::move(method)), config_(std::move(config)) {
+  if (!config_.pairs.empty()) {
+    config_.advantage.group = 2;
+    if (config_.screening.candidates > 0) fail(ErrorKind::kConfig, "method.pairs and method.candidates: stored pairs are not screened");
+  }
   if (config_.weights == "path" && config_.rollouts == "base") fail(ErrorKind::kConfig, "method.weights = \"path\" with end points of the base: their weights are exp(tau r) already");
   if (method_ == "advantage-flow" && config_.advantage.clip > 0) config_.advantage.clip = std::min(config_.advantage.clip, 1.0);
   if (method_ == "advantage-flow" && config_.gamma + config_.preserve <= 1) fail(ErrorKind::kConfig, "advantage-flow: method.gamma + method.preserve must exceed 1, or advantages of -1 make the loss unbounded");
   if ((method_ == "dpo" || method_ == "best-of-group") && config_.advantage.group < 2) fail(ErrorKind::kConfig, method_ + " compares samples: method.group must be 2 or more");
+}
+
+// Rows of the file in turn of a keyed draw: chosen, rejected, chosen, ...
+at::Tensor EndpointRegression::stored_pairs(const FinetuneContext& context, std::uint32_t key, Batch& batch) {
+  if (batch.n % 2 || batch.first % 2) fail(ErrorKind::kConfig, cat(batch.n, " samples in a piece of work are no pairs"), "choose even numbers for batch and item");
+  {
+    const std::lock_guard lock(mutex_);
+    if (!pairs_.contains("chosen")) pairs_ = read_pairs(config_.pairs, context.sample_shape);
+  }
+  const at::Tensor &chosen = pairs_.at("chosen"), &rejected = pairs_.at("rejected");
+  const at::Tensor u = context.streams.uniform(Purpose::kSubset, key, batch.first / 2, batch.n / 2, {}, at::kDouble);
+  const at::Tensor rows = (u * static_cast<double>(chosen.size(0))).to(at::kLong).clamp_max(chosen.size(0) - 1);
+  if (pairs_.contains("labels")) batch.labels = pairs_.at("labels").index_select(0, rows).repeat_interleave(2);
+  return at::stack({chosen.index_select(0, rows), rejected.index_select(0, rows)}, 1).flatten(0, 1).to(context.dtype);
 }
 
 Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) {
@@ -64,13 +99,17 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   Batch batch;
   batch.first = first, batch.n = n;
   batch.labels = compares() ? grouped(context.labels, config_.advantage.group)(first, n) : context.labels(first, n);
+  at::Tensor x_1, log_ratio;
+  if (!config_.pairs.empty()) x_1 = stored_pairs(context, key, batch);
   const Condition condition{batch.labels};
   const VelocityField& sampler = config_.rollouts == "base" ? *context.policy.base : context.policy.collector();
-  at::Tensor x_1, log_ratio;
-  if (config_.weights == "path") {
+  if (x_1.defined()) {
+  } else if (config_.weights == "path") {
     Batch walked = collect_paths(context, step, first, n, batch.labels, {}, will_reuse);
     log_ratio = measure_against_base(context, walked);
     x_1 = walked.states.back(), batch.control_cost = walked.control_cost;
+  } else if (compares() && config_.screening.candidates > 0) {
+    x_1 = screened_end_points(context, sampler, key, first, n, config_.advantage.group, batch.labels, config_.screening, batch.metrics);
   } else {
     const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
     x_1 = rollout(sampler, context.table, x_0, condition, keyed_noise(context.streams, key, first, x_0)).last;
@@ -130,7 +169,8 @@ at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const a
     out = mean_square(v - (b.base_velocities[j] + wide(config_.strength * b.advantages, v) * (y - old)));
   } else {
     const at::Tensor e = mean_square(v - y) - mean_square(b.base_velocities[j] - y), r = b.rewards.view({-1, config_.advantage.group});
-    const at::Tensor best = r.argmax(1, true), worst = r.argmin(1, true), groups = e.view({-1, config_.advantage.group});
+    const bool stored = !config_.pairs.empty();  // the order of the file is the preference, whatever the reward says
+    const at::Tensor best = stored ? at::zeros({r.size(0), 1}, at::kLong) : r.argmax(1, true), worst = stored ? at::ones({r.size(0), 1}, at::kLong) : r.argmin(1, true), groups = e.view({-1, config_.advantage.group});
     const at::Tensor margin = -0.5 * config_.beta * (groups.gather(1, best) - groups.gather(1, worst)).squeeze(1);
     const at::Tensor p = config_.soft_labels ? at::sigmoid(r.gather(1, best) - r.gather(1, worst)).squeeze(1) : at::ones_like(margin);
     out = -(p * at::log_sigmoid(margin) + (1 - p) * at::log_sigmoid(-margin));

@@ -14,9 +14,12 @@
 //   dpo              -log sigmoid(-beta/2 (e_best - e_worst)), e = |v - y|^2 - |v_base - y|^2, shared noise (Wallace et al. 2023, Liu et al. 2025)
 #pragma once
 
+#include <mutex>
+
 #include "tiltflow/config/fields.h"
 #include "tiltflow/finetune/advantages.h"
 #include "tiltflow/finetune/method.h"
+#include "tiltflow/finetune/screening.h"
 
 namespace tiltflow {
 
@@ -25,6 +28,8 @@ struct EndpointConfig {
   std::string weights = "reward";      // rwr: exp(tau r), or path: exp(tau r) times the density ratio of base and policy paths
   std::int64_t noisings = 4;           // of an end point
   AdvantageConfig advantage;
+  ScreeningConfig screening;           // of methods that compare
+  std::string pairs;                   // dpo: file of stored pairs instead of rollouts (offline)
   double tau = 1;                      // rwr
   double strength = 1;                 // diffusion-nft: b; ram: factor on the advantage
   double gamma = 1.1;                  // advantage-flow
@@ -54,8 +59,11 @@ class EndpointRegression final : public FinetuneMethod {
   bool needs_old() const { return method_ == "diffusion-nft" || method_ == "advantage-flow" || method_ == "advantage-weighted-matching" || method_ == "ram"; }
   bool needs_base() const { return config_.preserve > 0 || method_ == "ram" || method_ == "dpo"; }
   at::Tensor per_sample(const Batch& batch, std::size_t j, const at::Tensor& v) const;  // [n]
+  at::Tensor stored_pairs(const FinetuneContext& context, std::uint32_t key, Batch& batch);
   std::string method_;
   EndpointConfig config_;
+  std::mutex mutex_;
+  ParameterSet pairs_;  // of config_.pairs, read once
 };
 const std::vector<std::string>& endpoint_methods();
 

@@ -58,6 +58,7 @@ std::vector<at::Tensor> velocities_along(const FinetuneContext& context, const B
 
 void add_batch_metrics(LossReport& report, const Batch& batch) {
   const double n = static_cast<double>(batch.n);
+  report.metrics.add(batch.metrics);
   report.metrics.add("reward", batch.rewards.sum().item<double>(), n);
   report.metrics.add("reward_square", batch.rewards.square().sum().item<double>(), n);
   if (batch.control_cost.defined()) report.metrics.add("control_cost", batch.control_cost.sum().item<double>(), n);

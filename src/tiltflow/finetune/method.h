@@ -49,6 +49,7 @@ struct Batch {
   std::vector<at::Tensor> noises;            // K: xi_k of the rollout
   std::vector<at::Tensor> times;             // of methods that noise their end points anew: [n] each, beside states, targets and velocities
   at::Tensor advantages;                     // [n] of the rewards within their group
+  MetricSums metrics;                        // measured while collecting
 };
 
 class FinetuneMethod {

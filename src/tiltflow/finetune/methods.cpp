@@ -30,6 +30,7 @@ const std::vector<MethodListing>& method_listing() {
       {"socm", "the tilted law; weights degenerate in high dimension", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
       {"socm-adjoint", "the tilted law; weights degenerate in high dimension", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
       {"variance", "the tilted law; weights degenerate in high dimension", "noise", "Nusken & Richter 2021, arXiv 2005.05409"},
+      {"value-regression", "the tilted law; weights exp(r), for mild tilts", "policy.control.kind = potential", "arXiv 2604.07762 for the regression; here with the conditional mean as target"},
       {"trajectory-balance", "the tilted law", "noise", "Malkin et al. 2022; Domingo-Enrich et al. 2023, arXiv 2312.02027"},
       {"cross-entropy", "the tilted law; weights degenerate in high dimension", "noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
       {"flow-grpo", "p_base exp(r / kl) with kl_to_go, advantage = centred, density = sum, clip = 0; else no law in closed form", "noise, groups", "Liu et al. 2025, arXiv 2505.05470"},
@@ -54,6 +55,7 @@ void bind(Fields& f, MethodConfig& c) {
   f.value("name", c.name, "see `tiltflow list methods`", one_of(method_names()));
   if (c.name == "adjoint-matching") bind(f, c.adjoint);
   else if (c.name == "reciprocal-adjoint-matching") bind(f, c.reciprocal);
+  else if (c.name == "value-regression") bind(f, c.value);
   else if (one_among(c.name, soc_matching_methods())) bind_for(f, c.soc, c.name);
   else if (one_among(c.name, path_loss_methods())) bind_for(f, c.path, c.name);
   else if (c.name == "flow-grpo" || c.name == "grpo-guard") bind(f, c.policy_gradient);
@@ -66,6 +68,7 @@ std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& c) {
   if (c.name == "basic-adjoint-matching") return std::make_unique<BasicAdjointMatching>();
   if (c.name == "continuous-adjoint") return std::make_unique<BasicAdjointMatching>(/*continuous=*/true);
   if (c.name == "reciprocal-adjoint-matching") return std::make_unique<ReciprocalAdjointMatching>(c.reciprocal);
+  if (c.name == "value-regression") return std::make_unique<ValueRegression>(c.value);
   if (one_among(c.name, soc_matching_methods())) return std::make_unique<SocMatching>(c.name, c.soc);
   if (c.name == "flow-grpo" || c.name == "grpo-guard") return std::make_unique<PolicyGradient>(c.policy_gradient, /*guard=*/c.name == "grpo-guard");
   if (one_among(c.name, direct_gradient_methods())) return std::make_unique<DirectGradient>(c.name, c.direct);
@@ -76,7 +79,7 @@ std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& c) {
 
 void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward, const TransitionTable& table) {
   const MethodNeeds needs = method.needs();
-  if (needs.reward_gradient && !reward.has_gradient) fail(ErrorKind::kConfig, cat("method ", method.name(), " needs the reward's gradient; reward ", reward.name, " has none"), "use flow-grpo, rwr, diffusion-nft, advantage-flow, ram, dpo, log-variance or trajectory-balance");
+  if (needs.reward_gradient && !reward.has_gradient) fail(ErrorKind::kConfig, cat("method ", method.name(), " needs the reward's gradient; reward ", reward.name, " has none"), "use flow-grpo, rwr, diffusion-nft, advantage-flow, ram, dpo, log-variance or trajectory-balance; or learn a stand-in for it with surrogate.every");
   if (!needs.step_density) return;
   for (const Transition& s : table.steps) {
     if (!(s.s > 0)) fail(ErrorKind::kConfig, cat("method ", method.name(), " needs noise in every step; sampler ", table.name, " has none at t = ", s.t), "use sampler auto, euler, exponential or ancestral; or a method without paths: rwr, diffusion-nft, advantage-flow, ram, dpo, draft");

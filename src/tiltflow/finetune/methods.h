@@ -13,6 +13,7 @@
 #include "tiltflow/finetune/policy_gradient.h"
 #include "tiltflow/finetune/reciprocal_adjoint.h"
 #include "tiltflow/finetune/soc_matching.h"
+#include "tiltflow/finetune/value_regression.h"
 
 namespace tiltflow {
 
@@ -26,6 +27,7 @@ struct MethodConfig {
   PathLossConfig path;
   SocMatchingConfig soc;
   ReciprocalConfig reciprocal;
+  ValueConfig value;
   bool noise() const { return name != "adjoint-matching" || adjoint.noise; }  // of rollouts
 };
 void bind(Fields& f, MethodConfig& c);

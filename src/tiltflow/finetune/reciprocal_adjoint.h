@@ -4,44 +4,35 @@
 //   |v - (v_lin + (eta alpha / (alpha^2 + beta^2)) grad r(X_1))|^2.   p* = N(0, I) exp(r): with r = log q - log N(0, I) (reward log-density) it is q.
 #pragma once
 
-#include <map>
-#include <mutex>
-
-#include "tiltflow/config/fields.h"
-#include "tiltflow/finetune/method.h"
+#include "tiltflow/finetune/replay.h"
 
 namespace tiltflow {
 
 struct ReciprocalConfig {
+  ReplayConfig replay;
   std::int64_t noisings = 4;   // of a drawn end point
-  std::int64_t refresh = 4;    // steps per rollout
-  std::int64_t replay = 16;    // rollouts kept
   double gradient_cap = 0;     // longest reward gradient; 0 = none
 };
 void bind(Fields& f, ReciprocalConfig& c);
 
 class ReciprocalAdjointMatching final : public FinetuneMethod {
  public:
-  explicit ReciprocalAdjointMatching(ReciprocalConfig config) : config_(config) {}
+  explicit ReciprocalAdjointMatching(ReciprocalConfig config) : config_(config), buffer_(config.replay) {}
   std::string name() const override { return "reciprocal-adjoint-matching"; }
   MethodNeeds needs() const override { return {true, false, false, false}; }
   double training_calls(const TransitionTable&) const override { return static_cast<double>(config_.noisings); }
-  // Throws kConfig when the base is not N(0, I), with several processes, and with buffer_passes above 1.
+  // Throws kConfig when the base is not N(0, I).
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;
   LossReport loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) override;
   void end_step(std::map<std::string, double>& metrics) override { finish_batch_metrics(metrics); }
-  ParameterSet state() const override;
-  void restore(const ParameterSet& state) override;
+  ParameterSet state() const override { return buffer_.state(); }
+  void restore(const ParameterSet& state) override { buffer_.restore(state); }
 
  private:
-  struct Stored {
-    at::Tensor x_1, gradient, reward;  // oldest first
-  };
   ReciprocalConfig config_;
   bool checked_ = false;
-  mutable std::mutex mutex_;
-  std::map<std::int64_t, Stored> buffer_;  // by first sample of an item
+  ReplayBuffer buffer_;  // end point, gradient, reward
 };
 
 }  // namespace tiltflow

@@ -1,8 +1,11 @@
 #include "tiltflow/models/flow_model.h"
 
+#include <algorithm>
+
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/flow/prediction.h"
+#include "tiltflow/models/product/product_model.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -41,6 +44,8 @@ const std::string& first_given(const std::string& a, const std::string& b, const
 void bind(Fields& f, FlowModelConfig& c) {
   f.value("file", c.file, "base model: safetensors, sharded safetensors or a PyTorch checkpoint");
   f.value("family", c.family, "instead of a file: gaussian-mixture, the exact flow of the mixture in args (weights, means, deviations)", empty_or({"gaussian-mixture"}));
+  f.value("agents", c.agents, "instead of a file: model files that are steered together; their samples are stacked");
+  f.value("aggregate", c.aggregate, "what rewards see of several agents: mean, sum or max of their samples; empty = what the file says, else mean", empty_or(aggregates()));
   f.value("weights", c.weights, "PyTorch checkpoint: which state dict, e.g. ema or model; empty = ema when there is one");
   f.value("path", c.path, "interpolation path: linear, gvp, vp; empty = what the file says, else linear", empty_or(path_names()));
   f.value("prediction", c.prediction, "what the network predicts: velocity, noise, score; empty = what the file says, else velocity", empty_or(predictions()));
@@ -48,12 +53,29 @@ void bind(Fields& f, FlowModelConfig& c) {
 }
 
 FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime, at::ScalarType dtype) {
+  if (!config.agents.empty()) {
+    if (!config.file.empty() || !config.family.empty()) fail(ErrorKind::kConfig, "model.agents beside model.file or model.family: give one of them");
+    FlowModel out;
+    std::vector<std::shared_ptr<const VelocityModel>> parts;
+    for (const std::string& file : config.agents) {
+      FlowModelConfig one = config;
+      one.agents.clear(), one.file = file;
+      const FlowModel part = load_flow_model(one, runtime, dtype);
+      if (part.prediction != "velocity") fail(ErrorKind::kConfig, cat(file, " predicts ", part.prediction, ": agents must predict velocities"));
+      if (out.path && out.path->name() != part.path->name()) fail(ErrorKind::kConfig, cat("model.agents: ", config.agents[0], " has the ", out.path->name(), " path, ", file, " the ", part.path->name(), " path"));
+      out.path = part.path, out.prediction = part.prediction;
+      parts.push_back(part.model);
+    }
+    out.model = std::make_shared<ProductModel>(std::move(parts));
+    if (!config.aggregate.empty()) out.aggregate = config.aggregate;
+    return out;
+  }
   if (!config.family.empty()) {
     if (!config.file.empty()) fail(ErrorKind::kConfig, "model.file and model.family: give one of them");
     if (!config.prediction.empty() && config.prediction != "velocity") fail(ErrorKind::kConfig, cat("model.prediction = \"", config.prediction, "\": a Gaussian mixture answers with velocities"));
     ModelSpec spec{config.family, config.args};
     spec.args["path"] = config.path.empty() ? "linear" : config.path;
-    return {create_velocity_model(spec, 0, runtime), make_path(spec.args["path"]), "velocity"};
+    return {create_velocity_model(spec, 0, runtime), make_path(spec.args["path"]), "velocity", "mean"};
   }
   if (config.file.empty()) fail(ErrorKind::kConfig, "model.file is missing", "the base model, e.g. model.file = \"assets/mnist-sit.safetensors\"");
   LoadedModel loaded = load_velocity_model(config.file, config.args, runtime, dtype, config.weights);
@@ -62,7 +84,16 @@ FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime, a
   const auto own_path = loaded.model->spec().args.find("path");  // of models that are exact on one path only
   if (own_path != loaded.model->spec().args.end() && own_path->second != out.path->name()) fail(ErrorKind::kConfig, cat("model.path = \"", out.path->name(), "\": ", config.file, " belongs to the ", own_path->second, " path"));
   out.prediction = first_given(config.prediction, loaded.prediction, "velocity");
+  if (const auto said = loaded.metadata.find("tiltflow.aggregate"); said != loaded.metadata.end()) out.aggregate = said->second;
+  if (!config.aggregate.empty()) out.aggregate = config.aggregate;
+  if (std::find(aggregates().begin(), aggregates().end(), out.aggregate) == aggregates().end()) fail(ErrorKind::kBadFile, cat(config.file, ": tiltflow.aggregate = '", out.aggregate, "' is unknown"), "known: " + join(aggregates(), ", "));
   out.model = with_prediction(std::move(loaded.model), out.path, out.prediction);
+  return out;
+}
+
+std::map<std::string, std::string> FlowModel::metadata() const {
+  std::map<std::string, std::string> out{{"tiltflow.path", path->name()}, {"tiltflow.prediction", prediction}};
+  if (agents_of(model->spec()) > 1) out["tiltflow.aggregate"] = aggregate;
   return out;
 }
 

@@ -14,6 +14,8 @@ namespace tiltflow {
 struct FlowModelConfig {
   std::string file;
   std::string family;                       // without a file: "gaussian-mixture", made from args
+  std::vector<std::string> agents;          // instead of a file: several models under one policy, see models/product
+  std::string aggregate;                    // what a reward sees of them: mean, sum, max; "" = what the file says, else mean
   std::string weights;                      // PyTorch checkpoint: which state dict; "" = ema when there is one
   std::string path;                         // interpolation path; "" = what the file says, else linear
   std::string prediction;                   // velocity, noise, score; "" = what the file says, else velocity
@@ -25,8 +27,9 @@ struct FlowModel {
   std::shared_ptr<const VelocityModel> model;  // velocities, whatever the network predicts
   std::shared_ptr<const Path> path;
   std::string prediction;
+  std::string aggregate = "mean";           // of several agents
   // What a file made from this model must say to be read back as the same flow.
-  std::map<std::string, std::string> metadata() const { return {{"tiltflow.path", path->name()}, {"tiltflow.prediction", prediction}}; }
+  std::map<std::string, std::string> metadata() const;
 };
 // Throws kConfig (no file, unknown names) and kBadFile.
 FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime = {}, at::ScalarType dtype = at::kFloat);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "tiltflow/base/error.h"
@@ -11,6 +12,7 @@
 #include "tiltflow/models/generator/generator.h"
 #include "tiltflow/models/mixture/mixture_model.h"
 #include "tiltflow/models/mlp/mlp.h"
+#include "tiltflow/models/product/product_model.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -39,6 +41,22 @@ std::unique_ptr<VelocityModel> build(const std::string& family, const ParameterS
   if (family == "gaussian-mixture") {
     const auto path = args.find("path");
     return std::make_unique<MixtureModel>(mixture_from_tensors(tensors, where), make_path(path == args.end() ? "linear" : path->second));
+  }
+  if (family == "product") {
+    constexpr std::int64_t kMost = 64;
+    const auto found = args.find("agents");
+    const std::int64_t count = found == args.end() ? 0 : std::atoll(found->second.c_str());
+    if (count < 1 || count > kMost) fail(ErrorKind::kBadFile, cat(where, ": a product of ", count, " models"));
+    std::vector<std::shared_ptr<const VelocityModel>> agents;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::string prefix = cat("agent", i, ".");
+      Args own = args_below(args, prefix);
+      const std::string own_family = own["family"];
+      if (own_family == "product" || own_family == "controlled") fail(ErrorKind::kBadFile, cat(where, ": a ", own_family, " model inside a product"));
+      own.erase("family");
+      agents.push_back(build(own_family, tensors_below(tensors, prefix), own, runtime, where));
+    }
+    return std::make_unique<ProductModel>(std::move(agents));
   }
   if (family == "controlled") {
     Args base_args = args_below(args, "base.");
@@ -90,7 +108,7 @@ std::string model_family(const ParameterSet& tensors, const Args& metadata) {
 }
 
 const std::vector<std::string>& velocity_model_families() {
-  static const std::vector<std::string> families{"sit", "mlp", "controlled", "gaussian-mixture"};
+  static const std::vector<std::string> families{"sit", "mlp", "controlled", "gaussian-mixture", "product"};
   return families;
 }
 

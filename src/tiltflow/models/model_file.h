@@ -37,7 +37,7 @@ void save_classifier(const std::filesystem::path& path, const ClassifierConfig& 
 std::map<std::string, std::string> model_metadata(std::map<std::string, std::string> metadata, const ModelSpec& spec);
 std::map<std::string, std::string> metadata_args(const std::map<std::string, std::string>& metadata, const std::string& where);
 
-// "sit", "mlp", "controlled", "gaussian-mixture", "classifier", "gan", "mlp-generator", "vae", from metadata, else from the tensors; also names what other loaders read
+// "sit", "mlp", "controlled", "gaussian-mixture", "product", "classifier", "gan", "mlp-generator", "vae", from metadata, else from the tensors; also names what other loaders read
 // (AutoencoderKL, AutoencoderTiny, CLIP, aesthetic head); "" = unknown.
 std::string model_family(const ParameterSet& tensors, const std::map<std::string, std::string>& metadata);
 const std::vector<std::string>& velocity_model_families();

@@ -29,9 +29,9 @@ ParameterSet frozen(const ParameterSet& parameters) {
 }  // namespace
 
 void bind(Fields& f, ControlConfig& c) {
-  f.value("kind", c.kind, "mlp, conv or lowrank", one_of(control_kinds()));
+  f.value("kind", c.kind, "mlp, conv, lowrank or potential (the gradient of a scalar network)", one_of(control_kinds()));
   f.value("width", c.width, "hidden units, channels, or the rank of lowrank", at_least_integer(1));
-  f.value("depth", c.depth, "hidden layers of mlp and conv", at_least_integer(1));
+  f.value("depth", c.depth, "hidden layers of mlp, conv and potential", at_least_integer(1));
 }
 
 void bind(Fields& f, PolicyConfig& c) {
@@ -48,6 +48,7 @@ bool trains(const VelocityModel& model, const std::string& name, const std::vect
   return !model.is_buffer(name) && std::any_of(patterns.begin(), patterns.end(), [&](const std::string& p) { return matches_pattern(name, p); });
 }
 [[noreturn]] void nothing_trains(const VelocityModel& model, const std::vector<std::string>& patterns) {
+  if (std::all_of(model.parameters().begin(), model.parameters().end(), [&](const auto& entry) { return model.is_buffer(entry.first); })) fail(ErrorKind::kConfig, cat("a model of family ", model.spec().family, " has nothing to train"), "use policy.kind = \"control\"");
   fail(ErrorKind::kConfig, cat("policy.trainable matches no tensor: ", join(patterns, ", ")), cat("tensors are named like ", model.parameters().names().back()));
 }
 }  // namespace
@@ -81,6 +82,7 @@ Policy lora_policy(const VelocityModel& model, const PolicyConfig& config, const
     policy.trainable.add(layer + ".lora_B.weight", b);
     adapters[layer] = {a, b, config.alpha / static_cast<double>(config.rank)};
   }
+  if (model.linear_layers().empty()) fail(ErrorKind::kConfig, cat("a model of family ", model.spec().family, " has no layers for adapters"), "use policy.kind = \"control\"");
   if (adapters.empty()) fail(ErrorKind::kConfig, cat("policy.targets match no layer: ", join(config.targets, ", ")), cat("layers are named like ", model.linear_layers().front(), ", ", model.linear_layers()[std::min<std::size_t>(2, model.linear_layers().size() - 1)]));
   const ParameterSet weights = frozen(model.parameters());  // one copy, shared
   policy.base = model.rebind(weights, {});
@@ -94,7 +96,9 @@ Policy control_policy(std::shared_ptr<const VelocityModel> model, std::shared_pt
   ParameterSet control = clone(init_control(config, model->sample_shape(), model->classes(), streams), true);
   for (const auto& [name, tensor] : control) policy.trainable.add("control." + name, tensor);
   policy.base = model->rebind(frozen(model->parameters()), {});
-  policy.tuned = std::make_shared<ControlledModel>(model->rebind(frozen(model->parameters()), {}), std::move(path), config, std::move(control));
+  const auto tuned = std::make_shared<ControlledModel>(model->rebind(frozen(model->parameters()), {}), std::move(path), config, std::move(control));
+  policy.tuned = tuned;
+  if (config.kind == "potential") policy.log_value = [tuned](const at::Tensor& x, const at::Tensor& t, const Condition& c) { return tuned->log_value(x, t, c); };
   policy.backward_cost = 1;
   return policy;
 }

@@ -30,6 +30,8 @@ struct Policy {
   std::shared_ptr<const VelocityField> base, tuned;
   std::shared_ptr<const VelocityField> rollout;  // what collects trajectories when it is not `tuned`, e.g. guided; or null
   const VelocityField& collector() const { return rollout ? *rollout : *tuned; }
+  // log E[exp r | X_t = x] less a constant, [n]: of control networks of kind potential, else null.
+  std::function<at::Tensor(const at::Tensor& x, const at::Tensor& t, const Condition& condition)> log_value;
   ParameterSet trainable;
   // Cost of a training backward in units of one forward: 2 with weight gradients everywhere, 1 for adapters only.
   int backward_cost = 2;

@@ -71,6 +71,21 @@ class QuadraticReward final : public Reward {
   RewardInfo info_{"quadratic", true, ""};
 };
 
+class StepReward final : public Reward {
+ public:
+  StepReward(std::vector<double> slope, double level) : slope_(std::move(slope)), level_(level) {}
+  const RewardInfo& info() const override { return info_; }
+  at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
+    const at::Tensor flat = samples.flatten(1);
+    return ((flat * per_entry(slope_, flat, "slope")).sum(1) > level_).to(samples.scalar_type());
+  }
+
+ private:
+  std::vector<double> slope_;
+  double level_;
+  RewardInfo info_{"step", false, ""};
+};
+
 class LogDensity final : public Reward {
  public:
   LogDensity(GaussianMixture mixture, bool over_normal) : mixture_(std::move(mixture)), over_normal_(over_normal) {}
@@ -90,6 +105,11 @@ class LogDensity final : public Reward {
 };
 
 }  // namespace
+
+std::shared_ptr<const Reward> make_step_reward(const RewardTerm& term) {
+  if (term.slope.empty()) fail(ErrorKind::kConfig, "reward step: slope is missing", "slope = [1.0] or one number per entry");
+  return std::make_shared<StepReward>(term.slope, term.level);
+}
 
 std::shared_ptr<const Reward> make_log_density(const RewardTerm& term) { return std::make_shared<LogDensity>(mixture_from_args(term.args), term.over_normal); }
 

@@ -23,6 +23,7 @@ const std::vector<Row>& rows() {
       {{"brightness", "mean pixel value, or -(mean - target)^2 with a target"}, make_brightness},
       {{"linear", "slope . x, summed over all entries"}, make_linear_reward},
       {{"quadratic", "-curvature/2 |x - center|^2, summed over all entries"}, make_quadratic_reward},
+      {{"step", "1 where slope . x exceeds level, else 0; has no gradient"}, make_step_reward},
       {{"log-density", "log-density of a Gaussian mixture (args: weights, means, deviations); minus that of N(0, I) with over_normal"}, make_log_density},
       {{"class-log-prob", "log-probability of a class under a judge (classifier file)"}, make_class_log_prob},
       {{"aesthetic", "LAION aesthetic score: a head on CLIP image embeddings"}, make_aesthetic},
@@ -64,9 +65,10 @@ void bind(Fields& f, RewardTerm& c) {
   for (const RewardListing& listing : reward_listing()) names.push_back(listing.name);
   f.value("name", c.name, "which reward; see `tiltflow list rewards`", one_of(names));
   f.value("scale", c.scale, "factor on the reward: the lambda of the tilt");
-  f.value("slope", c.slope, "linear: one number for all entries or one per dimension");
+  f.value("slope", c.slope, "linear, step: one number for all entries or one per dimension");
   f.value("center", c.center, "quadratic: one number for all entries or one per dimension");
   f.value("curvature", c.curvature, "quadratic: curvature", positive());
+  f.value("level", c.level, "step: where it is");
   f.value("over_normal", c.over_normal, "log-density: minus the log-density of N(0, I); on a standard normal base the tilted law is the mixture");
   f.value("label", c.label, "class-log-prob: the class; -1 = the label the sample was drawn with", at_least_integer(-1));
   f.value("judge", c.judge, "class-log-prob: classifier file");

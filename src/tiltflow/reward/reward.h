@@ -39,6 +39,7 @@ struct RewardTerm {
   std::vector<double> slope;       // linear: w, one number or one per dimension
   std::vector<double> center;      // quadratic: c, likewise
   double curvature = 1;            // quadratic: -curvature/2 |x - c|^2
+  double level = 0;                // step
   bool over_normal = false;        // log-density
   std::int64_t label = -1;         // class-log-prob: the class; -1 = the sample's own label
   std::string judge;               // class-log-prob: file of the classifier

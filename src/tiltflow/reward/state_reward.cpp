@@ -4,6 +4,7 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/models/product/product_model.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/precision.h"
@@ -26,6 +27,15 @@ Decoder decoder_for(const std::vector<std::int64_t>& shape, std::shared_ptr<cons
   if (!autoencoder) return image ? pixel_decoder() : identity_decoder();
   if (!image || shape[0] != autoencoder->latent_channels()) fail(ErrorKind::kConfig, cat("the model makes ", shape_text(shape), ", the autoencoder decodes ", autoencoder->latent_channels(), "-channel latents"));
   return latent_decoder(std::move(autoencoder));
+}
+
+Decoder decoder_of(const FlowModel& flow, std::shared_ptr<const Autoencoder> autoencoder) {
+  const std::int64_t agents = agents_of(flow.model->spec());
+  std::vector<std::int64_t> shape = flow.model->sample_shape();
+  shape[0] /= agents;
+  Decoder one = decoder_for(shape, std::move(autoencoder));
+  if (agents == 1) return one;
+  return [one = std::move(one), agents, how = flow.aggregate](const at::Tensor& x) { return one(aggregated(x, agents, how)); };
 }
 
 at::Tensor StateReward::score(const at::Tensor& state, const at::Tensor& labels) const {

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "tiltflow/models/autoencoder/autoencoder.h"
+#include "tiltflow/models/flow_model.h"
 #include "tiltflow/reward/reward.h"
 #include "tiltflow/tensor/random.h"
 
@@ -18,6 +19,8 @@ Decoder latent_decoder(std::shared_ptr<const Autoencoder> autoencoder);  // scal
 // The decoder of samples of this shape: latents when there is an autoencoder, pixels for images, vectors as they are. Throws
 // kConfig when shape and autoencoder do not fit.
 Decoder decoder_for(const std::vector<std::int64_t>& sample_shape, std::shared_ptr<const Autoencoder> autoencoder);
+// The decoder of a flow's states: of several agents, what they make together (FlowModel::aggregate).
+Decoder decoder_of(const FlowModel& flow, std::shared_ptr<const Autoencoder> autoencoder);
 
 struct ScoreAndGradient {
   at::Tensor score;     // [N]

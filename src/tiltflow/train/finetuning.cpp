@@ -52,6 +52,7 @@ void bind(Fields& f, FinetuneConfig& c) {
   f.section("guidance", c.guidance);
   c.method.adjoint.grid_steps = c.sampler.steps;
   f.section("method", c.method);
+  f.section("surrogate", c.surrogate);
   f.section("evaluation", c.evaluation);
   f.section("check", c.check);
   f.section("compute", c.compute);
@@ -94,7 +95,7 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   s.config.labels = with_file_read(config.labels);
   s.labels_at(0);  // refuses labels the model does not have
   const auto autoencoder = config.decoder.file.empty() ? nullptr : load_autoencoder(config.decoder);
-  s.reward = std::make_shared<StateReward>(make_weighted_sum(config.reward), decoder_for(s.flow.model->sample_shape(), autoencoder));
+  s.reward = std::make_shared<StateReward>(make_weighted_sum(config.reward), decoder_of(s.flow, autoencoder));
   if (s.config.sampler.name == "auto" && config.method.adjoint.preset == "paper") s.config.sampler.name = "euler-paper";
   if (s.config.sampler.name == "auto" && config.method.adjoint.preset == "official-sd") s.config.sampler.name = "ancestral";
   if (!config.method.noise()) {  // rollouts of the ODE; evaluations and checks follow it too
@@ -109,7 +110,9 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
     if (!config.guidance.guidance.active()) fail(ErrorKind::kConfig, cat("guidance.mode = \"", config.guidance.mode, "\" with guidance.scale = 1 does nothing"), "set guidance.scale, e.g. 4");
     s.for_evaluation(s.flow.model);  // refuses intervals and models that cannot be guided
   }
-  require_method_fits(*make_method(config.method), s.reward->reward().info(), s.table);
+  RewardInfo seen = s.reward->reward().info();  // what the method works with
+  if (config.surrogate.every > 0) seen.has_gradient = true;
+  require_method_fits(*make_method(config.method), seen, s.table);
   if (!s.table.memoryless) log_warn(cat("sampler ", s.table.name, " is not memoryless: the tuned law will not be the tilted law"));
   return s;
 }
@@ -136,10 +139,12 @@ FinetuneObjective::FinetuneObjective(const FinetuneSetup& setup, Policy policy, 
   policy_.base = counted_base_;
   policy_.tuned = counted_tuned_;
   policy_ = setup_.for_training(std::move(policy_));
+  const FinetuneConfig& c = setup_.config;
+  if (c.surrogate.every > 0) surrogate_ = std::make_unique<Surrogate>(c.surrogate, setup_.flow.model->sample_shape(), setup_.flow.model->classes(), static_cast<std::uint64_t>(c.seed));
 }
 
 FinetuneContext FinetuneObjective::context() const {
-  return {policy_, *setup_.reward, *setup_.flow.path, setup_.table, setup_.streams, labels_, setup_.flow.model->sample_shape(), at::kFloat, log_z_};
+  return {policy_, surrogate_ ? surrogate_->reward() : *setup_.reward, *setup_.flow.path, setup_.table, setup_.streams, labels_, setup_.flow.model->sample_shape(), at::kFloat, log_z_};
 }
 
 std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
@@ -152,6 +157,7 @@ std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
     labels_ = setup_.labels_at(static_cast<std::uint32_t>(step));
     buffer_.assign(static_cast<std::size_t>(items), Batch{});
   }
+  if (surrogate_ && pass_ == 0 && surrogate_->due(step)) surrogate_->refresh(context(), *setup_.reward, step);
   method_->begin_step(context(), step, pass_);
   return items;
 }
@@ -166,8 +172,29 @@ LossReport FinetuneObjective::item(std::int64_t i) {
   return method_->loss(context, kept, setup_.config.batch);
 }
 
+namespace {
+const std::string kSurrogate = "surrogate.";
+}
+
+ParameterSet FinetuneObjective::state() const {
+  ParameterSet out = method_->state();
+  if (surrogate_) for (const auto& [name, tensor] : surrogate_->state()) out.add(kSurrogate + name, tensor);
+  return out;
+}
+
+void FinetuneObjective::restore(const ParameterSet& state) {
+  ParameterSet of_method, of_surrogate;
+  for (const auto& [name, tensor] : state) {
+    if (starts_with(name, kSurrogate)) of_surrogate.add(name.substr(kSurrogate.size()), tensor);
+    else of_method.add(name, tensor);
+  }
+  method_->restore(of_method);
+  if (surrogate_) surrogate_->restore(of_surrogate);
+}
+
 void FinetuneObjective::end_step(std::map<std::string, double>& metrics) {
   method_->end_step(metrics);
+  if (surrogate_) surrogate_->add_metrics(metrics);
   // Forwards and vector-Jacobian products as counted, plus the training backward over the loss steps.
   const at::Tensor total = at::full({1}, static_cast<double>(counted_base_->count() + counted_tuned_->count()), at::kDouble);
   all_reduce_sum({total});

@@ -10,6 +10,7 @@
 #include "tiltflow/models/flow_model.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/sampler/fields.h"
+#include "tiltflow/train/surrogate.h"
 #include "tiltflow/train/trainer.h"
 
 namespace tiltflow {
@@ -54,6 +55,7 @@ struct FinetuneConfig {
   PolicyConfig policy;
   FinetuneGuidance guidance;
   MethodConfig method;
+  SurrogateConfig surrogate;
   EvaluationConfig evaluation;
   CheckConfig check;
   ComputeConfig compute;
@@ -85,8 +87,8 @@ class FinetuneObjective final : public Objective {
   LossReport item(std::int64_t i) override;
   void end_step(std::map<std::string, double>& metrics) override;
   bool at_checkpoint() const override { return (step_ + 1) % setup_.config.buffer_passes == 0; }
-  ParameterSet state() const override { return method_->state(); }
-  void restore(const ParameterSet& state) override { method_->restore(state); }
+  ParameterSet state() const override;
+  void restore(const ParameterSet& state) override;
   const Policy& policy() const { return policy_; }
 
  private:
@@ -95,6 +97,7 @@ class FinetuneObjective final : public Objective {
   Policy policy_;
   std::shared_ptr<CountingField> counted_base_, counted_tuned_;
   std::unique_ptr<FinetuneMethod> method_;
+  std::unique_ptr<Surrogate> surrogate_;  // or null
   LabelSource labels_;
   std::vector<Batch> buffer_;
   std::int64_t step_ = 0, pass_ = 0;

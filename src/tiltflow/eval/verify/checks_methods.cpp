@@ -6,6 +6,7 @@
 #include "tiltflow/eval/verify/control_problems.h"
 #include "tiltflow/eval/verify/laws.h"
 #include "tiltflow/eval/verify/trained.h"
+#include "tiltflow/models/mixture/mixture_model.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -20,12 +21,16 @@ TrainedOptions trained_by(const std::string& name, std::uint64_t seed) {
   return o;
 }
 
+LawTolerances usual_tolerances(double mean_fraction) {
+  LawTolerances out;
+  out.mean_fraction = mean_fraction, out.covariance_fraction = 0.2, out.weight = 0.04, out.cost_fraction = 0.1, out.gap = 0.05;
+  return out;
+}
+
 // The whole law on overlapping modes.
 std::vector<VerifyRow> law_of(const std::string& what, const TrainedOptions& options, double mean_fraction, const ExactProblem& p) {
   const TrainedControl control = train_control(p, options);
-  LawTolerances tolerances;
-  tolerances.mean_fraction = mean_fraction, tolerances.covariance_fraction = 0.2, tolerances.weight = 0.04, tolerances.cost_fraction = 0.1, tolerances.gap = 0.05;
-  return law_rows(p, cat(what, ", ", p.name), sample_law(*control.policy.tuned, control.table, p.dimension(), kSamples, options.seed + 200, p.base.get()), tolerances, false);
+  return law_rows(p, cat(what, ", ", p.name), sample_law(*control.policy.tuned, control.table, p.dimension(), kSamples, options.seed + 200, p.base.get()), usual_tolerances(mean_fraction), false);
 }
 
 // One number: the mean of the 1-D Gaussian under r = linear, `shift` times as far from the base's as the tilted one.
@@ -69,6 +74,18 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   TrainedOptions replay = trained_by("reciprocal-adjoint-matching", seed);
   replay.method.reciprocal.noisings = 8, replay.steps = 50, replay.iterations = 1500;
   tasks.push_back({"reciprocal-adjoint-matching", [=] { return law_of("reciprocal-adjoint-matching", replay, 0.1, unnormalised_modes()); }});
+
+  TrainedOptions value = trained_by("value-regression", seed);
+  value.iterations = 1500;
+  tasks.push_back({"value-regression", [=] {  // its policy is the gradient of a scalar network
+    const ExactProblem p = near_modes();
+    SamplerConfig sampler;
+    sampler.steps = 50;
+    const TransitionTable table = table_of(sampler, *p.path);
+    const Policy policy = control_policy(std::make_shared<MixtureModel>(p.base->mixture(), p.path), p.path, {"potential", 48, 2}, RandomStreams(value.seed));
+    train_policy(policy, *p.reward, *p.path, table, [](std::int64_t) { return no_labels(); }, 1, p.target.log_z, value);
+    return law_rows(p, cat("value-regression, ", p.name), sample_law(*policy.tuned, table, 1, kSamples, value.seed + 200, p.base.get()), usual_tolerances(0.08), false);
+  }});
 
   TrainedOptions grpo = trained_by("flow-grpo", seed);
   grpo.method.policy_gradient.advantage = {256, "centred", 0}, grpo.method.policy_gradient.clip = 0, grpo.method.policy_gradient.density = "sum";

@@ -37,7 +37,7 @@ at::Tensor modulate(const ParameterSet& p, const std::string& name, const at::Te
 }  // namespace
 
 const std::vector<std::string>& control_kinds() {
-  static const std::vector<std::string> kinds{"mlp", "conv", "lowrank"};
+  static const std::vector<std::string> kinds{"mlp", "conv", "lowrank", "potential"};
   return kinds;
 }
 
@@ -73,15 +73,18 @@ ParameterSet init_control(const ControlConfig& c, const std::vector<std::int64_t
     dense(cat("modulation.", i), 2 * c.width, c.width);
   }
   if (conv) out.add("output.weight", at::zeros({shape[0], c.width, 3, 3})), out.add("output.bias", at::zeros({shape[0]}));
-  else dense("output", d, c.width, true);
+  else dense("output", c.kind == "potential" ? 1 : d, c.width, true);
   return out;
 }
 
-at::Tensor control_output(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x, const at::Tensor& t, const Condition& condition) {
+namespace {
+
+// What the last layer answers: like x, or [N, 1] of potential.
+at::Tensor network_output(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x, const at::Tensor& t, const Condition& condition) {
   const at::Tensor state = x.to(p.at("time.0.weight").scalar_type()), cond = conditioning(p, t, condition);
   if (c.kind == "lowrank") {
     const at::Tensor middle = modulate(p, "modulation", at::matmul(state.flatten(1), p.at("down.weight").t()), cond);
-    return at::matmul(middle, p.at("up.weight").t()).reshape(x.sizes()).to(x.scalar_type());
+    return at::matmul(middle, p.at("up.weight").t());
   }
   at::Tensor h = c.kind == "conv" ? state : state.flatten(1);
   for (std::int64_t i = 0; i < c.depth; ++i) {
@@ -94,8 +97,22 @@ at::Tensor control_output(const ControlConfig& c, const ParameterSet& p, const a
     }
     h = at::silu(modulate(p, cat("modulation.", i), h, cond));
   }
-  h = c.kind == "conv" ? at::conv2d(h, p.at("output.weight"), p.at("output.bias"), 1, 1) : linear(p, "output", h);
-  return h.reshape(x.sizes()).to(x.scalar_type());
+  return c.kind == "conv" ? at::conv2d(h, p.at("output.weight"), p.at("output.bias"), 1, 1) : linear(p, "output", h);
+}
+
+}  // namespace
+
+at::Tensor control_potential(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x, const at::Tensor& t, const Condition& condition) {
+  return network_output(c, p, x, t, condition).squeeze(1);
+}
+
+at::Tensor control_output(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x, const at::Tensor& t, const Condition& condition) {
+  if (c.kind != "potential") return network_output(c, p, x, t, condition).reshape(x.sizes()).to(x.scalar_type());
+  const bool graph = at::GradMode::is_enabled();
+  const at::AutoGradMode grad(true);
+  const at::Tensor state = graph && x.requires_grad() ? x : x.detach().set_requires_grad(true);
+  const at::Tensor slope = torch::autograd::grad({control_potential(c, p, state, t, condition).sum()}, {state}, {}, std::nullopt, /*create_graph=*/graph)[0];
+  return graph ? slope : slope.detach();
 }
 
 }  // namespace tiltflow

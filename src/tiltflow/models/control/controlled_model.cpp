@@ -24,8 +24,14 @@ ControlledModel::ControlledModel(std::shared_ptr<const VelocityModel> base, std:
 }
 
 at::Tensor ControlledModel::velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {
-  const at::Tensor gain = path_coefficient(path_points(*path_, t), &PathPoint::control_gain, x);
+  const std::vector<PathPoint> points = path_points(*path_, t);
+  const at::Tensor gain = config_.kind == "potential" ? path_coefficient(points, [](const PathPoint& p) { return p.beta_d; }, x) : path_coefficient(points, &PathPoint::control_gain, x);
   return base_->velocity(x, t, condition) + control_output(config_, control_, x, t, condition) * gain;
+}
+
+at::Tensor ControlledModel::log_value(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {
+  const at::Tensor alpha = path_coefficient(path_points(*path_, t), [](const PathPoint& p) { return p.alpha; }, x).flatten();
+  return control_potential(config_, control_, x, t, condition) * alpha;
 }
 
 bool ControlledModel::is_buffer(const std::string& name) const { return starts_with(name, kBase); }

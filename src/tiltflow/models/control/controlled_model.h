@@ -1,6 +1,6 @@
 // A frozen velocity model with a control network beside it:
 //   v(x, t) = v_base(x, t) + gain(t) u(x, t),   gain = PathPoint::control_gain,
-// so that u has one size at all times. One file holds both: names "base.*" and "control.*", family "controlled".
+// so that u has one size at all times; of kind potential v = v_base + beta D grad N, the velocity of a value function alpha N (eta alpha = beta D). One file holds both: names "base.*" and "control.*", family "controlled".
 #pragma once
 
 #include <memory>
@@ -22,6 +22,8 @@ class ControlledModel final : public VelocityModel {
   std::vector<std::string> linear_layers() const override { return {}; }
   bool is_buffer(const std::string& name) const override;
   std::unique_ptr<VelocityModel> rebind(ParameterSet parameters, AdapterSet adapters) const override;
+  // alpha N, [n]: the value function less a constant. Of kind potential only.
+  at::Tensor log_value(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const;
   const VelocityModel& base() const { return *base_; }
 
  private:

@@ -1,0 +1,155 @@
+#include "tiltflow/train/surrogate.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+#include "tiltflow/nn/init.h"
+#include "tiltflow/tensor/aten.h"
+
+namespace tiltflow {
+namespace {
+
+constexpr std::uint32_t kRefreshKey = 0x40000000u;  // added to the step: noise that no training step uses
+constexpr std::int64_t kFitBatch = 128;
+
+// Standardised prediction, [N].
+at::Tensor network(const ParameterSet& w, const at::Tensor& states, const at::Tensor& labels) {
+  at::Tensor h = states.to(at::kFloat);
+  if (h.dim() == 4) {
+    h = at::silu(at::conv2d(h, w.at("conv1.weight"), w.at("conv1.bias"), 2, 1));
+    h = at::silu(at::conv2d(h, w.at("conv2.weight"), w.at("conv2.bias"), 2, 1)).flatten(2).mean(2);
+  } else {
+    h = at::silu(at::linear(h.flatten(1), w.at("in.weight"), w.at("in.bias")));
+  }
+  if (labels.defined() && w.contains("label.weight")) h = h + w.at("label.weight").index_select(0, labels);
+  h = at::silu(at::linear(h, w.at("hidden.weight"), w.at("hidden.bias")));
+  return at::linear(h, w.at("out.weight"), w.at("out.bias")).squeeze(1);
+}
+
+class LearnedReward final : public Reward {
+ public:
+  LearnedReward(const ParameterSet& weights, ParameterSet numbers) : numbers_(std::move(numbers)) {
+    for (const auto& [name, tensor] : weights) weights_.add(name, tensor.detach());  // the same memory, no graph
+  }
+  const RewardInfo& info() const override { return info_; }
+  at::Tensor score(const at::Tensor& states, const RewardCondition& condition) const override {
+    return (network(weights_, states, condition.labels) * numbers_.at("deviation") + numbers_.at("mean")).to(states.scalar_type());
+  }
+
+ private:
+  ParameterSet weights_, numbers_;
+  RewardInfo info_{"learned surrogate", true, "Ding et al. 2024, arXiv 2412.15689"};
+};
+
+ParameterSet init(const std::vector<std::int64_t>& shape, std::int64_t classes, std::int64_t width, const RandomStreams& streams) {
+  ParameterSet out;
+  const auto layer = [&](const std::string& name, std::vector<std::int64_t> sizes) {
+    std::int64_t fan_in = 1;
+    for (std::size_t i = 1; i < sizes.size(); ++i) fan_in *= sizes[i];
+    out.add(name + ".weight", fan_in_uniform(streams, "surrogate." + name, sizes, fan_in));
+    out.add(name + ".bias", at::zeros({sizes[0]}));
+  };
+  std::int64_t hidden = width;
+  if (shape.size() == 3) {
+    layer("conv1", {width / 2 + 1, shape[0], 3, 3}), layer("conv2", {width, width / 2 + 1, 3, 3});
+  } else {
+    std::int64_t entries = 1;
+    for (const std::int64_t s : shape) entries *= s;
+    layer("in", {width, entries});
+  }
+  if (classes > 0) out.add("label.weight", at::zeros({classes + 1, hidden}));
+  layer("hidden", {width, hidden}), layer("out", {1, width});
+  return out;
+}
+
+}  // namespace
+
+void bind(Fields& f, SurrogateConfig& c) {
+  f.value("every", c.every, "steps between refreshes of a learned reward that stands in for the true one; 0 = none", at_least_integer(0));
+  f.value("samples", c.samples, "samples drawn and scored at a refresh", at_least_integer(2));
+  f.value("fits", c.fits, "optimiser steps of a fit; ten times as many for the first", at_least_integer(1));
+  f.value("buffer", c.buffer, "newest samples that are kept", at_least_integer(2));
+  f.value("width", c.width, "hidden units", at_least_integer(1));
+  f.value("learning_rate", c.learning_rate, "of the fit", positive());
+}
+
+Surrogate::Surrogate(SurrogateConfig config, const std::vector<std::int64_t>& shape, std::int64_t classes, std::uint64_t seed) : config_(config) {
+  weights_ = clone(init(shape, classes, config_.width, RandomStreams(seed)), true);
+  numbers_.add("mean", at::zeros({})), numbers_.add("deviation", at::ones({}));
+  reward_ = std::make_shared<StateReward>(std::make_shared<LearnedReward>(weights_, numbers_), identity_decoder());
+  optimizer_ = std::make_unique<AdamW>(OptimizerConfig{}, weights_);
+}
+
+void Surrogate::refresh(const FinetuneContext& context, const StateReward& truth, std::int64_t step) {
+  const std::uint32_t key = kRefreshKey + static_cast<std::uint32_t>(step);
+  at::Tensor x_1, labels, r;
+  {
+    const at::NoGradGuard no_grad;
+    labels = context.labels(0, config_.samples);
+    const at::Tensor x_0 = prior_sample(context.streams, key, 0, config_.samples, context.sample_shape, context.dtype);
+    x_1 = rollout(context.policy.collector(), context.table, x_0, Condition{labels}, keyed_noise(context.streams, key, 0, x_0)).last;
+    r = truth.score(x_1, labels).to(at::kFloat);
+    const bool first = size() == 0;
+    const at::Tensor error = reward_->score(x_1, labels).to(at::kFloat) - r;
+    r2_ = first ? 0 : 1 - error.square().mean().item<double>() / std::max(1e-12, r.var(0, false).item<double>());
+    true_reward_ = r.mean().item<double>();
+    const auto keep = [&](at::Tensor& all, const at::Tensor& fresh) {
+      const at::Tensor both = all.defined() ? at::cat({all, fresh}) : fresh;
+      all = both.narrow(0, std::max<std::int64_t>(0, both.size(0) - config_.buffer), std::min(both.size(0), config_.buffer)).clone();
+    };
+    keep(states_, x_1.to(at::kFloat)), keep(rewards_, r);
+    if (labels.defined()) keep(labels_, labels);
+    at::Tensor(numbers_.at("mean")).copy_(rewards_.mean()), at::Tensor(numbers_.at("deviation")).copy_(rewards_.std(0, false).clamp_min(1e-6));
+  }
+  fit(context.streams, step, size() == config_.samples ? 10 * config_.fits : config_.fits);
+}
+
+void Surrogate::fit(const RandomStreams& streams, std::int64_t step, std::int64_t count) {
+  const at::AutoGradMode grad(true);
+  const std::int64_t n = std::min(kFitBatch, size());
+  for (std::int64_t i = 0; i < count; ++i) {
+    const at::Tensor u = streams.uniform(Purpose::kSubset, kRefreshKey + static_cast<std::uint32_t>(step), i * n, n, {}, at::kDouble);
+    const at::Tensor rows = (u * static_cast<double>(size())).to(at::kLong).clamp_max(size() - 1);
+    const at::Tensor wanted = (rewards_.index_select(0, rows) - numbers_.at("mean")) / numbers_.at("deviation");
+    const at::Tensor labels = labels_.defined() ? labels_.index_select(0, rows) : at::Tensor();
+    const at::Tensor loss = (network(weights_, states_.index_select(0, rows), labels) - wanted).square().mean();
+    std::vector<at::Tensor> gradients = torch::autograd::grad({loss}, weights_.tensors(), {}, false, false, /*allow_unused=*/true);
+    optimizer_->step(gradients, config_.learning_rate);
+  }
+}
+
+void Surrogate::add_metrics(std::map<std::string, double>& metrics) const { metrics["surrogate_r2"] = r2_, metrics["true_reward"] = true_reward_; }
+
+ParameterSet Surrogate::state() const {
+  ParameterSet out;
+  if (size() == 0) return out;
+  for (const auto& [name, tensor] : weights_) out.add("weights." + name, tensor.detach());
+  for (const auto& [name, tensor] : optimizer_->state()) out.add("optimizer." + name, tensor);
+  out.add("mean", numbers_.at("mean")), out.add("deviation", numbers_.at("deviation"));
+  out.add("states", states_), out.add("rewards", rewards_);
+  if (labels_.defined()) out.add("labels", labels_);
+  out.add("last", at::tensor(std::vector<double>{r2_, true_reward_}, at::kDouble));
+  return out;
+}
+
+void Surrogate::restore(const ParameterSet& state) {
+  if (!state.contains("states")) return;
+  const auto below = [&](const std::string& prefix) {
+    ParameterSet out;
+    for (const auto& [name, tensor] : state) if (starts_with(name, prefix)) out.add(name.substr(prefix.size()), tensor);
+    return out;
+  };
+  {
+    const at::NoGradGuard no_grad;
+    assign(weights_, below("weights."), "surrogate");
+    at::Tensor(numbers_.at("mean")).copy_(state.at("mean")), at::Tensor(numbers_.at("deviation")).copy_(state.at("deviation"));
+  }
+  optimizer_->restore(below("optimizer."));
+  states_ = state.at("states").clone(), rewards_ = state.at("rewards").clone();
+  if (state.contains("labels")) labels_ = state.at("labels").clone();
+  r2_ = state.at("last")[0].item<double>(), true_reward_ = state.at("last")[1].item<double>();
+}
+
+}  // namespace tiltflow
