@@ -50,12 +50,12 @@ std::string run_to_end(const FinetuneConfig& config, const std::filesystem::path
 }
 
 // A fatal error in a hook stands for a kill.
-void die_after(std::int64_t last, const FinetuneConfig& config, const std::filesystem::path& out) {
+void die_after(std::int64_t last, const FinetuneConfig& config, const std::filesystem::path& out, double log_z = 0) {
   const FinetuneSetup setup = set_up(config);
   tiltflow::Run run(out, "x", false);
-  FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0), make_method(config.method));
+  FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0), make_method(config.method), log_z);
   const ParameterSet& start = objective.trainable();
-  run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", 0}, {"log_z_se", 0}, {"base_ess", 1}});
+  run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", log_z}, {"log_z_se", 0}, {"base_ess", 1}});
   run.save({0, {{"weights", start}, {"average", start}, {"optimizer", AdamW(config.train.optimizer, start).state()}}}, 2);
   TrainHooks hooks;
   hooks.after_step = [last](std::int64_t step, const ParameterSet&) { if (step == last) fail(ErrorKind::kFailure, "killed"); };
@@ -194,7 +194,9 @@ TEST(train_finetune, ValueRegressionResumesAndRefusesOtherPolicies) {
   FinetuneConfig config = small_run(dir, "control");
   config.policy.control = {"potential", 8, 2}, config.method.name = "value-regression", config.method.value.replay.refresh = 3, config.evaluation.every = 0;
   const std::string whole = run_to_end(config, dir / "whole");
-  die_after(5, config, dir / "killed");
+  double log_z = 0;  // scales the weights: a resume reads the first start's
+  for (const auto& line : read_json_lines(dir / "whole/metrics.jsonl")) if (line.contains("log_z")) log_z = line["log_z"].get<double>();
+  die_after(5, config, dir / "killed", log_z);
   EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);
   config.policy.kind = "full";
   test::expect_error(ErrorKind::kConfig, "fits a scalar network", [&] { run_to_end(config, dir / "full"); });

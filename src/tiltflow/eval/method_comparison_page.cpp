@@ -86,7 +86,7 @@ TextTable table_of_scale(const Comparison& c, double scale, bool timed) {
     const auto runs = runs_of(c, m.name, scale, timed);
     std::vector<std::string> row{m.name};
     if (runs.empty()) {
-      for (const ComparedRun& run : c.runs) if (run.method == m.name && run.scale == scale && run.timed == timed && row.size() < 2) row.push_back(run.status.substr(0, 60));
+      for (const ComparedRun& run : c.runs) if (run.method == m.name && run.scale == scale && run.timed == timed && row.size() < 2) row.push_back(run.status.substr(0, 160));
       row.resize(table[0].size(), "");
       table.push_back(row);
       continue;
@@ -119,6 +119,7 @@ std::string markdown(const TextTable& table) {
 Chart trade_off(const Comparison& c, const std::string& x, bool timed) {
   Chart chart{cat("reward against ", x), x, "reward", {}, false};
   chart.marks = true;
+  chart.log_x = x == "control cost";  // from a tenth of a nat to what runs away
   for (const ComparedMethod& m : c.recipe.run) {
     Series line;
     line.name = m.name;
@@ -131,8 +132,8 @@ Chart trade_off(const Comparison& c, const std::string& x, bool timed) {
     }
     chart.series.push_back(std::move(line));
   }
-  const double at_base = c.base.find(x);
-  if (std::isfinite(at_base) || x == "control cost") chart.series.push_back({"base", {std::isfinite(at_base) ? at_base : 0}, {base_reward(c)}, {0}, false, true});
+  const double at_base = c.base.find(x);  // no control cost: outside a logarithmic axis
+  if (std::isfinite(at_base)) chart.series.push_back({"base", {at_base}, {base_reward(c)}, {0}, false, true});
   return chart;
 }
 
@@ -155,7 +156,8 @@ Chart curves(const Comparison& c, double scale, bool timed, double CurvePoint::*
   return chart;
 }
 
-std::string picture(const fs::path& stem, const std::string& caption) {
+// A picture, or points in the plane on the axes of `frame`, [n, 2] (undefined: their own).
+std::string picture(const fs::path& stem, const std::string& caption, const at::Tensor& frame) {
   const fs::path png = fs::path(stem).replace_extension(".png"), points = fs::path(stem).replace_extension(".safetensors");
   if (fs::exists(png)) return cat("<figure><img alt='", html_escape(caption), "' src='data:image/png;base64,", base64(read_file(png)), "'/><figcaption>", html_escape(caption), "</figcaption></figure>");
   if (!fs::exists(points)) return "";
@@ -163,6 +165,10 @@ std::string picture(const fs::path& stem, const std::string& caption) {
   if (x.size(1) != 2) return "";
   Chart chart{caption, "", "", {}, false};
   chart.marks = true, chart.lines = false;
+  if (frame.defined()) {
+    const auto range = [&](std::int64_t i) { return std::vector<double>{frame.select(1, i).min().item<double>(), frame.select(1, i).max().item<double>()}; };
+    chart.x_range = range(0), chart.y_range = range(1);
+  }
   Series s;
   for (std::int64_t i = 0; i < x.size(0); ++i) s.x.push_back(x[i][0].item<double>()), s.y.push_back(x[i][1].item<double>());
   chart.series.push_back(std::move(s));
@@ -178,6 +184,8 @@ void write_comparison_page(const Comparison& c, const fs::path& out) {
   for (const ComparedRun& run : c.runs) done += is_done(run) ? 1 : 0;
   const std::string intro = cat(done, " of ", c.runs.size(), " runs done; mean +- standard error over ", c.recipe.seeds.size(), " seeds. Rewards are in units of the task's own scale; control cost is the KL of the tuned chain against the base's, gap its KL against the tilted law of the run's scale. Measured on ", c.recipe.samples, " samples of the memoryless sampler from the same noise for all.");
   html += cat("<p>", html_escape(intro), "</p>"), text += cat("\n", intro, "\n");
+  at::Tensor frame;  // all points are shown on the base's axes
+  if (const fs::path points = out / "base.safetensors"; fs::exists(points)) frame = read_safetensors(points).tensors.at("points").to(at::kDouble);
   const double top = *std::max_element(c.recipe.scales.begin(), c.recipe.scales.end());
   for (const bool timed : {false, true}) {
     if (timed ? c.recipe.seconds <= 0 : c.recipe.evaluations <= 0) continue;
@@ -193,10 +201,10 @@ void write_comparison_page(const Comparison& c, const fs::path& out) {
     charts.push_back(curves(c, top, timed, &CurvePoint::evaluations, "network evaluations"));
     charts.push_back(curves(c, top, timed, &CurvePoint::seconds, "seconds"));
     for (const Chart& chart : charts) if (const std::string svg = svg_chart(chart); !svg.empty()) html += cat("<figure>", svg, "</figure>");
-    html += cat("<h3>Samples from the same noise, scale x ", compact(top), "</h3>", picture(out / "base", "base"));
+    html += cat("<h3>Samples from the same noise, scale x ", compact(top), "</h3>", picture(out / "base", "base", frame));
     for (const ComparedMethod& m : c.recipe.run) {
       const auto runs = runs_of(c, m.name, top, timed);
-      if (!runs.empty()) html += picture(out / runs[0]->folder / "measured", m.name);
+      if (!runs.empty()) html += picture(out / runs[0]->folder / "measured", m.name, frame);
     }
   }
   html += "<h2>Runs</h2><ul>";
