@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "tiltflow/base/error.h"
-#include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/json_lines.h"
 #include "tiltflow/tensor/aten.h"
@@ -61,7 +60,11 @@ PlannedRun plan_run(const std::filesystem::path& config, const std::vector<std::
 }
 
 bool train_unless_there(const PlannedRun& run, const std::filesystem::path& folder) {
-  if (std::filesystem::exists(folder / "model.safetensors") && read_file(folder / "config.toml") == run.resolved) return false;
+  if (std::filesystem::exists(folder / "model.safetensors")) {  // read again: a run of an older version lacks keys that are at their defaults
+    std::string stored;
+    load_config<FinetuneConfig>(folder / "config.toml", {}, &stored);
+    if (stored == run.resolved) return false;
+  }
   const FinetuneSetup setup = set_up(run.config);
   Run directory(folder, run.resolved, /*resume=*/true);
   finetune(setup, directory);

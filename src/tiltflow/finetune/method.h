@@ -59,6 +59,8 @@ class FinetuneMethod {
   virtual MethodNeeds needs() const = 0;
   // Network calls with a graph, per sample and optimiser step: what the backward pass costs.
   virtual double training_calls(const TransitionTable& table) const = 0;
+  // Steps after which the calls of a step repeat: above 1 for methods that do not draw in every step.
+  virtual std::int64_t period() const { return 1; }
   // Draws step-wide choices (which time steps enter the loss). `pass`: how often the current batch was used before; 0: a
   // collect follows.
   virtual void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) = 0;

@@ -24,6 +24,7 @@ class ValueRegression final : public FinetuneMethod {
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;
   LossReport loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) override;
   void end_step(std::map<std::string, double>& metrics) override { finish_batch_metrics(metrics); }
+  std::int64_t period() const override { return config_.replay.refresh; }
   ParameterSet state() const override { return buffer_.state(); }
   void restore(const ParameterSet& state) override { buffer_.restore(state); }
 

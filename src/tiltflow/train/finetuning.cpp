@@ -1,6 +1,7 @@
 #include "tiltflow/train/finetuning.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
@@ -206,15 +207,16 @@ double measure_evaluations(const FinetuneSetup& setup) {
   FinetuneSetup probe = setup;
   probe.config.batch = probe.config.item;
   FinetuneObjective objective(probe, make_policy(probe.flow, probe.config.policy, static_cast<std::uint64_t>(probe.config.seed)), make_method(probe.config.method));
+  const std::int64_t period = std::lcm(std::lcm(probe.config.buffer_passes, make_method(probe.config.method)->period()), std::max<std::int64_t>(1, probe.config.surrogate.every));
   double sum = 0;
-  for (std::int64_t step = 0; step < probe.config.buffer_passes; ++step) {
+  for (std::int64_t step = 0; step < period; ++step) {
     const at::AutoGradMode grad(true);
     objective.begin_step(step);
     std::map<std::string, double> metrics = objective.item(0).metrics.averages();
     objective.end_step(metrics);
     sum += metrics["evaluations"];
   }
-  return sum / static_cast<double>(probe.config.buffer_passes);
+  return sum / static_cast<double>(period);
 }
 
 TrainResult finetune(const FinetuneSetup& setup, Run& run) {

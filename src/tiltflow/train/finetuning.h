@@ -112,7 +112,7 @@ struct BaseStatistics {
 };
 
 // Network evaluations per sample and optimiser step, a backward pass counted as the policy says: measured on one piece of work (a mean over
-// `buffer_passes` steps). Random windows (draft with random_last, refl, drtune) are those of the first steps.
+// the steps after which calls repeat: `buffer_passes`, replay, learned rewards). Random windows (draft with random_last, refl, drtune) are those of the first steps.
 double measure_evaluations(const FinetuneSetup& setup);
 
 // The whole run; returns the averaged trainable weights. Writes model.safetensors (and the PEFT folder adapter/ for lora).
