@@ -199,7 +199,11 @@ TEST(train_finetune, ValueRegressionResumesAndRefusesOtherPolicies) {
   die_after(5, config, dir / "killed", log_z);
   EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);
   config.policy.kind = "full";
-  test::expect_error(ErrorKind::kConfig, "fits a scalar network", [&] { run_to_end(config, dir / "full"); });
+  test::expect_error(ErrorKind::kConfig, "fits a scalar network", [&] { set_up(config); });
+  config.method.name = "reciprocal-adjoint-matching";
+  test::expect_error(ErrorKind::kConfig, "standard normal base", [&] { set_up(config); });
+  config.method.name = "draft", config.buffer_passes = 2;
+  test::expect_error(ErrorKind::kConfig, "buffer_passes must be 1", [&] { set_up(config); });
 }
 
 // The learned reward, its optimiser and its buffer, too.

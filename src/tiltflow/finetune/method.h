@@ -20,6 +20,9 @@ struct MethodNeeds {
   bool base_jacobian = false;    // products of vectors with the base's Jacobian
   bool step_density = false;     // every step of the sampler has noise
   bool groups = false;           // samples of one label that are compared with each other
+  bool on_policy = false;        // every batch serves one step: buffer_passes = 1
+  bool potential = false;        // the policy is the gradient of a scalar network
+  bool standard_normal = false;  // the base is N(0, I)
 };
 
 // Everything a method works with; owned by the caller.

@@ -4,6 +4,7 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/finetune/noising.h"
 
 namespace tiltflow {
 namespace {
@@ -83,6 +84,15 @@ void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward,
   if (!needs.step_density) return;
   for (const Transition& s : table.steps) {
     if (!(s.s > 0)) fail(ErrorKind::kConfig, cat("method ", method.name(), " needs noise in every step; sampler ", table.name, " has none at t = ", s.t), "use sampler auto, euler, exponential or ancestral; or a method without paths: rwr, diffusion-nft, advantage-flow, ram, dpo, draft");
+  }
+}
+
+void require_surroundings_fit(const FinetuneMethod& method, std::int64_t buffer_passes, const PolicyConfig& policy, const FlowModel& base) {
+  const MethodNeeds needs = method.needs();
+  if (needs.on_policy && buffer_passes > 1) fail(ErrorKind::kConfig, cat("method ", method.name(), " needs fresh batches: buffer_passes must be 1, not ", buffer_passes), "adjoint-matching, path losses, flow-grpo and end-point methods reuse theirs");
+  if (needs.potential && !(policy.kind == "control" && policy.control.kind == "potential")) fail(ErrorKind::kConfig, cat("method ", method.name(), " fits a scalar network"), "set policy.kind = \"control\" and policy.control.kind = \"potential\"; rwr with rollouts = \"base\" needs neither");
+  if (needs.standard_normal && !is_standard_normal(*base.model, *base.path, base.model->sample_shape())) {
+    fail(ErrorKind::kConfig, cat("method ", method.name(), " needs a standard normal base"), "model.family = \"gaussian-mixture\" with args.means = \"0 0\" (deviation 1); for other bases use efficient-adjoint-matching");
   }
 }
 

@@ -38,8 +38,9 @@ struct MethodListing {
 };
 const std::vector<MethodListing>& method_listing();
 
-// Refuses what cannot work, with the reason and the methods that can: rewards without gradient, samplers with noiseless steps, items that cut
-// groups apart. Throws kConfig.
+// Refuses what cannot work, with the reason and the methods that can: rewards without gradient, samplers with noiseless steps. Throws kConfig.
 void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward, const TransitionTable& table);
+// The same for what surrounds it: reused batches, other policies than a scalar's gradient, other bases than N(0, I).
+void require_surroundings_fit(const FinetuneMethod& method, std::int64_t buffer_passes, const PolicyConfig& policy, const FlowModel& base);
 
 }  // namespace tiltflow

@@ -35,6 +35,12 @@ at::Tensor standard_normal_velocity(const std::vector<PathPoint>& points, const 
   return path_coefficient(points, [](const PathPoint& p) { return (p.alpha * p.d_alpha + p.beta * p.d_beta) / square(p); }, x) * x;
 }
 
+bool is_standard_normal(const VelocityField& field, const Path& path, at::IntArrayRef shape) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor x = prior_sample(RandomStreams(0), 0, 0, 8, shape), t = at::linspace(0.1, 0.9, 8, x.options());
+  return at::allclose(field.velocity(x, t, {}), standard_normal_velocity(path_points(path, t), x), 1e-3, 1e-3);
+}
+
 at::Tensor linear_base_target(const Noised& n, const at::Tensor& pull) {
   return standard_normal_velocity(n.points, n.state) + path_coefficient(n.points, [](const PathPoint& p) { return p.beta_d / square(p); }, n.x_1) * pull;
 }

@@ -22,6 +22,8 @@ std::vector<Noised> noise_anew(const FinetuneContext& context, std::uint32_t key
 at::Tensor linear_base_target(const Noised& noised, const at::Tensor& pull);
 // v_lin alone: (alpha alpha' + beta beta') / (alpha^2 + beta^2) x, the velocity of N(0, I).
 at::Tensor standard_normal_velocity(const std::vector<PathPoint>& points, const at::Tensor& x);
+// Is the field that of N(0, I)? Compared at a few points.
+bool is_standard_normal(const VelocityField& field, const Path& path, at::IntArrayRef shape);
 
 // Velocities of the tuned model at all noised states, in one call with graph.
 std::vector<at::Tensor> velocities_of_noised(const FinetuneContext& context, const Batch& batch);

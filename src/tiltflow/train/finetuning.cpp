@@ -113,7 +113,9 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   }
   RewardInfo seen = s.reward->reward().info();  // what the method works with
   if (config.surrogate.every > 0) seen.has_gradient = true;
-  require_method_fits(*make_method(config.method), seen, s.table);
+  const auto method = make_method(config.method);
+  require_method_fits(*method, seen, s.table);
+  require_surroundings_fit(*method, config.buffer_passes, config.policy, s.flow);
   if (!s.table.memoryless) log_warn(cat("sampler ", s.table.name, " is not memoryless: the tuned law will not be the tilted law"));
   return s;
 }
