@@ -23,13 +23,13 @@ void add_compare(CLI::App& program, Action& action) {
   verb->add_option("--set", o->overrides, "override a key of the recipe (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
   verb->add_option("--set-run", o->set, "override a key of every run's configuration (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
   verb->add_option("--out", o->out, "folder (default: runs/<recipe>); finished runs in it are kept, unfinished ones continue");
-  verb->add_flag("--dry-run", o->dry_run, "list the runs, start none");
+  verb->add_flag("--dry-run", o->dry_run, "check everything, list the runs, start none");
   verb->footer("Examples:\n  tiltflow compare recipes/compare-mixture.toml\n  tiltflow compare recipes/compare-mnist-ink.toml --set seeds=[0] --set evaluations=1e5 --out runs/look");
   verb->callback([=, &action] {
     action = [o] {
       const std::filesystem::path recipe = o->recipe, out = o->out.empty() ? std::filesystem::path("runs") / recipe.stem() : std::filesystem::path(o->out);
       if (o->dry_run) {
-        for (const ComparedRun& run : planned_comparison(load_config<ComparisonRecipe>(recipe, o->overrides))) std::cout << run.folder << "\n";
+        for (const ComparedRun& run : check_comparison(recipe, o->overrides, o->set)) std::cout << run.folder << "\n";
         return 0;
       }
       install_stop_handlers();

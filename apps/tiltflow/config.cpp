@@ -4,6 +4,7 @@
 
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/eval/method_comparison.h"
 #include "tiltflow/train/finetuning.h"
 #include "tiltflow/train/onestep.h"
 #include "tiltflow/train/pretraining_run.h"
@@ -12,9 +13,10 @@
 namespace tiltflow::app {
 namespace {
 
-// A pre-training configuration says its kind, one for one-step generators its generator; any other is for fine-tuning.
+// A pre-training configuration says its kind, one for one-step generators its generator, a comparison its config; any other is for fine-tuning.
 bool is_pretraining(const std::string& file, const std::vector<std::string>& set) { return Fields(file, set).has("kind"); }
 bool is_onestep(const std::string& file, const std::vector<std::string>& set) { return Fields(file, set).has("generator"); }
+bool is_comparison(const std::string& file, const std::vector<std::string>& set) { return Fields(file, set).has("config"); }
 
 template <class Config>
 std::vector<ResolvedValue> resolved_as(const std::string& file, const std::vector<std::string>& set) {
@@ -26,6 +28,7 @@ std::vector<ResolvedValue> resolved_as(const std::string& file, const std::vecto
 }
 
 std::vector<ResolvedValue> resolve(const std::string& file, const std::vector<std::string>& set) {
+  if (is_comparison(file, set)) return resolved_as<ComparisonRecipe>(file, set);
   if (is_onestep(file, set)) return resolved_as<OneStepConfig>(file, set);
   return is_pretraining(file, set) ? resolved_as<PretrainConfig>(file, set) : resolved_as<FinetuneConfig>(file, set);
 }
@@ -61,7 +64,8 @@ void add_config(CLI::App& program, Action& action) {
   with_set(check);
   check->callback([=, &action] {
     action = [o] {
-      if (is_onestep(o->file, o->set)) open_generator(load_config<OneStepConfig>(o->file, o->set).generator);
+      if (is_comparison(o->file, o->set)) check_comparison(o->file, o->set, {});
+      else if (is_onestep(o->file, o->set)) open_generator(load_config<OneStepConfig>(o->file, o->set).generator);
       else if (is_pretraining(o->file, o->set)) set_up(load_config<PretrainConfig>(o->file, o->set));
       else set_up(load_config<FinetuneConfig>(o->file, o->set));
       log_info(o->file + ": fine");

@@ -114,9 +114,9 @@ FinetuneConfig step_task() {
   c.reward = {reward};
   c.policy.kind = "control", c.policy.control.kind = "mlp", c.policy.control.width = 32, c.policy.control.depth = 2;
   c.method.adjoint = adjoint_matching_preset("exact", 20);
-  c.sampler.steps = 20, c.batch = 128, c.item = 64;
+  c.sampler.steps = 20, c.batch = 64, c.item = 32;
   c.evaluation.every = 0, c.evaluation.base_samples = 64;
-  c.train.steps = 200, c.train.optimizer.learning_rate = 5e-3, c.train.optimizer.final_fraction = 0.02, c.train.average_decay = 0.95, c.train.checkpoint_every = 100;
+  c.train.steps = 150, c.train.optimizer.learning_rate = 5e-3, c.train.optimizer.final_fraction = 0.02, c.train.average_decay = 0.95, c.train.checkpoint_every = 100;
   c.surrogate.every = 5, c.surrogate.samples = 128;
   return c;
 }
@@ -124,7 +124,7 @@ FinetuneConfig step_task() {
 double share_above(const FinetuneSetup& setup, const VelocityField& field) {
   const RandomStreams streams(77);
   DrawOptions options;
-  options.n = 8000;
+  options.n = 4000;
   return (draw(field, setup.config.sampler, *setup.flow.path, {2}, streams, no_labels(), options).x.select(1, 0) > 0.5).to(at::kDouble).mean().item<double>();
 }
 

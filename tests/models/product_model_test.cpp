@@ -89,9 +89,9 @@ TEST(train_product, TwoGaussiansUnderOneControl) {
   reward.name = "quadratic", reward.center = {1.0}, reward.curvature = 6;
   c.reward = {reward};
   c.policy.kind = "control", c.policy.control.kind = "mlp", c.policy.control.width = 32, c.policy.control.depth = 2;
-  c.method.adjoint = adjoint_matching_preset("exact", 40);
-  c.sampler.steps = 40, c.batch = 128, c.item = 64, c.evaluation.every = 0, c.evaluation.base_samples = 64;
-  c.train.steps = 250, c.train.optimizer.learning_rate = 5e-3, c.train.optimizer.final_fraction = 0.02, c.train.average_decay = 0.95, c.train.checkpoint_every = 250;
+  c.method.adjoint = adjoint_matching_preset("exact", 25);
+  c.sampler.steps = 25, c.batch = 64, c.item = 32, c.evaluation.every = 0, c.evaluation.base_samples = 64;
+  c.train.steps = 150, c.train.optimizer.learning_rate = 5e-3, c.train.optimizer.final_fraction = 0.02, c.train.average_decay = 0.95, c.train.checkpoint_every = 150;
   const FinetuneSetup setup = set_up(c);
   {
     tiltflow::Run run(dir / "run", "x", false);
@@ -100,15 +100,15 @@ TEST(train_product, TwoGaussiansUnderOneControl) {
   FlowModelConfig file;
   file.file = (dir / "run/model.safetensors").string();
   DrawOptions options;
-  options.n = 8000;
+  options.n = 4000;
   const at::Tensor x = draw(*load_flow_model(file).model, setup.config.sampler, *setup.flow.path, {2}, RandomStreams(7), no_labels(), options).x.to(at::kDouble);
   // Precision 1/.64 I + 6/4 [1 1; 1 1], pull 6/2 (1 - mean) along (1, 1).
   const GaussianMixture joint = isotropic_mixture(at::ones({1}, at::kDouble), at::full({1, 2}, 0.3, at::kDouble), 0.8);
   const TiltedMixture target = tilt(joint, quadratic_form(at::full({2, 2}, 1.5, at::kDouble), at::ones({2}, at::kDouble)));
-  const at::Tensor mean_found = x.mean(0), centred = x - mean_found, covariance_found = at::matmul(centred.t(), centred) / 8000;
+  const at::Tensor mean_found = x.mean(0), centred = x - mean_found, covariance_found = at::matmul(centred.t(), centred) / 4000;
   EXPECT_LT(target.law.covariances[0][0][1].item<double>(), -0.1);
-  EXPECT_LT((mean_found - target.law.means[0]).abs().max().item<double>(), 0.05) << mean_found;
-  EXPECT_LT((covariance_found - target.law.covariances[0]).abs().max().item<double>(), 0.05) << covariance_found << target.law.covariances[0];
+  EXPECT_LT((mean_found - target.law.means[0]).abs().max().item<double>(), 0.07) << mean_found;
+  EXPECT_LT((covariance_found - target.law.covariances[0]).abs().max().item<double>(), 0.07) << covariance_found << target.law.covariances[0];
 }
 
 }  // namespace

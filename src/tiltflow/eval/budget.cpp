@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/json_lines.h"
 #include "tiltflow/tensor/aten.h"
@@ -69,6 +70,21 @@ bool train_unless_there(const PlannedRun& run, const std::filesystem::path& fold
   Run directory(folder, run.resolved, /*resume=*/true);
   finetune(setup, directory);
   return true;
+}
+
+std::string status_of(const std::string& name, const std::function<std::string()>& work) {
+  std::string reason;
+  try {
+    return work();
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kStopped) throw;
+    reason = error.what();
+  } catch (const std::exception& error) {  // out of memory, libtorch
+    reason = error.what();
+    reason = reason.substr(0, reason.find('\n'));
+  }
+  log_warn(cat(name, ": ", reason));
+  return "failed: " + reason;
 }
 
 }  // namespace tiltflow

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -26,5 +27,8 @@ PlannedRun plan_run(const std::filesystem::path& config, const std::vector<std::
 
 // Trains unless `folder` holds the finished run of this configuration; continues one that was stopped. Returns whether it had to.
 bool train_unless_there(const PlannedRun& run, const std::filesystem::path& folder);
+
+// What `work` answers, or "failed: ..." with a warning: one run is lost, not those after it. kStopped goes through.
+std::string status_of(const std::string& name, const std::function<std::string()>& work);
 
 }  // namespace tiltflow

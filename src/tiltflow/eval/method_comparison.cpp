@@ -8,7 +8,6 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
-#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/method_comparison_page.h"
 #include "tiltflow/eval/method_comparison_page.h"
@@ -176,23 +175,51 @@ std::vector<ComparedRun> planned_comparison(const ComparisonRecipe& recipe) {
   return out;
 }
 
+namespace {
+
+struct Prepared {
+  Comparison comparison;
+  fs::path config;               // of the task
+  std::vector<std::string> set;  // keys of all runs
+  FinetuneSetup setup;           // without a method's keys, factor 1
+};
+
+// Every method's keys are read here, before the first run: a slip in the last one should not show after an hour.
+Prepared prepare(const fs::path& file, const std::vector<std::string>& overrides, const std::vector<std::string>& extra) {
+  Prepared out;
+  out.comparison.recipe = load_config<ComparisonRecipe>(file, overrides);
+  const ComparisonRecipe& recipe = out.comparison.recipe;
+  out.comparison.runs = planned_comparison(recipe);
+  if (recipe.config.empty()) fail(ErrorKind::kConfig, "config is missing: the fine-tuning configuration that all runs share");
+  out.set = recipe.set;
+  out.set.insert(out.set.end(), extra.begin(), extra.end());
+  const fs::path beside = file.parent_path() / recipe.config;
+  out.config = fs::exists(beside) ? beside : fs::path(recipe.config);
+  out.setup = set_up(load_config<FinetuneConfig>(out.config, out.set));
+  for (const ComparedRun& run : out.comparison.runs) {
+    if (run.seed == recipe.seeds[0] && run.scale == recipe.scales[0]) load_config<FinetuneConfig>(out.config, overrides_of(run, recipe, out.setup.config, out.set));
+  }
+  return out;
+}
+
+}  // namespace
+
+std::vector<ComparedRun> check_comparison(const fs::path& recipe, const std::vector<std::string>& overrides, const std::vector<std::string>& set) {
+  const Prepared prepared = prepare(recipe, overrides, set);
+  for (const RewardTerm& term : prepared.comparison.recipe.held_out) make_reward(term);
+  return prepared.comparison.runs;
+}
+
 Comparison compare_methods(const fs::path& file, const std::vector<std::string>& overrides, const std::vector<std::string>& extra, const fs::path& out, const std::function<void(std::size_t, std::size_t, const ComparedRun&)>& begins) {
-  Comparison c;
-  c.recipe = load_config<ComparisonRecipe>(file, overrides);
-  c.runs = planned_comparison(c.recipe);
-  std::vector<std::string> set = c.recipe.set;
-  set.insert(set.end(), extra.begin(), extra.end());
-  if (c.recipe.config.empty()) fail(ErrorKind::kConfig, "config is missing: the fine-tuning configuration that all runs share");
-  const fs::path beside = file.parent_path() / c.recipe.config, config = fs::exists(beside) ? beside : fs::path(c.recipe.config);
-  Yardstick yardstick{c.recipe, set_up(load_config<FinetuneConfig>(config, set)), {}, {}, {}};
+  Prepared prepared = prepare(file, overrides, extra);
+  Comparison c = std::move(prepared.comparison);
+  const std::vector<std::string>& set = prepared.set;
+  const fs::path& config = prepared.config;
+  Yardstick yardstick{c.recipe, std::move(prepared.setup), {}, {}, {}};
   const FinetuneSetup& setup = yardstick.setup;
   for (const RewardTerm& term : c.recipe.held_out) yardstick.held_out.emplace_back(term.name, StateReward(make_weighted_sum({term}), [&setup](const at::Tensor& s) { return setup.reward->decode(s); }));
   if (setup.flow.model->sample_shape().size() == 3) yardstick.network = make_feature_network(c.recipe.features);
   if (!c.recipe.reference.empty()) yardstick.reference = read_moments(c.recipe.reference);
-  // Every method's keys are read before the first run: a slip in the last one should not show after an hour.
-  for (const ComparedRun& run : c.runs) {
-    if (run.seed == c.recipe.seeds[0] && run.scale == c.recipe.scales[0]) load_config<FinetuneConfig>(config, overrides_of(run, c.recipe, setup.config, set));
-  }
   std::string held_out;  // figures on disk belong to what they were measured with
   for (const RewardTerm& term : c.recipe.held_out) held_out += describe(term);
   make_directories(out);
@@ -201,35 +228,26 @@ Comparison compare_methods(const fs::path& file, const std::vector<std::string>&
     ComparedRun& run = c.runs[i];
     if (begins) begins(i, c.runs.size(), run);
     const fs::path folder = out / run.folder;
-    try {
+    run.status = status_of(run.folder, [&]() -> std::string {
       const Budget budget{run.timed ? 0 : c.recipe.evaluations, run.timed ? c.recipe.seconds : 0};
       const PlannedRun planned = plan_run(config, overrides_of(run, c.recipe, setup.config, set), budget, folder);
       const bool trained = train_unless_there(planned, folder);
       const fs::path kept = folder / "figures.json";
       const Json request{{"samples", c.recipe.samples}, {"features", c.recipe.features}, {"reference", c.recipe.reference}, {"held_out", held_out}};
-      Json stored = !trained && fs::exists(kept) ? Json::parse(read_file(kept)) : Json();
+      const Json stored = !trained && fs::exists(kept) ? Json::parse(read_file(kept)) : Json();
       if (stored.is_object() && stored.value("request", Json()) == request) {
         run.figures = figures_from_json(stored);
-        run.status = "there already";
-      } else {
-        const FinishedRun finished = load_finished_run(folder);
-        run.figures = measure(yardstick, *finished.setup.for_check(finished.tuned.model), setup.for_check(setup.flow.model).get(), run.scale, folder / "measured");
-        read_curve(folder, run.scale, static_cast<double>(planned.config.batch), run.figures);
-        Json j = to_json(run.figures);
-        j["request"] = request;
-        write_file_atomic(kept, j.dump(1) + "\n");
-        write_report(folder);
-        run.status = "done";
+        return "there already";
       }
-    } catch (const Error& error) {
-      if (error.kind() == ErrorKind::kStopped) throw;
-      run.status = cat("failed: ", error.what());
-      log_warn(cat(run.folder, ": ", error.what()));
-    } catch (const std::exception& error) {  // out of memory, libtorch: this run is lost, not the comparison
-      const std::string text = error.what();
-      run.status = cat("failed: ", text.substr(0, text.find('\n')));
-      log_warn(cat(run.folder, " ", run.status));
-    }
+      const FinishedRun finished = load_finished_run(folder);
+      run.figures = measure(yardstick, *finished.setup.for_check(finished.tuned.model), setup.for_check(setup.flow.model).get(), run.scale, folder / "measured");
+      read_curve(folder, run.scale, static_cast<double>(planned.config.batch), run.figures);
+      Json j = to_json(run.figures);
+      j["request"] = request;
+      write_file_atomic(kept, j.dump(1) + "\n");
+      write_report(folder);
+      return "done";
+    });
     Json all{{"title", c.recipe.title}, {"base", to_json(c.base)}, {"runs", Json::array()}};
     for (const ComparedRun& each : c.runs) {
       Json j{{"method", each.method}, {"scale", each.scale}, {"seed", each.seed}, {"timed", each.timed}, {"status", each.status}};

@@ -8,7 +8,6 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
-#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/budget.h"
 #include "tiltflow/eval/html.h"
@@ -156,7 +155,7 @@ std::vector<SweptRun> sweep(const SweepOptions& o, const std::function<void(std:
     SweptRun& run = runs[i];
     if (begins) begins(i, run);
     const std::filesystem::path folder = o.out / run.name;
-    try {
+    run.status = status_of(run.name, [&]() -> std::string {
       std::vector<std::string> overrides = o.set;
       for (const auto& [key, value] : run.values) overrides.push_back(key + "=" + value);
       const PlannedRun planned = plan_run(o.config, overrides, {o.budget, 0}, folder);
@@ -165,16 +164,8 @@ std::vector<SweptRun> sweep(const SweepOptions& o, const std::function<void(std:
       const bool finished = !trained && (!o.check || std::filesystem::exists(folder / "check.json"));
       if (!finished && o.check) check_run(folder);
       else if (!finished) write_report(folder);
-      run.status = finished ? "there already" : "done";
-    } catch (const Error& error) {
-      if (error.kind() == ErrorKind::kStopped) throw;
-      run.status = cat("failed: ", error.what());
-      log_warn(cat(run.name, ": ", error.what()));
-    } catch (const std::exception& error) {  // out of memory, libtorch: this run is lost, not the sweep
-      const std::string text = error.what();
-      run.status = cat("failed: ", text.substr(0, text.find('\n')));
-      log_warn(cat(run.name, " ", run.status));
-    }
+      return finished ? "there already" : "done";
+    });
     write_tables(o, runs);
   }
   return runs;

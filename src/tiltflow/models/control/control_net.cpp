@@ -73,7 +73,8 @@ ParameterSet init_control(const ControlConfig& c, const std::vector<std::int64_t
     dense(cat("modulation.", i), 2 * c.width, c.width);
   }
   if (conv) out.add("output.weight", at::zeros({shape[0], c.width, 3, 3})), out.add("output.bias", at::zeros({shape[0]}));
-  else dense("output", c.kind == "potential" ? 1 : d, c.width, true);
+  else if (c.kind == "potential") out.add("output.weight", at::zeros({1, c.width}));  // a bias would have no gradient
+  else dense("output", d, c.width, true);
   return out;
 }
 
@@ -97,6 +98,7 @@ at::Tensor network_output(const ControlConfig& c, const ParameterSet& p, const a
     }
     h = at::silu(modulate(p, cat("modulation.", i), h, cond));
   }
+  if (c.kind == "potential") return at::linear(h, p.at("output.weight"));
   return c.kind == "conv" ? at::conv2d(h, p.at("output.weight"), p.at("output.bias"), 1, 1) : linear(p, "output", h);
 }
 
