@@ -72,7 +72,8 @@ ModelFigures measure(Yardstick& y, const VelocityField& field, const VelocityFie
   else out.figures.emplace_back("Frechet distance", Estimate{frechet_distance(moments, *y.reference), 0});
   make_directories(picture.parent_path());
   if (is_picture(y.setup.reward->decode(draws.x.narrow(0, 0, 1)).sizes().slice(1))) {
-    write_png(fs::path(picture).replace_extension(".png"), image_grid(y.setup.reward->decode(draws.x.narrow(0, 0, std::min(kShown, options.n))).clamp(0, 1), 16));
+    const at::Tensor shown = y.setup.reward->decode(draws.x.narrow(0, 0, std::min(kShown, options.n))).clamp(0, 1);
+    write_png(fs::path(picture).replace_extension(".png"), enlarge(image_grid(shown, 16), shown.size(3) < 64 ? 2 : 1));
   } else if (draws.x.dim() == 2) {
     ParameterSet points;
     points.add("points", draws.x.narrow(0, 0, std::min(kScattered, options.n)).contiguous());

@@ -182,7 +182,7 @@ void write_comparison_page(const Comparison& c, const fs::path& out) {
   std::string html = cat("<h1>", html_escape(title), "</h1>"), text = cat("# ", title, "\n");
   std::size_t done = 0;
   for (const ComparedRun& run : c.runs) done += is_done(run) ? 1 : 0;
-  const std::string intro = cat(done, " of ", c.runs.size(), " runs done; mean +- standard error over ", c.recipe.seeds.size(), " seeds. Rewards are in units of the task's own scale; control cost is the KL of the tuned chain against the base's, gap its KL against the tilted law of the run's scale. Measured on ", c.recipe.samples, " samples of the memoryless sampler from the same noise for all.");
+  const std::string intro = cat(done, " of ", c.runs.size(), " runs done; ", c.recipe.seeds.size() > 1 ? cat("mean +- standard error over ", c.recipe.seeds.size(), " seeds") : std::string("one seed, +- standard error over samples"), ". Rewards are in units of the task's own scale; control cost is the KL of the tuned chain against the base's, gap its KL against the tilted law of the run's scale. Measured on ", c.recipe.samples, " samples of the memoryless sampler from the same noise for all.");
   html += cat("<p>", html_escape(intro), "</p>"), text += cat("\n", intro, "\n");
   at::Tensor frame;  // all points are shown on the base's axes
   if (const fs::path points = out / "base.safetensors"; fs::exists(points)) frame = read_safetensors(points).tensors.at("points").to(at::kDouble);

@@ -57,7 +57,7 @@ std::vector<VerifyRow> law_rows(const ExactProblem& problem, const std::string& 
   if (law.cost.defined()) {
     const double kl = problem.target.kl();
     add("control cost against KL", kl, mean_estimate(law.cost), tolerances.cost_fraction * kl);
-    const Estimate net = mean_estimate(evaluate(problem.form, law.x) - law.cost);
+    const Estimate net = mean_estimate(problem.reward->score(law.x, {}).to(at::kDouble) - law.cost);
     add("gap certificate (nats)", chain ? chain->gap(problem) : 0, {problem.target.log_z - net.value, net.se}, tolerances.gap);
     if (chain) rows.back().remark = "exact: of the chain's optimum";
   }

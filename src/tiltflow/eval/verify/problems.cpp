@@ -57,7 +57,7 @@ ExactProblem plane_modes(bool quadratic) {
 ExactProblem unnormalised_modes() {
   RewardTerm term;
   term.name = "log-density", term.over_normal = true;
-  term.args = {{"weights", "0.3 0.7"}, {"means", "-0.8 0.3; 0.9 -0.4"}, {"deviations", "0.5 0.6"}};
+  term.args = {{"weights", "0.3 0.7"}, {"means", "-0.5 0.3; 0.6 -0.4"}, {"deviations", "0.6 0.7"}};
   ExactProblem p = make_problem("unnormalised modes", isotropic_mixture(at::ones({1}, at::kDouble), at::zeros({1, 2}, at::kDouble), 1), linear_form(at::zeros({2}, at::kDouble)));
   const GaussianMixture law = mixture_from_args(term.args);
   const at::Tensor x = sample(law, RandomStreams(1), 0, 400000);
