@@ -91,6 +91,7 @@ TextTable table_of_scale(const Comparison& c, double scale, bool timed) {
       table.push_back(row);
       continue;
     }
+    if (runs.size() < c.recipe.seeds.size()) row[0] += cat(" (", runs.size(), " of ", c.recipe.seeds.size(), " runs)");
     for (const std::string& name : names) row.push_back(show(figure(runs, name)));
     const auto mean_of = [&](double ModelFigures::*member) {
       double sum = 0;
