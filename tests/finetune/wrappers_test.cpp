@@ -91,8 +91,8 @@ TEST(finetune_endpoint, StoredPairsAreThePreference) {
   test::expect_error(ErrorKind::kConfig, "no pairs", [&] { method.collect(b.context(), 0, 0, 7, false); });
   const auto refused = [&](const ParameterSet& content, const std::string& why) {
     write_safetensors(dir / "bad.safetensors", content, {});
-    EndpointConfig bad = config;
-    bad.pairs = (dir / "bad.safetensors").string();
+    EndpointConfig bad;
+    bad.noisings = 2, bad.pairs = (dir / "bad.safetensors").string();
     EndpointRegression other("dpo", bad);
     test::expect_error(ErrorKind::kBadFile, why, [&] { other.collect(b.context(), 0, 0, 8, false); });
   };
@@ -101,6 +101,11 @@ TEST(finetune_endpoint, StoredPairsAreThePreference) {
   refused(bad, "no tensor 'rejected'");
   bad.add("rejected", at::zeros({2, 2}));
   refused(bad, "3 chosen samples, 2 rejected");
+  config.pairs = (dir / "none.safetensors").string();
+  test::expect_error(ErrorKind::kBadFile, "is not there", [&] { EndpointRegression("dpo", config); });
+  EndpointConfig few;
+  few.advantage.group = 8, few.screening.candidates = 4;
+  test::expect_error(ErrorKind::kConfig, "less than method.group", [&] { EndpointRegression("ram", few); });
   ParameterSet shape;
   shape.add("chosen", at::zeros({3, 3})), shape.add("rejected", at::zeros({3, 3}));
   refused(shape, "shape");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
@@ -71,8 +72,10 @@ void bind_for(Fields& f, EndpointConfig& c, const std::string& method) {
 EndpointRegression::EndpointRegression(std::string method, EndpointConfig config) : method_(std::move(method)), config_(std::move(config)) {
   if (!config_.pairs.empty()) {
     config_.advantage.group = 2;
+    if (!std::filesystem::exists(config_.pairs)) fail(ErrorKind::kBadFile, cat("method.pairs: ", config_.pairs, " is not there"));
     if (config_.screening.candidates > 0) fail(ErrorKind::kConfig, "method.pairs and method.candidates: stored pairs are not screened");
   }
+  if (config_.screening.candidates > 0 && config_.screening.candidates < config_.advantage.group) fail(ErrorKind::kConfig, cat("method.candidates = ", config_.screening.candidates, " is less than method.group = ", config_.advantage.group), "draft more seeds than are kept, e.g. four times as many");
   if (config_.weights == "path" && config_.rollouts == "base") fail(ErrorKind::kConfig, "method.weights = \"path\" with end points of the base: their weights are exp(tau r) already");
   if (method_ == "advantage-flow" && config_.advantage.clip > 0) config_.advantage.clip = std::min(config_.advantage.clip, 1.0);
   if (method_ == "advantage-flow" && config_.gamma + config_.preserve <= 1) fail(ErrorKind::kConfig, "advantage-flow: method.gamma + method.preserve must exceed 1, or advantages of -1 make the loss unbounded");
