@@ -131,7 +131,7 @@ steps = 3
 
 TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   const test::TempDir dir;
-  const std::string ask = cat("sweep recipes/mnist-ink.toml --vary reward[0].scale=4,nan,8 --set train.steps=1 --set check.base_samples=32 --set check.tuned_samples=16 --out ", dir.path().string(), "/s", kTiny, "--set train.steps=1 ");
+  const std::string ask = cat("sweep recipes/mnist-ink.toml --vary reward[0].scale=4,nan,8 --set train.steps=1 --set check.base_samples=32 --set check.tuned_samples=16 --set check.ode_steps=2 --out ", dir.path().string(), "/s", kTiny, "--set train.steps=1 ");
   const Outcome first = run(ask);
   EXPECT_EQ(first.code, 1) << "one run failed\n" << first.err;
   EXPECT_NE(first.out.find("| scale-4 | 4 | done |"), std::string::npos) << first.out << first.err;
