@@ -36,7 +36,7 @@ void add_compare(CLI::App& program, Action& action) {
       const Comparison c = compare_methods(recipe, o->overrides, o->set, out, [](std::size_t i, std::size_t count, const ComparedRun& run) { log_info(cat("run ", i + 1, " of ", count, ": ", run.folder)); });
       std::cout << read_file(out / "compare.md") << std::flush;
       log_info("page: " + (out / "compare.html").string());
-      return std::all_of(c.runs.begin(), c.runs.end(), [](const ComparedRun& run) { return run.status == "done" || run.status == "there already"; }) ? 0 : 1;
+      return std::all_of(c.runs.begin(), c.runs.end(), [](const ComparedRun& run) { return is_done(run.status); }) ? 0 : 1;
     };
   });
 }

@@ -6,6 +6,7 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/eval/budget.h"
 #include "tiltflow/eval/sweep.h"
 #include "verbs.h"
 
@@ -46,7 +47,7 @@ void add_sweep(CLI::App& program, Action& action) {
       const std::vector<SweptRun> runs = sweep(s, [](std::size_t i, const SweptRun& run) { log_info(cat("run ", i + 1, ": ", run.name)); });
       std::cout << read_file(s.out / "sweep.md") << std::flush;
       log_info("page: " + (s.out / "sweep.html").string());
-      return std::all_of(runs.begin(), runs.end(), [](const SweptRun& run) { return run.status == "done" || run.status == "there already"; }) ? 0 : 1;
+      return std::all_of(runs.begin(), runs.end(), [](const SweptRun& run) { return is_done(run.status); }) ? 0 : 1;
     };
   });
 }

@@ -112,6 +112,32 @@ TEST(finetune_weights, TemperedToTheBudget) {
   EXPECT_NEAR(divergence(path_weights(at::zeros({8}, at::kDouble), 0.1).weights), 0, 1e-12);
 }
 
+TEST(finetune_weights, TrustRegionsActInEveryMethodThatHasThem) {
+  const ControlProblem p = ornstein_uhlenbeck(false, 10);
+  const auto path = make_path("linear");
+  const LabelSource labels = no_labels();
+  Policy policy;
+  policy.base = policy.tuned = p.drift;
+  const FinetuneContext context{policy, *p.reward, *path, p.table, kStreams, labels, {p.dimension}, at::kDouble};
+  const auto tempered = [&](FinetuneMethod& method) {
+    const at::NoGradGuard no_grad;
+    method.begin_step(context, 0, 0);
+    return method.loss(context, method.collect(context, 0, 0, 32, false), 32).metrics.averages().at("tempered");
+  };
+  for (const double budget : {0.0, 0.05}) {
+    SocMatchingConfig soc;
+    soc.trust_region = budget;
+    PathLossConfig losses;
+    losses.trust_region = budget;
+    EndpointConfig rwr;
+    rwr.trust_region = budget;
+    SocMatching matching("socm", soc), adjoint("socm-adjoint", soc);
+    PathLoss entropy("cross-entropy", losses);
+    EndpointRegression regression("rwr", rwr);
+    for (FinetuneMethod* method : std::initializer_list<FinetuneMethod*>{&matching, &adjoint, &entropy, &regression}) EXPECT_EQ(tempered(*method), budget > 0 ? 1 : 0) << method->name();
+  }
+}
+
 // On a grid refined fourfold, twice, the two pairings' gradients come together.
 TEST(finetune_direct, ContinuousAdjointBecomesTheDiscreteOne) {
   const ExactProblem problem = plane_modes(false);

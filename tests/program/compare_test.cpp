@@ -56,6 +56,9 @@ set = ["method.name=draft"]
   for (const auto& one : nlohmann::json::parse(read_file(dir / "out/compare.json"))["runs"]) EXPECT_EQ(one["status"], "there already");
   run(ask + " --set samples=300");
   EXPECT_EQ(nlohmann::json::parse(read_file(dir / "out/compare.json"))["runs"][0]["status"], "done");
+  // The level of time-to-reward is a key; keys of all runs can be given, and are checked before anything begins.
+  EXPECT_NE(run(ask + " --set reach=0.1").out.substr(0, 900), run(ask + " --set reach=1").out.substr(0, 900));
+  expect_message(run(ask + " --dry-run --set-run train.step=3"), 3, "did you mean");
   // Equal time, in folders of their own; the number of steps stays what it was when the run began.
   const std::string timed = ask + " --set evaluations=0 --set seconds=0.5 --set seeds=[0] --set scales=[1]";
   ASSERT_EQ(run(timed).code, 0);

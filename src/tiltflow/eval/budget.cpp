@@ -72,6 +72,8 @@ bool train_unless_there(const PlannedRun& run, const std::filesystem::path& fold
   return true;
 }
 
+bool is_done(const std::string& status) { return status == "done" || status == "there already"; }
+
 std::string status_of(const std::string& name, const std::function<std::string()>& work) {
   std::string reason;
   try {

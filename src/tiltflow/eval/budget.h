@@ -28,6 +28,8 @@ PlannedRun plan_run(const std::filesystem::path& config, const std::vector<std::
 // Trains unless `folder` holds the finished run of this configuration; continues one that was stopped. Returns whether it had to.
 bool train_unless_there(const PlannedRun& run, const std::filesystem::path& folder);
 
+// Finished ones answer "done" or "there already".
+bool is_done(const std::string& status);
 // What `work` answers, or "failed: ..." with a warning: one run is lost, not those after it. kStopped goes through.
 std::string status_of(const std::string& name, const std::function<std::string()>& work);
 

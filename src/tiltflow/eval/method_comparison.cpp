@@ -252,7 +252,7 @@ Comparison compare_methods(const fs::path& file, const std::vector<std::string>&
     Json all{{"title", c.recipe.title}, {"base", to_json(c.base)}, {"runs", Json::array()}};
     for (const ComparedRun& each : c.runs) {
       Json j{{"method", each.method}, {"scale", each.scale}, {"seed", each.seed}, {"timed", each.timed}, {"status", each.status}};
-      if (each.status == "done" || each.status == "there already") j.update(to_json(each.figures));
+      if (is_done(each.status)) j.update(to_json(each.figures));
       all["runs"].push_back(std::move(j));
     }
     write_file_atomic(out / "compare.json", all.dump(1) + "\n");

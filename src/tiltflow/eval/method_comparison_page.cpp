@@ -18,11 +18,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool is_done(const ComparedRun& run) { return run.status == "done" || run.status == "there already"; }
-
 std::vector<const ComparedRun*> runs_of(const Comparison& c, const std::string& method, double scale, bool timed) {
   std::vector<const ComparedRun*> out;
-  for (const ComparedRun& run : c.runs) if (run.method == method && run.scale == scale && run.timed == timed && is_done(run)) out.push_back(&run);
+  for (const ComparedRun& run : c.runs) if (run.method == method && run.scale == scale && run.timed == timed && is_done(run.status)) out.push_back(&run);
   return out;
 }
 
@@ -182,7 +180,7 @@ void write_comparison_page(const Comparison& c, const fs::path& out) {
   const std::string title = c.recipe.title.empty() ? "Methods compared" : c.recipe.title;
   std::string html = cat("<h1>", html_escape(title), "</h1>"), text = cat("# ", title, "\n");
   std::size_t done = 0;
-  for (const ComparedRun& run : c.runs) done += is_done(run) ? 1 : 0;
+  for (const ComparedRun& run : c.runs) done += is_done(run.status) ? 1 : 0;
   const std::string intro = cat(done, " of ", c.runs.size(), " runs done; ", c.recipe.seeds.size() > 1 ? cat("mean +- standard error over ", c.recipe.seeds.size(), " seeds") : std::string("one seed, +- standard error over samples"), ". Rewards are in units of the task's own scale; control cost is the KL of the tuned chain against the base's, gap its KL against the tilted law of the run's scale. Measured on ", c.recipe.samples, " samples of the memoryless sampler from the same noise for all.");
   html += cat("<p>", html_escape(intro), "</p>"), text += cat("\n", intro, "\n");
   at::Tensor frame;  // all points are shown on the base's axes
@@ -209,7 +207,7 @@ void write_comparison_page(const Comparison& c, const fs::path& out) {
     }
   }
   html += "<h2>Runs</h2><ul>";
-  for (const ComparedRun& run : c.runs) html += is_done(run) ? cat("<li><a href='", html_escape(run.folder), "/report.html'>", html_escape(run.folder), "</a></li>") : cat("<li>", html_escape(run.folder), ": ", html_escape(run.status), "</li>");
+  for (const ComparedRun& run : c.runs) html += is_done(run.status) ? cat("<li><a href='", html_escape(run.folder), "/report.html'>", html_escape(run.folder), "</a></li>") : cat("<li>", html_escape(run.folder), ": ", html_escape(run.status), "</li>");
   html += "</ul>";
   write_file_atomic(out / "compare.html", html_page(title, html));
   write_file_atomic(out / "compare.md", text);

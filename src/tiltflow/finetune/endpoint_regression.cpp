@@ -102,21 +102,21 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   Batch batch;
   batch.first = first, batch.n = n;
   batch.labels = compares() ? grouped(context.labels, config_.advantage.group)(first, n) : context.labels(first, n);
-  at::Tensor x_1, log_ratio;
-  if (!config_.pairs.empty()) x_1 = stored_pairs(context, key, batch);
-  const Condition condition{batch.labels};
   const VelocityField& sampler = config_.rollouts == "base" ? *context.policy.base : context.policy.collector();
-  if (x_1.defined()) {
+  at::Tensor x_1, log_ratio;
+  if (!config_.pairs.empty()) {
+    x_1 = stored_pairs(context, key, batch);  // brings labels of its own
   } else if (config_.weights == "path") {
     Batch walked = collect_paths(context, step, first, n, batch.labels, {}, will_reuse);
     log_ratio = measure_against_base(context, walked);
     x_1 = walked.states.back(), batch.control_cost = walked.control_cost;
   } else if (compares() && config_.screening.candidates > 0) {
-    x_1 = screened_end_points(context, sampler, key, first, n, config_.advantage.group, batch.labels, config_.screening, batch.metrics);
+    x_1 = screened_end_points(context, sampler, key, first, n, config_.advantage.group, batch.labels, config_.screening, batch.metrics, &batch.rewards);
   } else {
     const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
-    x_1 = rollout(sampler, context.table, x_0, condition, keyed_noise(context.streams, key, first, x_0)).last;
+    x_1 = rollout(sampler, context.table, x_0, Condition{batch.labels}, keyed_noise(context.streams, key, first, x_0)).last;
   }
+  const Condition condition{batch.labels};
   at::Tensor end_adjoint;  // grad r + s_base + x_1 at the end point: minus the adjoint of the linear base there
   if (linear_base()) {
     ScoreAndGradient result = context.reward.score_and_gradient(x_1, batch.labels);
@@ -124,7 +124,7 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
     const at::Tensor v = context.policy.base->velocity(x_1, time_tensor(kScoreTime, x_1), condition);
     end_adjoint = result.gradient + score_from_velocity(context.path.at(kScoreTime), x_1, v) + x_1;
     batch.rewards = std::move(result.score);
-  } else {
+  } else if (!batch.rewards.defined()) {
     batch.rewards = context.reward.score(x_1, batch.labels);
   }
   batch.log_weights = config_.tau * batch.rewards.to(at::kDouble);

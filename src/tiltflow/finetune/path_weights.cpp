@@ -24,8 +24,7 @@ PathWeights path_weights(const at::Tensor& log_weights, double budget) {
 void add_weight_metrics(LossReport& report, const PathWeights& w) {
   const auto n = static_cast<double>(w.weights.size(0));
   report.metrics.add("path_ess", 1 / w.weights.square().sum().item<double>(), n);
-  if (w.tau < 1) report.metrics.add("tempered", n, n);
-  else report.metrics.add("tempered", 0, n);
+  report.metrics.add("tempered", w.tau < 1 ? n : 0, n);
 }
 
 }  // namespace tiltflow

@@ -15,7 +15,7 @@ struct PathWeights {
 };
 // `budget` in nats; 0 = none (tau = 1).
 PathWeights path_weights(const at::Tensor& log_weights, double budget);
-// path_ess (of n) and tau.
+// path_ess (of n) and tempered, the share of batches that were.
 void add_weight_metrics(LossReport& report, const PathWeights& weights);
 
 }  // namespace tiltflow

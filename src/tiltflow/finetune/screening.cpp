@@ -41,7 +41,7 @@ void bind(Fields& f, ScreeningConfig& c) {
 }
 
 at::Tensor screened_end_points(const FinetuneContext& context, const VelocityField& field, std::uint32_t key, std::int64_t first, std::int64_t n, std::int64_t group,
-                               const at::Tensor& labels, const ScreeningConfig& config, MetricSums& metrics) {
+                               const at::Tensor& labels, const ScreeningConfig& config, MetricSums& metrics, at::Tensor* rewards) {
   if (config.candidates < group) fail(ErrorKind::kConfig, cat("method.candidates = ", config.candidates, " is less than method.group = ", group), "draft more seeds than are kept, e.g. four times as many");
   if (n % group || first % group) fail(ErrorKind::kConfig, cat(n, " samples in a piece of work are no multiple of method.group = ", group), "choose batch and item as multiples of method.group");
   const std::int64_t groups = n / group, count = groups * config.candidates;
@@ -53,7 +53,9 @@ at::Tensor screened_end_points(const FinetuneContext& context, const VelocityFie
   const at::Tensor chosen = at::cat({order.narrow(1, 0, best), order.narrow(1, config.candidates - (group - best), group - best)}, 1);
   const at::Tensor rows = (chosen + at::arange(groups, at::kLong).unsqueeze(1) * config.candidates).flatten();
   const at::Tensor x_1 = end_points(field, euler_through(context.table, context.table.size()), x_0.index_select(0, rows), labels);
-  metrics.add("draft_correlation", correlation(drafts.index_select(0, rows), context.reward.score(x_1, labels)) * static_cast<double>(n), static_cast<double>(n));
+  const at::Tensor full = context.reward.score(x_1, labels);
+  if (rewards) *rewards = full;
+  metrics.add("draft_correlation", correlation(drafts.index_select(0, rows), full) * static_cast<double>(n), static_cast<double>(n));
   return x_1;
 }
 

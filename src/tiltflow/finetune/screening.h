@@ -13,9 +13,10 @@ struct ScreeningConfig {
 void bind(Fields& f, ScreeningConfig& c);
 
 // End points of `n` samples in groups of `group` that share a label, drawn with the ODE's Euler steps on the sampler's grid: of every group's candidates the
-// group/2 best by draft and the rest of the worst. Cost per sample: candidates / group * draft_steps + K calls of `field`. Throws kConfig when there are
+// group/2 best by draft and the rest of the worst. Cost per sample: candidates / group * draft_steps + K calls of `field`. `rewards` (if given) receives
+// those of the end points, which are scored for the correlation. Throws kConfig when there are
 // fewer candidates than samples.
 at::Tensor screened_end_points(const FinetuneContext& context, const VelocityField& field, std::uint32_t key, std::int64_t first, std::int64_t n, std::int64_t group,
-                               const at::Tensor& labels, const ScreeningConfig& config, MetricSums& metrics);
+                               const at::Tensor& labels, const ScreeningConfig& config, MetricSums& metrics, at::Tensor* rewards = nullptr);
 
 }  // namespace tiltflow
