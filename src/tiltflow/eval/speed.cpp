@@ -12,6 +12,7 @@
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/train/optimizer.h"
 #include "tiltflow/train/pretraining.h"
@@ -24,15 +25,20 @@ double since(Clock::time_point begin) { return std::chrono::duration<double>(Clo
 
 double gemm_peak(int workers, bool bf16) {
   const at::NoGradGuard no_grad;
-  constexpr std::int64_t kSize = 512, kProducts = 24;
+  constexpr std::int64_t kProducts = 24;
+  const std::int64_t size = compute_device().is_cpu() ? 512 : 8192;
   const ThreadPolicy before = thread_policy();
   set_thread_policy({workers, 1});
-  const at::Tensor a = at::ones({kSize, kSize}, bf16 ? at::kBFloat16 : at::kFloat);
+  const at::Tensor a = to_compute_device(at::ones({size, size}, bf16 ? at::kBFloat16 : at::kFloat));
   double best = 0;
   for (int repeat = 0; repeat < 5; ++repeat) {
     const auto begin = Clock::now();
-    parallel_for(workers, [&](std::int64_t) { for (int i = 0; i < kProducts; ++i) at::matmul(a, a); });
-    best = std::max(best, 2.0 * kSize * kSize * kSize * kProducts * workers / since(begin) / 1e9);
+    parallel_for(workers, [&](std::int64_t) {
+      at::Tensor product;
+      for (int i = 0; i < kProducts; ++i) product = at::matmul(a, a);
+      product[0][0].item<float>();  // waits for a device
+    });
+    best = std::max(best, 2.0 * static_cast<double>(size * size * size) * kProducts * workers / since(begin) / 1e9);
   }
   set_thread_policy(before);
   return best;
@@ -53,7 +59,7 @@ std::shared_ptr<const VelocityModel> random_model(const ModelSpec& spec, ModelRu
   const auto created = create_velocity_model(spec, 1, runtime);
   ParameterSet weights;
   std::uint32_t key = 0;
-  for (const auto& [name, tensor] : created->parameters()) weights.add(name, created->is_buffer(name) ? tensor : RandomStreams(1).normal(Purpose::kInit, 5, ++key, 0, 1, tensor.sizes())[0] * 0.03);
+  for (const auto& [name, tensor] : created->parameters()) weights.add(name, created->is_buffer(name) ? tensor : to_compute_device(RandomStreams(1).normal(Purpose::kInit, 5, ++key, 0, 1, tensor.sizes())[0] * 0.03));
   return created->rebind(weights, {});
 }
 
@@ -77,7 +83,7 @@ Timing measure(std::int64_t repeats, const ModelRuntime& runtime, const std::fun
 
 void add_figures(nlohmann::ordered_json& out, const Timing& timing, const ModelRuntime& runtime, const VelocityModel& model, double forwards_per_sample, std::int64_t batch) {
   const double rate = forwards_per_sample * static_cast<double>(batch) * sit_forward_gflop(model) / timing.seconds.front();
-  out.update({{"precision", runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"}, {"kernels", kernels_name(runtime)}, {"workers", thread_policy().workers}, {"threads_per_worker", thread_policy().intra_op},
+  out.update({{"device", compute_device().str()}, {"precision", runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"}, {"kernels", kernels_name(runtime)}, {"workers", thread_policy().workers}, {"threads_per_worker", thread_policy().intra_op},
               {"seconds_min", timing.seconds.front()}, {"seconds_median", timing.seconds[timing.seconds.size() / 2]}, {"repeats", timing.seconds.size()},
               {"network_evaluations_per_sample", forwards_per_sample}, {"forward_gflop_per_sample", sit_forward_gflop(model)}, {"gflops", rate},
               {"gemm_peak_gflops", timing.peak}, {"fraction_of_gemm_peak", rate / timing.peak}, {"peak_memory_mb", peak_memory_bytes() / 1e6}});

@@ -8,7 +8,7 @@
 
 namespace tiltflow {
 
-// Matrix-product rate in GFLOP/s with `workers` independent single-thread streams of 512^3 products; best of several.
+// Matrix-product rate in GFLOP/s with `workers` independent single-thread streams of 512^3 products (8192^3 on other devices); best of several.
 double gemm_peak(int workers, bool bf16);
 
 // SiT constructor arguments of the demo's size.

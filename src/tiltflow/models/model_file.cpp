@@ -15,15 +15,17 @@
 #include "tiltflow/models/product/product_model.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 namespace {
 
 using Args = std::map<std::string, std::string>;
 
+// In `dtype`, where networks compute.
 ParameterSet cast(const ParameterSet& tensors, at::ScalarType dtype) {
   ParameterSet out;
-  for (const auto& [name, tensor] : tensors) out.add(name, tensor.is_floating_point() ? tensor.to(dtype) : tensor);
+  for (const auto& [name, tensor] : tensors) out.add(name, to_compute_device(tensor.is_floating_point() ? tensor.to(dtype) : tensor));
   return out;
 }
 
@@ -143,11 +145,11 @@ std::unique_ptr<VelocityModel> create_velocity_model(const ModelSpec& spec, std:
   const RandomStreams streams(seed);
   if (spec.family == "sit") {
     const SitConfig config = sit_config_from_args(spec.args);
-    return make_sit(config, init_sit(config, streams), {}, runtime);
+    return make_sit(config, to_compute_device(init_sit(config, streams)), {}, runtime);
   }
   if (spec.family == "mlp") {
     const MlpConfig config = mlp_config_from_args(spec.args);
-    return make_mlp(config, init_mlp(config, streams), {}, runtime);
+    return make_mlp(config, to_compute_device(init_mlp(config, streams)), {}, runtime);
   }
   if (spec.family == "gaussian-mixture") {
     Args args = spec.args;

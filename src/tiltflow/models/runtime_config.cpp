@@ -5,6 +5,7 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/nn/kernels/kernels.h"
+#include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/process_group.h"
 
@@ -13,6 +14,7 @@ namespace tiltflow {
 void bind(Fields& f, ComputeConfig& c) {
   f.value("workers", c.workers, "pieces of work at a time; 0 = one per core, divided among the processes of a machine", at_least_integer(0));
   f.value("threads", c.threads, "libtorch threads inside each piece", at_least_integer(1));
+  f.value("device", c.device, "where networks compute: cpu, cuda, cuda:1 or another device of libtorch; everything around them stays on the CPU");
   f.value("precision", c.precision, "of matrix products: fp32 or bf16; everything else is fp32", one_of({"fp32", "bf16"}));
   f.value("attention", c.attention, "math (batched products) or fused (libtorch's kernel)", one_of({"math", "fused"}));
   f.value("kernels", c.kernels, "of transformer blocks on CPU: fused (one pass per step) or plain (one operator after another; also when attention is math)", one_of({"fused", "plain"}));
@@ -23,10 +25,13 @@ void bind(Fields& f, ComputeConfig& c) {
 std::string kernels_name(const ModelRuntime& runtime) { return runtime.fused ? kernels::kernels().name : "plain"; }
 
 ModelRuntime apply(const ComputeConfig& c) {
-  const bool share = c.workers == 0 && world_local_size() > 1;  // processes of one machine divide its cores
-  set_thread_policy({share ? std::max(1, hardware_cores() / world_local_size()) : static_cast<int>(c.workers), static_cast<int>(c.threads)});
+  set_compute_device(c.device, world_rank() % world_local_size());
+  int workers = static_cast<int>(c.workers);
+  if (workers == 0 && !compute_device().is_cpu()) workers = 1;  // one stream of work; a larger `item` fills the device
+  if (workers == 0 && world_local_size() > 1) workers = std::max(1, hardware_cores() / world_local_size());  // processes of one machine divide its cores
+  set_thread_policy({workers, static_cast<int>(c.threads)});
   const ModelRuntime runtime{parse_precision(c.precision), parse_attention(c.attention), c.activation_checkpointing, c.kernels == "fused" && c.attention == "fused"};
-  log_debug(cat("compute: ", thread_policy().workers, " workers x ", c.threads, " threads, ", c.precision, ", attention ", c.attention, ", kernels ", kernels_name(runtime)));
+  log_debug(cat("compute: ", compute_device().str(), ", ", thread_policy().workers, " workers x ", c.threads, " threads, ", c.precision, ", attention ", c.attention, ", kernels ", kernels_name(runtime)));
   return runtime;
 }
 

@@ -11,6 +11,7 @@ namespace tiltflow {
 struct ComputeConfig {
   std::int64_t workers = 0;   // independent pieces of work at a time; 0: one per core
   std::int64_t threads = 1;   // libtorch threads inside each piece
+  std::string device = "cpu";  // where networks compute, see tensor/device
   std::string precision = "fp32";
   std::string attention = "fused";
   std::string kernels = "fused";
@@ -20,7 +21,7 @@ struct ComputeConfig {
 void bind(Fields& f, ComputeConfig& c);
 // "plain", or the instruction set of the fused kernels.
 std::string kernels_name(const ModelRuntime& runtime);
-// Sets the thread policy of the process and returns the network settings.
+// Sets the thread policy and the device of the process and returns the network settings.
 ModelRuntime apply(const ComputeConfig& config);
 
 }  // namespace tiltflow

@@ -128,7 +128,7 @@ ParameterSet merge_adapters(const ParameterSet& weights, const AdapterSet& adapt
     if (found != adapters.end()) {
       const LowRank& adapter = found->second;
       if (weight.dim() != 2 || adapter.b.size(0) != weight.size(0) || adapter.a.size(1) != weight.size(1)) fail(ErrorKind::kBadFile, cat("the LoRA tensors of '", name, "' do not fit the layer ", shape_text(weight.sizes())));
-      weight = weight + (at::matmul(adapter.b, adapter.a) * adapter.scale).to(weight.scalar_type());
+      weight = weight + (at::matmul(adapter.b, adapter.a) * adapter.scale).to(weight.options());
     }
     out.add(name, weight);
   }

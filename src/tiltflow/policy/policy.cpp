@@ -10,6 +10,7 @@
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 namespace {
@@ -93,7 +94,7 @@ Policy lora_policy(const VelocityModel& model, const PolicyConfig& config, const
 
 Policy control_policy(std::shared_ptr<const VelocityModel> model, std::shared_ptr<const Path> path, const ControlConfig& config, const RandomStreams& streams) {
   Policy policy;
-  ParameterSet control = clone(init_control(config, model->sample_shape(), model->classes(), streams), true);
+  ParameterSet control = clone(to_compute_device(init_control(config, model->sample_shape(), model->classes(), streams)), true);
   for (const auto& [name, tensor] : control) policy.trainable.add("control." + name, tensor);
   policy.base = model->rebind(frozen(model->parameters()), {});
   const auto tuned = std::make_shared<ControlledModel>(model->rebind(frozen(model->parameters()), {}), std::move(path), config, std::move(control));

@@ -8,6 +8,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 namespace {
@@ -22,16 +23,16 @@ class TorchScriptReward final : public Reward {
   }
   const RewardInfo& info() const override { return info_; }
   at::Tensor score(const at::Tensor& samples, const RewardCondition& condition) const override {
-    std::vector<c10::IValue> inputs{samples};
+    std::vector<c10::IValue> inputs{to_compute_device(samples)};
     if (labelled_) {
       if (!condition.labels.defined()) fail(ErrorKind::kConfig, cat(file_, ": the module wants labels"), "set labels.kind");
-      inputs.emplace_back(condition.labels);
+      inputs.emplace_back(to_compute_device(condition.labels));
     }
     try {
       const std::lock_guard lock(mutex_);  // the first calls specialise the graph
       const c10::IValue out = module_.forward(inputs);
       if (!out.isTensor()) fail(ErrorKind::kConfig, cat(file_, ": forward must return a tensor"));
-      const at::Tensor score = out.toTensor();
+      const at::Tensor score = beside(samples, out.toTensor());
       return score.dim() == 2 && score.size(1) == 1 ? score.squeeze(1) : score;
     } catch (const Error&) {
       throw;
@@ -53,7 +54,7 @@ class TorchScriptReward final : public Reward {
 std::shared_ptr<const Reward> make_torchscript(const RewardTerm& term) {
   if (term.file.empty()) fail(ErrorKind::kConfig, "reward torchscript: file is missing", "a module saved with torch.jit.save");
   try {
-    torch::jit::Module module = torch::jit::load(term.file, at::Device(at::kCPU));
+    torch::jit::Module module = torch::jit::load(term.file, compute_device());
     if (!module.find_method("forward")) fail(ErrorKind::kBadFile, cat(term.file, ": the module has no method forward"));
     for (const at::Tensor& parameter : module.parameters()) parameter.set_requires_grad(false);
     return std::make_shared<TorchScriptReward>(std::move(module), term.file);

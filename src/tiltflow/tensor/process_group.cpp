@@ -58,7 +58,7 @@ void in_buckets(const std::vector<at::Tensor>& tensors, Exchange exchange) {
     while (end < tensors.size() && (end == begin || (bytes + static_cast<std::int64_t>(tensors[end].nbytes()) <= kBucketBytes && tensors[end].scalar_type() == tensors[begin].scalar_type()))) bytes += static_cast<std::int64_t>(tensors[end++].nbytes());
     std::vector<at::Tensor> flat;
     for (std::size_t i = begin; i < end; ++i) flat.push_back(tensors[i].detach().reshape({-1}));
-    std::vector<at::Tensor> bucket{at::cat(flat)};
+    std::vector<at::Tensor> bucket{at::cat(flat).cpu()};  // Gloo reduces on the CPU
     exchange(bucket);
     std::int64_t offset = 0;
     for (std::size_t i = begin; i < end; ++i) {

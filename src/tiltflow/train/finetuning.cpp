@@ -8,6 +8,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/process_group.h"
 #include "tiltflow/train/memory_plan.h"
@@ -73,6 +74,7 @@ void follow_memory_plan(FinetuneSetup& s, double trainable) {
   TransitionTable table;
   table.steps.resize(static_cast<std::size_t>(steps));
   const auto wanted = static_cast<std::int64_t>(std::ceil(make_method(s.config.method)->training_calls(table)));
+  if (!compute_device().is_cpu() && s.config.compute.memory_gb == 0) fail(ErrorKind::kConfig, "item = 0 plans the memory of this machine, not of its device", "set compute.memory_gb to what the device has, or item");
   const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch, wanted, thread_policy().workers, s.config.compute.memory_gb * 1e9);
   log_info(cat("memory plan: ", plan.text()));
   s.config.item = plan.item;

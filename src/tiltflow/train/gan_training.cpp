@@ -5,6 +5,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/process_group.h"
 
 namespace tiltflow {
@@ -21,7 +22,7 @@ void require_gan_data(const GanConfig& c, const ImageDataset& data) {
 }
 
 GanObjective::GanObjective(const GanConfig& config, ImageDataset data, GanTrainingOptions options, std::uint64_t seed, MatmulPrecision precision)
-    : options_(options), streams_(seed), generator_(make_gan_generator(config, init_gan_generator(config, streams_), precision)), discriminator_(config, init_discriminator(config, streams_), precision), data_(std::move(data)),
+    : options_(options), streams_(seed), generator_(make_gan_generator(config, to_compute_device(init_gan_generator(config, streams_)), precision)), discriminator_(config, to_compute_device(init_discriminator(config, streams_)), precision), data_(std::move(data)),
       order_(data_.size(), options.batch, streams_), statistics_(buffers_of(*generator_)) {
   if (world_size() > 1) fail(ErrorKind::kConfig, "a GAN is trained in one process: its batch statistics are not shared between processes");
   require_gan_data(config, data_);

@@ -33,7 +33,7 @@ AdamW::AdamW(OptimizerConfig config, ParameterSet parameters) : config_(std::mov
   for (const auto& [name, tensor] : parameters_) {
     first_.push_back(at::zeros_like(tensor, tensor.options().requires_grad(false)));
     second_.push_back(at::zeros_like(first_.back()));
-    steps_.push_back(at::zeros({}, at::kFloat));
+    steps_.push_back(at::zeros({}, first_.back().options().dtype(at::kFloat)));
   }
 }
 
@@ -65,7 +65,7 @@ ParameterSet AdamW::state() const {
 }
 
 void AdamW::restore(const ParameterSet& state) {
-  const at::Tensor steps = at::empty({static_cast<std::int64_t>(steps_.size())});
+  const at::Tensor steps = at::empty({static_cast<std::int64_t>(steps_.size())});  // on the CPU
   ParameterSet target;
   for (const auto& [name, tensor] : this->state()) target.add(name, name == "step" ? steps : tensor);
   assign(target, state, "optimiser state");

@@ -6,6 +6,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/parallel.h"
 
 namespace tiltflow {
@@ -93,7 +94,7 @@ LossReport FlowMatchingObjective::item(std::int64_t i) {
 }
 
 ClassificationObjective::ClassificationObjective(ClassifierConfig config, ImageDataset data, ClassificationOptions options, std::uint64_t seed)
-    : classifier_(config, with_gradients(init_classifier(config, RandomStreams(seed)))), data_(std::move(data)), options_(options), streams_(seed),
+    : classifier_(config, with_gradients(to_compute_device(init_classifier(config, RandomStreams(seed))))), data_(std::move(data)), options_(options), streams_(seed),
       order_(data_.size(), options.batch, streams_) {
   if (data_.classes() != config.num_classes) fail(ErrorKind::kConfig, cat("the data have ", data_.classes(), " classes, the classifier ", config.num_classes));
 }

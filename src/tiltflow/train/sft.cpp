@@ -52,8 +52,8 @@ GeneratorPolicy::GeneratorPolicy(std::shared_ptr<const Generator> base, const Sf
     } else if (ends_with(name, kWeight) && tensor.dim() >= 2) {  // a convolution counts as the matrix [first, rest]
       const std::string layer = name.substr(0, name.size() - kWeight.size());
       const std::int64_t in = tensor.numel() / tensor.size(0);
-      trainable_.add(layer + kA, (streams.uniform(Purpose::kInit, key, 0, c.rank, {in}) * 2 - 1).div(std::sqrt(static_cast<double>(in))).set_requires_grad(true));
-      trainable_.add(layer + kB, at::zeros({tensor.size(0), c.rank}).set_requires_grad(true));
+      trainable_.add(layer + kA, (streams.uniform(Purpose::kInit, key, 0, c.rank, {in}) * 2 - 1).div(std::sqrt(static_cast<double>(in))).to(tensor.device()).set_requires_grad(true));
+      trainable_.add(layer + kB, at::zeros({tensor.size(0), c.rank}, tensor.options().requires_grad(false)).set_requires_grad(true));
     }
   }
   if (trainable_.empty()) fail(ErrorKind::kConfig, cat("sft.trainable: no tensor matches ", join(c.trainable, ", ")), "`tiltflow inspect` lists the generator's tensors");

@@ -13,6 +13,7 @@
 #include "tiltflow/models/autoencoder/layers.h"
 #include "tiltflow/tensor/activation_checkpoint.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 
@@ -34,8 +35,14 @@ at::Tensor block(const LayerContext& c, const at::Tensor& x, const std::function
   return checkpoint([body](const std::vector<at::Tensor>& in) { return body(in[0]); }, {x});
 }
 
-at::Tensor Autoencoder::decode(const at::Tensor& latent) const {
-  if (latent.dim() != 4 || latent.size(1) != latent_channels()) fail(ErrorKind::kConfig, cat("the autoencoder decodes ", latent_channels(), "-channel latents, not ", shape_text(latent.sizes())));
+Moments Autoencoder::encode(const at::Tensor& images) const {
+  const Moments found = encode_batch(beside(parameters().begin()->second, images));
+  return {beside(images, found.mean), beside(images, found.logvar)};
+}
+
+at::Tensor Autoencoder::decode(const at::Tensor& given) const {
+  if (given.dim() != 4 || given.size(1) != latent_channels()) fail(ErrorKind::kConfig, cat("the autoencoder decodes ", latent_channels(), "-channel latents, not ", shape_text(given.sizes())));
+  const at::Tensor latent = beside(parameters().begin()->second, given);
   const std::int64_t slice = runtime_.slice > 0 ? runtime_.slice : latent.size(0);
   std::vector<at::Tensor> parts;
   for (std::int64_t i = 0; i < latent.size(0); i += slice) {
@@ -49,7 +56,7 @@ at::Tensor Autoencoder::decode(const at::Tensor& latent) const {
       fail(ErrorKind::kNonFinite, "the autoencoder gives NaN or infinity");
     }
   }
-  return parts.size() == 1 ? parts[0] : at::cat(parts);
+  return beside(given, parts.size() == 1 ? parts[0] : at::cat(parts));
 }
 
 // Tiles overlap by a quarter; weights rise linearly from every inner border.
@@ -72,7 +79,7 @@ at::Tensor Autoencoder::decode_tiled(const at::Tensor& latent) const {
     for (const std::int64_t x : starts(latent.size(3))) {
       const std::int64_t height = std::min(tile, latent.size(2)), width = std::min(tile, latent.size(3));
       const at::Tensor image = decode_batch(latent.narrow(2, y, height).narrow(3, x, width), false);
-      const at::Tensor weight = ramp(y, height, latent.size(2)).unsqueeze(1) * ramp(x, width, latent.size(3)).unsqueeze(0);
+      const at::Tensor weight = beside(latent, ramp(y, height, latent.size(2)).unsqueeze(1) * ramp(x, width, latent.size(3)).unsqueeze(0));
       const std::vector<std::int64_t> pad{x * f, (latent.size(3) - x - width) * f, y * f, (latent.size(2) - y - height) * f};
       const at::Tensor part = at::constant_pad_nd(image * weight, pad), mass = at::constant_pad_nd(weight, pad);
       sum = sum.defined() ? sum + part : part;
@@ -137,7 +144,7 @@ std::shared_ptr<const Autoencoder> load_autoencoder(const std::filesystem::path&
     if (!config.is_object()) fail(ErrorKind::kBadFile, cat((folder / "config.json").string(), ": not a JSON object"));
   }
   ParameterSet tensors;
-  for (const auto& [name, tensor] : read_tensors(file).tensors) tensors.add(name, tensor.is_floating_point() ? tensor.to(dtype) : tensor);
+  for (const auto& [name, tensor] : read_tensors(file).tensors) tensors.add(name, to_compute_device(tensor.is_floating_point() ? tensor.to(dtype) : tensor));
   for (const auto& [name, tensor] : tensors) require_finite(tensor, cat(file.string(), ": tensor '", name, "'"));
   const bool tiny = tensors.contains("decoder.layers.0.weight");
   std::shared_ptr<Autoencoder> out = tiny ? make_tiny(std::move(tensors), runtime, file.string())

@@ -31,7 +31,7 @@ struct Moments {
 class Autoencoder {
  public:
   virtual ~Autoencoder() = default;
-  virtual Moments encode(const at::Tensor& images) const = 0;
+  Moments encode(const at::Tensor& images) const;
   // Differentiable in the latent when grad mode is on. Throws kNonFinite naming the first layer whose output is not finite.
   at::Tensor decode(const at::Tensor& latent) const;
   virtual std::int64_t latent_channels() const = 0;
@@ -45,6 +45,7 @@ class Autoencoder {
 
  protected:
   explicit Autoencoder(AutoencoderRuntime runtime) : runtime_(runtime) {}
+  virtual Moments encode_batch(const at::Tensor& images) const = 0;
   // `check`: look at every layer's output.
   virtual at::Tensor decode_batch(const at::Tensor& latent, bool check) const = 0;
   AutoencoderRuntime runtime_;

@@ -19,7 +19,7 @@ class AutoencoderKl final : public Autoencoder {
   const ParameterSet& parameters() const override { return p_; }
   std::string kind() const override { return "kl"; }
 
-  Moments encode(const at::Tensor& images) const override {
+  Moments encode_batch(const at::Tensor& images) const override {
     const LayerContext c{p_, runtime_};
     at::Tensor h = convolve(c, "encoder.conv_in", images);
     for (std::size_t i = 0; i < layout_.widths.size(); ++i) {

@@ -26,7 +26,7 @@ class AutoencoderTiny final : public Autoencoder {
   const ParameterSet& parameters() const override { return p_; }
   std::string kind() const override { return "tiny"; }
 
-  Moments encode(const at::Tensor& images) const override {
+  Moments encode_batch(const at::Tensor& images) const override {
     const LayerContext c{p_, runtime_};
     at::Tensor h = (images + 1) / 2;
     for (long long i = 0; i <= last_encoder_; ++i) {

@@ -4,6 +4,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/nn/init.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 
@@ -12,21 +13,23 @@ Classifier::Classifier(ClassifierConfig config, ParameterSet parameters) : confi
   require_fit(init_classifier(config_, RandomStreams(0)), parameters_, "classifier checkpoint");
 }
 
-at::Tensor Classifier::features(const at::Tensor& images) const {
+at::Tensor Classifier::hidden(const at::Tensor& images) const {
   if (images.dim() != 4 || images.size(1) != config_.in_channels || images.size(2) != config_.input_size || images.size(3) != config_.input_size) {
     fail(ErrorKind::kFailure, cat("the classifier expects [N, ", config_.in_channels, ", ", config_.input_size, ", ", config_.input_size, "], got ", shape_text(images.sizes())));
   }
   const auto conv = [&](const at::Tensor& x, const char* name) {
     return at::silu(at::conv2d(x, parameters_.at(cat(name, ".weight")), parameters_.at(cat(name, ".bias")), 1, 1));
   };
-  at::Tensor h = at::avg_pool2d(conv(images * 2 - 1, "conv1"), 2);  // [N, w, S/2, S/2]
+  at::Tensor h = at::avg_pool2d(conv(beside(parameters_.at("conv1.weight"), images) * 2 - 1, "conv1"), 2);  // [N, w, S/2, S/2]
   h = at::avg_pool2d(conv(h, "conv2"), 2);                          // [N, 2w, S/4, S/4]
   h = conv(h, "conv3").flatten(1);                                  // [N, 2w S/4 S/4]
   return at::silu(at::linear(h, parameters_.at("fc1.weight"), parameters_.at("fc1.bias")));
 }
 
+at::Tensor Classifier::features(const at::Tensor& images) const { return beside(images, hidden(images)); }
+
 at::Tensor Classifier::logits(const at::Tensor& images) const {
-  return at::linear(features(images), parameters_.at("fc2.weight"), parameters_.at("fc2.bias"));
+  return beside(images, at::linear(hidden(images), parameters_.at("fc2.weight"), parameters_.at("fc2.bias")));
 }
 
 ClassifierConfig classifier_config_from_args(const std::map<std::string, std::string>& args) {

@@ -27,6 +27,7 @@ class Classifier {
   const ParameterSet& parameters() const { return parameters_; }
 
  private:
+  at::Tensor hidden(const at::Tensor& images) const;  // features, where the weights are
   ClassifierConfig config_;
   ParameterSet parameters_;
 };

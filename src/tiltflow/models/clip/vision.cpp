@@ -10,6 +10,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 namespace {
@@ -42,7 +43,7 @@ ParameterSet expected_tensors(const ClipVisionConfig& c) {
 // The image tower of any of the known files, by Hugging Face's names; tensors of the text tower are left out.
 ParameterSet vision_tensors(const ParameterSet& file) {
   ParameterSet out;
-  const auto add = [&](const std::string& name, const at::Tensor& tensor) { out.add(name, tensor.to(at::kFloat)); };
+  const auto add = [&](const std::string& name, const at::Tensor& tensor) { out.add(name, to_compute_device(tensor.to(at::kFloat))); };
   if (!file.contains("visual.class_embedding")) {
     const bool bare = file.contains("embeddings.patch_embedding.weight");  // newer files leave the prefix out
     for (const auto& [name, tensor] : file) {
@@ -104,15 +105,15 @@ at::Tensor ClipVision::layer(std::int64_t i, const at::Tensor& input) const {
 
 at::Tensor ClipVision::embed(const at::Tensor& pixels) const {
   if (pixels.dim() != 4 || pixels.size(1) != 3 || pixels.size(2) != config_.image_size || pixels.size(3) != config_.image_size) fail(ErrorKind::kConfig, cat("CLIP takes 3 x ", config_.image_size, " x ", config_.image_size, " pixels, not ", shape_text(pixels.sizes())));
-  const at::Tensor patches = at::conv2d(pixels, p_.at(kTower + "embeddings.patch_embedding.weight"), {}, config_.patch).flatten(2).transpose(1, 2);
+  const at::Tensor patches = at::conv2d(beside(p_.at("visual_projection.weight"), pixels), p_.at(kTower + "embeddings.patch_embedding.weight"), {}, config_.patch).flatten(2).transpose(1, 2);
   const at::Tensor first = p_.at(kTower + "embeddings.class_embedding").expand({pixels.size(0), 1, config_.width});
   at::Tensor x = at::cat({first, patches}, 1) + p_.at(kTower + "embeddings.position_embedding.weight");
   x = norm(p_, kTower + "pre_layrnorm", x);
   for (std::int64_t i = 0; i < config_.layers; ++i) x = layer(i, x);
-  return at::linear(norm(p_, kTower + "post_layernorm", x.select(1, 0)), p_.at("visual_projection.weight"));
+  return beside(pixels, at::linear(norm(p_, kTower + "post_layernorm", x.select(1, 0)), p_.at("visual_projection.weight")));
 }
 
-at::Tensor ClipVision::embed_images(const at::Tensor& images) const { return embed(clip_preprocess(images, config_.image_size)); }
+at::Tensor ClipVision::embed_images(const at::Tensor& images) const { return beside(images, embed(clip_preprocess(beside(p_.at("visual_projection.weight"), images), config_.image_size))); }
 
 at::Tensor clip_preprocess(const at::Tensor& images, std::int64_t size) {
   at::Tensor x = images.size(1) == 1 ? images.expand({-1, 3, -1, -1}) : images;
@@ -124,7 +125,7 @@ at::Tensor clip_preprocess(const at::Tensor& images, std::int64_t size) {
   }
   const auto offset = [&](std::int64_t extent) { return static_cast<std::int64_t>(std::nearbyint(static_cast<double>(extent - size) / 2)); };  // half to even
   x = x.narrow(2, offset(x.size(2)), size).narrow(3, offset(x.size(3)), size);
-  const auto row = [&](const double* values) { return at::tensor(std::vector<double>(values, values + 3), at::kDouble).to(x.scalar_type()).view({1, 3, 1, 1}); };
+  const auto row = [&](const double* values) { return at::tensor(std::vector<double>(values, values + 3), at::kDouble).to(x.options()).view({1, 3, 1, 1}); };
   return (x - row(kMean)) / row(kDeviation);
 }
 

@@ -5,6 +5,7 @@
 #include "tiltflow/nn/embedding.h"
 #include "tiltflow/nn/init.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 namespace {
@@ -16,12 +17,12 @@ constexpr double kTimeScale = 1000;
 at::Tensor linear(const ParameterSet& p, const std::string& name, const at::Tensor& x) { return at::linear(x, p.at(name + ".weight"), p.at(name + ".bias")); }
 
 at::Tensor conditioning(const ParameterSet& p, const at::Tensor& t, const Condition& condition) {
-  const at::Tensor features = timestep_features(t.to(p.at("time.0.weight").scalar_type()) * kTimeScale, kFeatures);
+  const at::Tensor features = timestep_features(beside(p.at("time.0.weight"), t.to(p.at("time.0.weight").scalar_type())) * kTimeScale, kFeatures);
   at::Tensor c = linear(p, "time.2", at::silu(linear(p, "time.0", features)));
   if (p.contains("labels.weight")) {
     const at::Tensor& table = p.at("labels.weight");
     const at::Tensor labels = condition.labels.defined() ? condition.labels : at::full({t.size(0)}, table.size(0) - 1, at::kLong);
-    c = c + at::embedding(table, labels);
+    c = c + at::embedding(table, beside(table, labels));
   }
   return at::silu(c);
 }
@@ -82,7 +83,7 @@ namespace {
 
 // What the last layer answers: like x, or [N, 1] of potential.
 at::Tensor network_output(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x, const at::Tensor& t, const Condition& condition) {
-  const at::Tensor state = x.to(p.at("time.0.weight").scalar_type()), cond = conditioning(p, t, condition);
+  const at::Tensor state = beside(p.at("time.0.weight"), x.to(p.at("time.0.weight").scalar_type())), cond = conditioning(p, t, condition);
   if (c.kind == "lowrank") {
     const at::Tensor middle = modulate(p, "modulation", at::matmul(state.flatten(1), p.at("down.weight").t()), cond);
     return at::matmul(middle, p.at("up.weight").t());
@@ -105,11 +106,11 @@ at::Tensor network_output(const ControlConfig& c, const ParameterSet& p, const a
 }  // namespace
 
 at::Tensor control_potential(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x, const at::Tensor& t, const Condition& condition) {
-  return network_output(c, p, x, t, condition).squeeze(1);
+  return beside(x, network_output(c, p, x, t, condition).squeeze(1));
 }
 
 at::Tensor control_output(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x, const at::Tensor& t, const Condition& condition) {
-  if (c.kind != "potential") return network_output(c, p, x, t, condition).reshape(x.sizes()).to(x.scalar_type());
+  if (c.kind != "potential") return beside(x, network_output(c, p, x, t, condition).reshape(x.sizes()).to(x.scalar_type()));
   const bool graph = at::GradMode::is_enabled();
   const at::AutoGradMode grad(true);
   const at::Tensor state = graph && x.requires_grad() ? x : x.detach().set_requires_grad(true);

@@ -9,6 +9,7 @@
 #include "tiltflow/nn/convolution.h"
 #include "tiltflow/nn/init.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 namespace {
@@ -66,13 +67,14 @@ class GanGenerator final : public Generator {
     if (z.dim() != 2 || z.size(1) != config_.z_dim) fail(ErrorKind::kFailure, cat("this generator takes noise [N, ", config_.z_dim, "], got ", shape_text(z.sizes())));
     if (!labels.defined()) fail(ErrorKind::kConfig, "this generator is conditional: labels are required");
     const std::int64_t side = config_.start_size();
-    at::Tensor h = linear_in(precision_, at::cat({z, at::embedding(p("label_emb.weight"), labels)}, 1), p("fc.0.weight"), p("fc.0.bias"));
+    const at::Tensor& table = p("label_emb.weight");
+    at::Tensor h = linear_in(precision_, at::cat({beside(table, z), at::embedding(table, beside(table, labels))}, 1), p("fc.0.weight"), p("fc.0.bias"));
     h = activate(normalize("fc.1", h, updated)).view({z.size(0), config_.start_channels(), side, side});  // [N, c 2^u, s, s]
     for (std::int64_t i = 0; i < config_.upsamplings; ++i) {
       h = conv_transpose2d_in(precision_, h, p(up(i) + ".weight"), p(up(i) + ".bias"), 2, 1);  // halves the channels, doubles the side
       h = activate(normalize(up_norm(i), h, updated));
     }
-    return at::tanh(conv2d_in(precision_, h, p(last_conv(config_) + ".weight"), p(last_conv(config_) + ".bias"), 1, 1)).contiguous();
+    return beside(z, at::tanh(conv2d_in(precision_, h, p(last_conv(config_) + ".weight"), p(last_conv(config_) + ".bias"), 1, 1)).contiguous());
   }
 
   GanConfig config_;
@@ -196,12 +198,13 @@ void Discriminator::update_spectral_norm() const {
 }
 
 at::Tensor Discriminator::score(const at::Tensor& images, const at::Tensor& labels) const {
-  at::Tensor h = images;
+  const at::Tensor& table = parameters_.at("label_emb.weight");
+  at::Tensor h = beside(table, images);
   for (std::int64_t i = 0; i < config_.upsamplings; ++i) h = at::leaky_relu(conv2d_in(precision_, h, weight(down(i)), parameters_.at(down(i) + ".bias"), 2, 1), 0.2);
   const std::string last = feature_layer(config_);
   const at::Tensor feature = at::leaky_relu(linear_in(precision_, h.contiguous().flatten(1), weight(last), parameters_.at(last + ".bias")), 0.2);  // [N, feat_dim]
   const at::Tensor score = at::linear(feature, weight("fc"), parameters_.at("fc.bias")).squeeze(1);
-  return score + (feature * at::embedding(parameters_.at("label_emb.weight"), labels)).sum(1);
+  return beside(images, score + (feature * at::embedding(table, beside(table, labels))).sum(1));
 }
 
 ParameterSet init_discriminator(const GanConfig& c, const RandomStreams& streams) {

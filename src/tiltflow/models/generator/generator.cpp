@@ -9,6 +9,7 @@
 #include "tiltflow/models/generator/gan.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/precision.h"
 
 namespace tiltflow {
@@ -32,13 +33,13 @@ class PlainGenerator final : public Generator {
   }
   std::unique_ptr<Generator> rebind(ParameterSet parameters) const override { return std::make_unique<PlainGenerator>(spec_, layers_, shape_, std::move(parameters), precision_); }
   at::Tensor generate(const at::Tensor& z, const at::Tensor&) const override {
-    at::Tensor h = z;
+    at::Tensor h = beside(parameters_.at(layers_.front() + ".weight"), z);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       h = linear_in(precision_, h, parameters_.at(layers_[i] + ".weight"), parameters_.at(layers_[i] + ".bias"));
       if (i + 1 < layers_.size()) h = at::relu(h);
     }
     h = spec_.family == "vae" ? at::sigmoid(h) * 2 - 1 : at::tanh(h);
-    return h.view({z.size(0), shape_[0], shape_[1], shape_[2]});
+    return beside(z, h).view({z.size(0), shape_[0], shape_[1], shape_[2]});
   }
 
  private:
@@ -124,7 +125,7 @@ std::unique_ptr<Generator> load_generator(const std::filesystem::path& path, con
   for (const auto& [key, value] : overrides) args[key] = value;
   ParameterSet tensors;
   for (const auto& [name, tensor] : file.tensors) {
-    tensors.add(name, tensor.is_floating_point() ? tensor.to(at::kFloat) : tensor);
+    tensors.add(name, to_compute_device(tensor.is_floating_point() ? tensor.to(at::kFloat) : tensor));
     require_finite(tensors.at(name), cat(path.string(), ": tensor '", name, "'"));
   }
   if (family == "mlp-generator") return make_mlp_generator(std::move(tensors), args, precision);

@@ -59,8 +59,9 @@ GaussianMixture mixture_from_args(const std::map<std::string, std::string>& args
 
 GaussianMixture mixture_from_tensors(const ParameterSet& tensors, const std::string& where) {
   for (const char* name : {"weights", "means", "covariances"}) if (!tensors.contains(name)) fail(ErrorKind::kBadFile, cat(where, ": a Gaussian mixture without ", name));
-  const at::Tensor w = tensors.at("weights").to(at::kDouble), s = tensors.at("covariances").to(at::kDouble);
-  GaussianMixture out{w / w.sum(), tensors.at("means").to(at::kDouble), s.dim() == 3 && s.size(1) == s.size(2) ? (s + s.transpose(1, 2)) / 2 : s};
+  const auto exact = [&](const char* name) { return tensors.at(name).to(at::kCPU, at::kDouble); };  // closed forms stay on the CPU
+  const at::Tensor w = exact("weights"), s = exact("covariances");
+  GaussianMixture out{w / w.sum(), exact("means"), s.dim() == 3 && s.size(1) == s.size(2) ? (s + s.transpose(1, 2)) / 2 : s};
   try {
     validate(out);
   } catch (const Error& error) {

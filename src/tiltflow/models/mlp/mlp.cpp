@@ -6,6 +6,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/nn/init.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 namespace {
@@ -31,14 +32,14 @@ class Mlp final : public VelocityModel {
   }
 
   at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition&) const override {
-    const at::Tensor weights_like = layers_[0].weight;
-    const at::Tensor state = x.to(weights_like.scalar_type());
+    const at::Tensor& first = layers_[0].weight;
+    const at::Tensor state = beside(first, x.to(first.scalar_type()));
     // Fourier features cos/sin(pi j t), j = 1..F, plus t itself
     const at::Tensor j = at::arange(1, config_.frequencies + 1, state.options().requires_grad(false)) * std::numbers::pi;
-    const at::Tensor time = t.to(state.scalar_type()).unsqueeze(1);
+    const at::Tensor time = beside(first, t.to(state.scalar_type())).unsqueeze(1);
     at::Tensor h = at::cat({state, time, (time * j).cos(), (time * j).sin()}, 1);
     for (std::size_t i = 0; i + 1 < layers_.size(); ++i) h = at::silu(apply(layers_[i], h, runtime_.precision));
-    return apply(layers_.back(), h, runtime_.precision).to(x.scalar_type());
+    return beside(x, apply(layers_.back(), h, runtime_.precision).to(x.scalar_type()));
   }
 
  private:

@@ -7,6 +7,7 @@
 #include "tiltflow/nn/init.h"
 #include "tiltflow/tensor/activation_checkpoint.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 namespace {
@@ -93,10 +94,10 @@ class Sit final : public VelocityModel {
 
   at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override {
     const at::Tensor silu_c = at::silu(conditioning(x, t, condition));
-    at::Tensor h = linear_in(runtime_.precision, patchify(x), patch_weight_.flatten(1), parameters_.at("x_embedder.proj.bias")) + parameters_.at("pos_embed");
+    at::Tensor h = linear_in(runtime_.precision, beside(patch_weight_, patchify(x)), patch_weight_.flatten(1), parameters_.at("x_embedder.proj.bias")) + parameters_.at("pos_embed");
     for (const Block& block : blocks_) h = runtime_.activation_checkpointing ? checkpointed(block, h, silu_c) : run_block(block, config_.num_heads, runtime_, h, silu_c);
     const std::vector<at::Tensor> m = apply(final_modulation_, silu_c, runtime_.precision).chunk(2, 1);
-    return unpatchify(apply(final_, modulate(layer_norm(h), m[0], m[1]), runtime_.precision));
+    return unpatchify(beside(x, apply(final_, modulate(layer_norm(h), m[0], m[1]), runtime_.precision)));
   }
 
  private:
@@ -107,14 +108,14 @@ class Sit final : public VelocityModel {
     at::Tensor times = t;
     if (!labels.defined()) {
       if (!config_.null_class) fail(ErrorKind::kConfig, "this model has no null class: labels are required", "choose a label");
-      labels = at::full({1}, config_.num_classes, at::TensorOptions().dtype(at::kLong).device(x.device()));
+      labels = at::full({1}, config_.num_classes, at::kLong);
       if (t.dim() == 1 && t.stride(0) == 0) times = t.narrow(0, 0, 1);
     } else if (labels.size(0) != x.size(0)) {
       fail(ErrorKind::kFailure, cat("got ", labels.size(0), " labels for ", x.size(0), " samples"));
     }
-    const at::Tensor features = timestep_features(times.to(x.scalar_type()), kFrequencies);
+    const at::Tensor features = timestep_features(beside(table, times.to(x.scalar_type())), kFrequencies);
     const at::Tensor time = apply(time_out_, at::silu(apply(time_in_, features, MatmulPrecision::kFull)), MatmulPrecision::kFull);
-    return time + at::embedding(table, labels);
+    return time + at::embedding(table, beside(table, labels));
   }
 
   // [N, C, S, S] -> [N, T, C p p], tokens row by row
