@@ -33,7 +33,7 @@ parity: build
 	build/venv/bin/python scripts/parity/run.py --tiltflow $(BIN)
 
 bench: build
-	for what in gemm forward vjp train-step am assign; do $(BIN) bench $$what; done
+	for what in gemm forward vjp train-step pretrain sample am assign startup; do $(BIN) bench $$what; done
 
 clean:
 	rm -rf build/release build/dev build/asan build/ubsan build/tsan

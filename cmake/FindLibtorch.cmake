@@ -1,8 +1,6 @@
 # libtorch, in this order: Torch_DIR / CMAKE_PREFIX_PATH as given; TILTFLOW_PYTHON's torch (set by the Makefile, which
 # makes a private environment when no importable torch >= 2.11 exists); python3's torch.
-if(NOT Torch_DIR)
-  find_package(Torch QUIET)
-endif()
+find_package(Torch QUIET)
 if(NOT Torch_FOUND)
   foreach(candidate "${TILTFLOW_PYTHON}" "${CMAKE_SOURCE_DIR}/build/venv/bin/python" python3)
     if(candidate)

@@ -5,6 +5,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/assign_speed.h"
 #include "tiltflow/eval/speed.h"
+#include "tiltflow/eval/startup_speed.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
@@ -43,13 +44,13 @@ void add_bench(CLI::App& program, Action& action) {
     std::string config;
     AssignBenchOptions assign;
   };
-  auto* verb = program.add_subcommand("bench", "measure: am (one Adjoint Matching iteration), forward, vjp, train-step, assign (noise of one-step generators), gemm (matrix products)");
+  auto* verb = program.add_subcommand("bench", "measure: am (one Adjoint Matching iteration), forward, vjp, train-step, pretrain (a step of the trainer), sample, assign (noise of one-step generators), gemm (matrix products), startup");
   auto o = std::make_shared<Options>();
-  verb->add_option("name", o->name, "am, forward, vjp, train-step, assign or gemm")->check(CLI::IsMember({"am", "forward", "vjp", "train-step", "assign", "gemm"}))->capture_default_str();
+  verb->add_option("name", o->name, "am, forward, vjp, train-step, pretrain, sample, assign, gemm or startup")->check(CLI::IsMember({"am", "forward", "vjp", "train-step", "pretrain", "sample", "assign", "gemm", "startup"}))->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->add_option("--batch", o->am.batch, "samples or trajectories")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--item", o->am.item, "of them per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
-  verb->add_option("--steps", o->am.steps, "am: sampler steps")->check(CLI::Range(2, 10000))->capture_default_str();
+  verb->add_option("--steps", o->am.steps, "am and sample: sampler steps")->check(CLI::Range(2, 10000))->capture_default_str();
   verb->add_option("--loss-steps", o->am.loss_steps, "am: time steps in the loss")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--repeats", o->am.repeats, "timed repetitions")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--policy", o->am.policy, "am: full or lora")->check(CLI::IsMember({"full", "lora"}))->capture_default_str();
@@ -59,7 +60,6 @@ void add_bench(CLI::App& program, Action& action) {
   verb->add_option("--targets", o->assign.targets, "assign: targets")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--reference-targets", o->assign.reference_targets, "assign: targets of the one-by-one procedure it is compared with; 0 = none")->check(CLI::NonNegativeNumber)->capture_default_str();
   add_compute_options(*verb, o->compute);
-  verb->add_option("--threads", o->compute.threads, "libtorch threads per piece")->check(CLI::PositiveNumber)->capture_default_str();
   verb->callback([=, &action] {
     action = [o, verb] {
       if (o->name != "assign" && !o->config.empty()) fail(ErrorKind::kUsage, cat("--config belongs to `bench assign`, not to `bench ", o->name, "`"));
@@ -73,8 +73,11 @@ void add_bench(CLI::App& program, Action& action) {
       } else if (o->name == "assign") {
         if (!o->config.empty()) refuse_other_options(*verb, {"name", "--json", "--config", "--set", "--targets", "--reference-targets"}, "on a configuration: --set changes its keys, e.g. --set compute.workers=1");
         out = assign_speed(o->config, o->set, o->assign, o->compute);
+      } else if (o->name == "startup") {
+        out = bench_startup(o->am.repeats);
       } else if (o->name != "am") {
-        out = bench_network(o->name, {o->am.model, o->am.batch, o->am.item, o->am.repeats, o->am.runtime});
+        const NetworkBenchOptions options{o->am.model, o->am.batch, o->am.item, o->am.repeats, o->am.steps, o->am.runtime};
+        out = o->name == "pretrain" ? bench_pretraining(options) : bench_network(o->name, options);
       } else {
         out = bench_adjoint_matching(o->am);
       }

@@ -92,6 +92,7 @@ void add_compute_options(CLI::App& verb, ComputeConfig& c) {
   verb.add_option("--precision", c.precision, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}))->capture_default_str();
   verb.add_option("--kernels", c.kernels, "fused or plain: how transformer blocks run on CPU")->check(CLI::IsMember({"fused", "plain"}))->capture_default_str();
   verb.add_option("--workers", c.workers, "pieces of work at a time; 0 = one per core")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb.add_option("--threads", c.threads, "libtorch threads inside each piece: with few samples, `--workers 1 --threads CORES` is faster")->check(CLI::PositiveNumber)->capture_default_str();
 }
 
 std::map<std::string, std::string> key_values(const std::vector<std::string>& items) {

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import sit
 
 p = argparse.ArgumentParser()
-p.add_argument("work", choices=["am", "forward", "vjp", "train-step"])
+p.add_argument("work", choices=["am", "forward", "sample", "vjp", "train-step"])
 p.add_argument("--model", choices=["mnist", "S/2"], default="mnist")
 p.add_argument("--batch", type=int, default=32)
 p.add_argument("--steps", type=int, default=20)
@@ -84,6 +84,13 @@ def forward():
         velocity(model, x, t, y)
 
 
+def sample():
+    state = torch.randn(a.batch, *image)
+    with torch.no_grad():
+        for k in range(a.steps):
+            state = state + velocity(model, state, torch.full((a.batch,), k / a.steps), y) / a.steps
+
+
 def vjp():
     point = x.detach().requires_grad_(True)
     torch.autograd.grad(velocity(model, point, t, y), point, cotangent)
@@ -125,7 +132,7 @@ def am():
     optimizer.step()
 
 
-work = {"forward": forward, "vjp": vjp, "train-step": train_step, "am": am}[a.work]
+work = {"forward": forward, "sample": sample, "vjp": vjp, "train-step": train_step, "am": am}[a.work]
 seconds = []
 for repeat in range(a.repeats + 1):
     begin = time.perf_counter()

@@ -85,7 +85,7 @@ TEST(program_options, EvaluationSamplerMemoryAndGuidanceMode) {
 
 // Every kind of work is measured, and the kernels are those asked for: fused ones agree with plain ones without being them.
 TEST(program_options, KernelsAndBenches) {
-  for (const char* work : {"forward", "vjp", "train-step", "am"}) {
+  for (const char* work : {"forward", "am"}) {
     for (const char* kernels : {"plain", "fused"}) {
       const Outcome outcome = run(cat("bench ", work, " --json --batch 2 --item 1 --steps 3 --loss-steps 2 --repeats 1 --threads 1 --kernels ", kernels));
       ASSERT_EQ(outcome.code, 0) << outcome.err;
@@ -95,6 +95,16 @@ TEST(program_options, KernelsAndBenches) {
       EXPECT_GT(found.at("seconds_min").get<double>(), 0);
     }
   }
+  for (const auto& [work, forwards] : {std::pair{"vjp", 2.0}, {"train-step", 3.0}, {"pretrain", 3.0}, {"sample", 3.0}}) {
+    const Outcome outcome = run(cat("bench ", work, " --json --batch 2 --item 1 --steps 3 --repeats 1"));
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    const auto found = nlohmann::json::parse(outcome.out);
+    EXPECT_EQ(found.at("network_evaluations_per_sample"), forwards) << work;
+    EXPECT_GT(found.at("allocations").get<std::int64_t>(), 100);
+  }
+  const auto startup = nlohmann::json::parse(run("bench startup --json --repeats 1").out);
+  for (const char* command : {"help", "list", "config", "first_image"}) EXPECT_GT(startup.at(cat(command, "_seconds_min")).get<double>(), 0) << command;
+  expect_message(run("bench forward --device cuda:99"), 3, "is not usable");
   const test::TempDir dir;
   const auto tuned = [&](const std::string& name) {
     const Outcome outcome = run(cat("finetune recipes/mnist-ink.toml", kTiny, "--set train.steps=2 --set compute.kernels=", name, " --out ", dir.path().string(), "/", name));

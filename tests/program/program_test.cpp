@@ -6,6 +6,7 @@
 
 #include "tests/program/program.h"
 #include "tiltflow/io/image.h"
+#include "tiltflow/io/json_lines.h"
 #include "tiltflow/io/torch_file.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/tensor/random.h"
@@ -165,7 +166,7 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
 TEST(program_processes, TwoProcessesEqualOne) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
-  const std::string ask = cat("finetune recipes/mnist-ink.toml", kTiny, "--set batch=8 --set item=4 --set buffer_passes=1 --set method.times=shared --set method.clip_quantile=0.9 ");
+  const std::string ask = cat("finetune recipes/mnist-ink.toml", kTiny, "--set batch=8 --set item=4 --set buffer_passes=1 --set method.times=shared --set method.clip_quantile=0.9 --set evaluation.base_samples=70 --set evaluation.samples=40 --set evaluation.every=4 ");
   Outcome outcome = run(cat(ask, "--out ", at, "/one"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   outcome = run(cat("--procs 2 ", ask, "--out ", at, "/two"));
@@ -182,6 +183,16 @@ TEST(program_processes, TwoProcessesEqualOne) {
     EXPECT_LT(((change("pieces", name) - one).norm() / one.norm()).item<double>(), 0.02) << name;
     EXPECT_GT(((change("half", name) - one).norm() / one.norm()).item<double>(), 0.1) << name << ": half a batch is something else";
   }
+  // Evaluations are shared too, and are those of one process.
+  const auto evaluated = [&](const char* run) {
+    std::map<std::string, double> out;
+    for (const auto& line : read_json_lines(dir / run / "metrics.jsonl")) if (line["step"] == 0) for (const auto& [key, value] : line.items()) if (starts_with(key, "base_") || starts_with(key, "eval_")) out[key] = value.get<double>();
+    return out;
+  };
+  const auto alone = evaluated("one"), shared = evaluated("two");
+  EXPECT_TRUE(alone.count("eval_reward") && alone.count("eval_path_gap") && alone.count("base_reward"));
+  EXPECT_EQ(alone.size(), shared.size());
+  for (const auto& [key, value] : alone) EXPECT_NEAR(shared.at(key), value, 1e-6 * (1 + std::abs(value))) << key;
   // A failure ends all, with its message; unknown variables are a clear error.
   outcome = run(cat("--procs 2 ", ask, "--out ", at, "/two"));
   expect_message(outcome, 3, "already holds a run");

@@ -120,7 +120,9 @@ TEST(train_device, FineTuningGivesTheSameWeights) {
     run_on(test::fake_device(), config, there);
     EXPECT_GT(test::fake_device_calls(), before + 1000);
     EXPECT_LT(difference(there / "model.safetensors", here / "model.safetensors"), 1e-5) << policy;
-    if (config.policy.kind == "full") EXPECT_GT(difference(dir / "base.safetensors", there / "model.safetensors"), 1e-4);  // training moved them
+    if (config.policy.kind == "full") {  // training moved them
+      EXPECT_GT(difference(dir / "base.safetensors", there / "model.safetensors"), 1e-4);
+    }
   }
 }
 

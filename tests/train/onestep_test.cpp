@@ -158,7 +158,9 @@ TEST(train_sft, LowRankChangesOnlyWhatItAdapts) {
   for (const auto& [name, tensor] : g->parameters()) {
     const bool adapted = name.rfind("net.", 0) == 0 && tensor.dim() >= 2;
     EXPECT_EQ(at::equal(tensor, tuned->parameters().at(name)), !adapted) << name;
-    if (adapted) EXPECT_EQ((at::linalg_svdvals((tuned->parameters().at(name) - tensor).flatten(1).to(at::kDouble)) > 1e-5).sum().item<std::int64_t>(), std::min<std::int64_t>(2, tensor.size(0))) << name;
+    if (adapted) {
+      EXPECT_EQ((at::linalg_svdvals((tuned->parameters().at(name) - tensor).flatten(1).to(at::kDouble)) > 1e-5).sum().item<std::int64_t>(), std::min<std::int64_t>(2, tensor.size(0))) << name;
+    }
   }
   c.sft.trainable = {"nothing*"};
   test::expect_error(ErrorKind::kConfig, "no tensor matches", [&] { GeneratorPolicy(g, c.sft, kStreams); });

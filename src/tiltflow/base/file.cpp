@@ -8,6 +8,7 @@
 #include <zlib.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 
 #include "tiltflow/base/error.h"
@@ -121,6 +122,18 @@ void make_directories(const std::filesystem::path& path) {
 void sync_directory(const std::filesystem::path& path) {
   const Descriptor folder{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
   if (folder.fd >= 0) ::fsync(folder.fd);
+}
+
+ScratchFolder::ScratchFolder(const std::string& name) {
+  std::error_code error;
+  std::string pattern = (std::filesystem::temp_directory_path(error) / (name + "-XXXXXX")).string();
+  if (error || !::mkdtemp(pattern.data())) fail(ErrorKind::kFailure, cat("no folder for temporary files: ", error ? error.message() : std::strerror(errno)), "set TMPDIR to a folder that can be written");
+  path_ = pattern;
+}
+
+ScratchFolder::~ScratchFolder() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
 }
 
 MappedFile::MappedFile(const std::filesystem::path& path) {

@@ -22,6 +22,19 @@ void write_file_atomic(const std::filesystem::path& path, const std::vector<std:
 void make_directories(const std::filesystem::path& path);
 void sync_directory(const std::filesystem::path& path);
 
+// A new folder for files nobody keeps; gone with the object.
+class ScratchFolder {
+ public:
+  explicit ScratchFolder(const std::string& name);
+  ~ScratchFolder();
+  ScratchFolder(const ScratchFolder&) = delete;
+  ScratchFolder& operator=(const ScratchFolder&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
 // A file mapped read-only; the mapping lives as long as the object.
 class MappedFile {
  public:

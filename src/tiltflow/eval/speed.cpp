@@ -5,17 +5,20 @@
 #include <functional>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/finetune/adjoint_matching.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/models/sit/config.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/sampler/fields.h"
+#include "tiltflow/tensor/allocation_count.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/train/optimizer.h"
 #include "tiltflow/train/pretraining.h"
+#include "tiltflow/train/trainer.h"
 
 namespace tiltflow {
 namespace {
@@ -66,15 +69,20 @@ std::shared_ptr<const VelocityModel> random_model(const ModelSpec& spec, ModelRu
 struct Timing {
   std::vector<double> seconds;  // sorted
   double peak = 0;              // GFLOP/s of matrix products, best between the repetitions
+  Allocations allocations;      // of one repetition, the last
 };
 
 // The first call warms up.
 Timing measure(std::int64_t repeats, const ModelRuntime& runtime, const std::function<void(std::int64_t)>& work) {
   Timing out;
+  count_allocations();
   for (std::int64_t repeat = 0; repeat <= repeats; ++repeat) {
+    const Allocations before = allocations_so_far();
     const auto begin = Clock::now();
     work(repeat);
     if (repeat > 0) out.seconds.push_back(since(begin));
+    const Allocations now = allocations_so_far();
+    out.allocations = {now.count - before.count, now.bytes - before.bytes};
     out.peak = std::max(out.peak, gemm_peak(thread_policy().workers, runtime.precision == MatmulPrecision::kBf16));
   }
   std::sort(out.seconds.begin(), out.seconds.end());
@@ -86,7 +94,8 @@ void add_figures(nlohmann::ordered_json& out, const Timing& timing, const ModelR
   out.update({{"device", compute_device().str()}, {"precision", runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"}, {"kernels", kernels_name(runtime)}, {"workers", thread_policy().workers}, {"threads_per_worker", thread_policy().intra_op},
               {"seconds_min", timing.seconds.front()}, {"seconds_median", timing.seconds[timing.seconds.size() / 2]}, {"repeats", timing.seconds.size()},
               {"network_evaluations_per_sample", forwards_per_sample}, {"forward_gflop_per_sample", sit_forward_gflop(model)}, {"gflops", rate},
-              {"gemm_peak_gflops", timing.peak}, {"fraction_of_gemm_peak", rate / timing.peak}, {"peak_memory_mb", peak_memory_bytes() / 1e6}});
+              {"gemm_peak_gflops", timing.peak}, {"fraction_of_gemm_peak", rate / timing.peak}, {"peak_memory_mb", peak_memory_bytes() / 1e6},
+              {"allocations", timing.allocations.count}, {"allocated_mb", timing.allocations.bytes / 1e6}});
 }
 
 }  // namespace
@@ -115,6 +124,13 @@ nlohmann::ordered_json bench_network(const std::string& what, const NetworkBench
     work = [&](std::int64_t) {
       parallel_chunks(o.batch, o.item, [&](std::int64_t begin, std::int64_t end) { model->vjp(x.narrow(0, begin, end - begin), t.narrow(0, begin, end - begin), condition(begin, end - begin), cotangent.narrow(0, begin, end - begin)); });
     };
+  } else if (what == "sample") {
+    SamplerConfig sampler;
+    sampler.name = "ode-euler", sampler.steps = o.steps;
+    cost = static_cast<double>(o.steps);
+    DrawOptions options;
+    options.n = o.batch, options.chunk = o.item;
+    work = [&, sampler, options, path = make_path("linear")](std::int64_t) { draw(*model, sampler, *path, model->sample_shape(), streams, [&](std::int64_t first, std::int64_t n) { return labels.narrow(0, first, n); }, options); };
   } else if (what == "train-step") {
     cost = 3;
     ParameterSet all = clone(model->parameters(), true);
@@ -140,6 +156,40 @@ nlohmann::ordered_json bench_network(const std::string& what, const NetworkBench
   const Timing timing = measure(o.repeats, o.runtime, work);
   nlohmann::ordered_json out{{"bench", what}, {"batch", o.batch}, {"item", o.item}, {"model_args", o.model.args}};
   add_figures(out, timing, o.runtime, *model, cost, o.batch);
+  return out;
+}
+
+nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& o) {
+  auto created = random_model(o.model, o.runtime);
+  std::unique_ptr<VelocityModel> model = created->rebind(clone(created->parameters(), false), {});
+  const std::int64_t images = 4 * o.batch, classes = std::max<std::int64_t>(1, model->classes());
+  ImageDataset data;
+  data.mean = RandomStreams(1).normal(Purpose::kProbe, 2, 0, 0, images, model->sample_shape());
+  data.labels = at::remainder(at::arange(images), classes), data.class_names.resize(static_cast<std::size_t>(classes));
+  FlowMatchingOptions options;
+  options.batch = o.batch, options.item = o.item;
+  FlowMatchingObjective objective(std::move(model), make_path("linear"), std::move(data), options, 1);
+  const ScratchFolder folder("tiltflow-bench");
+  Run run(folder.path() / "run", "", false);
+  TrainConfig config;
+  config.steps = o.repeats + 1, config.checkpoint_every = config.steps + 1;
+  Timing timing;
+  count_allocations();
+  Allocations before;
+  auto begin = Clock::now();
+  TrainHooks hooks;
+  hooks.label = "bench";
+  hooks.after_step = [&](std::int64_t step, const ParameterSet&) {
+    if (step > 1) timing.seconds.push_back(since(begin));
+    const Allocations now = allocations_so_far();
+    timing.allocations = {now.count - before.count, now.bytes - before.bytes};
+    timing.peak = std::max(timing.peak, gemm_peak(thread_policy().workers, o.runtime.precision == MatmulPrecision::kBf16));
+    before = allocations_so_far(), begin = Clock::now();
+  };
+  train(config, objective, run, hooks);
+  std::sort(timing.seconds.begin(), timing.seconds.end());
+  nlohmann::ordered_json out{{"bench", "pretrain"}, {"batch", o.batch}, {"item", o.item}, {"model_args", o.model.args}};
+  add_figures(out, timing, o.runtime, objective.model(), 3, o.batch);
   return out;
 }
 

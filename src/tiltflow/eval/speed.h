@@ -29,11 +29,15 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& options);
 struct NetworkBenchOptions {
   ModelSpec model = small_sit();
   std::int64_t batch = 32, item = 16, repeats = 5;
+  std::int64_t steps = 20;  // sample: Euler steps of the ODE
   ModelRuntime runtime;
 };
-// `what`: forward (no graph), vjp (forward and the product of a vector with the Jacobian in x), train-step (flow-matching loss,
+// `what`: forward (no graph), sample (a whole ODE from noise to pictures), vjp (forward and the product of a vector with the Jacobian in x), train-step (flow-matching loss,
 // weight gradients, AdamW, averaged weights). As bench_adjoint_matching; random weights everywhere.
 nlohmann::ordered_json bench_network(const std::string& what, const NetworkBenchOptions& options);
+
+// One step of the trainer as `tiltflow pretrain` takes it: noise and times drawn, loss, gradients, AdamW, averaged weights, log line.
+nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& options);
 
 // Forward GFLOP per sample of a SiT (2 x multiply-adds of all matrix products).
 double sit_forward_gflop(const VelocityModel& model);

@@ -8,6 +8,7 @@
 #include "tiltflow/flow/time_grid.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
+#include "tiltflow/tensor/process_group.h"
 
 namespace tiltflow {
 
@@ -49,6 +50,36 @@ TransitionTable table_of(const SamplerConfig& c, const Path& path) {
   return make_table(c.name, path, grid_of(c, path), c.parameter);
 }
 
+namespace {
+
+// Fills in the parts of the other processes: a sum in which everybody else has zeros is exact.
+void exchange(std::vector<Draws>& parts, const DrawOptions& options, at::IntArrayRef shape, const LabelSource& labels, bool costs) {
+  std::vector<at::Tensor> sums;
+  const at::Tensor counts = at::zeros({static_cast<std::int64_t>(parts.size()), 3}, at::kLong);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    Draws& part = parts[i];
+    const std::int64_t begin = options.first + static_cast<std::int64_t>(i) * options.chunk, n = std::min(options.chunk, options.first + options.n - begin);
+    const bool mine = part.x.defined();
+    if (!mine) {
+      std::vector<std::int64_t> sizes = shape.vec();
+      sizes.insert(sizes.begin(), n);
+      part.x = at::zeros(sizes), part.labels = labels(begin, n);
+      if (options.keep_noise) part.noise = at::zeros(sizes);
+      if (costs) part.cost = at::zeros({n}), part.log_ratio = at::zeros({n});
+    }
+    const std::int64_t found[] = {part.evaluations, part.accepted, part.rejected};
+    for (std::int64_t j = 0; mine && j < 3; ++j) counts[static_cast<std::int64_t>(i)][j] = found[j];
+    for (const at::Tensor& x : {part.x, part.noise, part.cost, part.log_ratio}) if (x.defined()) sums.push_back(x);
+  }
+  all_reduce_sum(sums), all_reduce_sum({counts});
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const at::Tensor row = counts[static_cast<std::int64_t>(i)];
+    parts[i].evaluations = row[0].item<std::int64_t>(), parts[i].accepted = row[1].item<std::int64_t>(), parts[i].rejected = row[2].item<std::int64_t>();
+  }
+}
+
+}  // namespace
+
 Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
            const LabelSource& labels, const DrawOptions& options) {
   const at::NoGradGuard no_grad;
@@ -63,7 +94,9 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
   std::vector<Draws> parts(static_cast<std::size_t>(pieces));
   std::mutex mutex;
   std::int64_t done = 0;
-  parallel_for(pieces, [&](std::int64_t i) {
+  const std::int64_t rank = options.shared ? world_rank() : 0, size = options.shared ? world_size() : 1;
+  parallel_for((pieces - rank + size - 1) / size, [&](std::int64_t mine) {
+    const std::int64_t i = rank + mine * size;
     const std::int64_t begin = options.first + i * options.chunk, n = std::min(options.chunk, options.n - i * options.chunk);
     Draws& part = parts[static_cast<std::size_t>(i)];
     part.labels = labels(begin, n);
@@ -93,9 +126,10 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
       }
     }
     const std::lock_guard lock(mutex);
-    done += n;
+    done = std::min(options.n, done + n * size);
     if (options.progress) options.progress(done);
   });
+  if (size > 1) exchange(parts, options, shape, labels, costs);
   Draws out;
   std::vector<at::Tensor> x, y, noise, cost, log_ratio;
   for (const Draws& part : parts) {

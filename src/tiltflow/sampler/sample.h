@@ -37,6 +37,7 @@ struct DrawOptions {
   std::uint32_t step = 0;  // key of the noise
   const VelocityField* reference = nullptr;  // with it, cost and log_ratio against this field are measured (stochastic samplers)
   bool keep_noise = false;
+  bool shared = false;     // several processes: each draws its pieces, all get everything; all must call with the same options
   std::function<void(std::int64_t done)> progress;
 };
 

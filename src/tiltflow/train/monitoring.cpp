@@ -29,7 +29,7 @@ std::string show(const at::Tensor& values, std::int64_t i) { return fixed(values
 BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& base) {
   Progress progress("base samples", setup.config.evaluation.base_samples);
   DrawOptions options;
-  options.n = setup.config.evaluation.base_samples, options.step = kBaseKey;
+  options.n = setup.config.evaluation.base_samples, options.step = kBaseKey, options.shared = true;
   options.progress = [&](std::int64_t done) { progress.update(done); };
   const Draws draws = draw(base, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kBaseKey), options);
   check_reward(*setup.reward, draws.x.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))), draws.labels.defined() ? draws.labels.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))) : draws.labels, setup.streams);
@@ -49,15 +49,25 @@ BaseStatistics stored_base_statistics(const Run& run) {
 }
 
 void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
-  if (!run_.writes()) return;
   const FinetuneConfig& config = setup_.config;
   const SwappedWeights swapped(policy_.trainable, average);
   const auto tuned = setup_.for_evaluation(policy_.tuned), base = setup_.for_evaluation(policy_.base);
   const std::vector<std::int64_t> shape = setup_.flow.model->sample_shape();
   const LabelSource labels = setup_.labels_at(kEvaluationKey);
   DrawOptions options;
-  options.n = config.evaluation.samples, options.step = kEvaluationKey, options.reference = base.get();
+  options.n = config.evaluation.samples, options.step = kEvaluationKey, options.reference = base.get(), options.shared = true;
   const Draws draws = draw(*tuned, config.sampler, *setup_.flow.path, shape, setup_.streams, labels, options);
+  at::Tensor ode_samples;  // from the same noise
+  if (!config.evaluation.ode.empty()) {
+    SamplerConfig ode = config.sampler;
+    ode.name = config.evaluation.ode, ode.steps = config.evaluation.ode_steps;
+    DrawOptions same = options;
+    same.reference = nullptr;
+    const Guidance own{config.evaluation.ode_guidance};
+    const auto field = own.active() ? guided(policy_.tuned, own, setup_.flow.model->classes()) : tuned;
+    ode_samples = draw(*field, ode, *setup_.flow.path, shape, setup_.streams, labels, same).x;
+  }
+  if (!run_.writes()) return;  // the rest is for one process
   const at::Tensor r = setup_.reward->score(draws.x, draws.labels).to(at::kDouble);
   std::map<std::string, double> metrics{{"eval_reward", r.mean().item<double>()}, {"eval_reward_se", standard_error(r)}, {"eval_sample_min", draws.x.min().item<double>()}, {"eval_sample_max", draws.x.max().item<double>()},
                                         {"eval_sample_mean", draws.x.mean().item<double>()}, {"eval_sample_deviation", draws.x.std().item<double>()}};
@@ -68,14 +78,8 @@ void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
     metrics.insert({{"eval_control_cost", cost}, {"eval_gap", base_.log_z - net.mean().item<double>()}, {"eval_gap_se", std::hypot(standard_error(net), base_.log_z_se)},
                     {"eval_path_gap", sharp.gap}, {"eval_path_gap_se", sharp.gap_se}, {"eval_path_ess", sharp.ess}, {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base_.reward) / cost : 0}});
   }
-  if (!config.evaluation.ode.empty()) {
-    SamplerConfig ode = config.sampler;
-    ode.name = config.evaluation.ode, ode.steps = config.evaluation.ode_steps;
-    DrawOptions same = options;
-    same.reference = nullptr;
-    const Guidance own{config.evaluation.ode_guidance};
-    const auto field = own.active() ? guided(policy_.tuned, own, setup_.flow.model->classes()) : tuned;
-    const at::Tensor reward = setup_.reward->score(draw(*field, ode, *setup_.flow.path, shape, setup_.streams, labels, same).x, draws.labels).to(at::kDouble);
+  if (ode_samples.defined()) {
+    const at::Tensor reward = setup_.reward->score(ode_samples, draws.labels).to(at::kDouble);
     metrics["eval_ode_reward"] = reward.mean().item<double>(), metrics["eval_ode_reward_se"] = standard_error(reward);
   }
   run_.log(step, metrics);
