@@ -83,7 +83,7 @@ Timing measure(std::int64_t repeats, const ModelRuntime& runtime, const std::fun
     if (repeat > 0) out.seconds.push_back(since(begin));
     const Allocations now = allocations_so_far();
     out.allocations = {now.count - before.count, now.bytes - before.bytes};
-    out.peak = std::max(out.peak, gemm_peak(thread_policy().workers, runtime.precision == MatmulPrecision::kBf16));
+    out.peak = std::max(out.peak, gemm_peak(thread_policy().workers * thread_policy().intra_op, runtime.precision == MatmulPrecision::kBf16));
   }
   std::sort(out.seconds.begin(), out.seconds.end());
   return out;
@@ -183,7 +183,7 @@ nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& o) {
     if (step > 1) timing.seconds.push_back(since(begin));
     const Allocations now = allocations_so_far();
     timing.allocations = {now.count - before.count, now.bytes - before.bytes};
-    timing.peak = std::max(timing.peak, gemm_peak(thread_policy().workers, o.runtime.precision == MatmulPrecision::kBf16));
+    timing.peak = std::max(timing.peak, gemm_peak(thread_policy().workers * thread_policy().intra_op, o.runtime.precision == MatmulPrecision::kBf16));
     before = allocations_so_far(), begin = Clock::now();
   };
   train(config, objective, run, hooks);
