@@ -1,6 +1,8 @@
 // Fused parts against the operators they stand for: values, gradients, every instruction set, bf16 copies that follow their tensors.
 #include "tiltflow/nn/fused.h"
 
+#include <ATen/Parallel.h>
+
 #include <cmath>
 
 #include "tests/support.h"
@@ -43,6 +45,23 @@ TEST(nn_fused, ValuesAndGradientsOfThePlainOperators) {
     }
   }
   expect_same([](const auto& in) { return fused::gelu(in[0]); }, [](const auto& in) { return at::gelu(in[0], "tanh"); }, {draw(4, {1000}, 3)}, 3e-6);
+}
+
+// Several libtorch threads share the tokens of a sample: what one thread finds.
+TEST(nn_fused, SeveralThreadsFindTheSame) {
+  const at::Tensor x = draw(1, {2, 70, 24}), row = draw(2, {2, 24}), shared = draw(3, {1, 24}), y = draw(4, {2, 70, 24}).to(at::kBFloat16), many = draw(5, {50000}, 3);
+  const auto all = [&] {
+    const at::AutoGradMode grad(true);
+    const at::Tensor z = many.detach().set_requires_grad(true), g = fused::gelu(z);
+    return std::vector<at::Tensor>{fused::modulated_norm(x, row, row * 2, at::kFloat), fused::modulated_norm(x, shared, shared, at::kBFloat16), fused::gated_sum(x, row, y), g.detach(), torch::autograd::grad({g.sum()}, {z})[0]};
+  };
+  const int before = at::get_num_threads();
+  at::set_num_threads(1);
+  const std::vector<at::Tensor> one = all();
+  at::set_num_threads(3);
+  const std::vector<at::Tensor> three = all();
+  at::set_num_threads(before);
+  for (std::size_t i = 0; i < one.size(); ++i) EXPECT_LT(test::relative_error(three[i], one[i]), 1e-6) << i;
 }
 
 // Our own kernel for few tokens and libtorch's for many; heads that fill whole vectors or not; scores far from zero.

@@ -1,5 +1,6 @@
 #include "tiltflow/nn/fused.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -38,14 +39,28 @@ void once_differentiable() {
   if (at::GradMode::is_enabled()) fail(ErrorKind::kFailure, "fused kernels have no second derivatives", "set compute.kernels = \"plain\"");
 }
 
+SampleRows from(const SampleRows& rows, std::int64_t sample) { return {rows.data + sample * rows.stride, rows.stride}; }
+
+// work(first sample, first token, samples, tokens) over [n, t]: at once, or with several libtorch threads in pieces of the tokens of one sample.
+template <class Work>
+void over_tokens(std::int64_t n, std::int64_t t, const Work& work) {
+  if (at::get_num_threads() == 1 || at::in_parallel_region()) return work(0, 0, n, t);
+  for (std::int64_t i = 0; i < n; ++i) at::parallel_for(0, t, 16, [&](std::int64_t begin, std::int64_t end) { work(i, begin, 1, end - begin); });
+}
+
 struct ModulatedNorm : Function<ModulatedNorm> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in, const at::Tensor& shift_in, const at::Tensor& scale_in, at::ScalarType type) {
     const at::Tensor x = x_in.contiguous(), shift = as_rows(shift_in), scale = as_rows(scale_in);
     const auto [n, t, c] = shape_of(x, scale);
     const at::Tensor out = at::empty(x.sizes(), x.options().dtype(type)), mean = at::empty({n, t}, x.options()), rstd = at::empty({n, t}, x.options());
     float *m = mean.data_ptr<float>(), *r = rstd.data_ptr<float>();
-    if (half(out)) kernels::kernels().half.modulated_norm(x.const_data_ptr<float>(), rows(shift), rows(scale), 1e-6F, half_out(out), m, r, n, t, c);
-    else kernels::kernels().full.modulated_norm(x.const_data_ptr<float>(), rows(shift), rows(scale), 1e-6F, out.data_ptr<float>(), m, r, n, t, c);
+    const float* in = x.const_data_ptr<float>();
+    const SampleRows a = rows(shift), b = rows(scale);
+    over_tokens(n, t, [&, t = t, c = c](std::int64_t i, std::int64_t j, std::int64_t samples, std::int64_t tokens) {
+      const std::int64_t row = i * t + j;
+      if (half(out)) kernels::kernels().half.modulated_norm(in + row * c, from(a, i), from(b, i), 1e-6F, half_out(out) + row * c, m + row, r + row, samples, tokens, c);
+      else kernels::kernels().full.modulated_norm(in + row * c, from(a, i), from(b, i), 1e-6F, out.data_ptr<float>() + row * c, m + row, r + row, samples, tokens, c);
+    });
     context->save_for_backward({x, scale, mean, rstd});
     return out;
   }
@@ -72,8 +87,14 @@ struct GatedSum : Function<GatedSum> {
     const at::Tensor x = x_in.contiguous(), gate = as_rows(gate_in), y = y_in.contiguous();
     const auto [n, t, c] = shape_of(x, gate);
     const at::Tensor out = at::empty_like(x);
-    if (half(y)) kernels::kernels().half.gated_sum(x.const_data_ptr<float>(), rows(gate), half_data(y), out.data_ptr<float>(), n, t, c);
-    else kernels::kernels().full.gated_sum(x.const_data_ptr<float>(), rows(gate), y.const_data_ptr<float>(), out.data_ptr<float>(), n, t, c);
+    const float* in = x.const_data_ptr<float>();
+    float* to = out.data_ptr<float>();
+    const SampleRows g = rows(gate);
+    over_tokens(n, t, [&, t = t, c = c](std::int64_t i, std::int64_t j, std::int64_t samples, std::int64_t tokens) {
+      const std::int64_t at = (i * t + j) * c;
+      if (half(y)) kernels::kernels().half.gated_sum(in + at, from(g, i), half_data(y) + at, to + at, samples, tokens, c);
+      else kernels::kernels().full.gated_sum(in + at, from(g, i), y.const_data_ptr<float>() + at, to + at, samples, tokens, c);
+    });
     context->save_for_backward({gate, y});
     return out;
   }
@@ -92,11 +113,19 @@ struct GatedSum : Function<GatedSum> {
   }
 };
 
+// work(begin, count) over n numbers, likewise.
+template <class Work>
+void over_numbers(std::int64_t n, const Work& work) {
+  at::parallel_for(0, n, 1 << 14, [&](std::int64_t begin, std::int64_t end) { work(begin, end - begin); });
+}
+
 struct Gelu : Function<Gelu> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in) {
     const at::Tensor x = x_in.contiguous(), out = at::empty_like(x);
-    if (half(x)) kernels::kernels().half.gelu(half_data(x), half_out(out), x.numel());
-    else kernels::kernels().full.gelu(x.const_data_ptr<float>(), out.data_ptr<float>(), x.numel());
+    over_numbers(x.numel(), [&](std::int64_t begin, std::int64_t n) {
+      if (half(x)) kernels::kernels().half.gelu(half_data(x) + begin, half_out(out) + begin, n);
+      else kernels::kernels().full.gelu(x.const_data_ptr<float>() + begin, out.data_ptr<float>() + begin, n);
+    });
     context->save_for_backward({x});
     return out;
   }
@@ -104,8 +133,10 @@ struct Gelu : Function<Gelu> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     once_differentiable();
     const at::Tensor x = context->get_saved_variables()[0], g = gradients[0].contiguous(), gx = at::empty_like(x);
-    if (half(x)) kernels::kernels().half.gelu_backward(half_data(x), half_data(g), half_out(gx), x.numel());
-    else kernels::kernels().full.gelu_backward(x.const_data_ptr<float>(), g.const_data_ptr<float>(), gx.data_ptr<float>(), x.numel());
+    over_numbers(x.numel(), [&](std::int64_t begin, std::int64_t n) {
+      if (half(x)) kernels::kernels().half.gelu_backward(half_data(x) + begin, half_data(g) + begin, half_out(gx) + begin, n);
+      else kernels::kernels().full.gelu_backward(x.const_data_ptr<float>() + begin, g.const_data_ptr<float>() + begin, gx.data_ptr<float>() + begin, n);
+    });
     return {gx};
   }
 };
