@@ -166,7 +166,7 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
 TEST(program_processes, TwoProcessesEqualOne) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
-  const std::string ask = cat("finetune recipes/mnist-ink.toml", kTiny, "--set batch=8 --set item=4 --set buffer_passes=1 --set method.times=shared --set method.clip_quantile=0.9 --set evaluation.base_samples=70 --set evaluation.samples=40 --set evaluation.every=4 ");
+  const std::string ask = cat("finetune recipes/mnist-ink.toml", kTiny, "--set batch=8 --set item=4 --set buffer_passes=1 --set method.times=shared --set method.clip_quantile=0.9 --set evaluation.base_samples=34 --set evaluation.samples=33 --set evaluation.every=4 ");
   Outcome outcome = run(cat(ask, "--out ", at, "/one"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   outcome = run(cat("--procs 2 ", ask, "--out ", at, "/two"));
