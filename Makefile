@@ -36,4 +36,4 @@ bench: build
 	for what in gemm forward vjp train-step pretrain sample am assign startup; do $(BIN) bench $$what; done
 
 clean:
-	rm -rf build/release build/dev build/asan build/ubsan build/tsan
+	rm -rf build/release build/cuda build/dev build/asan build/ubsan build/tsan

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -21,19 +22,11 @@ inline std::filesystem::path golden_onestep(const std::string& name) { return so
 // A folder that disappears with the object.
 class TempDir {
  public:
-  TempDir() {
-    char name[] = "/tmp/tiltflow-test-XXXXXX";
-    path_ = ::mkdtemp(name);
-  }
-  ~TempDir() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-  const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path operator/(const std::string& name) const { return folder_.path() / name; }
+  const std::filesystem::path& path() const { return folder_.path(); }
 
  private:
-  std::filesystem::path path_;
+  ScratchFolder folder_{"tiltflow-test"};
 };
 
 inline double relative_error(const at::Tensor& found, const at::Tensor& expected) {

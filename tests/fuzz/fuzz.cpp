@@ -142,15 +142,13 @@ int main(int argc, char** argv) {
   const rlimit limit{rlim_t{12} << 30, rlim_t{12} << 30};  // an absurd allocation fails at once
   ::setrlimit(RLIMIT_AS, &limit);
 #endif
-  char name[] = "/tmp/tiltflow-fuzz-XXXXXX";
-  const std::filesystem::path folder = ::mkdtemp(name);
+  const ScratchFolder folder("tiltflow-fuzz");
   bool found = false;
-  for (const auto& [target, what] : targets(folder)) {
+  for (const auto& [target, what] : targets(folder.path())) {
     if (wanted != "all" && wanted != target) continue;
     found = true;
-    run(target, what, seconds, folder, 1);
+    run(target, what, seconds, folder.path(), 1);
   }
-  std::filesystem::remove_all(folder);
   if (!found) std::fprintf(stderr, "no target '%s'\n", wanted.c_str());
   return found ? 0 : 2;
 }

@@ -1,4 +1,5 @@
 #include "tests/support.h"
+#include "tests/train/small_model.h"
 #include "tests/fake_device.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
@@ -46,12 +47,7 @@ at::Tensor with_gradient(const at::Tensor& input, const std::function<at::Tensor
 at::Tensor noise(at::IntArrayRef shape) { return RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, shape[0], shape.slice(1)); }
 
 FinetuneConfig small_run(const test::TempDir& dir) {
-  SitConfig c;
-  c.input_size = 8, c.patch_size = 4, c.in_channels = 1, c.hidden_size = 16, c.depth = 1, c.num_heads = 2, c.num_classes = 3, c.learn_sigma = false;
-  ParameterSet weights;
-  std::uint32_t key = 0;
-  for (const auto& [name, tensor] : init_sit(c, RandomStreams(1))) weights.add(name, name == "pos_embed" ? tensor : RandomStreams(9).normal(Purpose::kInit, 3, ++key, 0, 1, tensor.sizes())[0] * 0.1);
-  save_velocity_model(dir / "base.safetensors", *make_sit(c, weights), weights);
+  test::save_small_sit(dir / "base.safetensors");
   ClassifierConfig judge;
   judge.input_size = 8, judge.width = 4, judge.features = 6, judge.num_classes = 3;
   save_classifier(dir / "judge.safetensors", judge, init_classifier(judge, RandomStreams(2)));

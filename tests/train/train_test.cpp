@@ -2,6 +2,7 @@
 #include <csignal>
 
 #include "tests/support.h"
+#include "tests/train/small_model.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/tensor/parallel.h"
@@ -17,13 +18,7 @@ namespace {
 
 // A small digit-like model on disk and a configuration that fine-tunes it in seconds.
 FinetuneConfig small_run(const test::TempDir& dir, const std::string& policy = "full") {
-  SitConfig c;
-  c.input_size = 8, c.patch_size = 4, c.in_channels = 1, c.hidden_size = 16, c.depth = 1, c.num_heads = 2, c.num_classes = 3, c.learn_sigma = false;
-  ParameterSet weights;
-  std::uint32_t key = 0;
-  for (const auto& [name, tensor] : init_sit(c, RandomStreams(1))) weights.add(name, name == "pos_embed" ? tensor : RandomStreams(9).normal(Purpose::kInit, 3, ++key, 0, 1, tensor.sizes())[0] * 0.1);
-  const auto model = make_sit(c, weights);
-  save_velocity_model(dir / "base.safetensors", *model, weights);
+  test::save_small_sit(dir / "base.safetensors");
   FinetuneConfig config;
   config.model.file = (dir / "base.safetensors").string();
   config.batch = 6, config.item = 2;
