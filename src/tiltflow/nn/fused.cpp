@@ -171,14 +171,27 @@ struct Attention : Function<Attention> {
   }
 };
 
-// Few tokens: our own kernel, in the type of `packed`.
-struct SmallAttention : Function<SmallAttention> {
+template <class T>
+bool own_kernel(const kernels::Table<T>& table, std::int64_t tokens, std::int64_t head) { return tokens <= table.max_tokens && head % table.head_multiple == 0; }
+
+// Our own kernels, in the type of `packed`.
+struct OwnAttention : Function<OwnAttention> {
+  // work(first head, last head, scratch), heads shared among libtorch's threads.
+  template <class Work>
+  static void over_heads(std::int64_t heads, std::int64_t scratch_size, const Work& work) {
+    at::parallel_for(0, heads, 1, [&](std::int64_t first, std::int64_t last) { work(first, last, at::empty({scratch_size}, at::kFloat).data_ptr<float>()); });
+  }
+
   static at::Tensor forward(AutogradContext* context, const at::Tensor& packed_in, std::int64_t heads) {
     const at::Tensor packed = packed_in.contiguous();
     const std::int64_t n = packed.size(0), t = packed.size(1), d = packed.size(2) / (3 * heads);
-    const at::Tensor out = at::empty({n, t, heads * d}, packed.options()), log_sum = at::empty({n, heads, t}, at::kFloat), scratch = at::empty({kernels::attention_scratch(t, d)}, at::kFloat);
-    if (half(packed)) kernels::kernels().half.attention(half_data(packed), half_out(out), log_sum.data_ptr<float>(), scratch.data_ptr<float>(), n, t, heads, d);
-    else kernels::kernels().full.attention(packed.const_data_ptr<float>(), out.data_ptr<float>(), log_sum.data_ptr<float>(), scratch.data_ptr<float>(), n, t, heads, d);
+    const at::Tensor out = at::empty({n, t, heads * d}, packed.options()), log_sum = at::empty({n, heads, t}, at::kFloat);
+    float* sums = log_sum.data_ptr<float>();
+    const auto run = [&](const auto& table, const auto* in, auto* to) {
+      over_heads(n * heads, table.attention_scratch(t, d), [&](std::int64_t first, std::int64_t last, float* scratch) { table.attention(in, to, sums, scratch, first, last, t, heads, d); });
+    };
+    if (half(packed)) run(kernels::kernels().half, half_data(packed), half_out(out));
+    else run(kernels::kernels().full, packed.const_data_ptr<float>(), out.data_ptr<float>());
     context->saved_data["heads"] = heads;
     context->save_for_backward({packed, out, log_sum});
     return out;
@@ -187,11 +200,14 @@ struct SmallAttention : Function<SmallAttention> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     once_differentiable();
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor &packed = saved[0], &out = saved[1], &log_sum = saved[2], g = gradients[0].contiguous(), result = at::empty_like(packed);
+    const at::Tensor &packed = saved[0], &out = saved[1], g = gradients[0].contiguous(), result = at::empty_like(packed);
+    const float* sums = saved[2].const_data_ptr<float>();
     const std::int64_t heads = context->saved_data["heads"].toInt(), n = packed.size(0), t = packed.size(1), d = packed.size(2) / (3 * heads);
-    const at::Tensor scratch = at::empty({kernels::attention_scratch(t, d)}, at::kFloat);
-    if (half(packed)) kernels::kernels().half.attention_backward(half_data(packed), half_data(out), half_data(g), log_sum.const_data_ptr<float>(), half_out(result), scratch.data_ptr<float>(), n, t, heads, d);
-    else kernels::kernels().full.attention_backward(packed.const_data_ptr<float>(), out.const_data_ptr<float>(), g.const_data_ptr<float>(), log_sum.const_data_ptr<float>(), result.data_ptr<float>(), scratch.data_ptr<float>(), n, t, heads, d);
+    const auto run = [&](const auto& table, const auto* in, const auto* made, const auto* cotangent, auto* to) {
+      over_heads(n * heads, table.attention_scratch(t, d), [&](std::int64_t first, std::int64_t last, float* scratch) { table.attention_backward(in, made, cotangent, sums, to, scratch, first, last, t, heads, d); });
+    };
+    if (half(packed)) run(kernels::kernels().half, half_data(packed), half_data(out), half_data(g), half_out(result));
+    else run(kernels::kernels().full, packed.const_data_ptr<float>(), out.const_data_ptr<float>(), g.const_data_ptr<float>(), result.data_ptr<float>());
     return {result, at::Tensor()};
   }
 };
@@ -221,9 +237,11 @@ bool takes(const at::Tensor& x) { return x.device().is_cpu() && x.scalar_type() 
 at::Tensor modulated_norm(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale, at::ScalarType out) { return ModulatedNorm::apply(x, shift, scale, out); }
 at::Tensor gated_sum(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y) { return GatedSum::apply(x, gate, y); }
 at::Tensor gelu(const at::Tensor& x) { return Gelu::apply(x); }
-// libtorch's bf16 kernel spends its time on setting up products of single blocks; in fp32 it is twice as fast on small images.
 at::Tensor attention(const at::Tensor& packed, std::int64_t heads) {
-  if (packed.size(1) <= kernels::kMaxTokens) return SmallAttention::apply(packed, heads);
+  const std::int64_t tokens = packed.size(1), head = packed.size(2) / (3 * heads);
+  const bool own = half(packed) ? own_kernel(kernels::kernels().half, tokens, head) : own_kernel(kernels::kernels().full, tokens, head);
+  if (own) return OwnAttention::apply(packed, heads);
+  // libtorch's bf16 kernel spends its time on setting up products of single blocks; its fp32 kernel is faster.
   return Attention::apply(packed.to(at::kFloat), heads).to(packed.scalar_type());
 }
 

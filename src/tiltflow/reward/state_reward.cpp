@@ -8,6 +8,7 @@
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/precision.h"
+#include "tiltflow/tensor/process_group.h"
 
 namespace tiltflow {
 
@@ -38,18 +39,20 @@ Decoder decoder_of(const FlowModel& flow, std::shared_ptr<const Autoencoder> aut
   return [one = std::move(one), agents, how = flow.aggregate](const at::Tensor& x) { return one(aggregated(x, agents, how)); };
 }
 
-at::Tensor StateReward::score(const at::Tensor& state, const at::Tensor& labels) const {
+at::Tensor StateReward::score(const at::Tensor& state, const at::Tensor& labels, bool shared) const {
   constexpr std::int64_t kPiece = 32;  // bounds the memory of decoders and large reward networks
-  std::vector<at::Tensor> scores(static_cast<std::size_t>((state.size(0) + kPiece - 1) / kPiece));
-  parallel_chunks(state.size(0), kPiece, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t rank = shared ? world_rank() : 0, size = shared ? world_size() : 1, pieces = (state.size(0) + kPiece - 1) / kPiece;
+  const at::Tensor out = at::zeros({state.size(0)}, state.options());
+  parallel_for((pieces - rank + size - 1) / size, [&](std::int64_t mine) {
     const at::NoGradGuard no_grad;
-    const at::Tensor score = reward_->score(decoder_(state.narrow(0, begin, end - begin)), reward_->prepare(labels.defined() ? labels.narrow(0, begin, end - begin) : labels));
-    if (score.dim() != 1 || score.size(0) != end - begin) fail(ErrorKind::kFailure, cat("reward ", reward_->info().name, " must return one number per sample"));
-    scores[static_cast<std::size_t>(begin / kPiece)] = score;
+    const std::int64_t begin = (rank + mine * size) * kPiece, n = std::min(kPiece, state.size(0) - begin);
+    const at::Tensor score = reward_->score(decoder_(state.narrow(0, begin, n)), reward_->prepare(labels.defined() ? labels.narrow(0, begin, n) : labels));
+    if (score.dim() != 1 || score.size(0) != n) fail(ErrorKind::kFailure, cat("reward ", reward_->info().name, " must return one number per sample"));
+    out.narrow(0, begin, n).copy_(score);
   });
-  const at::Tensor score = at::cat(scores);
-  require_finite(score, cat("reward ", reward_->info().name));
-  return score;
+  if (size > 1) all_reduce_sum({out});
+  require_finite(out, cat("reward ", reward_->info().name));
+  return out;
 }
 
 ScoreAndGradient StateReward::score_and_gradient(const at::Tensor& state, const at::Tensor& labels) const {

@@ -32,8 +32,9 @@ class StateReward {
   StateReward(std::shared_ptr<const Reward> reward, Decoder decoder) : reward_(std::move(reward)), decoder_(std::move(decoder)) {}
   const Reward& reward() const { return *reward_; }
   at::Tensor decode(const at::Tensor& state) const { return decoder_(state); }
-  // Both throw kNonFinite when a score or gradient is not finite.
-  at::Tensor score(const at::Tensor& state, const at::Tensor& labels) const;
+  // Both throw kNonFinite when a score or gradient is not finite. `shared`: of several processes that all call with the same states each
+  // scores its pieces of 32, all get everything.
+  at::Tensor score(const at::Tensor& state, const at::Tensor& labels, bool shared = false) const;
   ScoreAndGradient score_and_gradient(const at::Tensor& state, const at::Tensor& labels) const;
 
  private:

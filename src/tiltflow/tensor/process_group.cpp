@@ -2,6 +2,9 @@
 
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#ifdef TILTFLOW_NCCL
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#endif
 
 #include <cstdlib>
 #include <cstring>
@@ -16,11 +19,29 @@ namespace {
 
 struct World {
   WorldInfo info;
-  c10::intrusive_ptr<c10d::ProcessGroupGloo> group;
+  c10::intrusive_ptr<c10d::Store> store;
+  c10::intrusive_ptr<c10d::Backend> group;  // Gloo: everything on the CPU
+  c10::intrusive_ptr<c10d::Backend> gpus;   // NCCL, made when the first CUDA tensors come
 };
 World& world() {
   static World instance;
   return instance;
+}
+constexpr std::chrono::hours kPatience(12);  // rank 0 may evaluate for long while the others wait
+
+// Who exchanges tensors of this device; nullptr: they go through the CPU.
+c10d::Backend* between_gpus([[maybe_unused]] const at::Device& device) {
+#ifdef TILTFLOW_NCCL
+  if (device.is_cuda()) {
+    if (!world().gpus) {
+      auto options = c10d::ProcessGroupNCCL::Options::create();
+      options->timeout = kPatience;
+      world().gpus = c10::make_intrusive<c10d::ProcessGroupNCCL>(c10::make_intrusive<c10d::PrefixStore>("nccl", world().store), world().info.rank, world().info.size, options);
+    }
+    return world().gpus.get();
+  }
+#endif
+  return nullptr;
 }
 
 // Gloo's messages name sockets; what matters is that somebody left.
@@ -58,8 +79,11 @@ void in_buckets(const std::vector<at::Tensor>& tensors, Exchange exchange) {
     while (end < tensors.size() && (end == begin || (bytes + static_cast<std::int64_t>(tensors[end].nbytes()) <= kBucketBytes && tensors[end].scalar_type() == tensors[begin].scalar_type()))) bytes += static_cast<std::int64_t>(tensors[end++].nbytes());
     std::vector<at::Tensor> flat;
     for (std::size_t i = begin; i < end; ++i) flat.push_back(tensors[i].detach().reshape({-1}));
-    std::vector<at::Tensor> bucket{at::cat(flat).cpu()};  // Gloo reduces on the CPU
-    exchange(bucket);
+    std::vector<at::Tensor> bucket{at::cat(flat)};
+    c10d::Backend* gpus = between_gpus(bucket[0].device());
+    if (gpus && begin == 0) barrier();  // a process that is gone is noticed by Gloo; NCCL would wait for it
+    if (!gpus) bucket[0] = bucket[0].cpu();
+    exchange(gpus ? *gpus : *world().group, bucket);
     std::int64_t offset = 0;
     for (std::size_t i = begin; i < end; ++i) {
       tensors[i].detach().copy_(bucket[0].narrow(0, offset, tensors[i].numel()).view(tensors[i].sizes()));
@@ -97,10 +121,10 @@ void join_world(const WorldInfo& info, double timeout_seconds) {
   try {
     c10d::TCPStoreOptions options;
     options.port = info.port, options.isServer = info.rank == 0, options.numWorkers = static_cast<std::size_t>(info.size), options.timeout = timeout;
-    auto store = c10::make_intrusive<c10d::TCPStore>(info.host, options);
-    auto gloo = c10d::ProcessGroupGloo::Options::create(std::chrono::hours(12));  // rank 0 may evaluate for long while the others wait
+    world().store = c10::make_intrusive<c10d::TCPStore>(info.host, options);
+    auto gloo = c10d::ProcessGroupGloo::Options::create(kPatience);
     gloo->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
-    world().group = c10::make_intrusive<c10d::ProcessGroupGloo>(store, info.rank, info.size, gloo);
+    world().group = c10::make_intrusive<c10d::ProcessGroupGloo>(world().store, info.rank, info.size, gloo);
   } catch (const std::exception& error) {
     const std::string text = error.what();
     fail(ErrorKind::kFailure, cat("rank ", info.rank, " of ", info.size, " could not reach the others at ", info.host, ":", info.port, ": ", text.substr(0, text.find('\n'))), "check MASTER_ADDR and MASTER_PORT, and that all processes run");
@@ -113,12 +137,12 @@ int world_local_size() { return world().info.local_size; }
 
 void all_reduce_sum(const std::vector<at::Tensor>& tensors) {
   if (world_size() == 1) return;
-  together("all-reduce", [&] { in_buckets(tensors, [](std::vector<at::Tensor>& bucket) { world().group->allreduce(bucket)->wait(); }); });
+  together("all-reduce", [&] { in_buckets(tensors, [](c10d::Backend& group, std::vector<at::Tensor>& bucket) { group.allreduce(bucket)->wait(); }); });
 }
 
 void broadcast_from_first(const std::vector<at::Tensor>& tensors) {
   if (world_size() == 1) return;
-  together("broadcast", [&] { in_buckets(tensors, [](std::vector<at::Tensor>& bucket) { world().group->broadcast(bucket)->wait(); }); });
+  together("broadcast", [&] { in_buckets(tensors, [](c10d::Backend& group, std::vector<at::Tensor>& bucket) { group.broadcast(bucket)->wait(); }); });
 }
 
 std::vector<std::string> all_gather(const std::string& text) {

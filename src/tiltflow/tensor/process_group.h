@@ -1,5 +1,5 @@
-// Several processes that work on one step: sums, broadcasts and gathers over c10d (Gloo). One process needs none of it:
-// every function is then the identity.
+// Several processes that work on one step: sums, broadcasts and gathers over c10d: Gloo, and NCCL for tensors on CUDA devices when this
+// build has it. One process needs none of it: every function is then the identity.
 #pragma once
 
 #include <ATen/core/Tensor.h>

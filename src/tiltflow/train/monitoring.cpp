@@ -33,7 +33,7 @@ BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& 
   options.progress = [&](std::int64_t done) { progress.update(done); };
   const Draws draws = draw(base, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kBaseKey), options);
   check_reward(*setup.reward, draws.x.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))), draws.labels.defined() ? draws.labels.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))) : draws.labels, setup.streams);
-  const at::Tensor r = setup.reward->score(draws.x, draws.labels).to(at::kDouble);
+  const at::Tensor r = setup.reward->score(draws.x, draws.labels, /*shared=*/true).to(at::kDouble);
   const ImportanceWeights weights = importance_weights(r, draws.labels);
   return {r.mean().item<double>(), standard_error(r), weights.log_z, weights.log_z_se, weights.ess};
 }
@@ -67,8 +67,9 @@ void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
     const auto field = own.active() ? guided(policy_.tuned, own, setup_.flow.model->classes()) : tuned;
     ode_samples = draw(*field, ode, *setup_.flow.path, shape, setup_.streams, labels, same).x;
   }
+  const at::Tensor r = setup_.reward->score(draws.x, draws.labels, /*shared=*/true).to(at::kDouble);
+  const at::Tensor ode_rewards = ode_samples.defined() ? setup_.reward->score(ode_samples, draws.labels, /*shared=*/true).to(at::kDouble) : at::Tensor();
   if (!run_.writes()) return;  // the rest is for one process
-  const at::Tensor r = setup_.reward->score(draws.x, draws.labels).to(at::kDouble);
   std::map<std::string, double> metrics{{"eval_reward", r.mean().item<double>()}, {"eval_reward_se", standard_error(r)}, {"eval_sample_min", draws.x.min().item<double>()}, {"eval_sample_max", draws.x.max().item<double>()},
                                         {"eval_sample_mean", draws.x.mean().item<double>()}, {"eval_sample_deviation", draws.x.std().item<double>()}};
   if (draws.cost.defined()) {  // a stochastic sampler
@@ -78,10 +79,7 @@ void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
     metrics.insert({{"eval_control_cost", cost}, {"eval_gap", base_.log_z - net.mean().item<double>()}, {"eval_gap_se", std::hypot(standard_error(net), base_.log_z_se)},
                     {"eval_path_gap", sharp.gap}, {"eval_path_gap_se", sharp.gap_se}, {"eval_path_ess", sharp.ess}, {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base_.reward) / cost : 0}});
   }
-  if (ode_samples.defined()) {
-    const at::Tensor reward = setup_.reward->score(ode_samples, draws.labels).to(at::kDouble);
-    metrics["eval_ode_reward"] = reward.mean().item<double>(), metrics["eval_ode_reward_se"] = standard_error(reward);
-  }
+  if (ode_rewards.defined()) metrics["eval_ode_reward"] = ode_rewards.mean().item<double>(), metrics["eval_ode_reward_se"] = standard_error(ode_rewards);
   run_.log(step, metrics);
   run_.histogram("eval_rewards", step, r);
   if (draws.x.dim() != 4) return;

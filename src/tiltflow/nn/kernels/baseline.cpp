@@ -7,15 +7,21 @@ const Kernels& baseline_kernels() {
   return table;
 }
 
-const Kernels& kernels() {
+const UsableKernels& usable_kernels() {
+  static const UsableKernels usable = [] {
+    UsableKernels out;
+    out.tables[out.count++] = &baseline_kernels();
 #if defined(__x86_64__)
-  static const Kernels& best = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") ? v4_kernels()
-                               : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")                                                                                        ? v3_kernels()
-                                                                                                                                                                                          : baseline_kernels();
-  return best;
-#else
-  return baseline_kernels();
+    const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) out.tables[out.count++] = &v3_kernels();
+    if (v4) out.tables[out.count++] = &v4_kernels();
+    if (v4 && __builtin_cpu_supports("avx512bf16")) out.tables[out.count++] = &v4_bf16_kernels();
 #endif
+    return out;
+  }();
+  return usable;
 }
+
+const Kernels& kernels() { return *usable_kernels().tables[usable_kernels().count - 1]; }
 
 }  // namespace tiltflow::kernels

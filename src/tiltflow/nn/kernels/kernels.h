@@ -31,27 +31,33 @@ struct Table {
   void (*gated_sum)(const float* x, SampleRows gate, const T* y, float* out, std::int64_t n, std::int64_t t, std::int64_t c);
   // gy = gate g; g_gate as g_shift above.
   void (*gated_sum_backward)(const float* g, SampleRows gate, const T* y, T* gy, float* g_gate, std::int64_t g_stride, std::int64_t n, std::int64_t t, std::int64_t c);
-  // softmax(q k^T / sqrt(d)) v; packed [n, t, 3, h, d], out and g [n, t, h, d]; log_sum [n, h, t] is kept for the backward pass. Products and sums in fp32.
-  void (*attention)(const T* packed, T* out, float* log_sum, float* scratch, std::int64_t n, std::int64_t t, std::int64_t h, std::int64_t d);
-  void (*attention_backward)(const T* packed, const T* out, const T* g, const float* log_sum, T* g_packed, float* scratch, std::int64_t n, std::int64_t t, std::int64_t h, std::int64_t d);
+  // softmax(q k^T / sqrt(d)) v of the heads first..last - 1 of the n h there are; packed [n, t, 3, h, d], out and g [n, t, h, d]; log_sum [n, h, t] is kept
+  // for the backward pass. Sums in fp32.
+  void (*attention)(const T* packed, T* out, float* log_sum, float* scratch, std::int64_t first, std::int64_t last, std::int64_t t, std::int64_t h, std::int64_t d);
+  void (*attention_backward)(const T* packed, const T* out, const T* g, const float* log_sum, T* g_packed, float* scratch, std::int64_t first, std::int64_t last, std::int64_t t, std::int64_t h, std::int64_t d);
+  std::int64_t (*attention_scratch)(std::int64_t t, std::int64_t d);  // fp32 numbers that both may use as scratch
+  std::int64_t max_tokens;                                            // with more, libtorch's attention is as fast or takes less memory
+  std::int64_t head_multiple;                                         // d is a multiple of it
 };
 
-// Largest number of tokens that `attention` is meant for; with more, libtorch's kernel is as fast.
-static constexpr std::int64_t kMaxTokens = 128;
-static constexpr std::int64_t padded(std::int64_t length) { return (length + 15) / 16 * 16; }
-// fp32 numbers that both attention functions may use as scratch. (static: no instruction set may lend its copy to the others)
-static constexpr std::int64_t attention_scratch(std::int64_t t, std::int64_t d) { return 2 * padded(d) * padded(t) + 5 * t * padded(d) + 2 * t * padded(t) + t; }
+static constexpr std::int64_t padded(std::int64_t length) { return (length + 15) / 16 * 16; }  // static: no instruction set may lend its copy to the others
 
 struct Kernels {
   const char* name;
   Table<float> full;
   Table<Bf16> half;
 };
-// Of the best instruction set that this processor has.
-const Kernels& kernels();
+// One for every instruction set that this processor has; the best is the last. (Room for all of them; the rest is null.)
+struct UsableKernels {
+  const Kernels* tables[4] = {};
+  int count = 0;
+};
+const UsableKernels& usable_kernels();
+const Kernels& kernels();  // the best
 
 const Kernels& baseline_kernels();
-const Kernels& v3_kernels();  // AVX2 and FMA
-const Kernels& v4_kernels();  // AVX-512
+const Kernels& v3_kernels();       // AVX2 and FMA
+const Kernels& v4_kernels();       // AVX-512
+const Kernels& v4_bf16_kernels();  // and AVX512_BF16
 
 }  // namespace tiltflow::kernels

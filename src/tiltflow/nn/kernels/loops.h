@@ -140,7 +140,9 @@ void gated_sum_backward(const float* g, SampleRows gate, const T* y, T* gy, floa
   }
 }
 
-// ---- attention of few tokens ----
+// ---- attention: queries go in panels, so that scores stay in the cache ----
+
+constexpr std::int64_t kPanel = 64;  // queries; even
 
 using Vector = float __attribute__((vector_size(64), aligned(4)));
 #ifdef __AVX512F__
@@ -150,8 +152,9 @@ constexpr int kWide = 1;
 #endif
 
 template <int Rows, int Across>
-TILTFLOW_INLINE void product_block(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t depth) {
+TILTFLOW_INLINE void product_block(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t depth, bool add) {
   Vector sum[Rows][Across] = {};
+  if (add) for (int i = 0; i < Rows; ++i) for (int j = 0; j < Across; ++j) sum[i][j] = *reinterpret_cast<const Vector*>(c + i * c_row + 16 * j);
   for (std::int64_t k = 0; k < depth; ++k) {
     Vector right[Across];
     for (int j = 0; j < Across; ++j) right[j] = *reinterpret_cast<const Vector*>(b + k * b_row + 16 * j);
@@ -164,17 +167,18 @@ TILTFLOW_INLINE void product_block(const float* a, std::int64_t a_row, std::int6
 }
 
 template <int Across>
-TILTFLOW_INLINE void product_rows(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t rows, std::int64_t depth) {
+TILTFLOW_INLINE void product_rows(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t rows, std::int64_t depth, bool add) {
   std::int64_t i = 0;
-  for (; i + 6 <= rows; i += 6) product_block<6, Across>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, depth);
-  for (; i < rows; ++i) product_block<1, Across>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, depth);
+  for (; i + 6 <= rows; i += 6) product_block<6, Across>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, depth, add);
+  if (i + 4 <= rows) product_block<4, Across>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, depth, add), i += 4;
+  for (; i < rows; ++i) product_block<1, Across>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, depth, add);
 }
 
-// c [rows, columns] = a b for any strides of a; b and c row-major, columns a multiple of 16.
-void product(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t rows, std::int64_t depth, std::int64_t columns) {
+// c [rows, columns] = a b, or c += a b, for any strides of a; b and c row-major, columns a multiple of 16.
+void product(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t rows, std::int64_t depth, std::int64_t columns, bool add = false) {
   std::int64_t j = 0;
-  for (; j + 16 * kWide <= columns; j += 16 * kWide) product_rows<kWide>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, depth);
-  for (; j < columns; j += 16) product_rows<1>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, depth);
+  for (; j + 16 * kWide <= columns; j += 16 * kWide) product_rows<kWide>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, depth, add);
+  for (; j < columns; j += 16) product_rows<1>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, depth, add);
 }
 
 // [t, d] with stride `from_row` -> fp32 rows of width `width` (>= d, zero beyond), times `factor`.
@@ -193,79 +197,94 @@ void columns_of(const T* from, std::int64_t from_row, float* to, std::int64_t t,
   for (std::int64_t i = 0; i < t; ++i) for (std::int64_t k = 0; k < d; ++k) to[k * width + i] = load(from[i * from_row + k]);
 }
 
+// fp32 [t, d], rows `width` apart -> rows `row` apart.
 template <class T>
-void attention(const T* packed, T* out, float* log_sum, float* scratch, std::int64_t n, std::int64_t t, std::int64_t h, std::int64_t d) {
+void write_rows(const float* from, std::int64_t width, T* to, std::int64_t row, std::int64_t t, std::int64_t d) {
+  for (std::int64_t i = 0; i < t; ++i) for (std::int64_t k = 0; k < d; ++k) to[i * row + k] = store<T>(from[i * width + k]);
+}
+
+// p = exp(factor (p - max p)) of one row; `width` (a multiple of 16, >= t) numbers, what lies beyond t counts as nothing. Returns the sum of p; log_sum
+// is log sum exp(factor p) of the row that came.
+TILTFLOW_INLINE float exponentials(float* __restrict p, std::int64_t t, std::int64_t width, float factor, float* log_sum) {
+  for (std::int64_t j = t; j < width; ++j) p[j] = -1e30F;
+  float top = p[0], sum = 0;
+#pragma omp simd reduction(max : top)
+  for (std::int64_t j = 0; j < width; ++j) top = top < p[j] ? p[j] : top;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t j = 0; j < width; ++j) sum += p[j] = exp_of((p[j] - top) * factor);
+  *log_sum = top * factor + __builtin_logf(sum);
+  return sum;
+}
+
+template <class T>
+TILTFLOW_INLINE float inner_product(const T* __restrict a, const T* __restrict b, std::int64_t n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t k = 0; k < n; ++k) sum += load(a[k]) * load(b[k]);
+  return sum;
+}
+
+std::int64_t attention_scratch(std::int64_t t, std::int64_t d) { return 2 * padded(d) * padded(t) + 3 * t * padded(d) + 3 * kPanel * padded(d) + 2 * kPanel * padded(t); }
+
+template <class T>
+void attention(const T* packed, T* out, float* log_sum, float* scratch, std::int64_t first, std::int64_t last, std::int64_t t, std::int64_t h, std::int64_t d) {
   const std::int64_t tp = padded(t), dp = padded(d), row = 3 * h * d, out_row = h * d;
-  float *const keys = scratch, *const queries = keys + dp * tp, *const values = queries + t * dp, *const scores = values + t * dp, *const result = scores + t * tp;
+  float *const keys = scratch, *const values = keys + dp * tp, *const queries = values + t * dp, *const scores = queries + kPanel * dp, *const result = scores + kPanel * tp;
   const float factor = 1.0F / __builtin_sqrtf(static_cast<float>(d));
-  for (std::int64_t s = 0; s < n * h; ++s) {
+  for (std::int64_t s = first; s < last; ++s) {
     const T* q = packed + (s / h) * t * row + (s % h) * d;
     T* to = out + (s / h) * t * out_row + (s % h) * d;
-    rows_of(q, row, queries, t, d, dp, factor);
     columns_of(q + h * d, row, keys, t, d, tp);
     rows_of(q + 2 * h * d, row, values, t, d, dp, 1.0F);
-    product(queries, dp, 1, keys, tp, scores, tp, t, d, tp);
-    for (std::int64_t i = 0; i < t; ++i) {
-      float* __restrict p = scores + i * tp;
-      for (std::int64_t j = t; j < tp; ++j) p[j] = -1e30F;  // whole vectors: what lies beyond counts as nothing
-      float top = p[0], sum = 0;
-#pragma omp simd reduction(max : top)
-      for (std::int64_t j = 0; j < tp; ++j) top = top < p[j] ? p[j] : top;
-#pragma omp simd reduction(+ : sum)
-      for (std::int64_t j = 0; j < tp; ++j) sum += p[j] = exp_of(p[j] - top);
-      const float inverse = 1.0F / sum;
-      for (std::int64_t j = 0; j < tp; ++j) p[j] *= inverse;
-      log_sum[s * t + i] = top + __builtin_logf(sum);
+    for (std::int64_t begin = 0; begin < t; begin += kPanel) {
+      const std::int64_t n = t - begin < kPanel ? t - begin : kPanel;
+      rows_of(q + begin * row, row, queries, n, d, dp, 1.0F);
+      product(queries, dp, 1, keys, tp, scores, tp, n, d, tp);
+      float inverse[kPanel];
+      for (std::int64_t i = 0; i < n; ++i) inverse[i] = 1.0F / exponentials(scores + i * tp, t, tp, factor, log_sum + s * t + begin + i);
+      product(scores, tp, 1, values, dp, result, dp, n, t, dp);
+      for (std::int64_t i = 0; i < n; ++i) for (std::int64_t k = 0; k < d; ++k) to[(begin + i) * out_row + k] = store<T>(result[i * dp + k] * inverse[i]);
     }
-    product(scores, tp, 1, values, dp, result, dp, t, t, dp);
-    for (std::int64_t i = 0; i < t; ++i) for (std::int64_t k = 0; k < d; ++k) to[i * out_row + k] = store<T>(result[i * dp + k]);
   }
 }
 
 template <class T>
-void attention_backward(const T* packed, const T* out, const T* g, const float* log_sum, T* g_packed, float* scratch, std::int64_t n, std::int64_t t, std::int64_t h, std::int64_t d) {
+void attention_backward(const T* packed, const T* out, const T* g, const float* log_sum, T* g_packed, float* scratch, std::int64_t first, std::int64_t last, std::int64_t t, std::int64_t h, std::int64_t d) {
   const std::int64_t tp = padded(t), dp = padded(d), row = 3 * h * d, out_row = h * d;
-  float *const keys = scratch, *const values = keys + dp * tp, *const queries = values + dp * tp, *const key_rows = queries + t * dp, *const cotangent = key_rows + t * dp;
-  float *const result = cotangent + t * dp, *const scores = result + t * dp, *const slopes = scores + t * tp, *const inner = slopes + t * tp;
+  float *const keys = scratch, *const values = keys + dp * tp, *const key_rows = values + dp * tp, *const g_keys = key_rows + t * dp, *const g_values = g_keys + t * dp;
+  float *const queries = g_values + t * dp, *const cotangent = queries + kPanel * dp, *const result = cotangent + kPanel * dp, *const scores = result + kPanel * dp, *const slopes = scores + kPanel * tp;
   const float factor = 1.0F / __builtin_sqrtf(static_cast<float>(d));
-  const auto write = [&](T* to) { for (std::int64_t i = 0; i < t; ++i) for (std::int64_t k = 0; k < d; ++k) to[i * row + k] = store<T>(result[i * dp + k]); };
-  for (std::int64_t s = 0; s < n * h; ++s) {
+  for (std::int64_t s = first; s < last; ++s) {
     const std::int64_t at = (s / h) * t * row + (s % h) * d, out_at = (s / h) * t * out_row + (s % h) * d;
     const T* q = packed + at;
-    rows_of(q, row, queries, t, d, dp, factor);
     columns_of(q + h * d, row, keys, t, d, tp);
-    rows_of(q + h * d, row, key_rows, t, d, dp, factor);
+    rows_of(q + h * d, row, key_rows, t, d, dp, 1.0F);
     columns_of(q + 2 * h * d, row, values, t, d, tp);
-    rows_of(g + out_at, out_row, cotangent, t, d, dp, 1.0F);
-    product(queries, dp, 1, keys, tp, scores, tp, t, d, tp);
-    for (std::int64_t i = 0; i < t; ++i) {
-      float* __restrict p = scores + i * tp;
-      const float l = log_sum[s * t + i];
-      for (std::int64_t j = 0; j < tp; ++j) p[j] = exp_of(p[j] - l);
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (std::int64_t k = 0; k < d; ++k) sum += cotangent[i * dp + k] * load(out[out_at + i * out_row + k]);
-      inner[i] = sum;
+    for (std::int64_t begin = 0; begin < t; begin += kPanel) {
+      const std::int64_t n = t - begin < kPanel ? t - begin : kPanel;
+      const T* gr = g + out_at + begin * out_row;
+      rows_of(q + begin * row, row, queries, n, d, dp, factor);
+      rows_of(gr, out_row, cotangent, n, d, dp, 1.0F);
+      product(queries, dp, 1, keys, tp, scores, tp, n, d, tp);
+      product(cotangent, dp, 1, values, tp, slopes, tp, n, d, tp);  // g V^T
+      for (std::int64_t i = 0; i < n; ++i) {
+        float *__restrict p = scores + i * tp, *__restrict m = slopes + i * tp;
+        const float l = log_sum[s * t + begin + i], inner = inner_product(gr + i * out_row, out + out_at + (begin + i) * out_row, d);
+        for (std::int64_t j = 0; j < tp; ++j) p[j] = exp_of(p[j] - l), m[j] = p[j] * (m[j] - inner);
+      }
+      product(scores, 1, tp, cotangent, dp, g_values, dp, t, n, dp, begin > 0);  // P^T g
+      product(slopes, 1, tp, queries, dp, g_keys, dp, t, n, dp, begin > 0);
+      product(slopes, tp, 1, key_rows, dp, result, dp, n, t, dp);
+      for (std::int64_t i = 0; i < n * dp; ++i) result[i] *= factor;
+      write_rows(result, dp, g_packed + at + begin * row, row, n, d);
     }
-    product(scores, 1, tp, cotangent, dp, result, dp, t, t, dp);  // P^T g
-    write(g_packed + at + 2 * h * d);
-    product(cotangent, dp, 1, values, tp, slopes, tp, t, d, tp);  // g V^T
-    for (std::int64_t i = 0; i < t; ++i) {
-      float* __restrict m = slopes + i * tp;
-      const float* __restrict p = scores + i * tp;
-      for (std::int64_t j = 0; j < tp; ++j) m[j] = p[j] * (m[j] - inner[i]);
-    }
-    product(slopes, tp, 1, key_rows, dp, result, dp, t, t, dp);
-    write(g_packed + at);
-    product(slopes, 1, tp, queries, dp, result, dp, t, t, dp);
-    write(g_packed + at + h * d);
+    write_rows(g_keys, dp, g_packed + at + h * d, row, t, d);
+    write_rows(g_values, dp, g_packed + at + 2 * h * d, row, t, d);
   }
 }
 
 template <class T>
-constexpr Table<T> kTable{gelu<T>, gelu_backward<T>, modulated_norm<T>, modulated_norm_backward<T>, gated_sum<T>, gated_sum_backward<T>, attention<T>, attention_backward<T>};
-
-#undef TILTFLOW_INLINE
+constexpr Table<T> kTable{gelu<T>, gelu_backward<T>, modulated_norm<T>, modulated_norm_backward<T>, gated_sum<T>, gated_sum_backward<T>, attention<T>, attention_backward<T>, attention_scratch, 1024, 1};
 
 }  // namespace
 }  // namespace tiltflow::kernels
