@@ -133,24 +133,56 @@ TEST(nn_fused, SecondDerivativesAreRefused) {
   test::expect_error(ErrorKind::kFailure, "no second derivatives", [&] { torch::autograd::grad({y.sum()}, {x}, {}, true, /*create_graph=*/true); });
 }
 
-// Stale copies would train on old weights: an optimiser step, an assignment and a new tensor must all be seen.
-TEST(nn_fused, HalfCopiesFollowTheirTensors) {
+// Linear layers with few and many rows, packed weights or not: values and all gradients; a frozen one still hands the gradient through.
+TEST(nn_fused, LinearLayersPackedOrNot) {
   ParameterSet weights;
-  weights.add("l.weight", draw(9, {4, 3}).set_requires_grad(true)), weights.add("l.bias", draw(10, {4}).set_requires_grad(true));
-  const Linear layer = make_linear(weights, {}, "l");
-  const at::Tensor x = draw(11, {2, 3}).to(at::kBFloat16);
-  const auto error = [&] { return test::relative_error(fused::half_linear(layer, x).detach().to(at::kFloat), at::linear(x, weights.at("l.weight").to(at::kBFloat16), weights.at("l.bias").to(at::kBFloat16)).detach().to(at::kFloat)); };
-  EXPECT_LT(error(), 1e-6);
-  AdamW optimizer({}, weights);
-  optimizer.step({at::ones({4, 3}), at::ones({4})}, 0.5);
-  EXPECT_LT(error(), 1e-6);
-  {
-    ParameterSet other;
-    other.add("l.weight", draw(12, {4, 3})), other.add("l.bias", draw(13, {4}));
-    const SwappedWeights swapped(weights, other);
-    EXPECT_LT(error(), 1e-6);
+  weights.add("l.weight", draw(14, {96, 64}).set_requires_grad(true)), weights.add("l.bias", draw(15, {96}).set_requires_grad(true));
+  ParameterSet frozen;
+  frozen.add("l.weight", weights.at("l.weight").detach()), frozen.add("l.bias", weights.at("l.bias").detach());
+  const Linear layer = make_linear(weights, {}, "l"), same = make_linear(frozen, {}, "l");
+  EXPECT_EQ(layer.copies, same.copies);  // one copy of a weight that two models use
+  for (const std::int64_t rows : {1, 7, 200}) {
+    for (const bool packing : {false, true}) {
+      const auto plain = [&](const std::vector<at::Tensor>& in) { return at::linear(in[0], in[1], in[2]); };
+      const at::Tensor x = draw(16, {1, rows, 64});
+      const auto run = [&](const auto& in) { return fused::linear({in[1], in[2]}, in[0], packing); };
+      expect_same(run, plain, {x, layer.weight, layer.bias}, 1e-5);
+      const auto run_half = [&](const auto& in) { return fused::linear({in[1], in[2]}, in[0].to(at::kBFloat16), packing).to(at::kFloat); };
+      expect_same(run_half, plain, {x, layer.weight, layer.bias}, 1e-2);
+      const at::AutoGradMode grad(true);
+      const at::Tensor input = x.detach().set_requires_grad(true), y = fused::linear(same, input, packing), g = torch::autograd::grad({y.sum()}, {input})[0];
+      EXPECT_LT(test::relative_error(g, layer.weight.detach().sum(0).expand_as(g)), 1e-5) << rows;
+    }
   }
-  EXPECT_LT(error(), 1e-6);
+}
+
+// Stale copies would train on old weights: an optimiser step, an assignment and a new tensor must all be seen.
+TEST(nn_fused, CopiesFollowTheirTensors) {
+  for (const bool packing : {false, true}) {
+    ParameterSet weights;
+    weights.add("l.weight", draw(9, {4, 3}).set_requires_grad(true)), weights.add("l.bias", draw(10, {4}).set_requires_grad(true));
+    const Linear layer = make_linear(weights, {}, "l");
+    const at::Tensor many = draw(11, {150, 3});
+    const auto error = [&] {
+      double largest = 0;
+      for (const at::Tensor& x : {many.to(at::kBFloat16), many}) {  // fp32: enough rows to be packed
+        const at::Tensor found = fused::linear(layer, x, packing), expected = at::linear(x, weights.at("l.weight").to(x.scalar_type()), weights.at("l.bias").to(x.scalar_type()));
+        largest = std::max(largest, test::relative_error(found.detach().to(at::kFloat), expected.detach().to(at::kFloat)));
+      }
+      return largest;
+    };
+    EXPECT_LT(error(), 1e-5);
+    AdamW optimizer({}, weights);
+    optimizer.step({at::ones({4, 3}), at::ones({4})}, 0.5);
+    EXPECT_LT(error(), 1e-5);
+    {
+      ParameterSet other;
+      other.add("l.weight", draw(12, {4, 3})), other.add("l.bias", draw(13, {4}));
+      const SwappedWeights swapped(weights, other);
+      EXPECT_LT(error(), 1e-5);
+    }
+    EXPECT_LT(error(), 1e-5);
+  }
 }
 
 // Whole networks of the official fixtures, without and with checkpointed blocks; fp32 exact to rounding, bf16 as close as operator by operator.

@@ -212,10 +212,21 @@ struct OwnAttention : Function<OwnAttention> {
   }
 };
 
-struct HalfLinear : Function<HalfLinear> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& /*weight*/, const at::Tensor& /*bias*/, const at::Tensor& half_weight, const at::Tensor& half_bias) {
-    context->save_for_backward({x, half_weight});
-    return at::linear(x, half_weight, half_bias);
+// Who asks for gradients, known before the graph is.
+struct LinearNeeds {
+  bool input = false, weight = false, packed = false;
+};
+
+struct FusedLinear : Function<FusedLinear> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const std::shared_ptr<WeightCopies>& copies, const LinearNeeds& needs) {
+    const at::ScalarType type = x.scalar_type();
+    const at::Tensor b = bias.defined() && half(x) ? copies->half_bias(bias) : bias;
+    const auto plain = [&] { return half(x) ? copies->half_weight(weight) : weight; };
+    at::Tensor back;  // of the input's gradient
+    if (needs.input) back = needs.packed ? copies->packed(weight, type, /*transposed=*/true) : plain();
+    context->save_for_backward({needs.weight ? x : at::Tensor(), back});
+    context->saved_data["packed"] = needs.packed;
+    return needs.packed ? times_packed(x, copies->packed(weight, type, /*transposed=*/false), b) : at::linear(x, plain(), b);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -223,12 +234,22 @@ struct HalfLinear : Function<HalfLinear> {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor g = gradients[0].reshape({-1, gradients[0].size(-1)});
     at::Tensor gx, g_weight, g_bias;
-    if (context->needs_input_grad(0)) gx = g.mm(saved[1]).view(saved[0].sizes());
+    if (saved[1].defined() && context->needs_input_grad(0)) {
+      std::vector<std::int64_t> sizes = gradients[0].sizes().vec();
+      gx = context->saved_data["packed"].toBool() ? times_packed(g, saved[1], {}) : g.mm(saved[1]);
+      sizes.back() = gx.size(-1), gx = gx.view(sizes);
+    }
     if (context->needs_input_grad(1)) g_weight = g.t().mm(saved[0].reshape({-1, saved[0].size(-1)})).to(at::kFloat);
     if (context->needs_input_grad(2)) g_bias = g.sum(0, /*keepdim=*/false, at::kFloat);
     return {gx, g_weight, g_bias, at::Tensor(), at::Tensor()};
   }
 };
+
+// Measured: in fp32, packed products of narrow layers with few rows are slower; in bf16 all are faster.
+bool packing_pays(const at::Tensor& x, const at::Tensor& weight) {
+  const std::int64_t rows = x.numel() / std::max<std::int64_t>(1, x.size(-1));
+  return can_pack() && rows > 0 && (half(x) || rows >= 128 || std::min(weight.size(0), weight.size(1)) >= 256);
+}
 
 }  // namespace
 
@@ -245,12 +266,14 @@ at::Tensor attention(const at::Tensor& packed, std::int64_t heads) {
   return Attention::apply(packed.to(at::kFloat), heads).to(packed.scalar_type());
 }
 
-at::Tensor half_linear(const Linear& layer, const at::Tensor& x) {
-  const at::Tensor weight = layer.half->of(layer.weight, 0), bias = layer.bias.defined() ? layer.half->of(layer.bias, 1) : at::Tensor();
-  const at::Tensor y = HalfLinear::apply(x, layer.weight, layer.bias, weight, bias);
+at::Tensor linear(const Linear& layer, const at::Tensor& x, bool packing) {
+  const bool graph = at::GradMode::is_enabled();
+  LinearNeeds needs{graph && x.requires_grad(), graph && layer.weight.requires_grad()};
+  needs.packed = packing && !needs.weight && packing_pays(x, layer.weight);  // a weight in training changes before its copies have paid for themselves
+  const at::Tensor y = FusedLinear::apply(x, layer.weight, layer.bias, layer.copies, needs);
   if (!layer.adapter.a.defined()) return y;
-  const at::Tensor down = at::linear(x, layer.adapter.a.to(at::kBFloat16));
-  return add_low_rank(y, down, layer.adapter.b.to(at::kBFloat16), layer.adapter.scale);
+  const at::Tensor down = at::linear(x, layer.adapter.a.to(x.scalar_type()));
+  return add_low_rank(y, down, layer.adapter.b.to(x.scalar_type()), layer.adapter.scale);
 }
 
 }  // namespace tiltflow::fused

@@ -20,7 +20,8 @@ at::Tensor gated_sum(const at::Tensor& x, const at::Tensor& gate, const at::Tens
 at::Tensor gelu(const at::Tensor& x);
 // softmax(q k^T / sqrt(d)) v of packed [N, T, 3 C], as nn/attention; -> [N, T, C] in the type of `packed`.
 at::Tensor attention(const at::Tensor& packed, std::int64_t heads);
-// x W^T + b for bf16 x; W and b are fp32 and cast once per change (HalfCopies in nn/linear), gradients of W and b are fp32.
-at::Tensor half_linear(const Linear& layer, const at::Tensor& x);
+// The layer on fp32 or bf16 x, in x's type; W and b are fp32 and cast or packed once per change (WeightCopies in nn/linear), their gradients are fp32. Only
+// what the gradients that are asked for need is kept: of a frozen layer nothing.
+at::Tensor linear(const Linear& layer, const at::Tensor& x, bool packing);
 
 }  // namespace tiltflow::fused

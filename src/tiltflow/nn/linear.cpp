@@ -1,25 +1,74 @@
 #include "tiltflow/nn/linear.h"
 
+#include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <map>
+
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
+
+namespace {
+
+// Copies of the weights that are in use, by their data.
+std::shared_ptr<WeightCopies> copies_of(const at::Tensor& weight) {
+  static std::mutex mutex;
+  static std::map<const void*, std::weak_ptr<WeightCopies>> known;
+  const std::lock_guard lock(mutex);
+  std::erase_if(known, [](const auto& entry) { return entry.second.expired(); });
+  std::shared_ptr<WeightCopies> found = known[weight.const_data_ptr()].lock();
+  if (!found) known[weight.const_data_ptr()] = found = std::make_shared<WeightCopies>();
+  return found;
+}
+
+const c10::OperatorHandle* operation(const char* name) {
+  static std::map<std::string, std::optional<c10::OperatorHandle>> handles;
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  auto& handle = handles.try_emplace(name, c10::Dispatcher::singleton().findSchema({name, ""})).first->second;
+  return handle ? &*handle : nullptr;
+}
+
+at::Tensor call(const char* name, torch::jit::Stack stack) {
+  operation(name)->callBoxed(&stack);
+  return stack[0].toTensor();
+}
+
+constexpr const char *kPack = "mkldnn::_reorder_linear_weight", *kProduct = "mkldnn::_linear_pointwise";
+
+}  // namespace
 
 Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters, const std::string& name) {
   Linear layer;
   layer.weight = parameters.at(name + ".weight");
   if (parameters.contains(name + ".bias")) layer.bias = parameters.at(name + ".bias");
   if (const auto found = adapters.find(name); found != adapters.end()) layer.adapter = found->second;
+  layer.copies = copies_of(layer.weight);
   return layer;
 }
 
-at::Tensor HalfCopies::of(const at::Tensor& tensor, int slot) {
+bool can_pack() {
+  static const bool can = at::hasMKLDNN() && operation(kPack) && operation(kProduct);
+  return can;
+}
+
+at::Tensor times_packed(const at::Tensor& x, const at::Tensor& packed_weight, const at::Tensor& bias) {
+  return call(kProduct, {x, packed_weight, bias.defined() ? c10::IValue(bias.detach()) : c10::IValue(), "none", c10::List<std::optional<at::Scalar>>(), ""});
+}
+
+at::Tensor WeightCopies::of(const at::Tensor& tensor, int slot) {
   const std::lock_guard lock(mutex_);
+  Copy& copy = copies_[slot];
   const std::int64_t version = tensor.is_inference() ? 0 : tensor._version();
-  if (sources_[slot] != tensor.const_data_ptr() || versions_[slot] != version) {
-    const at::NoGradGuard no_grad;
-    copies_[slot] = tensor.detach().to(at::kBFloat16), sources_[slot] = tensor.const_data_ptr(), versions_[slot] = version;
-  }
-  return copies_[slot];
+  if (copy.source == tensor.const_data_ptr() && copy.version == version) return copy.tensor;
+  const at::NoGradGuard no_grad;
+  at::Tensor made = tensor.detach();
+  if (slot != 2 && slot != 3) made = made.to(at::kBFloat16);
+  if (slot == 3 || slot == 5) made = made.t().contiguous();
+  if (slot >= 2) made = call(kPack, {made, c10::IValue()});
+  copy = {made, tensor.const_data_ptr(), version};
+  return made;
 }
 
 at::Tensor add_low_rank(const at::Tensor& y, const at::Tensor& down, const at::Tensor& b, double scale) {

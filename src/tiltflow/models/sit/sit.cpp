@@ -13,6 +13,7 @@ namespace tiltflow {
 namespace {
 
 constexpr std::int64_t kFrequencies = 256;  // width of the time features
+constexpr std::size_t kLargestPacked = std::size_t{1} << 30;  // bytes of weights: larger networks have large products, which gain less, and no memory to spare
 
 struct Block {
   Linear qkv, proj, fc1, fc2, modulation;
@@ -36,9 +37,8 @@ at::Tensor modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tens
 
 // The same in one pass per step (nn/fused).
 at::Tensor run_fused(const Block& block, std::int64_t heads, const ModelRuntime& runtime, const at::Tensor& x, const at::Tensor& silu_c) {
-  const bool half = runtime.precision == MatmulPrecision::kBf16;
-  const at::ScalarType type = half ? at::kBFloat16 : at::kFloat;
-  const auto linear = [&](const Linear& layer, const at::Tensor& in) { return half ? fused::half_linear(layer, in) : apply(layer, in, runtime.precision); };
+  const at::ScalarType type = runtime.precision == MatmulPrecision::kBf16 ? at::kBFloat16 : at::kFloat;
+  const auto linear = [&](const Linear& layer, const at::Tensor& in) { return fused::linear(layer, in, runtime.packing); };
   const std::vector<at::Tensor> m = linear(block.modulation, silu_c.to(type)).to(at::kFloat).chunk(6, 1);  // [N, 6C] -> 6 x [N, C]
   const at::Tensor packed = linear(block.qkv, fused::modulated_norm(x, m[0], m[1], type));
   const at::Tensor h = fused::gated_sum(x, m[2], linear(block.proj, fused::attention(packed, heads)));
@@ -59,6 +59,9 @@ class Sit final : public VelocityModel {
  public:
   Sit(SitConfig config, ParameterSet parameters, AdapterSet adapters, ModelRuntime runtime)
       : config_(config), spec_{"sit", to_args(config)}, parameters_(std::move(parameters)), runtime_(runtime) {
+    std::size_t bytes = 0;
+    for (const auto& [name, tensor] : parameters_) bytes += tensor.nbytes();
+    runtime_.packing = runtime.packing && bytes <= kLargestPacked;
     const auto layer = [&](const std::string& name) { return make_linear(parameters_, adapters, name); };
     patch_weight_ = parameters_.at("x_embedder.proj.weight");
     time_in_ = layer("t_embedder.mlp.0"), time_out_ = layer("t_embedder.mlp.2");
