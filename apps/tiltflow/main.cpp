@@ -3,6 +3,9 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <iostream>
+
+#include <unistd.h>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
@@ -86,14 +89,11 @@ int run(int argc, char** argv) {
   return action();
 }
 
-}  // namespace
-}  // namespace tiltflow::app
-
-int main(int argc, char** argv) {
+int guarded(int argc, char** argv) {
   try {
-    return tiltflow::app::run(argc, argv);
-  } catch (const tiltflow::Error& error) {
-    return tiltflow::app::report_error(error);
+    return run(argc, argv);
+  } catch (const Error& error) {
+    return report_error(error);
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "error: out of memory\nhint: lower the batch size\n");
   } catch (const std::exception& error) {
@@ -102,4 +102,19 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "error: %s\n", text.substr(0, text.find("\nException raised from")).c_str());
   }
   return 1;
+}
+
+}  // namespace
+}  // namespace tiltflow::app
+
+int main(int argc, char** argv) {
+  const int code = tiltflow::app::guarded(argc, argv);
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return code;
+#else
+  // Everything is written and closed; taking libtorch's thousands of operators apart one by one would cost as much as a third of the start.
+  std::cout.flush();
+  std::fflush(nullptr);
+  ::_exit(code);
+#endif
 }

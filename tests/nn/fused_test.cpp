@@ -10,6 +10,7 @@
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/nn/attention.h"
 #include "tiltflow/nn/kernels/kernels.h"
+#include "tiltflow/sampler/fields.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/random.h"
 #include "tiltflow/train/optimizer.h"
@@ -230,6 +231,34 @@ TEST(nn_fused, SitEqualsThePlainModel) {
     for (std::size_t i = 0; i < exact.size(); ++i) EXPECT_TRUE(at::equal(found[i], recomputed[i])) << i;
     fast.activation_checkpointing = false;
     compare(gradients(plain, true), gradients(fast, true), gradients(half, true), gradients(fast_half, true));
+  }
+}
+
+// Frozen passes (velocity and vjp, packed weights) of both fixtures against the plain modules: batches of one, odd and large, guided or not, both precisions.
+TEST(nn_fused, FrozenPassesOfEveryShape) {
+  for (const auto& [weights, heads] : {std::pair{"sit_a_ema.safetensors", "4"}, std::pair{"sit_b_ema.safetensors", "3"}}) {
+    for (const MatmulPrecision precision : {MatmulPrecision::kFull, MatmulPrecision::kBf16}) {
+      ModelRuntime plain, fast;
+      plain.precision = fast.precision = precision, fast.fused = true, plain.attention = AttentionBackend::kFused;
+      const std::shared_ptr<const VelocityModel> slow_model = load_velocity_model(test::golden(weights), {{"num_heads", heads}}, plain).model, fast_model = load_velocity_model(test::golden(weights), {{"num_heads", heads}}, fast).model;
+      const std::shared_ptr<const VelocityModel> exact_model = load_velocity_model(test::golden(weights), {{"num_heads", heads}}).model;
+      for (const std::int64_t n : {1, 5, 67}) {
+        for (const double scale : {1.0, 2.5}) {
+          const auto field = [&](const std::shared_ptr<const VelocityModel>& model) -> std::shared_ptr<const VelocityField> {
+            return scale == 1 ? model : guided(model, Guidance{scale}, model->classes());
+          };
+          std::vector<std::int64_t> sizes = slow_model->sample_shape();
+          sizes.insert(sizes.begin(), n);
+          const at::Tensor x = draw(30, sizes), w = draw(31, sizes), t = at::full({n}, 0.4), labels = at::arange(n, at::kLong).remainder(slow_model->classes());
+          const Vjp exact = field(exact_model)->vjp(x, t, {labels}, w), slow = field(slow_model)->vjp(x, t, {labels}, w), found = field(fast_model)->vjp(x, t, {labels}, w);
+          const std::string where = cat(weights, " n ", n, " scale ", scale);
+          const double allowed_v = precision == MatmulPrecision::kFull ? 1e-5 : 1.5 * test::relative_error(slow.velocity, exact.velocity) + 1e-3;
+          const double allowed_g = precision == MatmulPrecision::kFull ? 1e-5 : 1.5 * test::relative_error(slow.input_gradient, exact.input_gradient) + 1e-3;
+          EXPECT_LT(test::relative_error(found.velocity, exact.velocity), allowed_v) << where;
+          EXPECT_LT(test::relative_error(found.input_gradient, exact.input_gradient), allowed_g) << where;
+        }
+      }
+    }
   }
 }
 

@@ -1,3 +1,5 @@
+#include <malloc.h>
+
 #include <cmath>
 #include <csignal>
 
@@ -209,6 +211,33 @@ TEST(train_finetune, SurrogateResumes) {
   const std::string whole = run_to_end(config, dir / "whole");
   die_after(5, config, dir / "killed");
   EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);
+}
+
+// The same for the classifier of mode-preserving rewards.
+TEST(train_finetune, ModesResume) {
+  const test::TempDir dir;
+  FinetuneConfig config = small_run(dir);
+  config.method.name = "draft", config.sampler.name = "half-noise", config.buffer_passes = 1;
+  config.modes.codes = 3, config.modes.every = 2, config.modes.samples = 8, config.modes.fits = 3, config.modes.width = 8;
+  const std::string whole = run_to_end(config, dir / "whole");
+  die_after(5, config, dir / "killed");
+  EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);
+}
+
+// Memory in use after 500 iterations is what it was after 50: nothing is kept that grows.
+TEST(train_finetune, MemoryStaysConstant) {
+  const test::TempDir dir;
+  FinetuneConfig config = small_run(dir);
+  config.batch = 2, config.evaluation.every = 0, config.train.checkpoint_every = 1000, config.compute.workers = 1;
+  const auto in_use_after = [&](std::int64_t steps) {
+    config.train.steps = steps;
+    run_to_end(config, dir / cat("run-", steps));
+    const struct mallinfo2 memory = mallinfo2();
+    return static_cast<double>(memory.uordblks + memory.hblkhd);
+  };
+  in_use_after(20);  // what is made once
+  const double few = in_use_after(50), many = in_use_after(500);
+  EXPECT_LT(many - few, 100e3) << "bytes; 450 iterations more";
 }
 
 TEST(train_finetune, WorkersAndItemsDoNotMatter) {

@@ -84,6 +84,7 @@ Batch DirectGradient::collect(const FinetuneContext& context, std::int64_t step,
   batch.labels = context.labels(first, n);
   const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
   const NoiseSource noise = keyed_noise(context.streams, key, first, x_0);
+  if (context.bonus) batch.start = x_0;
   // Only the states before the part with a graph are made here.
   const at::NoGradGuard no_grad;
   if (method_ == "leap-align") {
@@ -154,7 +155,10 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
     }
   }
   at::Tensor rewards;
-  for (const at::Tensor& end : ends) add(rewards, context.reward.reward().score(context.reward.decode(end), context.reward.reward().prepare(batch.labels)));
+  for (const at::Tensor& end : ends) {
+    add(rewards, context.reward.reward().score(context.reward.decode(end), context.reward.reward().prepare(batch.labels)));
+    if (context.bonus) rewards = rewards + context.bonus(batch.start, end, batch.labels);
+  }
   rewards = rewards / static_cast<double>(ends.size());
   at::Tensor each = config_.hinged ? (config_.hinge - rewards).clamp_min(0) : -rewards;
   if (jumped.defined()) each = each / jumped;

@@ -103,7 +103,7 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   batch.first = first, batch.n = n;
   batch.labels = compares() ? grouped(context.labels, config_.advantage.group)(first, n) : context.labels(first, n);
   const VelocityField& sampler = config_.rollouts == "base" ? *context.policy.base : context.policy.collector();
-  at::Tensor x_1, log_ratio;
+  at::Tensor x_0, x_1, log_ratio;
   if (!config_.pairs.empty()) {
     x_1 = stored_pairs(context, key, batch);  // brings labels of its own
   } else if (config_.weights == "path") {
@@ -113,7 +113,7 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   } else if (compares() && config_.screening.candidates > 0) {
     x_1 = screened_end_points(context, sampler, key, first, n, config_.advantage.group, batch.labels, config_.screening, batch.metrics, &batch.rewards);
   } else {
-    const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
+    x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
     x_1 = rollout(sampler, context.table, x_0, Condition{batch.labels}, keyed_noise(context.streams, key, first, x_0)).last;
   }
   const Condition condition{batch.labels};
@@ -126,6 +126,7 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
     batch.rewards = std::move(result.score);
   } else if (!batch.rewards.defined()) {
     batch.rewards = context.reward.score(x_1, batch.labels);
+    if (context.bonus && x_0.defined()) batch.rewards += context.bonus(x_0, x_1, batch.labels);
   }
   batch.log_weights = config_.tau * batch.rewards.to(at::kDouble);
   if (log_ratio.defined()) batch.log_weights += log_ratio;

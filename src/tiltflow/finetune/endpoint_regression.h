@@ -47,6 +47,7 @@ class EndpointRegression final : public FinetuneMethod {
   EndpointRegression(std::string method, EndpointConfig config);
   std::string name() const override { return method_; }
   MethodNeeds needs() const override { return {linear_base(), false, config_.weights == "path", compares()}; }
+  bool adds_bonus() const override { return !linear_base() && config_.weights != "path" && config_.screening.candidates == 0 && config_.pairs.empty(); }
   double training_calls(const TransitionTable&) const override { return static_cast<double>(config_.noisings); }
   void begin_step(const FinetuneContext&, std::int64_t, std::int64_t) override {}
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;

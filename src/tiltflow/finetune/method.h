@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -36,12 +37,15 @@ struct FinetuneContext {
   std::vector<std::int64_t> sample_shape;
   at::ScalarType dtype = at::kFloat;
   double log_z = 0;  // estimate of log E_base exp(r): scales path weights, nothing else
+  // What the reward gets on top for where a sample comes from: (x_0, x_1, labels) -> [n], differentiable in x_1 (mode-preserving rewards); empty = nothing.
+  std::function<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&)> bonus = {};
 };
 
 // A batch of trajectories with what the loss needs; no graph except in `with_graph`.
 struct Batch {
   std::int64_t first = 0, n = 0;
   at::Tensor labels, rewards;                // [n]
+  at::Tensor start;                          // x_0, of methods whose states begin later and whose reward depends on it
   at::Tensor control_cost;                   // [n] path KL of the collecting policy against the base
   at::Tensor log_weights;                    // [n] log dP*/dP of the path under the collecting policy, up to log Z
   std::vector<at::Tensor> states;            // K+1
@@ -64,6 +68,8 @@ class FinetuneMethod {
   virtual double training_calls(const TransitionTable& table) const = 0;
   // Steps after which the calls of a step repeat: above 1 for methods that do not draw in every step.
   virtual std::int64_t period() const { return 1; }
+  // Whether it adds FinetuneContext::bonus to the rewards.
+  virtual bool adds_bonus() const { return false; }
   // Draws step-wide choices (which time steps enter the loss). `pass`: how often the current batch was used before; 0: a
   // collect follows.
   virtual void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) = 0;

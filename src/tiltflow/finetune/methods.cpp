@@ -87,6 +87,11 @@ void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward,
   }
 }
 
+void require_bonus_fits(const FinetuneMethod& method, const TransitionTable& table) {
+  if (!method.adds_bonus()) fail(ErrorKind::kConfig, cat("modes.codes: method ", method.name(), ", set up like this, takes no reward that depends on where a sample starts"), "use flow-grpo, grpo-guard, draft and the other direct gradients, best-of-group, diffusion-nft, advantage-flow, ram, dpo or rwr, without path weights, candidates or stored pairs");
+  if (table.memoryless) fail(ErrorKind::kConfig, cat("modes.codes: under the memoryless sampler ", table.name, " a sample does not tell where it started"), "use sampler.name = \"ddim\" with a small sampler.parameter (0: the ODE, for methods that need no noise in every step), or \"constant\"");
+}
+
 void require_surroundings_fit(const FinetuneMethod& method, std::int64_t buffer_passes, const PolicyConfig& policy, const FlowModel& base) {
   const MethodNeeds needs = method.needs();
   if (needs.on_policy && buffer_passes > 1) fail(ErrorKind::kConfig, cat("method ", method.name(), " needs fresh batches: buffer_passes must be 1, not ", buffer_passes), "adjoint-matching, path losses, flow-grpo and end-point methods reuse theirs");

@@ -40,6 +40,8 @@ const std::vector<MethodListing>& method_listing();
 
 // Refuses what cannot work, with the reason and the methods that can: rewards without gradient, samplers with noiseless steps. Throws kConfig.
 void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward, const TransitionTable& table);
+// The same for rewards that depend on where a sample starts: methods that take none, memoryless samplers.
+void require_bonus_fits(const FinetuneMethod& method, const TransitionTable& table);
 // The same for what surrounds it: reused batches, other policies than a scalar's gradient, other bases than N(0, I).
 void require_surroundings_fit(const FinetuneMethod& method, std::int64_t buffer_passes, const PolicyConfig& policy, const FlowModel& base);
 

@@ -55,6 +55,7 @@ void bind(Fields& f, FinetuneConfig& c) {
   c.method.adjoint.grid_steps = c.sampler.steps;
   f.section("method", c.method);
   f.section("surrogate", c.surrogate);
+  f.section("modes", c.modes);
   f.section("evaluation", c.evaluation);
   f.section("check", c.check);
   f.section("compute", c.compute);
@@ -118,6 +119,9 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   const auto method = make_method(config.method);
   require_method_fits(*method, seen, s.table);
   require_surroundings_fit(*method, config.buffer_passes, config.policy, s.flow);
+  if (config.surrogate.every > 0 && !config.method.noise()) fail(ErrorKind::kConfig, "surrogate.every with method.noise = false: the learned reward is fitted to samples with noise", "leave one of them out");
+  if (config.modes.codes == 1) fail(ErrorKind::kConfig, "modes.codes = 1 tells nothing apart", "use 2 or more, or 0 for none");
+  if (config.modes.codes > 0) require_bonus_fits(*method, s.table);
   if (!s.table.memoryless) log_warn(cat("sampler ", s.table.name, " is not memoryless: the tuned law will not be the tilted law"));
   return s;
 }
@@ -145,11 +149,14 @@ FinetuneObjective::FinetuneObjective(const FinetuneSetup& setup, Policy policy, 
   policy_.tuned = counted_tuned_;
   policy_ = setup_.for_training(std::move(policy_));
   const FinetuneConfig& c = setup_.config;
+  if (c.modes.codes > 0) modes_ = std::make_unique<ModePreservation>(c.modes, setup_.flow.model->sample_shape(), setup_.flow.model->classes(), static_cast<std::uint64_t>(c.seed));
   if (c.surrogate.every > 0) surrogate_ = std::make_unique<Surrogate>(c.surrogate, setup_.flow.model->sample_shape(), setup_.flow.model->classes(), static_cast<std::uint64_t>(c.seed));
 }
 
 FinetuneContext FinetuneObjective::context() const {
-  return {policy_, surrogate_ ? surrogate_->reward() : *setup_.reward, *setup_.flow.path, setup_.table, setup_.streams, labels_, setup_.flow.model->sample_shape(), at::kFloat, log_z_};
+  FinetuneContext out{policy_, surrogate_ ? surrogate_->reward() : *setup_.reward, *setup_.flow.path, setup_.table, setup_.streams, labels_, setup_.flow.model->sample_shape(), at::kFloat, log_z_};
+  if (modes_) out.bonus = [this](const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& labels) { return modes_->bonus(x_0, x_1, labels); };
+  return out;
 }
 
 std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
@@ -163,6 +170,7 @@ std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
     buffer_.assign(static_cast<std::size_t>(items), Batch{});
   }
   if (surrogate_ && pass_ == 0 && surrogate_->due(step)) surrogate_->refresh(context(), *setup_.reward, step);
+  if (modes_ && pass_ == 0 && modes_->due(step)) modes_->refresh(context(), step);
   method_->begin_step(context(), step, pass_);
   return items;
 }
@@ -178,28 +186,32 @@ LossReport FinetuneObjective::item(std::int64_t i) {
 }
 
 namespace {
-const std::string kSurrogate = "surrogate.";
+const std::string kSurrogate = "surrogate.", kModes = "modes.";
 }
 
 ParameterSet FinetuneObjective::state() const {
   ParameterSet out = method_->state();
   if (surrogate_) for (const auto& [name, tensor] : surrogate_->state()) out.add(kSurrogate + name, tensor);
+  if (modes_) for (const auto& [name, tensor] : modes_->state()) out.add(kModes + name, tensor);
   return out;
 }
 
 void FinetuneObjective::restore(const ParameterSet& state) {
-  ParameterSet of_method, of_surrogate;
+  ParameterSet of_method, of_surrogate, of_modes;
   for (const auto& [name, tensor] : state) {
     if (starts_with(name, kSurrogate)) of_surrogate.add(name.substr(kSurrogate.size()), tensor);
+    else if (starts_with(name, kModes)) of_modes.add(name.substr(kModes.size()), tensor);
     else of_method.add(name, tensor);
   }
   method_->restore(of_method);
   if (surrogate_) surrogate_->restore(of_surrogate);
+  if (modes_) modes_->restore(of_modes);
 }
 
 void FinetuneObjective::end_step(std::map<std::string, double>& metrics) {
   method_->end_step(metrics);
   if (surrogate_) surrogate_->add_metrics(metrics);
+  if (modes_) modes_->add_metrics(metrics);
   // Forwards and vector-Jacobian products as counted, plus the training backward over the loss steps.
   const at::Tensor total = at::full({1}, static_cast<double>(counted_base_->count() + counted_tuned_->count()), at::kDouble);
   all_reduce_sum({total});
@@ -211,7 +223,7 @@ double measure_evaluations(const FinetuneSetup& setup) {
   FinetuneSetup probe = setup;
   probe.config.batch = probe.config.item;
   FinetuneObjective objective(probe, make_policy(probe.flow, probe.config.policy, static_cast<std::uint64_t>(probe.config.seed)), make_method(probe.config.method));
-  const std::int64_t period = std::lcm(std::lcm(probe.config.buffer_passes, make_method(probe.config.method)->period()), std::max<std::int64_t>(1, probe.config.surrogate.every));
+  const std::int64_t period = std::lcm(std::lcm(probe.config.buffer_passes, make_method(probe.config.method)->period()), std::lcm(std::max<std::int64_t>(1, probe.config.surrogate.every), probe.config.modes.codes > 0 ? probe.config.modes.every : 1));
   double sum = 0;
   for (std::int64_t step = 0; step < period; ++step) {
     const at::AutoGradMode grad(true);

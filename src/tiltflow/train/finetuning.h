@@ -10,6 +10,7 @@
 #include "tiltflow/models/flow_model.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/sampler/fields.h"
+#include "tiltflow/train/mode_preservation.h"
 #include "tiltflow/train/surrogate.h"
 #include "tiltflow/train/trainer.h"
 
@@ -56,6 +57,7 @@ struct FinetuneConfig {
   FinetuneGuidance guidance;
   MethodConfig method;
   SurrogateConfig surrogate;
+  ModesConfig modes;
   EvaluationConfig evaluation;
   CheckConfig check;
   ComputeConfig compute;
@@ -98,6 +100,7 @@ class FinetuneObjective final : public Objective {
   std::shared_ptr<CountingField> counted_base_, counted_tuned_;
   std::unique_ptr<FinetuneMethod> method_;
   std::unique_ptr<Surrogate> surrogate_;  // or null
+  std::unique_ptr<ModePreservation> modes_;  // or null
   LabelSource labels_;
   std::vector<Batch> buffer_;
   std::int64_t step_ = 0, pass_ = 0;

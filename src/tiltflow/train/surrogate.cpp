@@ -5,8 +5,9 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/nn/init.h"
+#include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/train/state_network.h"
 
 namespace tiltflow {
 namespace {
@@ -15,18 +16,7 @@ constexpr std::uint32_t kRefreshKey = 0x40000000u;  // added to the step: noise 
 constexpr std::int64_t kFitBatch = 128;
 
 // Standardised prediction, [N].
-at::Tensor network(const ParameterSet& w, const at::Tensor& states, const at::Tensor& labels) {
-  at::Tensor h = states.to(at::kFloat);
-  if (h.dim() == 4) {
-    h = at::silu(at::conv2d(h, w.at("conv1.weight"), w.at("conv1.bias"), 2, 1));
-    h = at::silu(at::conv2d(h, w.at("conv2.weight"), w.at("conv2.bias"), 2, 1)).flatten(2).mean(2);
-  } else {
-    h = at::silu(at::linear(h.flatten(1), w.at("in.weight"), w.at("in.bias")));
-  }
-  if (labels.defined() && w.contains("label.weight")) h = h + w.at("label.weight").index_select(0, labels);
-  h = at::silu(at::linear(h, w.at("hidden.weight"), w.at("hidden.bias")));
-  return at::linear(h, w.at("out.weight"), w.at("out.bias")).squeeze(1);
-}
+at::Tensor network(const ParameterSet& w, const at::Tensor& states, const at::Tensor& labels) { return state_network(w, states, labels).squeeze(1); }
 
 class LearnedReward final : public Reward {
  public:
@@ -43,27 +33,6 @@ class LearnedReward final : public Reward {
   RewardInfo info_{"learned surrogate", true, "Ding et al. 2024, arXiv 2412.15689"};
 };
 
-ParameterSet init(const std::vector<std::int64_t>& shape, std::int64_t classes, std::int64_t width, const RandomStreams& streams) {
-  ParameterSet out;
-  const auto layer = [&](const std::string& name, std::vector<std::int64_t> sizes) {
-    std::int64_t fan_in = 1;
-    for (std::size_t i = 1; i < sizes.size(); ++i) fan_in *= sizes[i];
-    out.add(name + ".weight", fan_in_uniform(streams, "surrogate." + name, sizes, fan_in));
-    out.add(name + ".bias", at::zeros({sizes[0]}));
-  };
-  std::int64_t hidden = width;
-  if (shape.size() == 3) {
-    layer("conv1", {width / 2 + 1, shape[0], 3, 3}), layer("conv2", {width, width / 2 + 1, 3, 3});
-  } else {
-    std::int64_t entries = 1;
-    for (const std::int64_t s : shape) entries *= s;
-    layer("in", {width, entries});
-  }
-  if (classes > 0) out.add("label.weight", at::zeros({classes + 1, hidden}));
-  layer("hidden", {width, hidden}), layer("out", {1, width});
-  return out;
-}
-
 }  // namespace
 
 void bind(Fields& f, SurrogateConfig& c) {
@@ -76,7 +45,7 @@ void bind(Fields& f, SurrogateConfig& c) {
 }
 
 Surrogate::Surrogate(SurrogateConfig config, const std::vector<std::int64_t>& shape, std::int64_t classes, std::uint64_t seed) : config_(config) {
-  weights_ = clone(init(shape, classes, config_.width, RandomStreams(seed)), true);
+  weights_ = clone(init_state_network({shape, classes, config_.width, 1}, "surrogate", RandomStreams(seed)), true);
   numbers_.add("mean", at::zeros({})), numbers_.add("deviation", at::ones({}));
   reward_ = std::make_shared<StateReward>(std::make_shared<LearnedReward>(weights_, numbers_), identity_decoder());
   optimizer_ = std::make_unique<AdamW>(OptimizerConfig{}, weights_);
@@ -136,17 +105,12 @@ ParameterSet Surrogate::state() const {
 
 void Surrogate::restore(const ParameterSet& state) {
   if (!state.contains("states")) return;
-  const auto below = [&](const std::string& prefix) {
-    ParameterSet out;
-    for (const auto& [name, tensor] : state) if (starts_with(name, prefix)) out.add(name.substr(prefix.size()), tensor);
-    return out;
-  };
   {
     const at::NoGradGuard no_grad;
-    assign(weights_, below("weights."), "surrogate");
+    assign(weights_, tensors_below(state, "weights."), "surrogate");
     at::Tensor(numbers_.at("mean")).copy_(state.at("mean")), at::Tensor(numbers_.at("deviation")).copy_(state.at("deviation"));
   }
-  optimizer_->restore(below("optimizer."));
+  optimizer_->restore(tensors_below(state, "optimizer."));
   states_ = state.at("states").clone(), rewards_ = state.at("rewards").clone();
   if (state.contains("labels")) labels_ = state.at("labels").clone();
   r2_ = state.at("last")[0].item<double>(), true_reward_ = state.at("last")[1].item<double>();

@@ -7,6 +7,7 @@
 #include "tiltflow/eval/verify/laws.h"
 #include "tiltflow/eval/verify/trained.h"
 #include "tiltflow/models/mixture/mixture_model.h"
+#include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -40,6 +41,23 @@ std::vector<VerifyRow> mean_of(const std::string& what, const TrainedOptions& op
   const Estimate found = mean_estimate(sample_law(*control.policy.tuned, control.table, 1, kSamples, options.seed + 200).x.flatten());
   const double base = mean(p.base->mixture())[0].item<double>(), tilted = mean(p.target.law)[0].item<double>();
   return {{cat(what, ", ", p.name), "mean", base + shift * (tilted - base), found, tolerance * std::abs(tilted - base) + 3 * found.se, broken, ""}};
+}
+
+// Two modes with the same reward and a policy gradient without KL: chance makes it give up one of them, unless samples must go on telling where they started.
+std::vector<VerifyRow> mode_share(const std::string& what, const TrainedOptions& options, bool broken) {
+  ExactProblem p = make_problem("1-D two modes, even r", isotropic_mixture(at::full({2}, 0.5, at::kDouble), at::tensor(std::vector<double>{-2, 2}, at::kDouble).view({2, 1}), 0.4), linear_form(at::zeros({1}, at::kDouble)));
+  RewardTerm even;
+  even.name = "log-density", even.args = {{"means", "-2; 2"}, {"deviations", "0.4"}};
+  p.reward = std::make_shared<StateReward>(make_reward(even), identity_decoder());
+  SamplerConfig sampler;
+  sampler.steps = options.steps;
+  const TransitionTable table = scaled_memoryless(*p.path, grid_of(sampler, *p.path), 0.3);
+  const MlpConfig shape{1, options.hidden, options.depth, 6};
+  const RandomStreams streams(options.seed);
+  const Policy policy = side_policy(p.base, *make_mlp(shape, init_mlp(shape, streams)), p.path);
+  train_policy(policy, *p.reward, *p.path, table, [](std::int64_t) { return no_labels(); }, 1, 0, options);
+  const Estimate share = mean_estimate(sample_law(*policy.tuned, table, 1, kSamples, options.seed + 200).x.flatten().gt(0).to(at::kDouble));
+  return {{cat(what, ", ", p.name), "share of the right mode", 0.5, share, 0.1 + 3 * share.se, broken, ""}};
 }
 
 }  // namespace
@@ -94,6 +112,13 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   TrainedOptions loose = grpo;
   loose.method.policy_gradient.kl = 0.25;
   centre("flow-grpo, kl a quarter", loose, 1, 0.15, true);
+
+  TrainedOptions free = trained_by("flow-grpo", seed);
+  free.method.policy_gradient.advantage = {8, "group", 0}, free.method.policy_gradient.kl = 0, free.batch = 64, free.iterations = 400;
+  tasks.push_back({"flow-grpo, no kl", [=] { return mode_share("flow-grpo, no kl", free, true); }});
+  TrainedOptions kept = free;
+  kept.modes.codes = 2, kept.modes.weight = 2;
+  tasks.push_back({"flow-grpo, no kl, modes preserved", [=] { return mode_share("flow-grpo, no kl, modes preserved", kept, false); }});
 
   TrainedOptions rwr = trained_by("rwr", seed);
   rwr.method.endpoint.rollouts = "base", rwr.method.endpoint.noisings = 16;

@@ -21,11 +21,15 @@ std::pair<double, double> train_policy(const Policy& policy, const StateReward& 
   optimizer_config.final_fraction = 0.01;
   AdamW optimizer(optimizer_config, policy.trainable);
   WeightAverage average(policy.trainable, 0.97);
+  std::optional<ModePreservation> modes;
+  if (options.modes.codes > 0) modes.emplace(options.modes, std::vector<std::int64_t>{dimension}, 0, options.seed);
   std::pair<double, double> losses;
   for (std::int64_t i = 0; i < options.iterations; ++i) {
     const at::AutoGradMode grad(true);
     const LabelSource labels = labels_of(i);
-    const FinetuneContext context{policy, reward, path, table, streams, labels, {dimension}, at::kFloat, log_z};
+    FinetuneContext context{policy, reward, path, table, streams, labels, {dimension}, at::kFloat, log_z};
+    if (modes) context.bonus = [&](const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& of) { return modes->bonus(x_0, x_1, of); };
+    if (modes && modes->due(i)) modes->refresh(context, i);
     method->begin_step(context, i, 0);
     const LossReport report = method->loss(context, method->collect(context, i, 0, options.batch, false), options.batch);
     optimizer.step(torch::autograd::grad({report.loss}, policy.trainable.tensors()), optimizer_config.learning_rate * schedule_factor(optimizer_config, i, options.iterations));

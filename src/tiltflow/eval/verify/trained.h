@@ -3,6 +3,7 @@
 
 #include "tiltflow/eval/verify/problems.h"
 #include "tiltflow/finetune/methods.h"
+#include "tiltflow/train/mode_preservation.h"
 
 namespace tiltflow {
 
@@ -11,6 +12,7 @@ struct TrainedOptions {
   std::int64_t iterations = 300, batch = 256, hidden = 64, depth = 2;
   std::int64_t loss_steps = 0;     // 0: all
   double learning_rate = 5e-3, reward_scale = 1, path_weighting = 0;
+  ModesConfig modes;
   MethodConfig method;             // Adjoint Matching takes its loss_steps and path_weighting from above
   std::uint64_t seed = 3;
 };
