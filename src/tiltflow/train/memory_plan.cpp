@@ -6,6 +6,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/models/sit/config.h"
+#include "tiltflow/models/sit/sit.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -33,6 +34,7 @@ MemoryNeed memory_need(const VelocityModel& model, double trainable_bytes, std::
   for (const std::int64_t size : model.sample_shape()) numel *= static_cast<double>(size);
   need.trajectory = 4 * numel * 6 * static_cast<double>(steps + 1);
   if (model.spec().family == "sit") {
+    if (need.weights <= kLargestPacked) need.packed = 3 * need.weights;
     const SitConfig c = sit_config_from_args(model.spec().args);
     const double side = static_cast<double>(c.input_size / c.patch_size), tokens = side * side, width = static_cast<double>(c.hidden_size);
     // Kept for the backward pass, in widths per token: two normalisations and modulations (4), q, k, v (3), attention and its
@@ -47,7 +49,7 @@ MemoryNeed memory_need(const VelocityModel& model, double trainable_bytes, std::
 MemoryPlan plan_memory(const MemoryNeed& need, std::int64_t batch, std::int64_t graphs, int workers, double limit) {
   MemoryPlan plan;
   plan.limit = limit > 0 ? limit : 0.8 * available_memory();
-  const double fixed_part = kOverhead + 2 * need.weights + need.trained + need.trajectory * static_cast<double>(batch);
+  const double fixed_part = kOverhead + 2 * need.weights + need.packed + need.trained + need.trajectory * static_cast<double>(batch);
   const auto per_sample = [&](bool checkpointing) { return std::max(1.0, (checkpointing ? need.checkpointed : need.activations) * static_cast<double>(std::max<std::int64_t>(1, graphs)) * workers); };
   const auto largest = [&](bool checkpointing) { return std::min<std::int64_t>(batch, static_cast<std::int64_t>(std::max(0.0, (plan.limit - fixed_part) / per_sample(checkpointing)))); };
   plan.item = largest(false);

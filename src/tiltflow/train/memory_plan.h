@@ -10,6 +10,7 @@ namespace tiltflow {
 
 struct MemoryNeed {
   double weights = 0;     // bytes of the base model
+  double packed = 0;      // weights in the layout of products: of the base both ways, of the policy one
   double trained = 0;     // trained copies, gradients, AdamW's two moments, average
   double trajectory = 0;  // per sample: states, velocities, noises, adjoints
   double activations = 0, checkpointed = 0;  // per sample and evaluation with a graph, plain and recomputed; 0 = unknown network

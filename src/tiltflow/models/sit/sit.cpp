@@ -13,7 +13,6 @@ namespace tiltflow {
 namespace {
 
 constexpr std::int64_t kFrequencies = 256;  // width of the time features
-constexpr std::size_t kLargestPacked = std::size_t{1} << 30;  // bytes of weights: larger networks have large products, which gain less, and no memory to spare
 
 struct Block {
   Linear qkv, proj, fc1, fc2, modulation;
@@ -59,9 +58,7 @@ class Sit final : public VelocityModel {
  public:
   Sit(SitConfig config, ParameterSet parameters, AdapterSet adapters, ModelRuntime runtime)
       : config_(config), spec_{"sit", to_args(config)}, parameters_(std::move(parameters)), runtime_(runtime) {
-    std::size_t bytes = 0;
-    for (const auto& [name, tensor] : parameters_) bytes += tensor.nbytes();
-    runtime_.packing = runtime.packing && bytes <= kLargestPacked;
+    runtime_.packing = runtime.packing && parameters_.bytes() <= kLargestPacked;
     const auto layer = [&](const std::string& name) { return make_linear(parameters_, adapters, name); };
     patch_weight_ = parameters_.at("x_embedder.proj.weight");
     time_in_ = layer("t_embedder.mlp.0"), time_out_ = layer("t_embedder.mlp.2");
