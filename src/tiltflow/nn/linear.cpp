@@ -49,7 +49,19 @@ Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters, c
 }
 
 bool can_pack() {
-  static const bool can = at::hasMKLDNN() && operation(kPack) && operation(kProduct);
+  static const bool can = [] {
+    if (!at::hasMKLDNN() || !operation(kPack) || !operation(kProduct)) return false;
+    const at::NoGradGuard no_grad;
+    try {  // bf16 needs AVX-512: the operator exists without it, and throws
+      for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+        const at::Tensor ones = at::ones({16, 16}, type);
+        if (times_packed(ones, call(kPack, {ones, c10::IValue()}), {}).to(at::kFloat).sub(16).abs().max().item<float>() != 0) return false;
+      }
+    } catch (const std::exception&) {
+      return false;
+    }
+    return true;
+  }();
   return can;
 }
 
