@@ -149,6 +149,9 @@ TEST(train_surrogate, MakesAStepLearnable) {
   EXPECT_GT(wanted - base, 0.25);
   EXPECT_GT(tuned, base + 0.7 * (wanted - base)) << "base " << base << " wanted " << wanted;
   EXPECT_LT(tuned, wanted + 0.03);
+  config.method.adjoint = adjoint_matching_preset("deterministic-control", 20);
+  test::expect_error(ErrorKind::kConfig, "fitted to samples with noise", [&] { set_up(config); });
+  config.method.adjoint = adjoint_matching_preset("exact", 20);
   config.surrogate.every = 0;
   test::expect_error(ErrorKind::kConfig, "needs the reward's gradient", [&] { set_up(config); });
 }

@@ -59,6 +59,13 @@ void die_after(std::int64_t last, const FinetuneConfig& config, const std::files
   EXPECT_THROW(train(config.train, objective, run, hooks), Error);
 }
 
+// Killed after five steps and resumed: the same bytes as without.
+void expect_resumes(const FinetuneConfig& config, const test::TempDir& dir) {
+  const std::string whole = run_to_end(config, dir / "whole");
+  die_after(5, config, dir / "killed");
+  EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);
+}
+
 }  // namespace
 
 TEST(train_optimizer, StepsEqualTheOfficialOnes) {
@@ -208,9 +215,7 @@ TEST(train_finetune, SurrogateResumes) {
   const test::TempDir dir;
   FinetuneConfig config = small_run(dir);
   config.surrogate.every = 3, config.surrogate.samples = 8, config.surrogate.fits = 3, config.surrogate.width = 8;
-  const std::string whole = run_to_end(config, dir / "whole");
-  die_after(5, config, dir / "killed");
-  EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);
+  expect_resumes(config, dir);
 }
 
 // The same for the classifier of mode-preserving rewards.
@@ -219,9 +224,7 @@ TEST(train_finetune, ModesResume) {
   FinetuneConfig config = small_run(dir);
   config.method.name = "draft", config.sampler.name = "half-noise", config.buffer_passes = 1;
   config.modes.codes = 3, config.modes.every = 2, config.modes.samples = 8, config.modes.fits = 3, config.modes.width = 8;
-  const std::string whole = run_to_end(config, dir / "whole");
-  die_after(5, config, dir / "killed");
-  EXPECT_TRUE(run_to_end(config, dir / "killed", true) == whole);
+  expect_resumes(config, dir);
 }
 
 // Memory in use after 500 iterations is what it was after 50: nothing is kept that grows.

@@ -1,4 +1,4 @@
-// The parts of a transformer block that are not matrix products, each in one pass over the activations, forward and backward, on CPU.
+// The parts of a transformer block, each in one pass over the activations (or one matrix product), forward and backward, on CPU.
 // Activations x are fp32; what goes into and comes out of matrix products (y, qkv, hidden) is fp32 or bf16 throughout, so no
 // separate casts are needed. With several libtorch threads they share the tokens of each sample. Once differentiable: asking for a graph of the backward pass throws kFailure.
 #pragma once

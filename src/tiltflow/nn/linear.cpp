@@ -22,20 +22,22 @@ std::shared_ptr<WeightCopies> copies_of(const at::Tensor& weight) {
   return found;
 }
 
-const c10::OperatorHandle* operation(const char* name) {
-  static std::map<std::string, std::optional<c10::OperatorHandle>> handles;
-  static std::mutex mutex;
-  const std::lock_guard lock(mutex);
-  auto& handle = handles.try_emplace(name, c10::Dispatcher::singleton().findSchema({name, ""})).first->second;
-  return handle ? &*handle : nullptr;
+using Operation = std::optional<c10::OperatorHandle>;
+const Operation& packing() {
+  static const Operation found = c10::Dispatcher::singleton().findSchema({"mkldnn::_reorder_linear_weight", ""});
+  return found;
+}
+const Operation& packed_product() {
+  static const Operation found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+  return found;
 }
 
-at::Tensor call(const char* name, torch::jit::Stack stack) {
-  operation(name)->callBoxed(&stack);
+at::Tensor call(const Operation& operation, torch::jit::Stack stack) {
+  operation->callBoxed(&stack);
   return stack[0].toTensor();
 }
 
-constexpr const char *kPack = "mkldnn::_reorder_linear_weight", *kProduct = "mkldnn::_linear_pointwise";
+at::Tensor packed(const at::Tensor& weight) { return call(packing(), {weight, c10::IValue()}); }
 
 }  // namespace
 
@@ -50,12 +52,12 @@ Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters, c
 
 bool can_pack() {
   static const bool can = [] {
-    if (!at::hasMKLDNN() || !operation(kPack) || !operation(kProduct)) return false;
+    if (!at::hasMKLDNN() || !packing() || !packed_product()) return false;
     const at::NoGradGuard no_grad;
     try {  // bf16 needs AVX-512: the operator exists without it, and throws
       for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
         const at::Tensor ones = at::ones({16, 16}, type);
-        if (times_packed(ones, call(kPack, {ones, c10::IValue()}), {}).to(at::kFloat).sub(16).abs().max().item<float>() != 0) return false;
+        if (times_packed(ones, tiltflow::packed(ones), {}).to(at::kFloat).sub(16).abs().max().item<float>() != 0) return false;
       }
     } catch (const std::exception&) {
       return false;
@@ -66,7 +68,7 @@ bool can_pack() {
 }
 
 at::Tensor times_packed(const at::Tensor& x, const at::Tensor& packed_weight, const at::Tensor& bias) {
-  return call(kProduct, {x, packed_weight, bias.defined() ? c10::IValue(bias.detach()) : c10::IValue(), "none", c10::List<std::optional<at::Scalar>>(), ""});
+  return call(packed_product(), {x, packed_weight, bias.defined() ? c10::IValue(bias.detach()) : c10::IValue(), "none", c10::List<std::optional<at::Scalar>>(), ""});
 }
 
 at::Tensor WeightCopies::of(const at::Tensor& tensor, int slot) {
@@ -78,7 +80,7 @@ at::Tensor WeightCopies::of(const at::Tensor& tensor, int slot) {
   at::Tensor made = tensor.detach();
   if (slot != 2 && slot != 3) made = made.to(at::kBFloat16);
   if (slot == 3 || slot == 5) made = made.t().contiguous();
-  if (slot >= 2) made = call(kPack, {made, c10::IValue()});
+  if (slot >= 2) made = tiltflow::packed(made);
   copy = {made, tensor.const_data_ptr(), version};
   return made;
 }

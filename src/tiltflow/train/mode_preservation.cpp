@@ -4,7 +4,6 @@
 
 #include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/tensor/aten.h"
-#include "tiltflow/train/state_network.h"
 
 namespace tiltflow {
 namespace {
@@ -15,10 +14,7 @@ void bind(Fields& f, ModesConfig& c) {
   f.value("codes", c.codes, "codes of the noise that samples must go on telling (mode-preserving reward); 0 = none", at_least_integer(0));
   f.value("weight", c.weight, "weight of log q(code | sample) in the reward", positive());
   f.value("every", c.every, "steps between fits of the classifier q", at_least_integer(1));
-  f.value("samples", c.samples, "samples drawn for a fit", at_least_integer(2));
-  f.value("fits", c.fits, "optimiser steps of a fit; ten times as many for the first", at_least_integer(1));
-  f.value("width", c.width, "hidden units of the classifier", at_least_integer(1));
-  f.value("learning_rate", c.learning_rate, "of the fit", positive());
+  bind_side_fit(f, c);
 }
 
 ModePreservation::ModePreservation(ModesConfig config, const std::vector<std::int64_t>& shape, std::int64_t classes, std::uint64_t seed) : config_(config) {
@@ -43,13 +39,10 @@ at::Tensor ModePreservation::bonus(const at::Tensor& x_0, const at::Tensor& x_1,
 
 void ModePreservation::refresh(const FinetuneContext& context, std::int64_t step) {
   const std::uint32_t key = kModeKey + static_cast<std::uint32_t>(step);
-  at::Tensor x_1, labels, z;
+  const auto [x_0, x_1, labels] = policy_samples(context, key, config_.samples);
+  const at::Tensor z = codes(x_0);
   {
     const at::NoGradGuard no_grad;
-    labels = context.labels(0, config_.samples);
-    const at::Tensor x_0 = prior_sample(context.streams, key, 0, config_.samples, context.sample_shape, context.dtype);
-    x_1 = rollout(context.policy.collector(), context.table, x_0, Condition{labels}, keyed_noise(context.streams, key, 0, x_0)).last;
-    z = codes(x_0);
     accuracy_ = state_network(frozen_, x_1, labels).argmax(1).eq(z).to(at::kDouble).mean().item<double>();
     bonus_ = bonus(x_0, x_1, labels).mean().item<double>();
   }

@@ -11,17 +11,14 @@
 
 #include "tiltflow/finetune/method.h"
 #include "tiltflow/train/optimizer.h"
+#include "tiltflow/train/state_network.h"
 
 namespace tiltflow {
 
-struct ModesConfig {
-  std::int64_t codes = 0;      // 0: off
-  double weight = 1;           // c
-  std::int64_t every = 1;      // steps between fits of the classifier
-  std::int64_t samples = 128;  // drawn for a fit
-  std::int64_t fits = 20;      // optimiser steps of a fit; ten times as many for the first
-  std::int64_t width = 64;
-  double learning_rate = 2e-3;
+struct ModesConfig : SideFitConfig {
+  ModesConfig() { every = 1, fits = 20; }
+  std::int64_t codes = 0;  // 0: off
+  double weight = 1;       // c
 };
 void bind(Fields& f, ModesConfig& c);
 

@@ -5,6 +5,22 @@
 
 namespace tiltflow {
 
+void bind_side_fit(Fields& f, SideFitConfig& c) {
+  f.value("samples", c.samples, "samples drawn at a refresh", at_least_integer(2));
+  f.value("fits", c.fits, "optimiser steps of a refresh; ten times as many for the first", at_least_integer(1));
+  f.value("width", c.width, "hidden units", at_least_integer(1));
+  f.value("learning_rate", c.learning_rate, "of the fit", positive());
+}
+
+SideSamples policy_samples(const FinetuneContext& context, std::uint32_t key, std::int64_t n) {
+  const at::NoGradGuard no_grad;
+  SideSamples out;
+  out.labels = context.labels(0, n);
+  out.x_0 = prior_sample(context.streams, key, 0, n, context.sample_shape, context.dtype);
+  out.x_1 = rollout(context.policy.collector(), context.table, out.x_0, Condition{out.labels}, keyed_noise(context.streams, key, 0, out.x_0)).last;
+  return out;
+}
+
 ParameterSet init_state_network(const StateNetworkShape& shape, const std::string& name, const RandomStreams& streams) {
   ParameterSet out;
   const auto layer = [&](const std::string& part, std::vector<std::int64_t> sizes) {

@@ -5,10 +5,26 @@
 #include <string>
 #include <vector>
 
-#include "tiltflow/tensor/parameters.h"
-#include "tiltflow/tensor/random.h"
+#include "tiltflow/finetune/method.h"
 
 namespace tiltflow {
+
+// How a network beside the policy is fitted to samples of the policy.
+struct SideFitConfig {
+  std::int64_t every = 0;      // steps between refreshes
+  std::int64_t samples = 128;  // drawn at a refresh
+  std::int64_t fits = 100;     // optimiser steps of a refresh, ten times as many for the first
+  std::int64_t width = 64;
+  double learning_rate = 2e-3;
+};
+// All but `every`.
+void bind_side_fit(Fields& f, SideFitConfig& c);
+
+// Samples of the collecting policy with the noise they come from; `key` is one that no training step uses. Cost: n x K network calls.
+struct SideSamples {
+  at::Tensor x_0, x_1, labels;
+};
+SideSamples policy_samples(const FinetuneContext& context, std::uint32_t key, std::int64_t n);
 
 struct StateNetworkShape {
   std::vector<std::int64_t> state;  // [d] or [C, H, W]

@@ -7,7 +7,6 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/tensor/aten.h"
-#include "tiltflow/train/state_network.h"
 
 namespace tiltflow {
 namespace {
@@ -37,11 +36,8 @@ class LearnedReward final : public Reward {
 
 void bind(Fields& f, SurrogateConfig& c) {
   f.value("every", c.every, "steps between refreshes of a learned reward that stands in for the true one; 0 = none", at_least_integer(0));
-  f.value("samples", c.samples, "samples drawn and scored at a refresh", at_least_integer(2));
-  f.value("fits", c.fits, "optimiser steps of a fit; ten times as many for the first", at_least_integer(1));
+  bind_side_fit(f, c);
   f.value("buffer", c.buffer, "newest samples that are kept", at_least_integer(2));
-  f.value("width", c.width, "hidden units", at_least_integer(1));
-  f.value("learning_rate", c.learning_rate, "of the fit", positive());
 }
 
 Surrogate::Surrogate(SurrogateConfig config, const std::vector<std::int64_t>& shape, std::int64_t classes, std::uint64_t seed) : config_(config) {
@@ -53,13 +49,10 @@ Surrogate::Surrogate(SurrogateConfig config, const std::vector<std::int64_t>& sh
 
 void Surrogate::refresh(const FinetuneContext& context, const StateReward& truth, std::int64_t step) {
   const std::uint32_t key = kRefreshKey + static_cast<std::uint32_t>(step);
-  at::Tensor x_1, labels, r;
+  const auto [x_0, x_1, labels] = policy_samples(context, key, config_.samples);
   {
     const at::NoGradGuard no_grad;
-    labels = context.labels(0, config_.samples);
-    const at::Tensor x_0 = prior_sample(context.streams, key, 0, config_.samples, context.sample_shape, context.dtype);
-    x_1 = rollout(context.policy.collector(), context.table, x_0, Condition{labels}, keyed_noise(context.streams, key, 0, x_0)).last;
-    r = truth.score(x_1, labels).to(at::kFloat);
+    const at::Tensor r = truth.score(x_1, labels).to(at::kFloat);
     const bool first = size() == 0;
     const at::Tensor error = reward_->score(x_1, labels).to(at::kFloat) - r;
     r2_ = first ? 0 : 1 - error.square().mean().item<double>() / std::max(1e-12, r.var(0, false).item<double>());

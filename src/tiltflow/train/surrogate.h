@@ -10,16 +10,12 @@
 
 #include "tiltflow/finetune/method.h"
 #include "tiltflow/train/optimizer.h"
+#include "tiltflow/train/state_network.h"
 
 namespace tiltflow {
 
-struct SurrogateConfig {
-  std::int64_t every = 0;          // steps between refreshes; 0 = no surrogate
-  std::int64_t samples = 128;      // drawn and scored at a refresh
-  std::int64_t fits = 100;         // optimiser steps of a fit, ten times as many for the first
-  std::int64_t buffer = 4096;      // newest samples that are kept
-  std::int64_t width = 64;
-  double learning_rate = 2e-3;
+struct SurrogateConfig : SideFitConfig {  // every = 0: no surrogate
+  std::int64_t buffer = 4096;             // newest samples that are kept
 };
 void bind(Fields& f, SurrogateConfig& c);
 
