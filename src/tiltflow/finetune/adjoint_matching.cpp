@@ -190,7 +190,7 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
   const NoiseSource noise = config_.noise ? keyed_noise(context.streams, static_cast<std::uint32_t>(step), first, x_0) : [x_0](int) { return at::zeros_like(x_0); };
   Trajectory path = rollout(context.policy.collector(), context.table, x_0, condition, noise, options);
   batch.states = std::move(path.states);
-  batch.tuned_velocities = std::move(path.velocities);
+  batch.tuned_velocities = std::move(path.velocities), batch.noises = std::move(path.noises);
   batch.with_graph = std::move(path.with_graph);
 
   const at::NoGradGuard no_grad;
@@ -200,14 +200,9 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
   const std::size_t begin = truncated ? grid_size_ - static_cast<std::size_t>(std::llround(config_.late_fraction * static_cast<double>(grid_size_))) : 0;
   AdjointPass pass = lean_adjoint(*context.policy.base, context.table, batch.states, condition, terminal_adjoint(context, step, batch, condition, batch.rewards), /*to_start=*/same, begin);
   batch.base_velocities = std::move(pass.base_velocities);
-  if (!batch.base_velocities[begin].defined()) batch.base_velocities[begin] = context.policy.base->velocity(batch.states[begin], time_tensor(context.table.steps[begin].t, x_0), condition);
   for (std::size_t k = 0; k < grid_size_; ++k) batch.targets.push_back(pass.adjoints[same ? k : k + 1]);
-  batch.control_cost = at::zeros({n}, batch.rewards.options());
-  batch.log_weights = batch.rewards.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true);
-  for (std::size_t k = begin; k < grid_size_; ++k) {
-    batch.control_cost += control_cost(context.table.steps[k], batch.tuned_velocities[k], batch.base_velocities[k]).to(batch.control_cost.scalar_type());
-    batch.log_weights += path_log_ratio(context.table.steps[k], batch.tuned_velocities[k], batch.base_velocities[k], path.noises[k]).to(at::kDouble);
-  }
+  batch.log_weights = measure_against_base(context, batch, begin) + batch.rewards.to(at::kDouble);
+  batch.noises.clear();
   return batch;
 }
 

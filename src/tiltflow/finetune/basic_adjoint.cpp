@@ -13,19 +13,21 @@ Batch BasicAdjointMatching::collect(const FinetuneContext& context, std::int64_t
   const Condition condition{batch.labels};
   ScoreAndGradient end = context.reward.score_and_gradient(batch.states.back(), batch.labels);
   batch.rewards = std::move(end.score);
-  measure_against_base(context, batch);  // the control is needed before the products with both Jacobians
   const std::size_t steps = context.table.steps.size();
-  batch.targets.resize(steps);
+  batch.targets.resize(steps), batch.base_velocities.resize(steps);
   at::Tensor a = -end.gradient;
   for (std::size_t k = steps; k-- > 0;) {
     const Transition& s = context.table.steps[k];
     const at::Tensor &x = batch.states[k], t = time_tensor(s.t, x);
     if (!continuous_) batch.targets[k] = a;
     if (!continuous_ && k == 0) break;
-    const at::Tensor pull = (batch.tuned_velocities[k] - batch.base_velocities[k]) * (s.c * s.c / (s.s * s.s));
-    a = a * s.p + context.policy.tuned->vjp(x, t, condition, a * s.c + pull).input_gradient - context.policy.base->vjp(x, t, condition, pull).input_gradient;
+    at::Tensor pull;  // of the control's own cost, by both Jacobians
+    const Vjp base = context.policy.base->vjp_of(x, t, condition, [&](const at::Tensor& v) { return pull = (batch.tuned_velocities[k] - v) * (s.c * s.c / (s.s * s.s)); });
+    a = a * s.p + context.policy.tuned->vjp(x, t, condition, a * s.c + pull).input_gradient - base.input_gradient;
+    batch.base_velocities[k] = base.velocity;
     if (continuous_) batch.targets[k] = a;
   }
+  measure_against_base(context, batch);
   return batch;
 }
 

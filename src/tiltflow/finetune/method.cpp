@@ -27,15 +27,17 @@ Batch collect_paths(const FinetuneContext& context, std::int64_t step, std::int6
   return batch;
 }
 
-at::Tensor measure_against_base(const FinetuneContext& context, Batch& batch) {
+at::Tensor measure_against_base(const FinetuneContext& context, Batch& batch, std::size_t begin) {
   const at::NoGradGuard no_grad;
+  batch.base_velocities.resize(context.table.steps.size());
   batch.control_cost = at::zeros({batch.n}, batch.states[0].options());
   at::Tensor log_ratio = at::zeros({batch.n}, at::kDouble);
-  for (std::size_t k = 0; k < context.table.steps.size(); ++k) {
+  for (std::size_t k = begin; k < context.table.steps.size(); ++k) {
     const Transition& s = context.table.steps[k];
-    batch.base_velocities.push_back(context.policy.base->velocity(batch.states[k], time_tensor(s.t, batch.states[k]), Condition{batch.labels}));
-    batch.control_cost += control_cost(s, batch.tuned_velocities[k], batch.base_velocities[k]).to(batch.control_cost.scalar_type());
-    log_ratio += path_log_ratio(s, batch.tuned_velocities[k], batch.base_velocities[k], batch.noises[k]).to(at::kDouble);
+    at::Tensor& base = batch.base_velocities[k];
+    if (!base.defined()) base = context.policy.base->velocity(batch.states[k], time_tensor(s.t, batch.states[k]), Condition{batch.labels});
+    batch.control_cost += control_cost(s, batch.tuned_velocities[k], base).to(batch.control_cost.scalar_type());
+    log_ratio += path_log_ratio(s, batch.tuned_velocities[k], base, batch.noises[k]).to(at::kDouble);
   }
   return log_ratio;
 }

@@ -85,8 +85,9 @@ class FinetuneMethod {
 // Paths of the collecting policy: states, velocities, noises. `with_graph` [K]: steps whose velocity keeps its graph for the loss, which
 // then needs no second call; ignored when the batch is reused or collected by another field than the tuned one.
 Batch collect_paths(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, const at::Tensor& labels, std::vector<bool> with_graph, bool will_reuse);
-// Base velocities along a batch's paths, its control cost, and log dP_base/dP of its paths, [n] double.
-at::Tensor measure_against_base(const FinetuneContext& context, Batch& batch);
+// Base velocities along a batch's paths (those that an adjoint pass has left there are kept), its control cost, and log dP_base/dP of its paths,
+// [n] double, all from step `begin` on.
+at::Tensor measure_against_base(const FinetuneContext& context, Batch& batch, std::size_t begin = 0);
 // Velocities of the tuned model at the states of these steps, with graph: kept ones, or one call for all.
 std::vector<at::Tensor> velocities_along(const FinetuneContext& context, const Batch& batch, const std::vector<std::int64_t>& steps);
 std::vector<std::int64_t> all_steps(const TransitionTable& table);  // 0..K-1

@@ -51,10 +51,12 @@ Batch SocMatching::collect(const FinetuneContext& context, std::int64_t step, st
   const Condition condition{batch.labels};
   ScoreAndGradient end = context.reward.score_and_gradient(batch.states.back(), batch.labels);
   batch.rewards = end.score;
-  batch.log_weights = measure_against_base(context, batch) + batch.rewards.to(at::kDouble);
-  batch.targets.resize(count);
+  const auto measure = [&] { batch.log_weights = measure_against_base(context, batch) + batch.rewards.to(at::kDouble); };
+  batch.targets.resize(count), batch.base_velocities.resize(count);
   if (adjoint()) {
-    const AdjointPass pass = lean_adjoint(*context.policy.base, context.table, batch.states, condition, -end.gradient);
+    AdjointPass pass = lean_adjoint(*context.policy.base, context.table, batch.states, condition, -end.gradient);
+    batch.base_velocities = std::move(pass.base_velocities);
+    measure();
     for (std::size_t k = 0; k < count; ++k) batch.targets[k] = -pass.adjoints[k + 1];
     return batch;
   }
@@ -65,14 +67,22 @@ Batch SocMatching::collect(const FinetuneContext& context, std::int64_t step, st
     at::Tensor e;
     if (j < count) {
       const Transition& s = steps[j];
-      e = (batch.noises[j] + (batch.tuned_velocities[j] - batch.base_velocities[j]) * (s.c / s.s)) / s.s;
-      if (j > 0) pulled[j] = e * s.p + context.policy.base->vjp(batch.states[j], time_tensor(s.t, e), condition, e * s.c).input_gradient;
+      const at::Tensor &x = batch.states[j], t = time_tensor(s.t, x);
+      const auto noise_seen_by_base = [&](const at::Tensor& v) { return e = (batch.noises[j] + (batch.tuned_velocities[j] - v) * (s.c / s.s)) / s.s; };
+      if (j == 0) {
+        noise_seen_by_base(batch.base_velocities[0] = context.policy.base->velocity(x, t, condition));
+      } else {
+        const Vjp pass = context.policy.base->vjp_of(x, t, condition, [&](const at::Tensor& v) { return noise_seen_by_base(v) * s.c; });
+        pulled[j] = e * s.p + pass.input_gradient;
+        batch.base_velocities[j] = pass.velocity;
+      }
     } else {
       pulled[j] = end.gradient;
     }
     if (j > 0) fresh[j] = pulled[j] - before;
     before = e;
   }
+  measure();
   for (std::size_t k = 0; k < count; ++k) {
     batch.targets[k] = pulled[k + 1];
     for (std::size_t j = k + 2; j <= count; ++j) batch.targets[k] = batch.targets[k] + fresh[j] * matrices_[static_cast<std::int64_t>(k)][static_cast<std::int64_t>(j)].item<double>();

@@ -152,12 +152,14 @@ at::Tensor MixtureField::velocity(const at::Tensor& x, const at::Tensor& t, cons
   return v.to(x.scalar_type());
 }
 
-Vjp MixtureField::vjp(const at::Tensor& x, const at::Tensor& t, const Condition&, const at::Tensor& cotangent) const {
+Vjp MixtureField::vjp_of(const at::Tensor& x, const at::Tensor& t, const Condition&, const Cotangent& cotangent) const {
   const at::NoGradGuard no_grad;
-  const at::Tensor state = x.to(at::kDouble), a = cotangent.to(at::kDouble).unsqueeze(1);  // [N, 1, d]
+  const at::Tensor state = x.to(at::kDouble);
   const std::vector<PathPoint> points = path_points(*path_, t);
   const Posterior p = posterior(state, points);
   const at::Tensor c_data = path_coefficient(points, &PathPoint::d_alpha, state), c_noise = path_coefficient(points, &PathPoint::beta_d_beta, state);
+  const at::Tensor v = (c_data * (p.gamma * p.data).sum(1) + c_noise * (p.gamma * p.q).sum(1)).to(x.scalar_type());
+  const at::Tensor a = cotangent(v).to(at::kDouble).unsqueeze(1);  // [N, 1, d]
   const at::Tensor alpha = path_coefficient(points, &PathPoint::alpha, p.q);
   const at::Tensor rotated = per_component(a.expand_as(p.q), eigenvectors_) * p.scale;
   const at::Tensor inverse_a = per_component(rotated, eigenvectors_.transpose(1, 2));                              // C^-1 a
@@ -165,8 +167,7 @@ Vjp MixtureField::vjp(const at::Tensor& x, const at::Tensor& t, const Condition&
   const at::Tensor drift = (p.gamma * p.q).sum(1, true) - p.q;                                                    // grad log gamma_i
   const at::Tensor along_data = (p.gamma * (data_a + drift * (p.data * a).sum(2, true))).sum(1);
   const at::Tensor along_noise = (p.gamma * (inverse_a + drift * (p.q * a).sum(2, true))).sum(1);
-  const at::Tensor v = c_data * (p.gamma * p.data).sum(1) + c_noise * (p.gamma * p.q).sum(1);
-  return {v.to(x.scalar_type()), (c_data * along_data + c_noise * along_noise).to(x.scalar_type())};
+  return {v, (c_data * along_data + c_noise * along_noise).to(x.scalar_type())};
 }
 
 at::Tensor value_function(const GaussianMixture& base, const Path& path, const QuadraticForm& reward, const at::Tensor& x, double t) {

@@ -55,7 +55,7 @@ class MixtureField final : public VelocityField {
  public:
   MixtureField(GaussianMixture mixture, std::shared_ptr<const Path> path);
   at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override;
-  Vjp vjp(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const at::Tensor& cotangent) const override;
+  Vjp vjp_of(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const Cotangent& cotangent) const override;
   const GaussianMixture& mixture() const { return mixture_; }
   const Path& path() const { return *path_; }
 

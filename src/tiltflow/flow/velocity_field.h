@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 
 namespace tiltflow {
 
@@ -18,6 +19,9 @@ struct Vjp {
   at::Tensor input_gradient;  // J_v(x, t)^T cotangent, [N, ...]
 };
 
+// The vector to multiply, when it depends on the velocity that the same evaluation yields.
+using Cotangent = std::function<at::Tensor(const at::Tensor& velocity)>;  // no graph; [N, ...] -> [N, ...]
+
 class VelocityField {
  public:
   virtual ~VelocityField() = default;
@@ -25,7 +29,8 @@ class VelocityField {
   // grad mode is on.
   virtual at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const = 0;
   // Default: autograd, one forward and one backward; no graph is left behind.
-  virtual Vjp vjp(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const at::Tensor& cotangent) const;
+  virtual Vjp vjp_of(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const Cotangent& cotangent) const;
+  Vjp vjp(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const at::Tensor& cotangent) const;
 };
 
 // [N] view of one time value.

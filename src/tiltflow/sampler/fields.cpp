@@ -52,9 +52,9 @@ at::Tensor CountingField::velocity(const at::Tensor& x, const at::Tensor& t, con
   return field_->velocity(x, t, condition);
 }
 
-Vjp CountingField::vjp(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const at::Tensor& cotangent) const {
+Vjp CountingField::vjp_of(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const Cotangent& cotangent) const {
   count_ += 2 * x.size(0);
-  return field_->vjp(x, t, condition, cotangent);
+  return field_->vjp_of(x, t, condition, cotangent);
 }
 
 }  // namespace tiltflow

@@ -53,7 +53,7 @@ class CountingField final : public VelocityField {
  public:
   explicit CountingField(std::shared_ptr<const VelocityField> field) : field_(std::move(field)) {}
   at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override;
-  Vjp vjp(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const at::Tensor& cotangent) const override;
+  Vjp vjp_of(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const Cotangent& cotangent) const override;
   std::int64_t count() const { return count_.load(); }
   void reset() const { count_ = 0; }
 

@@ -22,7 +22,7 @@ class MixtureModel final : public VelocityModel {
  public:
   MixtureModel(const GaussianMixture& mixture, std::shared_ptr<const Path> path);
   at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override { return field_.velocity(x, t, condition); }
-  Vjp vjp(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const at::Tensor& cotangent) const override { return field_.vjp(x, t, condition, cotangent); }
+  Vjp vjp_of(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const Cotangent& cotangent) const override { return field_.vjp_of(x, t, condition, cotangent); }
   const ModelSpec& spec() const override { return spec_; }
   const ParameterSet& parameters() const override { return parameters_; }
   std::vector<std::int64_t> sample_shape() const override { return {field_.mixture().dimension()}; }
