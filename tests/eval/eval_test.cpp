@@ -67,6 +67,19 @@ TEST(eval_quality, DiversityPrecisionRecallAndExtrapolation) {
   EXPECT_THROW(frechet_extrapolated(few.narrow(0, 0, 50), truth, streams), Error);
 }
 
+// Samples of one number belong together: what both sets share cancels from the error of their difference, whatever their sizes.
+TEST(eval_statistics, PairedJackknife) {
+  const RandomStreams streams(3);
+  const at::Tensor x = streams.normal(Purpose::kProbe, 0, 0, 0, 1600, {1}, at::kDouble).flatten(), y = x + 0.1 * streams.normal(Purpose::kProbe, 1, 0, 0, 1600, {1}, at::kDouble).flatten();
+  const auto difference = [&](const at::Tensor& other, std::int64_t n) {
+    return jackknife(1600, n, [&](const at::Tensor& i, const at::Tensor& j) { return std::vector<double>{x.index_select(0, i).mean().item<double>() - other.index_select(0, j).mean().item<double>()}; })[0];
+  };
+  const at::Tensor apart = streams.normal(Purpose::kProbe, 2, 0, 0, 1600, {1}, at::kDouble).flatten();
+  EXPECT_NEAR(difference(y, 1600).se, 0.1 / 40, 0.03 / 40);
+  EXPECT_NEAR(difference(apart, 1600).se, std::sqrt(2.0) / 40, 0.4 / 40);
+  EXPECT_NEAR(difference(y, 800).se, std::sqrt(1.0 / 1600 + 1.01 / 800 - 2.0 / 1600), 0.25 / 40) << "half of the pairs";
+}
+
 // The check passes for the exact tilted field and fails for the base and for a field that is tilted too much.
 TEST(eval_tilted_check, TellsTheTiltedLawFromOthers) {
   const ExactProblem p = near_modes();
@@ -88,6 +101,10 @@ TEST(eval_tilted_check, TellsTheTiltedLawFromOthers) {
   EXPECT_NEAR(good.samplers[0].path_gap.value, 0, 0.02) << "discretisation at K = 60 only";
   EXPECT_LT(good.samplers[0].path_gap.se, 0.3 * good.samplers[0].gap.se);
   EXPECT_GT(good.samplers[0].path_ess, 0.95);
+  // Noise in common: the difference has a smaller error than its two sides, and the right one (a single mean, known exactly up to the ODE's steps).
+  const ComparedStatistic& mean = good.samplers[1].statistics.front();
+  EXPECT_LT(mean.difference.se, 0.8 * std::hypot(mean.predicted.se, mean.tuned.se));
+  EXPECT_DOUBLE_EQ(mean.difference.value, mean.tuned.value - mean.predicted.value);
   const TiltedCheck none = run(p.base->mixture()), over = run(twice.target.law);
   EXPECT_FALSE(none.passed);
   EXPECT_NEAR(none.samplers[0].shift_reached.value, 0, 0.1);

@@ -59,7 +59,7 @@ std::string percent_of_shift(const Json& sampler) {
 
 std::string check_section(const Json& check) {
   std::string out = cat("<h2>Tilted-law check: <span class='", check["passed"].get<bool>() ? "ok'>passed" : "bad'>failed", "</span></h2>",
-                        "<p>Statistics of p* predicted by importance-weighting base samples, beside the tuned model's own. Errors are standard errors.</p>");
+                        "<p>Statistics of p* predicted by importance-weighting base samples, beside the tuned model's own from the same noise. Errors are standard errors.</p>");
   for (const Json& s : check["samplers"]) {
     out += cat("<h3>Sampler ", html_escape(s["sampler"].get<std::string>()), "</h3><p>", s["base_samples"].get<std::int64_t>(), " base samples, ESS ", fixed(number_from_json(s["ess"]), 0),
                "; ", s["tuned_samples"].get<std::int64_t>(), " tuned samples; log Z ", fixed(number_from_json(s["log_z"]["value"]), 3));
@@ -67,10 +67,10 @@ std::string check_section(const Json& check) {
       const auto show = [&](const char* key, int digits) { return cat(fixed(number_from_json(s[key]["value"]), digits), " &plusmn; ", fixed(number_from_json(s[key]["se"]), digits)); };
       out += cat("; control cost ", show("control_cost", 3), " nats; gap ", show("gap", 3), " with log Z of the base samples, ", show("path_gap", 4), " from the tuned paths alone");
     }
-    out += cat("; the tuned mean reward covers ", percent_of_shift(s), " of the shift from base to p*</p><table><tr><th>statistic</th><th>base</th><th>p* predicted</th><th>tuned</th><th>tolerance</th><th></th></tr>");
+    out += cat("; the tuned mean reward covers ", percent_of_shift(s), " of the shift from base to p*</p><table><tr><th>statistic</th><th>base</th><th>p* predicted</th><th>tuned</th><th>tuned - p*</th><th>tolerance</th><th></th></tr>");
     for (const Json& c : s["statistics"]) {
       const bool ok = c["agrees"].get<bool>();
-      out += cat("<tr><td>", html_escape(c["name"].get<std::string>()), "</td>", estimate_cell(c["base"]), estimate_cell(c["predicted"]), estimate_cell(c["tuned"]), "<td>", fixed(number_from_json(c["tolerance"]), 4), "</td><td class='", ok ? "ok'>agrees" : "bad'>differs", "</td></tr>");
+      out += cat("<tr><td>", html_escape(c["name"].get<std::string>()), "</td>", estimate_cell(c["base"]), estimate_cell(c["predicted"]), estimate_cell(c["tuned"]), estimate_cell(c.at("difference")), "<td>", fixed(number_from_json(c["tolerance"]), 4), "</td><td class='", ok ? "ok'>agrees" : "bad'>differs", "</td></tr>");
     }
     out += "</table>";
     const Json& h = s["histogram"];

@@ -13,15 +13,14 @@ Estimate mean_estimate(const at::Tensor& x) {
   return {values.mean().item<double>(), values.size(0) > 1 ? values.std().item<double>() / std::sqrt(static_cast<double>(values.size(0))) : 0};
 }
 
-std::vector<Estimate> jackknife(const at::Tensor& log_weights, const WeightedStatistic& statistic, int groups) {
+std::vector<Estimate> jackknife(std::int64_t first, std::int64_t second, const PairedStatistic& statistic, int groups) {
   const at::NoGradGuard no_grad;
-  const std::int64_t n = log_weights.size(0);
-  const at::Tensor logs = log_weights.to(at::kDouble), all = at::arange(n);
-  const std::vector<double> full = statistic(all, logs.softmax(0));
+  const at::Tensor all_first = at::arange(first), all_second = at::arange(second);
+  const std::vector<double> full = statistic(all_first, all_second);
   std::vector<double> sum(full.size(), 0), square(full.size(), 0);
   for (int g = 0; g < groups; ++g) {
-    const at::Tensor rest = all.index({at::remainder(all, groups) != g});
-    const std::vector<double> values = statistic(rest, logs.index_select(0, rest).softmax(0));
+    const auto rest = [&](const at::Tensor& all) { return all.index({at::remainder(all, groups) != g}); };
+    const std::vector<double> values = statistic(rest(all_first), rest(all_second));
     for (std::size_t i = 0; i < values.size(); ++i) sum[i] += values[i], square[i] += values[i] * values[i];
   }
   std::vector<Estimate> out;
@@ -30,6 +29,11 @@ std::vector<Estimate> jackknife(const at::Tensor& log_weights, const WeightedSta
     out.push_back({full[i], std::sqrt((groups - 1) * variance)});
   }
   return out;
+}
+
+std::vector<Estimate> jackknife(const at::Tensor& log_weights, const WeightedStatistic& statistic, int groups) {
+  const at::Tensor logs = log_weights.to(at::kDouble);
+  return jackknife(logs.size(0), 0, [&](const at::Tensor& rest, const at::Tensor&) { return statistic(rest, logs.index_select(0, rest).softmax(0)); }, groups);
 }
 
 FeatureMoments feature_moments(const at::Tensor& features) {

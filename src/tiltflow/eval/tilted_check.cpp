@@ -12,7 +12,7 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::uint32_t kBaseKey = 0xffffe000u, kTunedKey = 0xffffe001u;
+constexpr std::uint32_t kNoiseKey = 0xffffe000u;  // of base and tuned samples alike: their differences have much smaller errors than either
 
 // Per-sample quantities from which all statistics are made.
 struct Observed {
@@ -75,12 +75,6 @@ std::vector<double> statistics(const Observed& o, std::int64_t classes, const at
   return out;
 }
 
-// (tuned - base) / (p* - base); the base's own error is small beside the others and left out.
-Estimate share_of_shift(const ComparedStatistic& s) {
-  const double shift = s.predicted.value - s.base.value, share = (s.tuned.value - s.base.value) / shift;
-  return {share, std::hypot(s.tuned.se, share * s.predicted.se) / std::abs(shift)};
-}
-
 void fill_histogram(SamplerCheck& check, const at::Tensor& base, const at::Tensor& weights, const at::Tensor& tuned) {
   constexpr int kBins = 32;
   const double low = std::min(base.min().item<double>(), tuned.min().item<double>()), high = std::max(base.max().item<double>(), tuned.max().item<double>());
@@ -108,16 +102,16 @@ TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tun
   Progress progress("check", total);
   std::int64_t before = 0;
   for (const SamplerConfig& sampler : options.samplers) {
-    const auto run = [&](const VelocityField& field, std::int64_t n, std::uint32_t key, const VelocityField* reference) {
+    const auto run = [&](const VelocityField& field, std::int64_t n, const VelocityField* reference) {
       DrawOptions draw_options;
-      draw_options.n = n, draw_options.step = key, draw_options.reference = reference;
+      draw_options.n = n, draw_options.step = kNoiseKey, draw_options.reference = reference;
       draw_options.progress = [&](std::int64_t done) { progress.update(before + done, sampler.name); };
       const Draws draws = draw(field, sampler, path, shape, streams, labels, draw_options);
       before += n;
       return draws;
     };
-    const Draws from_base = run(base, options.base_samples, kBaseKey, nullptr);
-    const Draws from_tuned = run(tuned, options.tuned_samples, kTunedKey, &base);
+    const Draws from_base = run(base, options.base_samples, nullptr);
+    const Draws from_tuned = run(tuned, options.tuned_samples, &base);
     const Observed b = observe(from_base, reward, options.judge.get()), t = observe(from_tuned, reward, options.judge.get());
 
     SamplerCheck check;
@@ -125,24 +119,35 @@ TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tun
     const ImportanceWeights weights = importance_weights(b.reward, from_base.labels);
     check.ess = weights.ess;
     check.log_z = {weights.log_z, weights.log_z_se};
-    if (from_tuned.cost.defined()) {
-      check.control_cost = mean_estimate(from_tuned.cost);
-      const Estimate net = mean_estimate(t.reward - from_tuned.cost.to(at::kDouble));
-      check.gap = {check.log_z.value - net.value, std::hypot(check.log_z.se, net.se)};
-      const PathGap sharp = path_gap(t.reward, from_tuned.log_ratio, from_tuned.labels);
-      check.path_gap = {sharp.gap, sharp.gap_se}, check.path_ess = sharp.ess;
-    }
-    const auto evaluate = [&](const Observed& o) { return [&o, classes](const at::Tensor& index, const at::Tensor& w) { return statistics(o, classes, index, w); }; };
-    const std::vector<Estimate> plain = jackknife(at::zeros_like(b.reward), evaluate(b)), predicted = jackknife(weights.log_weights, evaluate(b)), found = jackknife(at::zeros_like(t.reward), evaluate(t));
+    const at::Tensor net = from_tuned.cost.defined() ? t.reward - from_tuned.cost.to(at::kDouble) : at::Tensor();
+    // base, p*, tuned, tuned - p* of every statistic; share of the first one's shift; gap
     const std::vector<std::string> names = statistic_names(b, classes);
-    for (std::size_t i = 0; i < names.size(); ++i) {
-      ComparedStatistic s{names[i], plain[i], predicted[i], found[i]};
-      s.tolerance = options.standard_errors * std::hypot(s.predicted.se, s.tuned.se) + options.allowance * std::abs(s.predicted.value - s.base.value);
-      s.agrees = std::abs(s.tuned.value - s.predicted.value) <= s.tolerance;
+    const std::size_t count = names.size();
+    const std::vector<Estimate> found = jackknife(options.base_samples, options.tuned_samples, [&](const at::Tensor& of_base, const at::Tensor& of_tuned) {
+      const auto evenly = [](const at::Tensor& index) { return at::full({index.size(0)}, 1.0 / static_cast<double>(index.size(0)), at::kDouble); };
+      std::vector<double> out = statistics(b, classes, of_base, evenly(of_base));
+      const std::vector<double> predicted = statistics(b, classes, of_base, weights.log_weights.index_select(0, of_base).softmax(0)), tuned_now = statistics(t, classes, of_tuned, evenly(of_tuned));
+      out.insert(out.end(), predicted.begin(), predicted.end());
+      out.insert(out.end(), tuned_now.begin(), tuned_now.end());
+      for (std::size_t i = 0; i < count; ++i) out.push_back(tuned_now[i] - predicted[i]);
+      out.push_back((tuned_now[0] - out[0]) / (predicted[0] - out[0]));
+      if (net.defined()) out.push_back(importance_weights(b.reward.index_select(0, of_base), from_base.labels.defined() ? from_base.labels.index_select(0, of_base) : at::Tensor()).log_z - net.index_select(0, of_tuned).mean().item<double>());
+      return out;
+    });
+    for (std::size_t i = 0; i < count; ++i) {
+      ComparedStatistic s{names[i], found[i], found[count + i], found[2 * count + i], found[3 * count + i]};
+      s.tolerance = options.standard_errors * s.difference.se + options.allowance * std::abs(s.predicted.value - s.base.value);
+      s.agrees = std::abs(s.difference.value) <= s.tolerance;
       out.passed = out.passed && s.agrees;
       check.statistics.push_back(std::move(s));
     }
-    check.shift_reached = share_of_shift(check.statistics.front());
+    check.shift_reached = found[4 * count];
+    if (net.defined()) {
+      check.control_cost = mean_estimate(from_tuned.cost);
+      check.gap = found.back();
+      const PathGap sharp = path_gap(t.reward, from_tuned.log_ratio, from_tuned.labels);
+      check.path_gap = {sharp.gap, sharp.gap_se}, check.path_ess = sharp.ess;
+    }
     check.histogram_of = b.ink.defined() ? "ink" : "reward";
     fill_histogram(check, b.ink.defined() ? b.ink : b.reward, weights.log_weights.softmax(0), t.ink.defined() ? t.ink : t.reward);
     out.samplers.push_back(std::move(check));
@@ -157,7 +162,7 @@ nlohmann::ordered_json to_json(const TiltedCheck& check) {
     nlohmann::ordered_json item{{"sampler", s.sampler}, {"ess", json_number(s.ess)}, {"base_samples", s.base_samples}, {"tuned_samples", s.tuned_samples},
                                 {"log_z", estimate(s.log_z)}, {"control_cost", estimate(s.control_cost)}, {"gap", estimate(s.gap)}, {"path_gap", estimate(s.path_gap)}, {"path_ess", json_number(s.path_ess)}, {"shift_reached", estimate(s.shift_reached)}};
     for (const ComparedStatistic& c : s.statistics) {
-      item["statistics"].push_back({{"name", c.name}, {"base", estimate(c.base)}, {"predicted", estimate(c.predicted)}, {"tuned", estimate(c.tuned)}, {"tolerance", json_number(c.tolerance)}, {"agrees", c.agrees}});
+      item["statistics"].push_back({{"name", c.name}, {"base", estimate(c.base)}, {"predicted", estimate(c.predicted)}, {"tuned", estimate(c.tuned)}, {"difference", estimate(c.difference)}, {"tolerance", json_number(c.tolerance)}, {"agrees", c.agrees}});
     }
     item["histogram"] = {{"of", s.histogram_of}, {"edges", s.edges}, {"base", s.base_density}, {"predicted", s.predicted_density}, {"tuned", s.tuned_density}};
     out["samplers"].push_back(std::move(item));
@@ -175,9 +180,9 @@ std::string table_text(const TiltedCheck& check) {
                  fixed(s.path_gap.value, 4), " +- ", fixed(s.path_gap.se, 4), " from the tuned paths alone (their ESS ", fixed(100 * s.path_ess, 0), " %)");
     }
     out += cat("\n  the tuned mean reward covers ", fixed(100 * s.shift_reached.value, 0), " +- ", fixed(100 * s.shift_reached.se, 0), " % of the shift from base to p*");
-    out += cat("\n", pad_right("  statistic", 24), pad_left("base", 19), pad_left("p* (predicted)", 19), pad_left("tuned", 19), "  tolerance\n");
+    out += cat("\n", pad_right("  statistic", 24), pad_left("base", 19), pad_left("p* (predicted)", 19), pad_left("tuned", 19), pad_left("tuned - p*", 19), "  tolerance\n");
     for (const ComparedStatistic& c : s.statistics) {
-      out += cat(pad_right("  " + c.name, 24), cell(c.base), cell(c.predicted), cell(c.tuned), "  ", fixed(c.tolerance, 4), c.agrees ? "  ok\n" : "  DIFFERS\n");
+      out += cat(pad_right("  " + c.name, 24), cell(c.base), cell(c.predicted), cell(c.tuned), cell(c.difference), "  ", fixed(c.tolerance, 4), c.agrees ? "  ok\n" : "  DIFFERS\n");
     }
   }
   out += check.passed ? "\ntilted-law check PASSED: the tuned model samples p_base exp(r) within the stated errors\n" : "\ntilted-law check FAILED: see the rows marked DIFFERS\n";

@@ -1,5 +1,6 @@
 // The tilted-law check: does the tuned model sample p* ~ p_base exp(r)? Statistics of p* are predicted by importance-
-// weighting samples of the base model, and compared with the tuned model's own, under the memoryless SDE and an ODE.
+// weighting samples of the base model, and compared with the tuned model's own, under the memoryless SDE and an ODE. Both models
+// start from the same noise, so that chance cancels from the comparison where it has moved both alike.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -15,8 +16,8 @@ namespace tiltflow {
 
 struct ComparedStatistic {
   std::string name;
-  Estimate base, predicted, tuned;
-  double tolerance = 0;  // largest accepted |tuned - predicted|
+  Estimate base, predicted, tuned, difference;  // difference: tuned - predicted, from samples of the same noise
+  double tolerance = 0;  // largest accepted |difference|
   bool agrees = false;
 };
 
@@ -40,7 +41,7 @@ struct TiltedCheck {
 };
 
 struct TiltedCheckOptions {
-  std::int64_t base_samples = 2048, tuned_samples = 1024;
+  std::int64_t base_samples = 1536, tuned_samples = 1536;
   double standard_errors = 3, allowance = 0.1;
   std::shared_ptr<const Classifier> judge;  // may be null
   std::vector<SamplerConfig> samplers;      // compared one after the other

@@ -37,7 +37,7 @@ void bind(Fields& f, EvaluationConfig& c);
 
 // The tilted-law check at the end: see eval/tilted_check.h.
 struct CheckConfig {
-  std::int64_t base_samples = 2048, tuned_samples = 1024;
+  std::int64_t base_samples = 1536, tuned_samples = 1536;
   std::string judge;             // classifier for class shares and intra-class variance; "" = none
   std::string ode = "ode-heun";  // deterministic sampler compared as well; "" = none
   std::int64_t ode_steps = 10;
