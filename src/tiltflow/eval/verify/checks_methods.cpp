@@ -43,6 +43,18 @@ std::vector<VerifyRow> mean_of(const std::string& what, const TrainedOptions& op
   return {{cat(what, ", ", p.name), "mean", base + shift * (tilted - base), found, tolerance * std::abs(tilted - base) + 3 * found.se, broken, ""}};
 }
 
+// Without a KL nothing remains of the base: every sample goes to the reward's maximum, as close as the noise of the last step allows, and as far as the network
+// tells states apart. Methods whose reward is at a prediction of the end point leave what the sampler does from there to it (`spread_tolerance`).
+std::vector<VerifyRow> maximum_of(const std::string& what, const TrainedOptions& options, double spread_tolerance, bool broken) {
+  const ExactProblem p = line_gaussian(true);
+  const TrainedControl control = train_control(p, options);
+  const at::Tensor x = sample_law(*control.policy.tuned, control.table, 1, kSamples, options.seed + 200).x.flatten();
+  const double centre = 2, noise = control.table.steps.back().s;
+  const Estimate mean = mean_estimate(x), spread = mean_estimate((x - centre).abs());
+  return {{cat(what, ", ", p.name), "mean", centre, mean, 0.1 + 3 * mean.se, broken, ""},
+          {cat(what, ", ", p.name), "mean distance to the maximum", noise * std::sqrt(2 / M_PI), spread, spread_tolerance + 3 * spread.se, broken, ""}};
+}
+
 // Two modes with the same reward and a policy gradient without KL: chance makes it give up one of them, unless samples must go on telling where they started.
 std::vector<VerifyRow> mode_share(const std::string& what, const TrainedOptions& options, bool broken) {
   ExactProblem p = make_problem("1-D two modes, even r", isotropic_mixture(at::full({2}, 0.5, at::kDouble), at::tensor(std::vector<double>{-2, 2}, at::kDouble).view({2, 1}), 0.4), linear_form(at::zeros({1}, at::kDouble)));
@@ -148,6 +160,17 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   centre("draft, all steps, no cost", draft, 1, 0.3, true);
   draft.method.direct.last = 1, draft.method.direct.kl = 1;
   centre("draft, last step only, kl 1", draft, 1, 0.15, true);
+
+  // The reward's own maximum, where nothing holds them back.
+  for (const std::string& name : direct_gradient_methods()) {
+    if (name == "discrete-adjoint") continue;  // its cost is part of it
+    TrainedOptions loose_end = trained_by(name, seed);
+    const bool predicts = name == "refl" || name == "drtune" || name == "leap-align";
+    tasks.push_back({name + ", to the maximum", [=] { return maximum_of(name + ", no cost", loose_end, predicts ? 0.3 : 0.05, false); }});
+  }
+  TrainedOptions held = trained_by("draft", seed);
+  held.method.direct.last = 0, held.method.direct.kl = 1;
+  tasks.push_back({"draft with its cost, not to the maximum", [=] { return maximum_of("draft, all steps, kl 1", held, 0.3, true); }});
 
   // Six tenths of the reward: every method whose law is checked must be seen to miss it.
   for (const std::string& name : {std::string("adjoint-matching"), std::string("discrete-adjoint"), std::string("basic-adjoint-matching"), std::string("log-variance"), std::string("variance"), std::string("trajectory-balance"), std::string("cross-entropy"), std::string("socm"), std::string("socm-adjoint"), std::string("efficient-adjoint-matching")}) {
