@@ -3,5 +3,5 @@
 set -euo pipefail
 program=$1; cd "$2"
 out=$(mktemp -d); trap 'rm -rf "$out"' EXIT
-"$program" finetune recipes/mnist-ink.toml --set check.base_samples=1024 --set check.tuned_samples=512 --out "$out/run"
+"$program" finetune recipes/mnist-ink.toml --set check.base_samples=768 --set check.tuned_samples=768 --out "$out/run"
 "$program" eval --run "$out/run"
