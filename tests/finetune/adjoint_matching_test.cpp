@@ -83,6 +83,12 @@ TEST(finetune_am, EvaluationsAreAtTheFloor) {
   AdjointMatching second(config);
   again.run(second);
   EXPECT_EQ(again.tuned->count(), 12 * (12 + 5));
+  // Eleven steps in four groups: four products, and a forward alone where there is none.
+  Bench coarse;
+  config.adjoint_stride = 3;
+  AdjointMatching third(config);
+  coarse.run(third);
+  EXPECT_EQ(coarse.base->count(), 12 * (2 * 4 + 8));
 }
 
 TEST(finetune_am, PiecesAddUpToTheWholeBatch) {

@@ -26,6 +26,7 @@ void bind(Fields& f, AdjointMatchingConfig& c) {
   f.value("late_steps", c.late_steps, "how many of the loss steps come from the late part", at_least_integer(0));
   f.value("time_weighting", c.time_weighting, "0: as published; towards 1 early steps count more (same optimum, faster large-scale change)", between(0, 1));
   f.value("path_weighting", c.path_weighting, "exponent of the path weights dP*/dP in the loss: 0 as published, 1 regresses on the adjoint's mean under p* itself (same optimum, no policy lag)", between(0, 1));
+  f.value("adjoint_stride", c.adjoint_stride, "one Jacobian of the base serves this many steps of the adjoint: cheaper, biased (docs/mathematics.md); 1 = exact", at_least_integer(1));
   f.value("clip_constant", c.clip_constant, "no gradient from losses above this; 0 = off", at_least(0));
   f.value("clip_quantile", c.clip_quantile, "no gradient from samples above this running quantile of sqrt(loss); 0 = off", between(0, 1));
   f.value("clip_per_time", c.clip_per_time, "one quantile per time step");
@@ -198,7 +199,7 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
   // When every loss step is late, nothing before them is needed.
   const bool truncated = !config_.noise && config_.times == "shared" && config_.late_steps > 0 && config_.late_steps == config_.loss_steps;
   const std::size_t begin = truncated ? grid_size_ - static_cast<std::size_t>(std::llround(config_.late_fraction * static_cast<double>(grid_size_))) : 0;
-  AdjointPass pass = lean_adjoint(*context.policy.base, context.table, batch.states, condition, terminal_adjoint(context, step, batch, condition, batch.rewards), /*to_start=*/same, begin);
+  AdjointPass pass = lean_adjoint(*context.policy.base, context.table, batch.states, condition, terminal_adjoint(context, step, batch, condition, batch.rewards), {.to_start = same, .first = begin, .stride = static_cast<std::size_t>(config_.adjoint_stride)});
   batch.base_velocities = std::move(pass.base_velocities);
   for (std::size_t k = 0; k < grid_size_; ++k) batch.targets.push_back(pass.adjoints[same ? k : k + 1]);
   batch.log_weights = measure_against_base(context, batch, begin) + batch.rewards.to(at::kDouble);

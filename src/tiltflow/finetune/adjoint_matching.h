@@ -21,6 +21,7 @@ struct AdjointMatchingConfig {
   std::int64_t late_steps = 0;      // how many of loss_steps are drawn from the late part
   double time_weighting = 0;        // loss_k is multiplied by (s_k/c_k)^(2 w), mean 1: 0 as published, 1 plain velocity regression
   double path_weighting = 0;        // exponent of the path weights dP*/dP in the loss: 0 as published, 1 the conditional mean under p* itself
+  std::int64_t adjoint_stride = 1;  // of sampler/lean_adjoint: steps that share one Jacobian; 1 = exact
   double clip_constant = 0;         // drop the gradient of loss_k above this; 0 = off (paper: 1.6 lambda^2)
   double clip_quantile = 0;         // drop samples whose sqrt(loss) exceeds the running quantile; 0 = off
   bool clip_per_time = true;        // one quantile per time step instead of one for all

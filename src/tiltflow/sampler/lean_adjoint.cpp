@@ -1,22 +1,29 @@
 #include "tiltflow/sampler/lean_adjoint.h"
 
+#include <algorithm>
+
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
 
 AdjointPass lean_adjoint(const VelocityField& base, const TransitionTable& table, const std::vector<at::Tensor>& states,
-                         const Condition& condition, at::Tensor terminal_adjoint, bool to_start, std::size_t first) {
-  const std::size_t steps = table.steps.size();
+                         const Condition& condition, at::Tensor terminal_adjoint, const AdjointOptions& options) {
+  const std::size_t steps = table.steps.size(), start = options.first + (options.to_start ? 0u : 1u);
   AdjointPass out;
   out.adjoints.resize(steps + 1);
   out.base_velocities.resize(steps);
   out.adjoints[steps] = std::move(terminal_adjoint);
-  for (std::size_t k = steps; k-- > first + (to_start ? 0u : 1u);) {
-    const Transition& step = table.steps[k];
-    const at::Tensor& a = out.adjoints[k + 1];
-    Vjp pass = base.vjp(states[k], time_tensor(step.t, states[k]), condition, a);
-    out.adjoints[k] = a * step.p + pass.input_gradient * step.c;
-    out.base_velocities[k] = std::move(pass.velocity);
+  for (std::size_t end = steps; end > start;) {
+    const std::size_t begin = end - std::min(options.stride, end - start), middle = begin + (end - begin) / 2;
+    const at::Tensor& a = out.adjoints[end];
+    Vjp pass = base.vjp(states[middle], time_tensor(table.steps[middle].t, states[middle]), condition, a);
+    double p = 1, c = 0;
+    for (std::size_t k = end; k-- > begin;) {
+      c += p * table.steps[k].c, p *= table.steps[k].p;
+      out.adjoints[k] = a * p + pass.input_gradient * c;
+    }
+    out.base_velocities[middle] = std::move(pass.velocity);
+    end = begin;
   }
   return out;
 }

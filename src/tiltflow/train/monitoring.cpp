@@ -119,7 +119,7 @@ void Monitor::heat_maps(const VelocityField& tuned, const VelocityField& base, s
   RolloutOptions keep;
   keep.keep_states = true;
   const Trajectory path = rollout(tuned, setup_.table, x_0, condition, noise, keep);
-  const AdjointPass pass = lean_adjoint(base, setup_.table, path.states, condition, -setup_.reward->score_and_gradient(path.last, condition.labels).gradient, /*to_start=*/true);
+  const AdjointPass pass = lean_adjoint(base, setup_.table, path.states, condition, -setup_.reward->score_and_gradient(path.last, condition.labels).gradient, {.to_start = true});
   std::vector<at::Tensor> maps;
   std::vector<std::string> captions;
   for (std::int64_t i = 0; i < n; ++i) {

@@ -43,7 +43,7 @@ VerifyRow unrolled_row(const std::string& name, const VelocityField& field, cons
   const auto exact = torch::autograd::grad({total}, states, {}, /*retain_graph=*/false);
   std::vector<at::Tensor> plain;
   for (const at::Tensor& state : states) plain.push_back(state.detach());
-  const AdjointPass pass = lean_adjoint(field, table, plain, condition, exact.back(), /*to_start=*/true);
+  const AdjointPass pass = lean_adjoint(field, table, plain, condition, exact.back(), {.to_start = true});
   double worst = 0;  // relative to the terminal adjoint: a_0 of a memoryless chain is zero up to rounding
   for (std::size_t k = 0; k < exact.size(); ++k) worst = std::max(worst, ((pass.adjoints[k] - exact[k]).abs().max() / exact.back().abs().max()).item<double>());
   return {name, "lean adjoint - unrolled autograd, relative", 0, {worst, 0}, 1e-6, false, ""};

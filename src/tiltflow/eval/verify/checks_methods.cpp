@@ -79,6 +79,16 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   const auto law = [&](const std::string& what, const TrainedOptions& o, double mean_fraction = 0.08) { tasks.push_back({what, [=] { return law_of(what, o, mean_fraction, near_modes()); }}); };
   const auto centre = [&](const std::string& what, const TrainedOptions& o, double shift, double tolerance, bool broken = false) { tasks.push_back({what, [=] { return mean_of(what, o, shift, tolerance, broken); }}); };
   law("adjoint-matching", trained_by("adjoint-matching", seed));
+  TrainedOptions coarse = trained_by("adjoint-matching", seed);
+  coarse.steps = 50, coarse.adjoint_stride = 2;
+  law("adjoint-matching, a Jacobian for two steps", coarse);
+  coarse.adjoint_stride = 5;  // too coarse: weight and mean must show it
+  tasks.push_back({"adjoint-matching, a Jacobian for five steps", [=] {
+    std::vector<VerifyRow> rows = law_of("adjoint-matching, a Jacobian for five steps", coarse, 0.08, near_modes());
+    rows.resize(2);
+    for (VerifyRow& row : rows) row.negative_control = true;
+    return rows;
+  }});
   law("discrete-adjoint", trained_by("discrete-adjoint", seed));
   law("basic-adjoint-matching", trained_by("basic-adjoint-matching", seed));
   TrainedOptions linear = trained_by("efficient-adjoint-matching", seed);

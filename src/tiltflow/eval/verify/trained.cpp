@@ -14,6 +14,7 @@ std::pair<double, double> train_policy(const Policy& policy, const StateReward& 
   config.adjoint.loss_steps = options.loss_steps;
   config.adjoint.keep_graphs = options.loss_steps > 0;
   config.adjoint.path_weighting = options.path_weighting;
+  config.adjoint.adjoint_stride = options.adjoint_stride;
   const auto method = make_method(config);
   const RandomStreams streams(options.seed);
   OptimizerConfig optimizer_config;

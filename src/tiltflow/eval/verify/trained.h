@@ -11,9 +11,10 @@ struct TrainedOptions {
   int steps = 40;                  // of the sampler
   std::int64_t iterations = 300, batch = 256, hidden = 64, depth = 2;
   std::int64_t loss_steps = 0;     // 0: all
+  std::int64_t adjoint_stride = 1;
   double learning_rate = 5e-3, reward_scale = 1, path_weighting = 0;
   ModesConfig modes;
-  MethodConfig method;             // Adjoint Matching takes its loss_steps and path_weighting from above
+  MethodConfig method;             // Adjoint Matching takes loss_steps, path_weighting and adjoint_stride from above
   std::uint64_t seed = 3;
 };
 
