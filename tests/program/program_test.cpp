@@ -207,14 +207,14 @@ TEST(program_likelihood, SamplesOfTheModel) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
   EXPECT_EQ(run(cat("sample --model assets/mnist-sit.safetensors --n 2 --steps 3 --labels 3,5 --out ", at, "/s")).code, 0);
-  const std::string ask = cat("likelihood --model assets/mnist-sit.safetensors --input ", at, "/s/samples.safetensors --sampler ode-euler --steps 3 --json ");
-  const Outcome outcome = run(ask);
+  const std::string ask = cat("likelihood --model assets/mnist-sit.safetensors --input ", at, "/s/samples.safetensors --sampler ode-euler --json --steps ");
+  const Outcome outcome = run(ask + "3");
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_NE(outcome.out.find("\"bits_per_dim\":"), std::string::npos) << outcome.out;
-  EXPECT_NE(outcome.out, run(ask + "--seed 1").out) << "other probes";
-  EXPECT_NE(outcome.out, run(ask + "--unconditional").out);
+  EXPECT_NE(outcome.out, run(ask + "3 --seed 1").out) << "other probes";
+  EXPECT_NE(outcome.out, run(ask + "3 --unconditional").out);
   expect_message(run("likelihood --model assets/mnist-sit.safetensors --input x --sampler euler"), 2, "likelihood integrates an ODE");
-  EXPECT_NE(run(ask + "--exact --n 1").out.find("\"divergence\":\"exact\""), std::string::npos);
+  EXPECT_NE(run(ask + "1 --exact --n 1").out.find("\"divergence\":\"exact\""), std::string::npos);
   expect_message(run("eval --run runs/x --steps 3"), 2, "--steps has no effect");
   expect_message(run("eval --run runs/x --table --judge y"), 2, "");
   expect_message(run("likelihood --model assets/mnist-sit.safetensors"), 2, "needs --data FOLDER or --input FILE");
@@ -295,7 +295,7 @@ TEST(program_signals, StopSavesAndResumeIsByteIdentical) {
   const test::TempDir dir;
   // SIGTERM as soon as the first checkpoint (after one buffer of four steps) is there; SIGKILL likewise in another run
   for (const auto& [signal, code, precision] : {std::tuple{"TERM", 75, "fp32"}, {"KILL", 137, "bf16"}}) {
-    const std::string recipe = cat("finetune recipes/mnist-ink.toml --set buffer_passes=4 ", kTiny, "--set compute.precision=", precision, " --set train.steps=40 "), whole = (dir / cat("whole-", precision)).string();
+    const std::string recipe = cat("finetune recipes/mnist-ink.toml --set buffer_passes=4 ", kTiny, "--set compute.precision=", precision, " --set train.steps=24 "), whole = (dir / cat("whole-", precision)).string();
     ASSERT_EQ(run(cat(recipe, "--out ", whole)).code, 0);
     const std::string out = (dir / signal).string();
     const std::string command = cat("cd ", test::source_dir().string(), "; ", TILTFLOW_PROGRAM, " ", recipe, "--out ", out, " 2>/dev/null & pid=$!; ",

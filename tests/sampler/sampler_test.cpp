@@ -63,10 +63,10 @@ TEST(sampler_rollout, BaseLawIsReproduced) {
     for (const char* sampler : {"euler", "exponential", "ancestral", "half-noise"}) {
       const TransitionTable table = make_table(sampler, *p.path, uniform_grid(300));
       const RandomStreams streams(1);
-      const at::Tensor x_0 = prior_sample(streams, 0, 0, 20000, {1}, at::kDouble);
+      const at::Tensor x_0 = prior_sample(streams, 0, 0, 10000, {1}, at::kDouble);
       const at::Tensor x = rollout(*p.base, table, x_0, {}, keyed_noise(streams, 0, 0, x_0)).last;
-      EXPECT_NEAR(x.mean().item<double>(), 0.5, 0.03) << name << " " << sampler;  // 5 s.e. = 0.025
-      EXPECT_NEAR(x.var().item<double>(), 0.49, 0.03) << name << " " << sampler;  // 5 s.e. = 0.025
+      EXPECT_NEAR(x.mean().item<double>(), 0.5, 0.035) << name << " " << sampler;  // 5 s.e. = 0.035
+      EXPECT_NEAR(x.var().item<double>(), 0.49, 0.035) << name << " " << sampler;  // 5 s.e. = 0.035
     }
   }
 }
