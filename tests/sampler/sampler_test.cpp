@@ -108,7 +108,6 @@ TEST(sampler_ode, OrdersOfConvergence) {
   EXPECT_LT((solve_ode(*p.base, forward.x, {1, 0}, {}, adaptive).x - x_0).abs().max().item<double>(), 1e-6) << "and back";
 }
 
-// States, adjoints and losses recorded from the official network in fp64.
 // One Jacobian for a group of steps: exact for a group of one, otherwise with an error that falls with the step and grows with the group. Of two steps
 // the Jacobian is that of the second, so the very last adjoint is exact.
 TEST(sampler_adjoint, CoarsePassesConverge) {
@@ -134,6 +133,7 @@ TEST(sampler_adjoint, CoarsePassesConverge) {
   EXPECT_GT(error(40, 4), 1.5 * error(40, 2));
 }
 
+// States, adjoints and losses recorded from the official network in fp64.
 TEST(sampler_adjoint, GoldenSitTrajectory) {
   const auto base = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}}, {}, at::kDouble), tuned = load_velocity_model(test::golden("sit_a_model.safetensors"), {{"num_heads", "4"}}, {}, at::kDouble);
   const ParameterSet g = read_safetensors(test::golden("lean_adjoint.safetensors")).tensors;

@@ -31,11 +31,6 @@ std::vector<Estimate> jackknife(std::int64_t first, std::int64_t second, const P
   return out;
 }
 
-std::vector<Estimate> jackknife(const at::Tensor& log_weights, const WeightedStatistic& statistic, int groups) {
-  const at::Tensor logs = log_weights.to(at::kDouble);
-  return jackknife(logs.size(0), 0, [&](const at::Tensor& rest, const at::Tensor&) { return statistic(rest, logs.index_select(0, rest).softmax(0)); }, groups);
-}
-
 FeatureMoments feature_moments(const at::Tensor& features) {
   const at::Tensor f = features.to(at::kDouble);
   return {f.mean(0), at::cov(f.t()), static_cast<double>(f.size(0))};

@@ -16,12 +16,9 @@ struct Estimate {
 
 Estimate mean_estimate(const at::Tensor& x);  // [N]
 
-// statistic(indices, weights) -> values; weights sum to 1 over the indices. The standard error of every value comes from
-// leaving out one of `groups` interleaved groups at a time; it is right for ratios and variances, too.
-using WeightedStatistic = std::function<std::vector<double>(const at::Tensor& indices, const at::Tensor& weights)>;
-std::vector<Estimate> jackknife(const at::Tensor& log_weights, const WeightedStatistic& statistic, int groups = 32);
-// The same for two sets whose samples of the same number belong together (drawn from the same noise): both lose a group at a time, so that
-// differences between the sets get the error that they have.
+// statistic(indices, indices) -> values of two sets of samples, the second of which may be empty. The standard error of every value comes from leaving
+// out one of `groups` interleaved groups at a time; it is right for weighted means, ratios and variances, too. Samples of the same number belong together
+// (drawn from the same noise): both sets lose them at once, so that differences between the sets get the error that they have.
 using PairedStatistic = std::function<std::vector<double>(const at::Tensor& of_first, const at::Tensor& of_second)>;
 std::vector<Estimate> jackknife(std::int64_t first, std::int64_t second, const PairedStatistic& statistic, int groups = 32);
 
