@@ -1,4 +1,4 @@
-# make          install what is missing and build build/release/tiltflow
+# make          install what is missing and build build/release/tiltflow;   make build  the tests as well
 # make demo     align a digit model with a reward and show that it samples the tilted law (runs/demo/report.html)
 # make test     build and run the fast tests;   make test-slow  the long ones
 # make parity   compare with PyTorch live: models, gradients, files both ways, LoRA, sampler states
@@ -7,17 +7,22 @@ PRESET ?= release
 JOBS ?= $(shell nproc)
 BIN = build/release/tiltflow
 
-.PHONY: all deps build demo test test-slow parity bench clean
-all: build
+.PHONY: all deps configured program build demo test test-slow parity bench clean
+all: program
 
 deps:
 	scripts/install-deps
 
-build: deps
+configured: deps
 	@cmake --preset $(PRESET) -DTILTFLOW_PYTHON="$$(scripts/libtorch-python)" > build/configure-$(PRESET).log || (cat build/configure-$(PRESET).log; exit 1)
+
+program: configured
+	cmake --build build/$(PRESET) -j $(JOBS) --target tiltflow
+
+build: configured
 	cmake --build build/$(PRESET) -j $(JOBS)
 
-demo: build
+demo: program
 	$(BIN) finetune recipes/mnist-ink.toml --out runs/demo --resume
 	$(BIN) eval --run runs/demo
 
@@ -27,12 +32,12 @@ test: build
 test-slow: build
 	cd build/$(PRESET) && ctest --output-on-failure -L slow
 
-parity: build
+parity: program
 	@test -x build/venv/bin/python || python3 -m venv build/venv
 	@build/venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 numpy safetensors peft
 	build/venv/bin/python scripts/parity/run.py --tiltflow $(BIN)
 
-bench: build
+bench: program
 	for what in gemm forward vjp train-step pretrain sample am assign startup; do $(BIN) bench $$what; done
 
 clean:

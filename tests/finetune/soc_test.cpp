@@ -55,6 +55,12 @@ TEST(finetune_control, ExactControlsAreOptimal) {
   }
 }
 
+TEST(finetune_control, GradientForTheNetworkIsTheRewards) {
+  const ControlProblem p = double_well(100);
+  const at::Tensor x = kStreams.normal(Purpose::kProbe, 0, 0, 0, 8, {p.dimension}, at::kDouble);
+  EXPECT_TRUE(at::allclose(p.reward_gradient(x), p.reward->score_and_gradient(x, {}).gradient, 1e-12, 1e-12));
+}
+
 // E*[g_k] is the optimal shift over s^2 whatever the matrices; under the base's own paths it is not. The lean adjoint has no variance here.
 TEST(finetune_soc, TargetsHaveTheRightMeanWhateverTheMatrices) {
   const ControlProblem p = ornstein_uhlenbeck(false, 10);

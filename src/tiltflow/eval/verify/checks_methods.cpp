@@ -1,5 +1,6 @@
 // Fine-tuning methods trained on exact problems: the tilted law where a method targets it, and variants that must miss it.
 #include <cmath>
+#include <map>
 
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/verify/checks.h"
@@ -201,6 +202,15 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
     control(name, trained_by(name, seed), [] { return ornstein_uhlenbeck(false, 25); }, name == "cross-entropy" ? 0.1 : 0.02);
     control(name, trained_by(name, seed), [] { return ornstein_uhlenbeck(true, 25); }, name == "cross-entropy" ? 0.2 : 0.04);
   }
+  const auto in_wells = [&](const std::string& name) {
+    TrainedOptions o = trained_by(name, seed);
+    o.iterations = 600, o.batch = 512, o.hidden = 64, o.learning_rate = 1e-2;
+    return o;
+  };
+  for (const auto& [name, tolerance] : std::map<std::string, double>{{"adjoint-matching", 0.13}, {"socm-adjoint", 0.15}, {"log-variance", 0.2}, {"socm", 0.25}}) {
+    control(name, in_wells(name), [] { return double_well(100); }, tolerance);
+  }
+  control("adjoint-matching, six tenths of the reward", in_wells("adjoint-matching"), [] { return double_well(100, 0.6); }, 0.13, true);
   return tasks;
 }
 

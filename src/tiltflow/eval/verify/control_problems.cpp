@@ -18,14 +18,24 @@ class Drift final : public VelocityField {
   std::function<at::Tensor(const at::Tensor&)> of_;
 };
 
+// The drift plus a network's output. With `gradient`, that of the reward, the network sees it too and answers with two parts, the second a factor on it (as in path
+// integral samplers): the optimal control ends as that gradient, whose shape within a well a plain network takes very long to learn.
 class WithNetwork final : public VelocityField {
  public:
-  WithNetwork(std::shared_ptr<const VelocityField> drift, std::shared_ptr<const VelocityModel> network) : drift_(std::move(drift)), network_(std::move(network)) {}
-  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& c) const override { return drift_->velocity(x, t, c) + network_->velocity(x, t, c); }
+  WithNetwork(std::shared_ptr<const VelocityField> drift, std::shared_ptr<const VelocityModel> network, std::function<at::Tensor(const at::Tensor&)> gradient)
+      : drift_(std::move(drift)), network_(std::move(network)), gradient_(std::move(gradient)) {}
+  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& c) const override {
+    const at::Tensor drift = drift_->velocity(x, t, c);
+    if (!gradient_) return drift + network_->velocity(x, t, c);
+    const at::Tensor gradient = gradient_(x);
+    const std::vector<at::Tensor> parts = network_->velocity(at::cat({x, gradient}, 1), t, c).chunk(2, 1);
+    return drift + parts[0] + parts[1] * gradient;
+  }
 
  private:
   std::shared_ptr<const VelocityField> drift_;
   std::shared_ptr<const VelocityModel> network_;
+  std::function<at::Tensor(const at::Tensor&)> gradient_;
 };
 
 class EndReward final : public Reward {
@@ -83,14 +93,15 @@ ControlProblem ornstein_uhlenbeck(bool quadratic, int steps) {
   return p;
 }
 
-ControlProblem double_well(int steps) {
+ControlProblem double_well(int steps, double reward_scale) {
   constexpr std::int64_t d = 10;
   ControlProblem p;
   p.name = "double-well", p.dimension = d, p.table = euler_steps(steps);
   const at::Tensor kappa = at::ones({d}, at::kDouble), nu = at::ones({d}, at::kDouble);
   kappa.narrow(0, 0, 3).fill_(5), nu.narrow(0, 0, 3).fill_(3);
   p.drift = std::make_shared<Drift>([kappa](const at::Tensor& x) { return x * (1 - x.square()) * (kappa * 4).to(x.scalar_type()); });
-  p.reward = end_reward([nu](const at::Tensor& x) { return -((x.square() - 1).square() * nu.to(x.scalar_type())).sum(1); });
+  p.reward = end_reward([nu, reward_scale](const at::Tensor& x) { return ((x.square() - 1).square() * nu.to(x.scalar_type())).sum(1) * -reward_scale; });
+  p.reward_gradient = [nu](const at::Tensor& x) { return x * (1 - x.square()) * (nu * 4).to(x.scalar_type()); };
   // Dimensions are independent; two kinds of them. Optimal mean of y given x: E[y e^V(y)] / E[e^V(y)], y ~ N(x + h b(x), h), on a grid.
   const double h = 1.0 / steps, low = -3, high = 3;
   constexpr std::int64_t kPoints = 1201;
@@ -124,12 +135,12 @@ ControlProblem double_well(int steps) {
 
 TrainedDrift train_drift(ControlProblem problem, const TrainedOptions& options) {
   TrainedDrift out{std::move(problem), {}};
-  const MlpConfig shape{out.problem.dimension, options.hidden, options.depth, 6};
+  const MlpConfig shape{out.problem.dimension * (out.problem.reward_gradient ? 2 : 1), options.hidden, options.depth, 6};
   ParameterSet weights;
   for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(options.seed))) weights.add(name, tensor.clone().requires_grad_(true));
   out.policy.trainable = weights;
   out.policy.base = out.problem.drift;
-  out.policy.tuned = std::make_shared<WithNetwork>(out.problem.drift, make_mlp(shape, weights));
+  out.policy.tuned = std::make_shared<WithNetwork>(out.problem.drift, make_mlp(shape, weights), out.problem.reward_gradient);
   train_policy(out.policy, *out.problem.reward, *make_path("linear"), out.problem.table, [](std::int64_t) { return no_labels(); }, out.problem.dimension, 0, options);
   return out;
 }

@@ -22,11 +22,14 @@ struct ControlProblem {
   std::shared_ptr<const VelocityField> drift;
   std::shared_ptr<const StateReward> reward;
   TransitionTable table;
+  std::function<at::Tensor(const at::Tensor&)> reward_gradient;  // differentiable; what the control network may use, undefined: nothing
   // Mean shift s_k^2 E*[grad V_{k+1}] of the optimal transition at X_k = x, [N, d] double.
   std::function<at::Tensor(std::size_t k, const at::Tensor& x)> optimal_shift;
 };
 ControlProblem ornstein_uhlenbeck(bool quadratic, int steps);
-ControlProblem double_well(int steps);
+// 100 steps and more: Euler's step of the stiff wells runs away from |x| > sqrt(1 + 1 / (10 h)). Trained with another `reward_scale` than 1 it misses the optimal
+// control, which stays that of the reward above.
+ControlProblem double_well(int steps, double reward_scale = 1);
 
 // The drift and a network beside it, trained by a method.
 struct TrainedDrift {
