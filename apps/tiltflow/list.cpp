@@ -23,7 +23,7 @@ void add_list(CLI::App& program, Action& action) {
       };
       const auto lines = [](const std::vector<std::string>& names) { for (const std::string& name : names) std::cout << "  " << name << "\n"; };
       section("rewards", [] { for (const RewardListing& r : reward_listing()) std::cout << "  " << pad_right(r.name, 18) << r.doc << "\n"; });
-      section("methods", [] { for (const MethodListing& m : method_listing()) std::cout << "  " << pad_right(m.name, 20) << "samples " << m.samples << "; needs " << m.needs << " (" << m.paper << ")\n"; });
+      section("methods", [] { for (const MethodListing& m : method_listing()) std::cout << "  " << pad_right(m.name, 29) << "samples " << m.samples << "; needs " << m.needs << "; calls " << m.calls << " (" << m.paper << ")\n"; });
       section("models", [&] { lines(velocity_model_families()); });
       section("samplers", [&] { lines(sampler_names()); });
       section("paths", [&] { lines(path_names()); });

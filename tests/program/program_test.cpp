@@ -26,7 +26,11 @@ TEST(program_help, HelpIsOnStdoutAndMistakesAreUsageErrors) {
   EXPECT_EQ(run("verify --suite huge").code, 2);
   expect_message(run("verify --only nothing-like-this"), 2, "no task of the suite");
   EXPECT_NE(run("verify --only \"limits, memoryless\"").out.find("PASSED: 4 of 4"), std::string::npos);
+  const Outcome methods = run("verify --suite methods --only \"identity: d\" --json");
+  EXPECT_EQ(methods.code, 0) << methods.out;
+  EXPECT_NE(methods.out.find("\"reward_gradient\":true"), std::string::npos);
   EXPECT_EQ(run("list rewards").code, 0);
+  EXPECT_NE(run("list methods").out.find("basic-adjoint-matching "), std::string::npos);  // names of any length stay words
   EXPECT_NE(run("config show recipes/mnist-ink.toml --set seed=4").out.find("--set"), std::string::npos);
 }
 

@@ -21,35 +21,44 @@ std::vector<std::string> method_names() {
 
 const std::vector<MethodListing>& method_listing() {
   static const std::vector<MethodListing> listing{
-      {"adjoint-matching", "the tilted law (preset exact)", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861"},
-      {"discrete-adjoint", "the tilted law", "reward gradient, noise, graph of all steps", "Domingo-Enrich et al. 2024; Nusken & Richter 2021"},
-      {"basic-adjoint-matching", "the tilted law; the discrete adjoint's gradient, one step's graph at a time", "reward gradient, products with the base's and the model's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861"},
-      {"continuous-adjoint", "the tilted law as the steps get finer", "reward gradient, products with the base's and the model's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861"},
-      {"efficient-adjoint-matching", "the tilted law, as far as the base's score near t = 1 is right", "reward gradient", "EAM, arXiv 2605.11480"},
-      {"log-variance", "the tilted law", "noise", "Nusken & Richter 2021, arXiv 2005.05409"},
-      {"reciprocal-adjoint-matching", "exp(r) on a standard normal base: unnormalised densities, with a replay buffer", "reward gradient, a standard normal base", "Havens et al. 2025, arXiv 2504.11713; AMDP, arXiv 2606.22630"},
-      {"socm", "the tilted law; weights degenerate in high dimension", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
-      {"socm-adjoint", "the tilted law; weights degenerate in high dimension", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
-      {"variance", "the tilted law; weights degenerate in high dimension", "noise", "Nusken & Richter 2021, arXiv 2005.05409"},
-      {"value-regression", "the tilted law; weights exp(r), for mild tilts", "policy.control.kind = potential", "arXiv 2604.07762 for the regression; here with the conditional mean as target"},
-      {"trajectory-balance", "the tilted law", "noise", "Malkin et al. 2022; Domingo-Enrich et al. 2023, arXiv 2312.02027"},
-      {"cross-entropy", "the tilted law; weights degenerate in high dimension", "noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027"},
-      {"flow-grpo", "p_base exp(r / kl) with kl_to_go, advantage = centred, density = sum, clip = 0; else no law in closed form", "noise, groups", "Liu et al. 2025, arXiv 2505.05470"},
-      {"grpo-guard", "as flow-grpo without kl_to_go", "noise, groups", "GRPO-Guard, arXiv 2510.22319"},
-      {"rwr", "the tilted law with rollouts = base or weights = path; else exp(tau r) more in every round", "nothing but rewards", "Peters & Schaal 2007; Lee et al. 2023, arXiv 2302.12192"},
-      {"best-of-group", "the best of each group, again and again", "groups", "see rwr"},
-      {"diffusion-nft", "no law in closed form; every step moves mass by the advantage", "groups", "Zheng et al. 2025, DiffusionNFT"},
-      {"advantage-flow", "(gamma + A) p_old after one exact step", "groups", "AdvantageFlow, arXiv 2605.26013"},
-      {"advantage-weighted-matching", "with preserve = 1 / strength that of ram: the tilted law to first order in r", "groups", "AWM, arXiv 2509.25050"},
-      {"ram", "the tilted law to first order in r", "groups", "RAM, arXiv 2605.10759"},
-      {"dpo", "preferences of pairs; little change", "groups", "Wallace et al. 2023, arXiv 2311.12908; Liu et al. 2025, arXiv 2501.13918"},
-      {"draft", "no law: the reward's maximum, held back by method.kl, capacity and early stopping", "reward gradient", "Clark et al. 2023, arXiv 2309.17400"},
-      {"alignprop", "as draft", "reward gradient", "Prabhudesai et al. 2023, arXiv 2310.03739"},
-      {"draft-lv", "as draft", "reward gradient", "Clark et al. 2023, arXiv 2309.17400"},
-      {"refl", "as draft", "reward gradient", "Xu et al. 2023, arXiv 2304.05977"},
-      {"leap-align", "as draft", "reward gradient", "LeapAlign, arXiv 2604.15311"},
-      {"drtune", "as draft", "reward gradient", "Wu et al. 2024, arXiv 2405.00760"}};
+      {"adjoint-matching", "the tilted law (preset exact)", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861", "3 K - 1 | n"},
+      {"discrete-adjoint", "the tilted law", "reward gradient, noise, graph of all steps", "Domingo-Enrich et al. 2024; Nusken & Richter 2021", "0 | 2 K"},
+      {"basic-adjoint-matching", "the tilted law; the discrete adjoint's gradient, one step's graph at a time", "reward gradient, products with the base's and the model's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861", "4 K - 3 | K"},
+      {"continuous-adjoint", "the tilted law as the steps get finer", "reward gradient, products with the base's and the model's Jacobian, noise", "Domingo-Enrich et al. 2024, arXiv 2409.08861", "4 K | K"},
+      {"efficient-adjoint-matching", "the tilted law, as far as the base's score near t = 1 is right", "reward gradient", "EAM, arXiv 2605.11480", "K + 1 | M"},
+      {"log-variance", "the tilted law", "noise", "Nusken & Richter 2021, arXiv 2005.05409", "K | K"},
+      {"reciprocal-adjoint-matching", "exp(r) on a standard normal base: unnormalised densities, with a replay buffer", "reward gradient, a standard normal base", "Havens et al. 2025, arXiv 2504.11713; AMDP, arXiv 2606.22630", "K every refresh steps | M"},
+      {"socm", "the tilted law; weights degenerate in high dimension", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027", "2 K - 1 | K"},
+      {"socm-adjoint", "the tilted law; weights degenerate in high dimension", "reward gradient, products with the base's Jacobian, noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027", "2 K - 1 | K"},
+      {"variance", "the tilted law; weights degenerate in high dimension", "noise", "Nusken & Richter 2021, arXiv 2005.05409", "K | K"},
+      {"value-regression", "the tilted law; weights exp(r), for mild tilts", "policy.control.kind = potential", "arXiv 2604.07762 for the regression; here with the conditional mean as target", "K every refresh steps | 0"},
+      {"trajectory-balance", "the tilted law", "noise", "Malkin et al. 2022; Domingo-Enrich et al. 2023, arXiv 2312.02027", "K | K"},
+      {"cross-entropy", "the tilted law; weights degenerate in high dimension", "noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027", "K | K"},
+      {"flow-grpo", "p_base exp(r / kl) with kl_to_go, advantage = centred, density = sum, clip = 0; else no law in closed form", "noise, groups", "Liu et al. 2025, arXiv 2505.05470", "K - n, and n of the base for kl (K with kl_to_go) | n"},
+      {"grpo-guard", "as flow-grpo without kl_to_go", "noise, groups", "GRPO-Guard, arXiv 2510.22319", "K - n | n"},
+      {"rwr", "the tilted law with rollouts = base or weights = path; else exp(tau r) more in every round", "nothing but rewards", "Peters & Schaal 2007; Lee et al. 2023, arXiv 2302.12192", "K (2 K with path weights) | M"},
+      {"best-of-group", "the best of each group, again and again", "groups", "see rwr", "K | M"},
+      {"diffusion-nft", "no law in closed form; every step moves mass by the advantage", "groups", "Zheng et al. 2025, DiffusionNFT", "K | M"},
+      {"advantage-flow", "(gamma + A) p_old after one exact step", "groups", "AdvantageFlow, arXiv 2605.26013", "K (+ M with preserve) | M"},
+      {"advantage-weighted-matching", "with preserve = 1 / strength that of ram: the tilted law to first order in r", "groups", "AWM, arXiv 2509.25050", "K (+ M with preserve) | M"},
+      {"ram", "the tilted law to first order in r", "groups", "RAM, arXiv 2605.10759", "K + M | M"},
+      {"dpo", "preferences of pairs; little change", "groups", "Wallace et al. 2023, arXiv 2311.12908; Liu et al. 2025, arXiv 2501.13918", "K + M | M"},
+      {"draft", "no law: the reward's maximum, held back by method.kl, capacity and early stopping", "reward gradient", "Clark et al. 2023, arXiv 2309.17400", "K - last | last"},
+      {"alignprop", "as draft", "reward gradient", "Prabhudesai et al. 2023, arXiv 2310.03739", "K - window | window"},
+      {"draft-lv", "as draft", "reward gradient", "Clark et al. 2023, arXiv 2309.17400", "K - 1 | 1 + copies"},
+      {"refl", "as draft", "reward gradient", "Xu et al. 2023, arXiv 2304.05977", "up to K | 1"},
+      {"leap-align", "as draft", "reward gradient", "LeapAlign, arXiv 2604.15311", "K | 2"},
+      {"drtune", "as draft", "reward gradient", "Wu et al. 2024, arXiv 2405.00760", "up to K | 1 + graph_steps"}};
   return listing;
+}
+
+std::string method_table_text() {
+  std::size_t name = 0, samples = 0;
+  for (const MethodListing& m : method_listing()) name = std::max(name, m.name.size()), samples = std::max(samples, m.samples.size());
+  const auto line = [&](const std::string& a, const std::string& b, const std::string& c, const std::string& d) { return cat(pad_right(a, name + 2), pad_right(b, samples + 2), pad_right(c, 17), d, "\n"); };
+  std::string out = line("method", "samples", "reward gradient", "network calls without | with graph (K sampler steps, M noisings, n loss steps)");
+  for (const MethodListing& m : method_listing()) out += line(m.name, m.samples, m.reward_gradient() ? "yes" : "no", m.calls);
+  return out;
 }
 
 void bind(Fields& f, MethodConfig& c) {

@@ -35,8 +35,11 @@ std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& config);
 
 struct MethodListing {
   std::string name, samples, needs, paper;
+  std::string calls;  // of the network, per sample and optimiser step with K sampler steps, M noisings, n loss steps: without | with graph
+  bool reward_gradient() const { return needs.find("reward gradient") != std::string::npos; }
 };
 const std::vector<MethodListing>& method_listing();
+std::string method_table_text();  // name, what it samples, whether it needs the reward's gradient, calls
 
 // Refuses what cannot work, with the reason and the methods that can: rewards without gradient, samplers with noiseless steps. Throws kConfig.
 void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward, const TransitionTable& table);

@@ -27,6 +27,8 @@ std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed);
 std::vector<VerifyTask> policy_checks(bool full, std::uint64_t seed);
 // Every fine-tuning method on what it is known to sample, and variants that must miss it.
 std::vector<VerifyTask> method_checks(std::uint64_t seed);
+// Gradients that two methods share, or that another way of computing gives.
+std::vector<VerifyTask> identity_checks(std::uint64_t seed);
 // Broken variants; every row must miss its tolerance.
 std::vector<VerifyTask> negative_controls(bool full, std::uint64_t seed);
 

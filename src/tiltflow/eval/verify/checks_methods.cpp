@@ -164,6 +164,26 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   centre("advantage-weighted-matching, preserve 0.5", awm, 2, 0.1);
   centre("advantage-weighted-matching, preserve 0.5, taken for the tilted law", awm, 1, 0.1, true);
 
+  // One exact step on end points of the base, where its law is known: mean shifts in units of the tilted law's.
+  const auto one_step = [&](const std::string& name, std::int64_t group, const std::string& advantage, double clip) {
+    TrainedOptions o = trained_by(name, seed);
+    o.method.endpoint.rollouts = "base", o.method.endpoint.advantage = {group, advantage, clip}, o.method.endpoint.noisings = 16, o.steps = 100;
+    return o;
+  };
+  TrainedOptions nft = one_step("diffusion-nft", 256, "centred", 4);  // v_base + E[A (y - v_base)] / (4 b)
+  nft.method.endpoint.strength = 0.25;
+  centre("diffusion-nft, one step, b 1/4", nft, 1, 0.1);
+  nft.method.endpoint.strength = 0.5;
+  centre("diffusion-nft, one step, b 1/2, taken for 1/4", nft, 1, 0.1, true);
+  TrainedOptions advantage = one_step("advantage-flow", 256, "centred", 0);  // flow matching on (5 + A) p_base / 5
+  advantage.method.endpoint.gamma = 5;
+  centre("advantage-flow, one step, gamma 5", advantage, 0.2, 0.04);
+  advantage.method.endpoint.preserve = 5;
+  centre("advantage-flow, one step, gamma 5, preserve 5, taken for 0", advantage, 0.2, 0.04, true);
+  // The largest of four and of two normal variables: 1.0294 and 0.5642 deviations above the mean, the tilted law 1.5 variances.
+  centre("best-of-group, one step, of four", one_step("best-of-group", 4, "group", 0), 1.0294 / (1.5 * 0.7), 0.1);
+  centre("best-of-group, one step, of two, taken for four", one_step("best-of-group", 2, "group", 0), 1.0294 / (1.5 * 0.7), 0.1, true);
+
   TrainedOptions draft = trained_by("draft", seed);
   draft.method.direct.last = 0, draft.method.direct.kl = 1;
   law("draft, all steps, kl 1", draft);

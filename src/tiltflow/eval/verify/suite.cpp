@@ -13,7 +13,7 @@ namespace tiltflow {
 VerifyReport run_verify(const VerifyOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   // Display order; the long trainings start first so that no core waits for them at the end.
-  std::vector<std::vector<VerifyTask>> sections{method_checks(options.seed)};
+  std::vector<std::vector<VerifyTask>> sections{identity_checks(options.seed), method_checks(options.seed)};
   if (!options.methods) {
     sections = {adjoint_checks(options.full), limit_checks(options.full), path_checks(options.full, options.seed),
                 trained_checks(options.full, options.seed), policy_checks(options.full, options.seed), negative_controls(options.full, options.seed)};

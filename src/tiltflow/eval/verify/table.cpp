@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "tiltflow/base/strings.h"
+#include "tiltflow/finetune/methods.h"
 #include "tiltflow/io/json_lines.h"
 
 namespace tiltflow {
@@ -39,6 +40,7 @@ std::string table_text(const VerifyReport& report) {
   std::string out = table_text(report.rows);
   const auto good = std::count_if(report.rows.begin(), report.rows.end(), [](const VerifyRow& row) { return row.ok(); });
   const auto controls = std::count_if(report.rows.begin(), report.rows.end(), [](const VerifyRow& row) { return row.negative_control; });
+  if (report.suite == "methods") out += "\n" + method_table_text() + "\n";
   out += cat(report.passed() ? "PASSED: " : "FAILED: ", good, " of ", report.rows.size(), " rows as they should be (", controls, " negative controls), ", format_duration(report.seconds), "\n");
   return out;
 }
@@ -49,6 +51,9 @@ nlohmann::ordered_json to_json(const VerifyReport& report) {
     out["rows"].push_back({{"problem", row.problem}, {"quantity", row.quantity}, {"exact", json_number(row.exact)}, {"obtained", json_number(row.obtained.value)},
                            {"se", json_number(row.obtained.se)}, {"tolerance", json_number(row.tolerance)}, {"negative_control", row.negative_control},
                            {"within_tolerance", row.within()}, {"ok", row.ok()}, {"verdict", verdict(row)}, {"remark", row.remark}});
+  }
+  if (report.suite == "methods") {
+    for (const MethodListing& m : method_listing()) out["methods"].push_back({{"name", m.name}, {"samples", m.samples}, {"reward_gradient", m.reward_gradient()}, {"calls", m.calls}, {"needs", m.needs}, {"paper", m.paper}});
   }
   return out;
 }
