@@ -307,6 +307,7 @@ TEST(finetune_methods, TableNeedsAndRefusals) {
     c.name = m.name;
     const auto method = make_method(c);
     EXPECT_EQ(method->name(), m.name);
+    EXPECT_NE(m.calls.find(" | "), std::string::npos) << m.name;
     const MethodNeeds needs = method->needs();
     const auto refused = [&](const RewardInfo& reward, const TransitionTable& table) {
       try {

@@ -35,7 +35,7 @@ const std::vector<MethodListing>& method_listing() {
       {"trajectory-balance", "the tilted law", "noise", "Malkin et al. 2022; Domingo-Enrich et al. 2023, arXiv 2312.02027", "K | K"},
       {"cross-entropy", "the tilted law; weights degenerate in high dimension", "noise", "Domingo-Enrich et al. 2023, arXiv 2312.02027", "K | K"},
       {"flow-grpo", "p_base exp(r / kl) with kl_to_go, advantage = centred, density = sum, clip = 0; else no law in closed form", "noise, groups", "Liu et al. 2025, arXiv 2505.05470", "K - n, and n of the base for kl (K with kl_to_go) | n"},
-      {"grpo-guard", "as flow-grpo without kl_to_go", "noise, groups", "GRPO-Guard, arXiv 2510.22319", "K - n | n"},
+      {"grpo-guard", "as flow-grpo without kl_to_go", "noise, groups", "GRPO-Guard, arXiv 2510.22319", "K - n, and n of the base for kl | n"},
       {"rwr", "the tilted law with rollouts = base or weights = path; else exp(tau r) more in every round", "nothing but rewards", "Peters & Schaal 2007; Lee et al. 2023, arXiv 2302.12192", "K (2 K with path weights) | M"},
       {"best-of-group", "the best of each group, again and again", "groups", "see rwr", "K | M"},
       {"diffusion-nft", "no law in closed form; every step moves mass by the advantage", "groups", "Zheng et al. 2025, DiffusionNFT", "K | M"},

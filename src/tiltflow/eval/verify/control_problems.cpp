@@ -93,14 +93,14 @@ ControlProblem ornstein_uhlenbeck(bool quadratic, int steps) {
   return p;
 }
 
-ControlProblem double_well(int steps, double reward_scale) {
+ControlProblem double_well(int steps) {
   constexpr std::int64_t d = 10;
   ControlProblem p;
   p.name = "double-well", p.dimension = d, p.table = euler_steps(steps);
   const at::Tensor kappa = at::ones({d}, at::kDouble), nu = at::ones({d}, at::kDouble);
   kappa.narrow(0, 0, 3).fill_(5), nu.narrow(0, 0, 3).fill_(3);
   p.drift = std::make_shared<Drift>([kappa](const at::Tensor& x) { return x * (1 - x.square()) * (kappa * 4).to(x.scalar_type()); });
-  p.reward = end_reward([nu, reward_scale](const at::Tensor& x) { return ((x.square() - 1).square() * nu.to(x.scalar_type())).sum(1) * -reward_scale; });
+  p.reward = end_reward([nu](const at::Tensor& x) { return -((x.square() - 1).square() * nu.to(x.scalar_type())).sum(1); });
   p.reward_gradient = [nu](const at::Tensor& x) { return x * (1 - x.square()) * (nu * 4).to(x.scalar_type()); };
   // Dimensions are independent; two kinds of them. Optimal mean of y given x: E[y e^V(y)] / E[e^V(y)], y ~ N(x + h b(x), h), on a grid.
   const double h = 1.0 / steps, low = -3, high = 3;
@@ -141,7 +141,9 @@ TrainedDrift train_drift(ControlProblem problem, const TrainedOptions& options) 
   out.policy.trainable = weights;
   out.policy.base = out.problem.drift;
   out.policy.tuned = std::make_shared<WithNetwork>(out.problem.drift, make_mlp(shape, weights), out.problem.reward_gradient);
-  train_policy(out.policy, *out.problem.reward, *make_path("linear"), out.problem.table, [](std::int64_t) { return no_labels(); }, out.problem.dimension, 0, options);
+  const double scale = options.reward_scale;
+  const auto scaled = scale == 1 ? out.problem.reward : end_reward([scale, whole = out.problem.reward](const at::Tensor& x) { return whole->reward().score(x, {}) * scale; });
+  train_policy(out.policy, *scaled, *make_path("linear"), out.problem.table, [](std::int64_t) { return no_labels(); }, out.problem.dimension, 0, options);
   return out;
 }
 

@@ -27,11 +27,10 @@ struct ControlProblem {
   std::function<at::Tensor(std::size_t k, const at::Tensor& x)> optimal_shift;
 };
 ControlProblem ornstein_uhlenbeck(bool quadratic, int steps);
-// 100 steps and more: Euler's step of the stiff wells runs away from |x| > sqrt(1 + 1 / (10 h)). Trained with another `reward_scale` than 1 it misses the optimal
-// control, which stays that of the reward above.
-ControlProblem double_well(int steps, double reward_scale = 1);
+// 100 steps and more: Euler's step of the stiff wells runs away from |x| > sqrt(1 + 1 / (10 h)).
+ControlProblem double_well(int steps);
 
-// The drift and a network beside it, trained by a method.
+// The drift and a network beside it, trained by a method; with `reward_scale` other than 1 it must miss the problem's control.
 struct TrainedDrift {
   ControlProblem problem;
   Policy policy;
