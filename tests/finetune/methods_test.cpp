@@ -125,6 +125,20 @@ TEST(finetune_endpoint, PreferencesAndWeights) {
   leaf->v = at::zeros({8, 2}).set_requires_grad(true);
   const at::Tensor expected = (at::softmax(2 * weighted.rewards.to(at::kDouble), 0) * weighted.targets[0].square().mean(1)).sum();
   EXPECT_NEAR(rwr.loss(context, weighted, 8).loss.item<double>(), expected.item<double>(), 1e-5);
+  // End points of the base have a known normaliser: how a batch is cut does not change the loss. Where it is unknown it does.
+  const auto halves_less_whole = [&](const std::string& rollouts) {
+    EndpointConfig c;
+    c.noisings = 1, c.rollouts = rollouts;
+    EndpointRegression regression("rwr", c);
+    const auto piece = [&](std::int64_t first, std::int64_t n) {
+      const Batch batch = regression.collect(b.context(), 0, first, n, false);
+      leaf->v = at::zeros({n, 2});
+      return regression.loss(context, batch, 8).loss.item<double>();
+    };
+    return std::abs(piece(0, 4) + piece(4, 4) - piece(0, 8));
+  };
+  EXPECT_LT(halves_less_whole("base"), 1e-5);
+  EXPECT_GT(halves_less_whole("policy"), 1e-3);
   test::expect_error(ErrorKind::kConfig, "exceed 1", [] { EndpointConfig e; e.gamma = 0.9; EndpointRegression("advantage-flow", e); });
 }
 

@@ -14,6 +14,8 @@
 namespace tiltflow {
 namespace {
 
+constexpr double kMaxLogWeight = 5;  // nats; keeps one sample from making a whole step
+
 at::Tensor mean_square(const at::Tensor& x) { return x.flatten(1).square().mean(1); }
 
 // One number per sample, shaped to multiply samples.
@@ -142,11 +144,13 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   return batch;
 }
 
-at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const at::Tensor& v) const {
+at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const at::Tensor& v, double log_z) const {
   const at::Tensor &y = b.targets[j], old = b.tuned_velocities.empty() ? v.detach() : b.tuned_velocities[j];
   at::Tensor out;
   if (method_ == "rwr") {
-    const at::Tensor w = path_weights(b.log_weights, config_.trust_region).weights * static_cast<double>(b.n);  // normalised within the piece of work
+    // Weights that have the base's log Z are divided by it: dividing by the mean of a few samples shrinks the tilt, the more the fewer. Others: within the piece of work.
+    const bool known = (config_.rollouts == "base" || config_.weights == "path") && config_.tau == 1 && config_.trust_region == 0;
+    const at::Tensor w = known ? (b.log_weights - log_z).clamp_max(kMaxLogWeight).exp() : path_weights(b.log_weights, config_.trust_region).weights * static_cast<double>(b.n);
     out = w.to(v.scalar_type()) * mean_square(v - y);
   } else if (method_ == "best-of-group") {
     const at::Tensor groups = b.rewards.view({-1, config_.advantage.group});
@@ -191,7 +195,7 @@ LossReport EndpointRegression::loss(const FinetuneContext& context, const Batch&
   const std::vector<at::Tensor> v = velocities_of_noised(context, batch);
   LossReport report;
   for (std::size_t j = 0; j < v.size(); ++j) {
-    const at::Tensor each = per_sample(batch, j, v[j]);
+    const at::Tensor each = per_sample(batch, j, v[j], context.log_z);
     const at::Tensor term = each.mean() * (static_cast<double>(batch.n) / static_cast<double>(total * config_.noisings));
     report.loss = report.loss.defined() ? report.loss + term : term;
   }
