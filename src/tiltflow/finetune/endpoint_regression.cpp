@@ -144,14 +144,11 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   return batch;
 }
 
-at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const at::Tensor& v, double log_z) const {
+at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const at::Tensor& v, const at::Tensor& weights) const {
   const at::Tensor &y = b.targets[j], old = b.tuned_velocities.empty() ? v.detach() : b.tuned_velocities[j];
   at::Tensor out;
   if (method_ == "rwr") {
-    // Weights that have the base's log Z are divided by it: dividing by the mean of a few samples shrinks the tilt, the more the fewer. Others: within the piece of work.
-    const bool known = (config_.rollouts == "base" || config_.weights == "path") && config_.tau == 1 && config_.trust_region == 0;
-    const at::Tensor w = known ? (b.log_weights - log_z).clamp_max(kMaxLogWeight).exp() : path_weights(b.log_weights, config_.trust_region).weights * static_cast<double>(b.n);
-    out = w.to(v.scalar_type()) * mean_square(v - y);
+    out = weights.to(v.scalar_type()) * mean_square(v - y);
   } else if (method_ == "best-of-group") {
     const at::Tensor groups = b.rewards.view({-1, config_.advantage.group});
     out = (groups == groups.amax(1, true)).to(v.scalar_type()).view({-1}) * mean_square(v - y) * static_cast<double>(config_.advantage.group);
@@ -194,15 +191,19 @@ at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const a
 LossReport EndpointRegression::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
   const std::vector<at::Tensor> v = velocities_of_noised(context, batch);
   LossReport report;
+  at::Tensor weights;  // of rwr
+  if (method_ == "rwr") {
+    const PathWeights normalised = path_weights(batch.log_weights, config_.trust_region);
+    add_weight_metrics(report, normalised);
+    report.metrics.add("ess", 1 / normalised.weights.square().sum().item<double>(), static_cast<double>(batch.n));
+    // Weights that have the base's log Z are divided by it: dividing by the mean of a few samples shrinks the tilt, the more the fewer. Others: within the piece of work.
+    const bool known = (config_.rollouts == "base" || config_.weights == "path") && config_.tau == 1 && config_.trust_region == 0;
+    weights = known ? (batch.log_weights - context.log_z).clamp_max(kMaxLogWeight).exp() : normalised.weights * static_cast<double>(batch.n);
+  }
   for (std::size_t j = 0; j < v.size(); ++j) {
-    const at::Tensor each = per_sample(batch, j, v[j], context.log_z);
+    const at::Tensor each = per_sample(batch, j, v[j], weights);
     const at::Tensor term = each.mean() * (static_cast<double>(batch.n) / static_cast<double>(total * config_.noisings));
     report.loss = report.loss.defined() ? report.loss + term : term;
-  }
-  if (method_ == "rwr") {
-    const PathWeights weights = path_weights(batch.log_weights, config_.trust_region);
-    add_weight_metrics(report, weights);
-    report.metrics.add("ess", 1 / weights.weights.square().sum().item<double>(), static_cast<double>(batch.n));
   }
   add_batch_metrics(report, batch);
   return report;

@@ -1,7 +1,7 @@
 // Methods that need end points and their rewards only (one of them their gradients), no path: end points of the current (lagged) policy are
 // noised anew, x_t = alpha x_1 + beta x_0, and the velocity is regressed where rewards say so. y = alpha' x_1 + beta' x_0; all errors |v - y|^2.
 //   rwr              exp(tau r) |v - y|^2, weights normalised: one exact step tilts the law of the end points by exp(tau r). With end points of the
-//                    base, or with path weights, the optimum is the tilted law itself, and log Z of the base is the normaliser. (Peters & Schaal 2007; Lee et al. 2023)
+//                    base, or with path weights, the optimum is the tilted law itself, and (with tau = 1, untempered) log Z of the base is the normaliser. (Peters & Schaal 2007; Lee et al. 2023)
 //   best-of-group    |v - y|^2 of the best of each group
 //   diffusion-nft    r |v+ - y|^2 + (1 - r) |v- - y|^2, v+- = v_old +- b (v - v_old), r in [0, 1] from the advantage; minimiser
 //                    v_old + E[(2r - 1)(y - v_old)] / b (Zheng et al. 2025)
@@ -59,7 +59,7 @@ class EndpointRegression final : public FinetuneMethod {
   bool compares() const { return method_ != "rwr" && !linear_base(); }
   bool needs_old() const { return method_ == "diffusion-nft" || method_ == "advantage-flow" || method_ == "advantage-weighted-matching" || method_ == "ram"; }
   bool needs_base() const { return config_.preserve > 0 || method_ == "ram" || method_ == "dpo"; }
-  at::Tensor per_sample(const Batch& batch, std::size_t j, const at::Tensor& v, double log_z) const;  // [n]
+  at::Tensor per_sample(const Batch& batch, std::size_t j, const at::Tensor& v, const at::Tensor& weights) const;  // [n]; weights [n]: of rwr
   at::Tensor stored_pairs(const FinetuneContext& context, std::uint32_t key, Batch& batch);
   std::string method_;
   EndpointConfig config_;
