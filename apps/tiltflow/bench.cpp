@@ -52,6 +52,7 @@ void add_bench(CLI::App& program, Action& action) {
   verb->add_option("--item", o->am.item, "of them per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--steps", o->am.steps, "am and sample: sampler steps")->check(CLI::Range(2, 10000))->capture_default_str();
   verb->add_option("--loss-steps", o->am.loss_steps, "am: time steps in the loss")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--keep-graphs", o->am.keep_graphs, "am: the loss uses the rollout's graphs instead of calling the network again (true or false)")->capture_default_str();
   verb->add_option("--repeats", o->am.repeats, "timed repetitions")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--policy", o->am.policy, "am: full or lora")->check(CLI::IsMember({"full", "lora"}))->capture_default_str();
   verb->add_option("--model-arg", o->args, "SiT constructor argument, e.g. size=SiT-S/2 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);

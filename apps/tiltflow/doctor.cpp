@@ -7,7 +7,9 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/speed.h"
 #include "tiltflow/models/runtime_config.h"
+#include "tiltflow/nn/fused_cuda.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/parallel.h"
 #include "verbs.h"
 
@@ -21,6 +23,12 @@ void add_doctor(CLI::App& program, Action& action) {
       std::cout << "cores " << hardware_cores() << ", CUDA " << (at::hasCUDA() ? "available" : "not available") << "\n";
       const double single = gemm_peak(1, false), all = gemm_peak(hardware_cores(), false), bf16 = gemm_peak(hardware_cores(), true);
       std::cout << "matrix products: fp32 " << fixed(single, 0) << " GFLOP/s on one core, " << fixed(all, 0) << " on all; bf16 " << fixed(bf16, 0) << " on all\n";
+      if (at::hasCUDA()) {
+        set_compute_device("cuda");
+        std::cout << "matrix products on " << compute_device().str() << ": fp32 " << fixed(gemm_peak(1, false), 0) << " GFLOP/s, bf16 " << fixed(gemm_peak(1, true), 0) << ", memory " << fixed(device_total_bytes() / 1e9, 0) << " GB"
+                  << (fused::cuda::kBuilt ? "" : "; built without CUDA kernels") << "\n";
+        set_compute_device("cpu");
+      }
       int problems = 0;
       const auto warn = [&](const std::string& text) { std::cout << "warning: " << text << "\n", ++problems; };
       if (single < 5) warn("matrix products are very slow: libtorch seems to use a reference BLAS");

@@ -20,12 +20,15 @@ p.add_argument("--steps", type=int, default=20)
 p.add_argument("--loss-steps", type=int, default=10)
 p.add_argument("--policy", choices=["full", "lora"], default="full")
 p.add_argument("--precision", choices=["fp32", "autocast"], default="fp32")
-p.add_argument("--compile", action="store_true")
+p.add_argument("--compile", nargs="?", const="default", default="", choices=["default", "reduce-overhead"], help="torch.compile in this mode")
+p.add_argument("--device", default="cpu")
 p.add_argument("--threads", type=int, default=torch.get_num_threads())
 p.add_argument("--repeats", type=int, default=3)
 a = p.parse_args()
 torch.set_num_threads(a.threads)
 torch.manual_seed(0)
+torch.set_default_device(a.device)
+on_gpu = torch.device(a.device).type == "cuda"
 
 
 def attend(self, x):
@@ -38,7 +41,9 @@ sit.Attention.forward = attend
 shapes = {"mnist": dict(input_size=28, patch_size=4, in_channels=1, hidden_size=96, depth=6, num_heads=3, num_classes=10, learn_sigma=False),
           "S/2": dict(input_size=32, patch_size=2, in_channels=4, hidden_size=384, depth=12, num_heads=6, num_classes=1000, learn_sigma=True)}
 shape = shapes[a.model]
-model = sit.redraw(sit.SiT(**shape), 1, 0.03)
+with torch.device("cpu"):
+    model = sit.redraw(sit.SiT(**shape), 1, 0.03)
+model.to(a.device)
 model.pos_embed.requires_grad_(False)
 image = (shape["in_channels"], shape["input_size"], shape["input_size"])
 
@@ -64,13 +69,14 @@ elif a.work == "am":
     base = copy.deepcopy(model).requires_grad_(False)
 elif a.work != "train-step":
     model.requires_grad_(False)
-run = {id(net): torch.compile(net) if a.compile else net for net in (model, base)}
+run = {id(net): torch.compile(net, mode=a.compile) if a.compile else net for net in (model, base)}
 
 
 def velocity(net, x, t, y, adapted=True):
     LoRA.on = adapted
-    with torch.autocast("cpu", torch.bfloat16, enabled=a.precision == "autocast"):
-        return run[id(net)](x, t, y).float()
+    with torch.autocast(torch.device(a.device).type, torch.bfloat16, enabled=a.precision == "autocast"):
+        v = run[id(net)](x, t, y).float()
+    return v.clone() if a.compile == "reduce-overhead" else v  # the next call writes over its buffers
 
 
 trained = [w for w in model.parameters() if w.requires_grad]
@@ -137,6 +143,9 @@ seconds = []
 for repeat in range(a.repeats + 1):
     begin = time.perf_counter()
     work()
+    if on_gpu:
+        torch.cuda.synchronize()
     if repeat:
         seconds.append(time.perf_counter() - begin)
-print(json.dumps({"seconds_min": min(seconds), "seconds_median": sorted(seconds)[len(seconds) // 2], "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}))
+print(json.dumps({"seconds_min": min(seconds), "seconds_median": sorted(seconds)[len(seconds) // 2], 
+                  "peak_memory_mb": (torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e6}))

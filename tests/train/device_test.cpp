@@ -1,5 +1,5 @@
 #include "tests/support.h"
-#include "tests/train/small_model.h"
+#include "tests/train/small_run.h"
 #include "tests/fake_device.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
@@ -17,13 +17,9 @@
 namespace tiltflow {
 namespace {
 
-struct BackToCpu {
-  ~BackToCpu() { set_compute_device("cpu"); }
-};
-
 // The same work on both; the fake device must have done some of it.
 std::pair<at::Tensor, at::Tensor> on_both(const std::function<at::Tensor()>& work) {
-  const BackToCpu restore;
+  const test::BackToCpu restore;
   set_compute_device("cpu");
   const at::Tensor expected = work();
   set_compute_device(test::fake_device());
@@ -46,26 +42,6 @@ at::Tensor with_gradient(const at::Tensor& input, const std::function<at::Tensor
 
 at::Tensor noise(at::IntArrayRef shape) { return RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, shape[0], shape.slice(1)); }
 
-FinetuneConfig small_run(const test::TempDir& dir) {
-  test::save_small_sit(dir / "base.safetensors");
-  ClassifierConfig judge;
-  judge.input_size = 8, judge.width = 4, judge.features = 6, judge.num_classes = 3;
-  save_classifier(dir / "judge.safetensors", judge, init_classifier(judge, RandomStreams(2)));
-  FinetuneConfig config;
-  config.model.file = (dir / "base.safetensors").string();
-  config.batch = 4, config.item = 2;
-  config.sampler.steps = 4;
-  config.method.adjoint = adjoint_matching_preset("exact", 4);
-  config.method.adjoint.loss_steps = 2;
-  config.reward = {RewardTerm{}};
-  config.reward[0].name = "class-log-prob", config.reward[0].judge = (dir / "judge.safetensors").string(), config.reward[0].scale = 5;
-  config.labels.kind = "uniform";
-  config.evaluation.every = 2, config.evaluation.samples = 4, config.evaluation.base_samples = 16;
-  config.compute.workers = 1, config.compute.attention = "math", config.compute.kernels = "plain";
-  config.train.steps = 4, config.train.checkpoint_every = 2;
-  return config;
-}
-
 // Largest difference of two model files, relative to the largest weight.
 double difference(const std::filesystem::path& a, const std::filesystem::path& b) {
   const ParameterSet x = read_safetensors(a).tensors, y = read_safetensors(b).tensors;
@@ -74,25 +50,18 @@ double difference(const std::filesystem::path& a, const std::filesystem::path& b
   return worst / largest;
 }
 
-std::string run_on(const std::string& device, FinetuneConfig config, const std::filesystem::path& out, bool resume = false) {
-  const BackToCpu restore;
-  config.compute.device = device;
-  const FinetuneSetup setup = set_up(config);
-  tiltflow::Run run(out, "x", resume);
-  finetune(setup, run);
-  return read_file(out / "model.safetensors");
-}
-
 }  // namespace
 
 TEST(train_device, UnknownOnesAreRefused) {
-  for (const char* name : {"cuda", "gpu", "cuda:99", "meta", ""}) test::expect_error(ErrorKind::kConfig, "is not usable", [&] { set_compute_device(name); });
+  std::vector<const char*> names{"gpu", "cuda:99", "meta", ""};
+  if (!at::hasCUDA()) names.push_back("cuda");
+  for (const char* name : names) test::expect_error(ErrorKind::kConfig, "is not usable", [&] { set_compute_device(name); });
   EXPECT_TRUE(compute_device().is_cpu());
 }
 
 // What the test device is for: an operator that mixes devices does not work.
 TEST(train_device, MixingThrows) {
-  const BackToCpu restore;
+  const test::BackToCpu restore;
   set_compute_device(test::fake_device());
   const at::Tensor there = to_compute_device(at::ones({3}));
   EXPECT_THROW(there + at::ones({3}), c10::Error);
@@ -105,15 +74,15 @@ TEST(train_device, MixingThrows) {
 TEST(train_device, FineTuningGivesTheSameWeights) {
   const test::TempDir dir;
   for (const char* policy : {"full", "lora", "control"}) {
-    FinetuneConfig config = small_run(dir);
+    FinetuneConfig config = test::small_run(dir);
     config.policy.kind = policy;
     config.policy.control.kind = "conv", config.policy.control.width = 8;
     config.compute.activation_checkpointing = std::string(policy) == "lora";
     const std::filesystem::path here = dir / cat(policy, "-cpu"), there = dir / cat(policy, "-fake");
     std::int64_t before = test::fake_device_calls();
-    run_on("cpu", config, here);
+    test::run_on("cpu", config, here);
     EXPECT_EQ(test::fake_device_calls(), before);
-    run_on(test::fake_device(), config, there);
+    test::run_on(test::fake_device(), config, there);
     EXPECT_GT(test::fake_device_calls(), before + 1000);
     EXPECT_LT(difference(there / "model.safetensors", here / "model.safetensors"), 1e-5) << policy;
     if (config.policy.kind == "full") {  // training moved them
@@ -125,17 +94,17 @@ TEST(train_device, FineTuningGivesTheSameWeights) {
 TEST(train_device, MethodsOfEveryKindAndResume) {
   const test::TempDir dir;
   for (const char* method : {"socm", "flow-grpo", "draft"}) {
-    FinetuneConfig config = small_run(dir);
+    FinetuneConfig config = test::small_run(dir);
     config.method.name = method;
     config.batch = 8, config.item = 8;
     const std::filesystem::path here = dir / cat(method, "-cpu"), there = dir / cat(method, "-fake"), resumed = dir / cat(method, "-resumed");
-    run_on("cpu", config, here);
-    const std::string whole = run_on(test::fake_device(), config, there);
+    test::run_on("cpu", config, here);
+    const std::string whole = test::run_on(test::fake_device(), config, there);
     EXPECT_LT(difference(there / "model.safetensors", here / "model.safetensors"), 1e-5) << method;
     std::filesystem::copy(there, resumed, std::filesystem::copy_options::recursive);
     std::filesystem::remove_all(resumed / "checkpoints/step-000004");
     std::filesystem::remove(resumed / "model.safetensors");
-    EXPECT_TRUE(run_on(test::fake_device(), config, resumed, true) == whole) << method;
+    EXPECT_TRUE(test::run_on(test::fake_device(), config, resumed, true) == whole) << method;
   }
 }
 

@@ -32,7 +32,8 @@ double gemm_peak(int workers, bool bf16) {
   const std::int64_t size = compute_device().is_cpu() ? 512 : 8192;
   const ThreadPolicy before = thread_policy();
   set_thread_policy({workers, 1});
-  const at::Tensor a = to_compute_device(at::ones({size, size}, bf16 ? at::kBFloat16 : at::kFloat));
+  const at::TensorOptions type(bf16 ? at::kBFloat16 : at::kFloat);
+  const at::Tensor a = compute_device().is_cpu() ? at::ones({size, size}, type) : at::randn({size, size}, type.device(compute_device()));  // a GPU is faster on ones: it draws less power
   double best = 0;
   for (int repeat = 0; repeat < 5; ++repeat) {
     const auto begin = Clock::now();
@@ -68,24 +69,34 @@ std::shared_ptr<const VelocityModel> random_model(const ModelSpec& spec, ModelRu
 
 struct Timing {
   std::vector<double> seconds;  // sorted
-  double peak = 0;              // GFLOP/s of matrix products, best between the repetitions
-  Allocations allocations;      // of one repetition, the last
+  double peak = 0;              // GFLOP/s of matrix products: best between the repetitions, on a GPU after them
+  double memory = 0;            // peak bytes, of the device if there is one
+  Allocations allocations;      // of one repetition, the last, on the CPU
+
+  void finish(const ModelRuntime& runtime) {
+    std::sort(seconds.begin(), seconds.end());
+    memory = compute_device().is_cpu() ? peak_memory_bytes() : device_peak_bytes();
+    if (!compute_device().is_cpu()) products(runtime);
+  }
+  void products(const ModelRuntime& runtime) { peak = std::max(peak, gemm_peak(thread_policy().workers * thread_policy().intra_op, runtime.precision == MatmulPrecision::kBf16)); }
 };
 
-// The first call warms up.
+// The first call warms up; on a GPU two do: calls are recorded when they come again.
 Timing measure(std::int64_t repeats, const ModelRuntime& runtime, const std::function<void(std::int64_t)>& work) {
   Timing out;
   count_allocations();
-  for (std::int64_t repeat = 0; repeat <= repeats; ++repeat) {
+  const bool cpu = compute_device().is_cpu();
+  for (std::int64_t repeat = cpu ? 0 : -1; repeat <= repeats; ++repeat) {
     const Allocations before = allocations_so_far();
     const auto begin = Clock::now();
-    work(repeat);
+    work(std::max<std::int64_t>(0, repeat));
+    synchronize_compute_device();
     if (repeat > 0) out.seconds.push_back(since(begin));
     const Allocations now = allocations_so_far();
     out.allocations = {now.count - before.count, now.bytes - before.bytes};
-    out.peak = std::max(out.peak, gemm_peak(thread_policy().workers * thread_policy().intra_op, runtime.precision == MatmulPrecision::kBf16));
+    if (cpu) out.products(runtime);
   }
-  std::sort(out.seconds.begin(), out.seconds.end());
+  out.finish(runtime);
   return out;
 }
 
@@ -94,7 +105,7 @@ void add_figures(nlohmann::ordered_json& out, const Timing& timing, const ModelR
   out.update({{"device", compute_device().str()}, {"precision", runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"}, {"kernels", kernels_name(runtime)}, {"workers", thread_policy().workers}, {"threads_per_worker", thread_policy().intra_op},
               {"seconds_min", timing.seconds.front()}, {"seconds_median", timing.seconds[timing.seconds.size() / 2]}, {"repeats", timing.seconds.size()},
               {"network_evaluations_per_sample", forwards_per_sample}, {"forward_gflop_per_sample", sit_forward_gflop(model)}, {"gflops", rate},
-              {"gemm_peak_gflops", timing.peak}, {"fraction_of_gemm_peak", rate / timing.peak}, {"peak_memory_mb", peak_memory_bytes() / 1e6},
+              {"gemm_peak_gflops", timing.peak}, {"fraction_of_gemm_peak", rate / timing.peak}, {"peak_memory_mb", timing.memory / 1e6},
               {"allocations", timing.allocations.count}, {"allocated_mb", timing.allocations.bytes / 1e6}});
 }
 
@@ -180,14 +191,15 @@ nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& o) {
   TrainHooks hooks;
   hooks.label = "bench";
   hooks.after_step = [&](std::int64_t step, const ParameterSet&) {
+    synchronize_compute_device();
     if (step > 1) timing.seconds.push_back(since(begin));
     const Allocations now = allocations_so_far();
     timing.allocations = {now.count - before.count, now.bytes - before.bytes};
-    timing.peak = std::max(timing.peak, gemm_peak(thread_policy().workers * thread_policy().intra_op, o.runtime.precision == MatmulPrecision::kBf16));
+    if (compute_device().is_cpu()) timing.products(o.runtime);
     before = allocations_so_far(), begin = Clock::now();
   };
   train(config, objective, run, hooks);
-  std::sort(timing.seconds.begin(), timing.seconds.end());
+  timing.finish(o.runtime);
   nlohmann::ordered_json out{{"bench", "pretrain"}, {"batch", o.batch}, {"item", o.item}, {"model_args", o.model.args}};
   add_figures(out, timing, o.runtime, objective.model(), 3, o.batch);
   return out;
@@ -208,7 +220,7 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
   sampler.steps = o.steps;
   const TransitionTable table = table_of(sampler, *path);
   AdjointMatchingConfig config = adjoint_matching_preset("exact", o.steps);
-  config.loss_steps = o.loss_steps;
+  config.loss_steps = o.loss_steps, config.keep_graphs = o.keep_graphs;
   AdjointMatching method(config);
   const RandomStreams streams(1);
   const LabelSource labels = no_labels();
@@ -230,7 +242,7 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
     optimizer.step(gradients[0], 1e-6);
   });
   const double per_sample = static_cast<double>(base->count() + tuned->count()) / static_cast<double>(o.batch) + static_cast<double>(o.loss_steps * policy.backward_cost);
-  nlohmann::ordered_json out{{"bench", "am"}, {"policy", o.policy}, {"batch", o.batch}, {"item", o.item}, {"steps", o.steps}, {"loss_steps", o.loss_steps}, {"model_args", o.model.args}};
+  nlohmann::ordered_json out{{"bench", "am"}, {"policy", o.policy}, {"batch", o.batch}, {"item", o.item}, {"steps", o.steps}, {"loss_steps", o.loss_steps}, {"keep_graphs", o.keep_graphs}, {"model_args", o.model.args}};
   add_figures(out, timing, o.runtime, *model, per_sample, o.batch);
   return out;
 }

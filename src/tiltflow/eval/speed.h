@@ -20,6 +20,7 @@ struct AmBenchOptions {
   ModelSpec model = small_sit();
   std::string policy = "full";
   std::int64_t batch = 32, item = 16, steps = 20, loss_steps = 10, repeats = 3;
+  bool keep_graphs = true;  // of the rollout, for the loss
   ModelRuntime runtime;
 };
 // One Adjoint Matching iteration with a quadratic reward: seconds (min, median), network evaluations, GFLOP/s, fraction

@@ -4,6 +4,7 @@
 
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/nn/fused_cuda.h"
 #include "tiltflow/nn/kernels/kernels.h"
 #include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/parallel.h"
@@ -17,12 +18,17 @@ void bind(Fields& f, ComputeConfig& c) {
   f.value("device", c.device, "where networks compute: cpu, cuda, cuda:1 or another device of libtorch; everything around them stays on the CPU");
   f.value("precision", c.precision, "of matrix products: fp32 or bf16; everything else is fp32", one_of({"fp32", "bf16"}));
   f.value("attention", c.attention, "math (batched products) or fused (libtorch's kernel)", one_of({"math", "fused"}));
-  f.value("kernels", c.kernels, "of transformer blocks on CPU: fused (one pass per step) or plain (one operator after another; also when attention is math)", one_of({"fused", "plain"}));
+  f.value("kernels", c.kernels, "of transformer blocks: fused (one pass per step) or plain (one operator after another; also when attention is math)", one_of({"fused", "plain"}));
+  f.value("graphs", c.graphs, "on CUDA: record network calls as CUDA graphs, which launch all their kernels at once");
   f.value("memory_gb", c.memory_gb, "limit of the memory plan (item = 0), in 10^9 bytes; 0 = 80 % of what is free", at_least(0));
   f.value("activation_checkpointing", c.activation_checkpointing, "recompute transformer blocks in the backward pass: less memory, more time");
 }
 
-std::string kernels_name(const ModelRuntime& runtime) { return runtime.fused ? kernels::kernels().name : "plain"; }
+std::string kernels_name(const ModelRuntime& runtime) {
+  if (!runtime.fused) return "plain";
+  if (compute_device().is_cpu()) return kernels::kernels().name;
+  return fused::cuda::kBuilt && compute_device().is_cuda() ? "cuda" : "plain";
+}
 
 ModelRuntime apply(const ComputeConfig& c) {
   set_compute_device(c.device, world_rank() % world_local_size());
@@ -30,7 +36,8 @@ ModelRuntime apply(const ComputeConfig& c) {
   if (workers == 0 && !compute_device().is_cpu()) workers = 1;  // one stream of work; a larger `item` fills the device
   if (workers == 0 && world_local_size() > 1) workers = std::max(1, hardware_cores() / world_local_size());  // processes of one machine divide its cores
   set_thread_policy({workers, static_cast<int>(c.threads)});
-  const ModelRuntime runtime{parse_precision(c.precision), parse_attention(c.attention), c.activation_checkpointing, c.kernels == "fused" && c.attention == "fused"};
+  ModelRuntime runtime{parse_precision(c.precision), parse_attention(c.attention), c.activation_checkpointing, c.kernels == "fused" && c.attention == "fused"};
+  runtime.graphs = c.graphs;
   log_debug(cat("compute: ", compute_device().str(), ", ", thread_policy().workers, " workers x ", c.threads, " threads, ", c.precision, ", attention ", c.attention, ", kernels ", kernels_name(runtime)));
   return runtime;
 }

@@ -15,11 +15,12 @@ struct ComputeConfig {
   std::string precision = "fp32";
   std::string attention = "fused";
   std::string kernels = "fused";
+  bool graphs = true;         // CUDA: calls recorded as CUDA graphs
   bool activation_checkpointing = false;
   double memory_gb = 0;       // what a memory plan may use; 0: 80 % of what is free
 };
 void bind(Fields& f, ComputeConfig& c);
-// "plain", or the instruction set of the fused kernels.
+// "plain", "cuda", or the instruction set of the fused kernels.
 std::string kernels_name(const ModelRuntime& runtime);
 // Sets the thread policy and the device of the process and returns the network settings.
 ModelRuntime apply(const ComputeConfig& config);

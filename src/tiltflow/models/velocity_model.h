@@ -17,8 +17,9 @@ struct ModelRuntime {
   MatmulPrecision precision = MatmulPrecision::kFull;
   AttentionBackend attention = AttentionBackend::kMath;
   bool activation_checkpointing = false;  // recompute blocks in backward: less memory, about one more forward
-  bool fused = false;  // transformer blocks by nn/fused where it applies (fp32 states on CPU); else one operator after another
+  bool fused = false;  // transformer blocks by nn/fused where it applies (fp32 states on CPU or CUDA); else one operator after another
   bool packing = true;  // fused: weights also in the layout of oneDNN's products; up to two more copies of them
+  bool graphs = true;   // on CUDA: calls of one shape are recorded and launched at once (nn/recorded)
 };
 
 // What a network is: family ("sit", "mlp") and constructor arguments by their official names.

@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/nn/device_attention.h"
+#include "tiltflow/nn/fused_cuda.h"
 #include "tiltflow/nn/kernels/kernels.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -52,6 +54,13 @@ struct ModulatedNorm : Function<ModulatedNorm> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in, const at::Tensor& shift_in, const at::Tensor& scale_in, at::ScalarType type) {
     const at::Tensor x = x_in.contiguous(), shift = as_rows(shift_in), scale = as_rows(scale_in);
     const auto [n, t, c] = shape_of(x, scale);
+    if constexpr (cuda::kBuilt) {
+      if (x.is_cuda()) {
+        const cuda::Normed made = cuda::modulated_norm(x, shift, scale, 1e-6F, type);
+        context->save_for_backward({x, scale, made.mean, made.rstd});
+        return made.out;
+      }
+    }
     const at::Tensor out = at::empty(x.sizes(), x.options().dtype(type)), mean = at::empty({n, t}, x.options()), rstd = at::empty({n, t}, x.options());
     float *m = mean.data_ptr<float>(), *r = rstd.data_ptr<float>();
     const float* in = x.const_data_ptr<float>();
@@ -71,6 +80,12 @@ struct ModulatedNorm : Function<ModulatedNorm> {
     const at::Tensor &x = saved[0], &scale = saved[1], g = gradients[0].contiguous();
     const auto [n, t, c] = shape_of(x, scale);
     const bool modulation = context->needs_input_grad(1) || context->needs_input_grad(2);
+    if constexpr (cuda::kBuilt) {
+      if (x.is_cuda()) {
+        const cuda::NormGradients made = cuda::modulated_norm_backward(g, x, scale, saved[2], saved[3], context->needs_input_grad(0), modulation);
+        return {made.x, made.shift, made.scale, at::Tensor()};
+      }
+    }
     const at::Tensor gx = context->needs_input_grad(0) ? at::empty_like(x) : at::Tensor();
     const at::Tensor g_shift = modulation ? at::zeros({scale.size(0), c}, x.options()) : at::Tensor(), g_scale = modulation ? at::zeros_like(g_shift) : at::Tensor();
     const std::int64_t stride = scale.size(0) == 1 ? 0 : c;
@@ -86,6 +101,10 @@ struct GatedSum : Function<GatedSum> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in, const at::Tensor& gate_in, const at::Tensor& y_in) {
     const at::Tensor x = x_in.contiguous(), gate = as_rows(gate_in), y = y_in.contiguous();
     const auto [n, t, c] = shape_of(x, gate);
+    context->save_for_backward({gate, y});
+    if constexpr (cuda::kBuilt) {
+      if (x.is_cuda()) return cuda::gated_sum(x, gate, y);
+    }
     const at::Tensor out = at::empty_like(x);
     const float* in = x.const_data_ptr<float>();
     float* to = out.data_ptr<float>();
@@ -95,7 +114,6 @@ struct GatedSum : Function<GatedSum> {
       if (half(y)) kernels::kernels().half.gated_sum(in + at, from(g, i), half_data(y) + at, to + at, samples, tokens, c);
       else kernels::kernels().full.gated_sum(in + at, from(g, i), y.const_data_ptr<float>() + at, to + at, samples, tokens, c);
     });
-    context->save_for_backward({gate, y});
     return out;
   }
 
@@ -104,12 +122,43 @@ struct GatedSum : Function<GatedSum> {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &gate = saved[0], &y = saved[1], g = gradients[0].contiguous();
     const auto [n, t, c] = shape_of(g, gate);
+    if constexpr (cuda::kBuilt) {
+      if (g.is_cuda()) {
+        const cuda::GateGradients made = cuda::gated_sum_backward(g, gate, y, context->needs_input_grad(1), context->needs_input_grad(2));
+        return {gradients[0], made.gate, made.y};
+      }
+    }
     const at::Tensor gy = context->needs_input_grad(2) ? at::empty_like(y) : at::Tensor(), g_gate = context->needs_input_grad(1) ? at::zeros({gate.size(0), c}, g.options()) : at::Tensor();
     const std::int64_t stride = gate.size(0) == 1 ? 0 : c;
     float* to_gate = g_gate.defined() ? g_gate.data_ptr<float>() : nullptr;
     if (half(y)) kernels::kernels().half.gated_sum_backward(g.const_data_ptr<float>(), rows(gate), half_data(y), gy.defined() ? half_out(gy) : nullptr, to_gate, stride, n, t, c);
     else kernels::kernels().full.gated_sum_backward(g.const_data_ptr<float>(), rows(gate), y.const_data_ptr<float>(), gy.defined() ? gy.data_ptr<float>() : nullptr, to_gate, stride, n, t, c);
     return {gradients[0], g_gate, gy};
+  }
+};
+
+// On GPUs: a gated sum and the modulated norm of it.
+struct GatedNorm : Function<GatedNorm> {
+  static variable_list forward(AutogradContext* context, const at::Tensor& x_in, const at::Tensor& gate, const at::Tensor& y_in, const at::Tensor& shift, const at::Tensor& scale) {
+    const at::Tensor x = x_in.contiguous(), y = y_in.contiguous();
+    shape_of(x, gate), shape_of(x, shift), shape_of(x, scale);
+    if constexpr (cuda::kBuilt) {
+      const cuda::GatedNormed made = cuda::gated_norm(x, gate, y, shift, scale, 1e-6F, y.scalar_type());
+      context->save_for_backward({made.sum, gate, y, scale, made.normed.mean, made.normed.rstd});
+      return {made.sum, made.normed.out};
+    }
+    fail(ErrorKind::kFailure, "this program was built without CUDA");
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    once_differentiable();
+    const variable_list saved = context->get_saved_variables();
+    if constexpr (cuda::kBuilt) {
+      const bool rows = context->needs_input_grad(1) || context->needs_input_grad(3) || context->needs_input_grad(4);
+      const cuda::GatedNormGradients made = cuda::gated_norm_backward(gradients[0].contiguous(), gradients[1].contiguous(), saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], rows);
+      return {made.x, made.gate, made.y, made.shift, made.scale};
+    }
+    fail(ErrorKind::kFailure, "this program was built without CUDA");
   }
 };
 
@@ -253,12 +302,21 @@ bool packing_pays(const at::Tensor& x, const at::Tensor& weight) {
 
 }  // namespace
 
-bool takes(const at::Tensor& x) { return x.device().is_cpu() && x.scalar_type() == at::kFloat; }
+bool takes(const at::Tensor& x) { return x.scalar_type() == at::kFloat && (x.device().is_cpu() || (cuda::kBuilt && x.is_cuda() && x.size(-1) % 4 == 0)); }
 
 at::Tensor modulated_norm(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale, at::ScalarType out) { return ModulatedNorm::apply(x, shift, scale, out); }
 at::Tensor gated_sum(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y) { return GatedSum::apply(x, gate, y); }
-at::Tensor gelu(const at::Tensor& x) { return Gelu::apply(x); }
+GatedNormed gated_norm(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y, const at::Tensor& shift, const at::Tensor& scale) {
+  if (x.device().is_cpu()) {
+    const at::Tensor sum = gated_sum(x, gate, y);
+    return {sum, modulated_norm(sum, shift, scale, y.scalar_type())};
+  }
+  const variable_list made = GatedNorm::apply(x, gate, y, shift, scale);
+  return {made[0], made[1]};
+}
+at::Tensor gelu(const at::Tensor& x) { return x.device().is_cpu() ? Gelu::apply(x) : at::gelu(x, "tanh"); }
 at::Tensor attention(const at::Tensor& packed, std::int64_t heads) {
+  if (!packed.device().is_cpu()) return device_attention(packed, heads);
   const std::int64_t tokens = packed.size(1), head = packed.size(2) / (3 * heads);
   const bool own = half(packed) ? own_kernel(kernels::kernels().half, tokens, head) : own_kernel(kernels::kernels().full, tokens, head);
   if (own) return OwnAttention::apply(packed, heads);
@@ -269,7 +327,7 @@ at::Tensor attention(const at::Tensor& packed, std::int64_t heads) {
 at::Tensor linear(const Linear& layer, const at::Tensor& x, bool packing) {
   const bool graph = at::GradMode::is_enabled();
   LinearNeeds needs{graph && x.requires_grad(), graph && layer.weight.requires_grad()};
-  needs.packed = packing && !needs.weight && packing_pays(x, layer.weight);  // a weight in training changes before its copies have paid for themselves
+  needs.packed = packing && x.device().is_cpu() && !needs.weight && packing_pays(x, layer.weight);  // a weight in training changes before its copies have paid for themselves
   const at::Tensor y = FusedLinear::apply(x, layer.weight, layer.bias, layer.copies, needs);
   if (!layer.adapter.a.defined()) return y;
   const at::Tensor down = at::linear(x, layer.adapter.a.to(x.scalar_type()));

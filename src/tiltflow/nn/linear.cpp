@@ -77,6 +77,10 @@ at::Tensor WeightCopies::of(const at::Tensor& tensor, int slot) {
   const std::int64_t version = tensor.is_inference() ? 0 : tensor._version();
   if (copy.source == tensor.const_data_ptr() && copy.version == version) return copy.tensor;
   const at::NoGradGuard no_grad;
+  if (!tensor.device().is_cpu() && slot < 2 && copy.source == tensor.const_data_ptr()) {  // in place: recorded calls (nn/recorded) read it there
+    copy.tensor.copy_(tensor), copy.version = version;
+    return copy.tensor;
+  }
   at::Tensor made = tensor.detach();
   if (slot != 2 && slot != 3) made = made.to(at::kBFloat16);
   if (slot == 3 || slot == 5) made = made.t().contiguous();

@@ -57,7 +57,7 @@ DivergenceRule exact_divergence(std::int64_t rows) {
       std::vector<std::int64_t> copies(static_cast<std::size_t>(x.dim()), 1), shape = x.sizes().vec();
       copies[0] = m, shape[0] = m * n;
       const Vjp vjp = field.vjp(x.repeat(copies), t.repeat({m}), repeat(condition, m), e.view(shape));
-      out.divergence = out.divergence + (vjp.input_gradient.reshape({m, n, d}) * e).sum({0, 2});
+      out.divergence = out.divergence + (vjp.input_gradient.reshape({m, n, d}) * e).sum(at::IntArrayRef({0, 2}));
       if (j == 0) out.velocity = vjp.velocity.narrow(0, 0, n);
     }
     return out;

@@ -1,6 +1,7 @@
 #include "tiltflow/tensor/parallel.h"
 
 #include <ATen/Parallel.h>
+#include <c10/core/StreamGuard.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -13,11 +14,19 @@
 #include <vector>
 
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 
 namespace tiltflow {
 namespace {
 ThreadPolicy g_policy;
 thread_local bool t_inside = false;
+
+// Of the calling thread, on the device of the process.
+std::optional<c10::Stream> current_stream() {
+  const at::Device device = compute_device();
+  if (!device.is_cuda()) return {};
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+}
 }  // namespace
 
 void keep_freed_memory() {
@@ -49,8 +58,10 @@ void parallel_for(std::int64_t count, const std::function<void(std::int64_t)>& w
   std::exception_ptr error;
   std::mutex error_mutex;
   const bool grad = at::GradMode::is_enabled();
+  const std::optional<c10::Stream> stream = current_stream();
   const auto run = [&] {
     const at::AutoGradMode mode(grad);
+    const c10::OptionalStreamGuard same(stream);
     t_inside = true;
     try {
       for (std::int64_t i = next++; i < count; i = next++) work(i);

@@ -20,7 +20,7 @@ int hardware_cores();
 void keep_freed_memory();
 
 // Calls work(i) for i in [0, count), up to `workers` at a time; the caller takes part. The first exception is rethrown
-// after all workers stopped. Grad mode of the caller applies inside. Not reentrant: nested calls run serially.
+// after all workers stopped. Grad mode and stream of the caller apply inside. Not reentrant: nested calls run serially.
 void parallel_for(std::int64_t count, const std::function<void(std::int64_t)>& work);
 
 // Splits [0, n) into pieces of at most `chunk` and calls work(begin, end) for each, in parallel.

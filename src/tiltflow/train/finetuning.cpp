@@ -75,8 +75,12 @@ void follow_memory_plan(FinetuneSetup& s, double trainable) {
   TransitionTable table;
   table.steps.resize(static_cast<std::size_t>(steps));
   const auto wanted = static_cast<std::int64_t>(std::ceil(make_method(s.config.method)->training_calls(table)));
-  if (!compute_device().is_cpu() && s.config.compute.memory_gb == 0) fail(ErrorKind::kConfig, "item = 0 plans the memory of this machine, not of its device", "set compute.memory_gb to what the device has, or item");
-  const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch, wanted, thread_policy().workers, s.config.compute.memory_gb * 1e9);
+  double bytes = s.config.compute.memory_gb * 1e9;
+  if (!compute_device().is_cpu() && bytes == 0) {
+    bytes = 0.5 * device_free_bytes();  // recorded calls (nn/recorded) keep their activations beside each other
+    if (bytes == 0) fail(ErrorKind::kConfig, cat("item = 0: the memory of device ", compute_device().str(), " is not known"), "set compute.memory_gb to what the device has, or item");
+  }
+  const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch, wanted, thread_policy().workers, bytes);
   log_info(cat("memory plan: ", plan.text()));
   s.config.item = plan.item;
   if (!plan.checkpointing || s.config.compute.activation_checkpointing) return;

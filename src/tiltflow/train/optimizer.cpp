@@ -76,7 +76,11 @@ double clip_gradients(std::vector<at::Tensor>& gradients, double limit) {
   double total = 0;
   std::vector<at::Tensor> given;
   for (const at::Tensor& g : gradients) if (g.defined()) given.push_back(g);
-  for (const at::Tensor& g : given) total += g.square().sum(at::kDouble).item<double>();
+  if (given.empty() || given.front().device().is_cpu()) {
+    for (const at::Tensor& g : given) total += g.square().sum(at::kDouble).item<double>();
+  } else {  // waits for the device once
+    total = at::stack(at::_foreach_norm(given, 2, at::kDouble)).square().sum(at::kDouble).item<double>();
+  }
   const double norm = std::sqrt(total);
   if (limit > 0 && norm > limit) at::_foreach_mul_(given, limit / norm);
   return norm;

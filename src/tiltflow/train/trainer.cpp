@@ -12,6 +12,7 @@
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/precision.h"
 #include "tiltflow/tensor/process_group.h"
@@ -156,6 +157,7 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
     objective.end_step(metrics);
     metrics["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     metrics["peak_memory_mb"] = peak_memory_bytes() / 1e6;
+    if (const double bytes = device_peak_bytes(); bytes > 0) metrics["peak_device_memory_mb"] = bytes / 1e6;
     run.log(step, metrics);
     progress.update(step, hooks.note ? hooks.note(metrics) : cat("loss ", compact(result.loss)));
     if (hooks.after_step) hooks.after_step(step, average.values());

@@ -5,6 +5,8 @@
 #include "tiltflow/nn/embedding.h"
 #include "tiltflow/nn/fused.h"
 #include "tiltflow/nn/init.h"
+#include "tiltflow/nn/joined_linear.h"
+#include "tiltflow/nn/recorded.h"
 #include "tiltflow/tensor/activation_checkpoint.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/device.h"
@@ -13,6 +15,7 @@ namespace tiltflow {
 namespace {
 
 constexpr std::int64_t kFrequencies = 256;  // width of the time features
+constexpr std::int64_t kLargestRecorded = 1 << 25;  // activations; above, a kernel runs longer than its launch takes
 
 struct Block {
   Linear qkv, proj, fc1, fc2, modulation;
@@ -34,19 +37,18 @@ at::Tensor modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tens
   return at::addcmul(shift.unsqueeze(1), x, scale.unsqueeze(1) + 1);
 }
 
-// The same in one pass per step (nn/fused).
-at::Tensor run_fused(const Block& block, std::int64_t heads, const ModelRuntime& runtime, const at::Tensor& x, const at::Tensor& silu_c) {
+// The same in one pass per step (nn/fused). `joined`: the modulation when it is known already, else undefined.
+at::Tensor run_fused(const Block& block, std::int64_t heads, const ModelRuntime& runtime, const at::Tensor& x, const at::Tensor& silu_c, const at::Tensor& joined) {
   const at::ScalarType type = runtime.precision == MatmulPrecision::kBf16 ? at::kBFloat16 : at::kFloat;
   const auto linear = [&](const Linear& layer, const at::Tensor& in) { return fused::linear(layer, in, runtime.packing); };
-  const std::vector<at::Tensor> m = linear(block.modulation, silu_c.to(type)).to(at::kFloat).chunk(6, 1);  // [N, 6C] -> 6 x [N, C]
+  const std::vector<at::Tensor> m = (joined.defined() ? joined : linear(block.modulation, silu_c.to(type)).to(at::kFloat)).chunk(6, 1);  // [N, 6C] -> 6 x [N, C]
   const at::Tensor packed = linear(block.qkv, fused::modulated_norm(x, m[0], m[1], type));
-  const at::Tensor h = fused::gated_sum(x, m[2], linear(block.proj, fused::attention(packed, heads)));
-  const at::Tensor hidden = fused::gelu(linear(block.fc1, fused::modulated_norm(h, m[3], m[4], type)));
-  return fused::gated_sum(h, m[5], linear(block.fc2, hidden));
+  const auto [h, normed] = fused::gated_norm(x, m[2], linear(block.proj, fused::attention(packed, heads)), m[3], m[4]);
+  return fused::gated_sum(h, m[5], linear(block.fc2, fused::gelu(linear(block.fc1, normed))));
 }
 
-at::Tensor run_block(const Block& block, std::int64_t heads, const ModelRuntime& runtime, const at::Tensor& x, const at::Tensor& silu_c) {
-  if (runtime.fused && fused::takes(x)) return run_fused(block, heads, runtime, x, silu_c);
+at::Tensor run_block(const Block& block, std::int64_t heads, const ModelRuntime& runtime, const at::Tensor& x, const at::Tensor& silu_c, const at::Tensor& joined = {}) {
+  if (runtime.fused && fused::takes(x)) return run_fused(block, heads, runtime, x, silu_c, joined);
   const std::vector<at::Tensor> m = apply(block.modulation, silu_c, runtime.precision).chunk(6, 1);  // [N, 6C] -> 6 x [N, C]
   const at::Tensor attended = self_attention(block.qkv, block.proj, heads, modulate(layer_norm(x), m[0], m[1]), runtime.precision, runtime.attention);
   const at::Tensor h = at::addcmul(x, m[2].unsqueeze(1), attended);
@@ -71,6 +73,7 @@ class Sit final : public VelocityModel {
     for (const auto& [name, adapter] : adapters) {
       if (std::find(known.begin(), known.end(), name) == known.end()) fail(ErrorKind::kBadFile, cat("adapter for '", name, "', which is no linear layer of this SiT"));
     }
+    if (patch_weight_.is_cuda() && !runtime_.activation_checkpointing) prepare_for_gpu(adapters);
   }
 
   const ModelSpec& spec() const override { return spec_; }
@@ -93,19 +96,10 @@ class Sit final : public VelocityModel {
   }
 
   at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override {
-    const at::Tensor silu_c = at::silu(conditioning(x, t, condition));
-    at::Tensor h = linear_in(runtime_.precision, beside(patch_weight_, patchify(x)), patch_weight_.flatten(1), parameters_.at("x_embedder.proj.bias")) + parameters_.at("pos_embed");
-    for (const Block& block : blocks_) h = runtime_.activation_checkpointing ? checkpointed(block, h, silu_c) : run_block(block, config_.num_heads, runtime_, h, silu_c);
-    const std::vector<at::Tensor> m = apply(final_modulation_, silu_c, runtime_.precision).chunk(2, 1);
-    return unpatchify(beside(x, apply(final_, modulate(layer_norm(h), m[0], m[1]), runtime_.precision)));
-  }
-
- private:
-  // Embedding of time plus label, [N, C]; a single row when all samples share both.
-  at::Tensor conditioning(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {
-    at::Tensor labels = condition.labels;
-    const at::Tensor& table = parameters_.at("y_embedder.embedding_table.weight");
-    at::Tensor times = t;
+    if (x.dim() != 4 || x.size(1) != config_.in_channels || x.size(2) != config_.input_size || x.size(3) != config_.input_size) {
+      fail(ErrorKind::kFailure, cat("SiT expects [N, ", config_.in_channels, ", ", config_.input_size, ", ", config_.input_size, "], got ", shape_text(x.sizes())));
+    }
+    at::Tensor labels = condition.labels, times = t;  // a single row when all samples share both
     if (!labels.defined()) {
       if (!config_.null_class) fail(ErrorKind::kConfig, "this model has no null class: labels are required", "choose a label");
       labels = at::full({1}, config_.num_classes, at::kLong);
@@ -113,17 +107,48 @@ class Sit final : public VelocityModel {
     } else if (labels.size(0) != x.size(0)) {
       fail(ErrorKind::kFailure, cat("got ", labels.size(0), " labels for ", x.size(0), " samples"));
     }
-    const at::Tensor features = timestep_features(beside(table, times.to(x.scalar_type())), kFrequencies);
-    const at::Tensor time = apply(time_out_, at::silu(apply(time_in_, features, MatmulPrecision::kFull)), MatmulPrecision::kFull);
-    return time + at::embedding(table, beside(table, labels));
+    const std::vector<at::Tensor> inputs{beside(patch_weight_, x), beside(patch_weight_, times.to(x.scalar_type())), beside(patch_weight_, labels)};
+    return beside(x, recorded_ ? (*recorded_)(inputs) : network(inputs));
+  }
+
+ private:
+  // Everything on the device of the weights: states [N, C, S, S], times [N or 1], labels [N or 1] -> [N, C, S, S].
+  at::Tensor network(const std::vector<at::Tensor>& inputs) const {
+    const at::Tensor time = apply(time_out_, at::silu(apply(time_in_, timestep_features(inputs[1], kFrequencies), MatmulPrecision::kFull)), MatmulPrecision::kFull);
+    const at::Tensor silu_c = at::silu(time + at::embedding(parameters_.at("y_embedder.embedding_table.weight"), inputs[2]));  // [N, C]
+    at::Tensor h = linear_in(runtime_.precision, patchify(inputs[0]), patch_weight_.flatten(1), parameters_.at("x_embedder.proj.bias")) + parameters_.at("pos_embed");
+    std::vector<at::Tensor> joined(blocks_.size());
+    if (modulations_ && fused::takes(h)) joined = (*modulations_)(silu_c.to(at::kBFloat16)).chunk(config_.depth, 1);
+    for (std::size_t i = 0; i < blocks_.size(); ++i) h = runtime_.activation_checkpointing ? checkpointed(blocks_[i], h, silu_c) : run_block(blocks_[i], config_.num_heads, runtime_, h, silu_c, joined[i]);
+    const std::vector<at::Tensor> m = apply(final_modulation_, silu_c, runtime_.precision).chunk(2, 1);
+    return unpatchify(apply(final_, modulate(layer_norm(h), m[0], m[1]), runtime_.precision));
+  }
+
+  void prepare_for_gpu(const AdapterSet& adapters) {
+    const bool half = runtime_.fused && runtime_.precision == MatmulPrecision::kBf16;
+    std::vector<Linear> modulations;
+    for (const Block& block : blocks_) modulations.push_back(block.modulation);
+    if (half && JoinedLinear::takes(modulations)) modulations_ = std::make_unique<JoinedLinear>(std::move(modulations));
+    if (!runtime_.graphs) return;
+    std::vector<at::Tensor> weights = parameters_.tensors();
+    for (const auto& [name, adapter] : adapters) weights.insert(weights.end(), {adapter.a, adapter.b});
+    const auto refresh = [this, half] {
+      if (!half) return;
+      if (modulations_) modulations_->refresh();
+      for (const Block& block : blocks_) {
+        for (const Linear* layer : {&block.qkv, &block.proj, &block.fc1, &block.fc2, &block.modulation}) {
+          if (modulations_ && layer == &block.modulation) continue;
+          layer->copies->half_weight(layer->weight);
+          if (layer->bias.defined()) layer->copies->half_bias(layer->bias);
+        }
+      }
+    };
+    recorded_ = std::make_unique<RecordedNetwork>([this](const std::vector<at::Tensor>& inputs) { return network(inputs); }, std::move(weights), refresh, std::max<std::int64_t>(1, kLargestRecorded / (config_.tokens() * config_.hidden_size)));
   }
 
   // [N, C, S, S] -> [N, T, C p p], tokens row by row
   at::Tensor patchify(const at::Tensor& x) const {
     const std::int64_t p = config_.patch_size, side = config_.input_size / p;
-    if (x.dim() != 4 || x.size(1) != config_.in_channels || x.size(2) != config_.input_size || x.size(3) != config_.input_size) {
-      fail(ErrorKind::kFailure, cat("SiT expects [N, ", config_.in_channels, ", ", config_.input_size, ", ", config_.input_size, "], got ", shape_text(x.sizes())));
-    }
     return x.reshape({x.size(0), config_.in_channels, side, p, side, p}).permute({0, 2, 4, 1, 3, 5}).reshape({x.size(0), side * side, config_.in_channels * p * p});
   }
 
@@ -155,6 +180,8 @@ class Sit final : public VelocityModel {
   at::Tensor patch_weight_;
   Linear time_in_, time_out_, final_, final_modulation_;
   std::vector<Block> blocks_;
+  std::unique_ptr<JoinedLinear> modulations_;  // on CUDA in bf16: of all blocks
+  std::unique_ptr<RecordedNetwork> recorded_;  // on CUDA
 };
 
 }  // namespace
