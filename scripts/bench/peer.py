@@ -27,7 +27,7 @@ p.add_argument("--repeats", type=int, default=3)
 a = p.parse_args()
 torch.set_num_threads(a.threads)
 torch.manual_seed(0)
-torch.set_default_device(a.device)
+there = {"device": a.device}
 on_gpu = torch.device(a.device).type == "cuda"
 
 
@@ -41,9 +41,7 @@ sit.Attention.forward = attend
 shapes = {"mnist": dict(input_size=28, patch_size=4, in_channels=1, hidden_size=96, depth=6, num_heads=3, num_classes=10, learn_sigma=False),
           "S/2": dict(input_size=32, patch_size=2, in_channels=4, hidden_size=384, depth=12, num_heads=6, num_classes=1000, learn_sigma=True)}
 shape = shapes[a.model]
-with torch.device("cpu"):
-    model = sit.redraw(sit.SiT(**shape), 1, 0.03)
-model.to(a.device)
+model = sit.redraw(sit.SiT(**shape), 1, 0.03).to(a.device)
 model.pos_embed.requires_grad_(False)
 image = (shape["in_channels"], shape["input_size"], shape["input_size"])
 
@@ -53,7 +51,7 @@ class LoRA(nn.Module):
 
     def __init__(self, base, rank=16):
         super().__init__()
-        self.base, self.down, self.up = base, nn.Parameter(torch.randn(rank, base.in_features) / base.in_features**0.5), nn.Parameter(torch.zeros(base.out_features, rank))
+        self.base, self.down, self.up = base, nn.Parameter(torch.randn(rank, base.in_features, **there) / base.in_features**0.5), nn.Parameter(torch.zeros(base.out_features, rank, **there))
 
     def forward(self, x):
         y = self.base(x)
@@ -82,7 +80,7 @@ def velocity(net, x, t, y, adapted=True):
 trained = [w for w in model.parameters() if w.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True) if trained else None
 average = [w.detach().clone() for w in trained]
-x, cotangent, t, y = torch.randn(a.batch, *image), torch.randn(a.batch, *image), torch.rand(a.batch), torch.arange(a.batch) % shape["num_classes"]
+x, cotangent, t, y = torch.randn(a.batch, *image, **there), torch.randn(a.batch, *image, **there), torch.rand(a.batch, **there), torch.arange(a.batch, **there) % shape["num_classes"]
 
 
 def forward():
@@ -91,10 +89,10 @@ def forward():
 
 
 def sample():
-    state = torch.randn(a.batch, *image)
+    state = torch.randn(a.batch, *image, **there)
     with torch.no_grad():
         for k in range(a.steps):
-            state = state + velocity(model, state, torch.full((a.batch,), k / a.steps), y) / a.steps
+            state = state + velocity(model, state, torch.full((a.batch,), k / a.steps, **there), y) / a.steps
 
 
 def vjp():
@@ -112,9 +110,9 @@ def train_step():
 
 
 def am():
-    h, null = 1 / a.steps, torch.full((a.batch,), shape["num_classes"])
-    state, states = torch.randn(a.batch, *image), []
-    time_of = lambda k: torch.full((a.batch,), k * h)
+    h, null = 1 / a.steps, torch.full((a.batch,), shape["num_classes"], **there)
+    state, states = torch.randn(a.batch, *image, **there), []
+    time_of = lambda k: torch.full((a.batch,), k * h, **there)
     scale = lambda k: (h * 2 * (1 - k * h) / (k * h + h)) ** 0.5  # deviation of a memoryless step
     with torch.no_grad():
         for k in range(a.steps):
@@ -131,7 +129,7 @@ def am():
         adjoint = (1 - h / (k * h + h)) * adjoint + 2 * h * torch.autograd.grad(v, point, adjoint)[0]
     points, times, labels = torch.cat([states[k].detach() for k in chosen]), torch.cat([time_of(k) for k in chosen]), null.repeat(len(chosen))
     target_v, target_a = torch.cat([kept[k][0] for k in chosen]), torch.cat([kept[k][1] for k in chosen])
-    s = torch.tensor([scale(k) for k in chosen]).repeat_interleave(a.batch).view(-1, 1, 1, 1)
+    s = torch.tensor([scale(k) for k in chosen], **there).repeat_interleave(a.batch).view(-1, 1, 1, 1)
     loss = ((2 * h * (velocity(model, points, times, labels) - target_v)) / s + s * target_a).square().flatten(1).sum(1).mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -78,7 +78,7 @@ class TimestepEmbedder(nn.Module):
         self.half = features // 2
 
     def forward(self, t):
-        frequencies = torch.exp(-math.log(10000) * torch.arange(self.half, dtype=torch.float32) / self.half).to(t.dtype)
+        frequencies = torch.exp(-math.log(10000) * torch.arange(self.half, dtype=torch.float32, device=t.device) / self.half).to(t.dtype)
         angles = t[:, None] * frequencies[None]
         return self.mlp(torch.cat([angles.cos(), angles.sin()], 1))
 
