@@ -53,6 +53,7 @@ void add_bench(CLI::App& program, Action& action) {
   verb->add_option("--steps", o->am.steps, "am and sample: sampler steps")->check(CLI::Range(2, 10000))->capture_default_str();
   verb->add_option("--loss-steps", o->am.loss_steps, "am: time steps in the loss")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--keep-graphs", o->am.keep_graphs, "am: the loss uses the rollout's graphs instead of calling the network again (true or false)")->capture_default_str();
+  verb->add_option("--adjoint-stride", o->am.adjoint_stride, "am: steps of the adjoint that one Jacobian of the base serves")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--repeats", o->am.repeats, "timed repetitions")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--policy", o->am.policy, "am: full or lora")->check(CLI::IsMember({"full", "lora"}))->capture_default_str();
   verb->add_option("--model-arg", o->args, "SiT constructor argument, e.g. size=SiT-S/2 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
@@ -70,7 +71,7 @@ void add_bench(CLI::App& program, Action& action) {
       nlohmann::ordered_json out;
       if (o->name == "gemm") {
         const int workers = thread_policy().workers;
-        out = {{"bench", "gemm"}, {"workers", workers}, {"fp32_gflops_one_core", gemm_peak(1, false)}, {"fp32_gflops", gemm_peak(workers, false)}, {"bf16_gflops", gemm_peak(workers, true)}};
+        out = {{"bench", "gemm"}, {"workers", workers}, {"fp32_gflops_one_core", gemm_peak(1, false)}, {"fp32_gflops", gemm_peak(workers, false)}, {"bf16_gflops", gemm_peak(workers, true)}, {"copy_gb_per_second", copy_rate(workers)}};
       } else if (o->name == "assign") {
         if (!o->config.empty()) refuse_other_options(*verb, {"name", "--json", "--config", "--set", "--targets", "--reference-targets"}, "on a configuration: --set changes its keys, e.g. --set compute.workers=1");
         out = assign_speed(o->config, o->set, o->assign, o->compute);

@@ -29,6 +29,8 @@ void add_doctor(CLI::App& program, Action& action) {
                   << (fused::cuda::kBuilt ? "" : "; built without CUDA kernels") << "\n";
         set_compute_device("cpu");
       }
+      const int nodes = memory_nodes();
+      if (nodes > 1) std::cout << nodes << " memory nodes (NUMA): threads are not bound to them; one process a node, started under numactl by torchrun, Slurm or MPI, keeps its memory near\n";
       int problems = 0;
       const auto warn = [&](const std::string& text) { std::cout << "warning: " << text << "\n", ++problems; };
       if (single < 5) warn("matrix products are very slow: libtorch seems to use a reference BLAS");

@@ -91,6 +91,7 @@ void add_compute_options(CLI::App& verb, ComputeConfig& c) {
   verb.add_option("--device", c.device, "where networks compute: cpu, cuda, cuda:1 or another device of libtorch")->capture_default_str();
   verb.add_option("--precision", c.precision, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}))->capture_default_str();
   verb.add_option("--kernels", c.kernels, "fused or plain: how transformer blocks run")->check(CLI::IsMember({"fused", "plain"}))->capture_default_str();
+  verb.add_option("--activation-checkpointing", c.activation_checkpointing, "recompute blocks in the backward pass: less memory, more time (true or false)")->capture_default_str();
   verb.add_option("--graphs", c.graphs, "on CUDA: record network calls as CUDA graphs (true or false)")->capture_default_str();
   verb.add_option("--workers", c.workers, "pieces of work at a time; 0 = one per core")->check(CLI::NonNegativeNumber)->capture_default_str();
   verb.add_option("--threads", c.threads, "libtorch threads inside each piece: with few samples, `--workers 1 --threads CORES` is faster")->check(CLI::PositiveNumber)->capture_default_str();

@@ -199,6 +199,19 @@ TEST_F(gpu_networks, TrainingGradientsEqualTheCpuInDouble) {
   }
 }
 
+// A graph that is kept gives the same gradient again, though its backward pass has reused the memory of the activations.
+TEST_F(gpu_networks, AKeptGraphAnswersTwice) {
+  const auto loaded = load_velocity_model(test::golden("sit_b_ema.safetensors"), {{"num_heads", "3"}}, {MatmulPrecision::kFull, AttentionBackend::kFused, false, true});
+  const at::AutoGradMode grad(true);
+  for (int i = 0; i < 3; ++i) {
+    const at::Tensor x = draw(static_cast<std::uint32_t>(i), {3, 1, 28, 28}).set_requires_grad(true), y = loaded.model->velocity(x, time_tensor(0.3, x), {});
+    const auto gradient = [&](double scale, bool keep) { return torch::autograd::grad({y}, {x}, {draw(50, {3, 1, 28, 28}) * scale}, keep)[0]; };
+    const at::Tensor once = gradient(1, true), twice = gradient(2, true), last = gradient(1, false);
+    EXPECT_LT(distance(twice, once * 2), 1e-6) << i;
+    EXPECT_TRUE(at::equal(last, once)) << i;
+  }
+}
+
 // Every kind of policy and method: the weights move as on the CPU, and a resumed run ends with the same bytes.
 TEST_F(gpu_train, RunsMoveTheWeightsAsOnTheCpuAndResumeExactly) {
   const test::TempDir dir;

@@ -75,6 +75,12 @@ TEST(models_sit, UnconditionalEqualsTheNullClass) {
   EXPECT_LT(test::relative_error(a, b), 1e-6);
 }
 
+TEST(models_sit, LabelsOutOfRangeAreRefused) {
+  const auto loaded = load_velocity_model(test::golden("sit_b_ema.safetensors"), {{"num_heads", "3"}});
+  const at::Tensor x = at::zeros({2, 1, 28, 28});
+  for (const std::int64_t bad : {-1, 11}) test::expect_error(ErrorKind::kFailure, "labels are 0 to 10", [&] { loaded.model->velocity(x, time_tensor(0.3, x), {at::tensor(std::vector<std::int64_t>{3, bad})}); });
+}
+
 TEST(models_sit, Bf16StaysClose) {
   const std::map<std::string, std::string> args{{"num_heads", "3"}};
   const auto full = load_velocity_model(test::golden("sit_b_ema.safetensors"), args), half = load_velocity_model(test::golden("sit_b_ema.safetensors"), args, {MatmulPrecision::kBf16, AttentionBackend::kFused, false});

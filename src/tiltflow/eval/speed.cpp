@@ -48,6 +48,25 @@ double gemm_peak(int workers, bool bf16) {
   return best;
 }
 
+double copy_rate(int workers) {
+  const at::NoGradGuard no_grad;
+  const bool cpu = compute_device().is_cpu();
+  const std::int64_t size = (cpu ? 64 : 256) << 20;
+  const ThreadPolicy before = thread_policy();
+  set_thread_policy({workers, 1});
+  const at::Tensor from = to_compute_device(at::ones({size})), to = at::empty_like(from);
+  double best = 0;
+  for (int repeat = 0; repeat < 6; ++repeat) {
+    synchronize_compute_device();
+    const auto begin = Clock::now();
+    parallel_chunks(size, size / workers, [&](std::int64_t first, std::int64_t end) { to.narrow(0, first, end - first).copy_(from.narrow(0, first, end - first)); });
+    synchronize_compute_device();
+    best = std::max(best, 8.0 * static_cast<double>(size) / since(begin) / 1e9);
+  }
+  set_thread_policy(before);
+  return best;
+}
+
 double sit_forward_gflop(const VelocityModel& model) {
   const SitConfig c = sit_config_from_args(model.spec().args);
   const double w = static_cast<double>(c.hidden_size), n = static_cast<double>(c.tokens());
@@ -220,7 +239,7 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
   sampler.steps = o.steps;
   const TransitionTable table = table_of(sampler, *path);
   AdjointMatchingConfig config = adjoint_matching_preset("exact", o.steps);
-  config.loss_steps = o.loss_steps, config.keep_graphs = o.keep_graphs;
+  config.loss_steps = o.loss_steps, config.keep_graphs = o.keep_graphs, config.adjoint_stride = o.adjoint_stride;
   AdjointMatching method(config);
   const RandomStreams streams(1);
   const LabelSource labels = no_labels();
@@ -242,7 +261,7 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
     optimizer.step(gradients[0], 1e-6);
   });
   const double per_sample = static_cast<double>(base->count() + tuned->count()) / static_cast<double>(o.batch) + static_cast<double>(o.loss_steps * policy.backward_cost);
-  nlohmann::ordered_json out{{"bench", "am"}, {"policy", o.policy}, {"batch", o.batch}, {"item", o.item}, {"steps", o.steps}, {"loss_steps", o.loss_steps}, {"keep_graphs", o.keep_graphs}, {"model_args", o.model.args}};
+  nlohmann::ordered_json out{{"bench", "am"}, {"policy", o.policy}, {"batch", o.batch}, {"item", o.item}, {"steps", o.steps}, {"loss_steps", o.loss_steps}, {"keep_graphs", o.keep_graphs}, {"adjoint_stride", o.adjoint_stride}, {"model_args", o.model.args}};
   add_figures(out, timing, o.runtime, *model, per_sample, o.batch);
   return out;
 }

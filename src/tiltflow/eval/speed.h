@@ -11,6 +11,9 @@ namespace tiltflow {
 // Matrix-product rate in GFLOP/s with `workers` independent single-thread streams of 512^3 products (8192^3 on other devices); best of several.
 double gemm_peak(int workers, bool bf16);
 
+// GB/s of copies of 256 MB by `workers` threads, bytes read and bytes written; on other devices of 1 GB. Best of several.
+double copy_rate(int workers);
+
 // SiT constructor arguments of the demo's size.
 inline ModelSpec small_sit() {
   return {"sit", {{"input_size", "28"}, {"patch_size", "4"}, {"in_channels", "1"}, {"hidden_size", "96"}, {"depth", "6"}, {"num_heads", "3"}, {"num_classes", "10"}, {"learn_sigma", "false"}}};
@@ -21,6 +24,7 @@ struct AmBenchOptions {
   std::string policy = "full";
   std::int64_t batch = 32, item = 16, steps = 20, loss_steps = 10, repeats = 3;
   bool keep_graphs = true;  // of the rollout, for the loss
+  std::int64_t adjoint_stride = 1;
   ModelRuntime runtime;
 };
 // One Adjoint Matching iteration with a quadratic reward: seconds (min, median), network evaluations, GFLOP/s, fraction

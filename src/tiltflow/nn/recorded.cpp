@@ -52,13 +52,14 @@ struct RecordedNetwork::Recording {
   variable_list gradients;          // undefined where the output does not depend on it
   at::cuda::CUDAGraph forward, backward;
   bool busy = false;  // between a forward and the end of its autograd graph
+  bool spent = false;  // the backward pass has written over the activations
   double bytes = 0;   // that it took from the device
   ~Recording() { g_recorded_bytes -= bytes; }
 };
 
 struct RecordedNetwork::Kind {
   std::int64_t calls = 0, last = 0;
-  bool failed = false;
+  std::size_t most = kInFlight;  // recordings; fewer when one more could not be made
   std::vector<std::shared_ptr<Recording>> recordings;
 };
 
@@ -74,7 +75,7 @@ struct RecordedCall : torch::autograd::Function<RecordedCall> {
   using Recording = RecordedNetwork::Recording;
 
   static at::Tensor forward(AutogradContext* context, const std::shared_ptr<Recording>& recording, at::TensorList tensors) {
-    recording->busy = true;
+    recording->busy = true, recording->spent = false;
     context->saved_data["tensors"] = static_cast<std::int64_t>(tensors.size());
     context->saved_data["lease"] = c10::IValue::make_capsule(c10::make_intrusive<Lease>([recording] { recording->busy = false; }));
     context->saved_data["recording"] = reinterpret_cast<std::int64_t>(recording.get());  // alive as long as the lease
@@ -85,6 +86,8 @@ struct RecordedCall : torch::autograd::Function<RecordedCall> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     if (at::GradMode::is_enabled()) fail(ErrorKind::kFailure, "recorded calls have no second derivatives", "set compute.graphs = false and compute.kernels = \"plain\"");
     Recording& recording = *reinterpret_cast<Recording*>(context->saved_data["recording"].toInt());
+    if (recording.spent) recording.forward.replay();  // asked again, with retain_graph
+    recording.spent = true;
     recording.cotangent.copy_(gradients[0]);
     recording.backward.replay();
     variable_list result(1 + static_cast<std::size_t>(context->saved_data["tensors"].toInt())), from, to;  // the first is of the recording itself
@@ -155,19 +158,19 @@ at::Tensor RecordedNetwork::operator()(const std::vector<at::Tensor>& inputs) co
   const bool grad = at::GradMode::is_enabled();
   const auto asks = [&](const at::Tensor& tensor) { return grad && tensor.requires_grad(); };
   const bool graph = std::any_of(inputs.begin(), inputs.end(), asks) || std::any_of(weights_.begin(), weights_.end(), asks);
-  std::vector<std::int64_t> key{graph};
+  std::vector<std::int64_t> key{graph, std::count_if(weights_.begin(), weights_.end(), asks)};
   for (const at::Tensor& input : inputs) {
     key.insert(key.end(), {asks(input), static_cast<std::int64_t>(input.scalar_type()), input.dim()});
     key.insert(key.end(), input.sizes().begin(), input.sizes().end());
   }
   Kind& kind = kinds_[key];
   kind.last = ++calls_;
-  if (++kind.calls == 1 || kind.failed) return network_(inputs);
+  if (++kind.calls == 1) return network_(inputs);
 
   const auto idle = [](const std::shared_ptr<Recording>& recording) { return !recording->busy; };
   auto free = std::find_if(kind.recordings.begin(), kind.recordings.end(), idle);
   if (free == kind.recordings.end()) {
-    if (kind.recordings.size() == kInFlight || g_recorded_bytes > kMemoryShare * device_total_bytes()) return network_(inputs);
+    if (kind.recordings.size() >= kind.most || g_recorded_bytes > kMemoryShare * device_total_bytes()) return network_(inputs);
     if (kinds_.size() > kKinds) {
       const auto oldest = std::min_element(kinds_.begin(), kinds_.end(), [](const auto& a, const auto& b) { return a.second.last < b.second.last; });
       if (std::all_of(oldest->second.recordings.begin(), oldest->second.recordings.end(), idle)) kinds_.erase(oldest);
@@ -177,7 +180,7 @@ at::Tensor RecordedNetwork::operator()(const std::vector<at::Tensor>& inputs) co
     } catch (const std::exception& error) {
       const std::string text = error.what();
       log_warn(cat("a network call cannot be recorded as a CUDA graph and runs kernel by kernel: ", text.substr(0, text.find('\n'))));
-      kind.failed = true;
+      kind.most = kind.recordings.size();
       return network_(inputs);
     }
     free = kind.recordings.end() - 1;

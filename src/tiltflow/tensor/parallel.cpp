@@ -9,7 +9,9 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <filesystem>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -38,6 +40,16 @@ void keep_freed_memory() {
 }
 
 int hardware_cores() { return std::max(1u, std::thread::hardware_concurrency()); }
+
+int memory_nodes() {
+  int nodes = 0;
+  std::error_code none;
+  for (const auto& entry : std::filesystem::directory_iterator("/sys/devices/system/node", none)) {
+    const std::string name = entry.path().filename().string();
+    if (name.size() > 4 && name.compare(0, 4, "node") == 0 && name.find_first_not_of("0123456789", 4) == std::string::npos) ++nodes;
+  }
+  return std::max(1, nodes);
+}
 
 void set_thread_policy(ThreadPolicy policy) {
   g_policy = policy;

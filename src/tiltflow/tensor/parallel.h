@@ -15,6 +15,7 @@ struct ThreadPolicy {
 void set_thread_policy(ThreadPolicy policy);  // workers <= 0: one per core
 ThreadPolicy thread_policy();
 int hardware_cores();
+int memory_nodes();  // of this machine (NUMA); 1 when the system does not say
 // Tells glibc to keep freed memory instead of returning it to the system after every operator: without this a
 // training step of a small network spends much of its time in page faults. Called once at program start; no effect with other allocators.
 void keep_freed_memory();

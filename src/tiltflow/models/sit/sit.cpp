@@ -106,6 +106,8 @@ class Sit final : public VelocityModel {
       if (t.dim() == 1 && t.stride(0) == 0) times = t.narrow(0, 0, 1);
     } else if (labels.size(0) != x.size(0)) {
       fail(ErrorKind::kFailure, cat("got ", labels.size(0), " labels for ", x.size(0), " samples"));
+    } else if (const std::int64_t rows = parameters_.at("y_embedder.embedding_table.weight").size(0); labels.device().is_cpu() && labels.numel() > 0 && (labels.min().item<std::int64_t>() < 0 || labels.max().item<std::int64_t>() >= rows)) {
+      fail(ErrorKind::kFailure, cat("labels are 0 to ", rows - 1, ", got ", labels.min().item<std::int64_t>(), " to ", labels.max().item<std::int64_t>()));  // a GPU would not survive them
     }
     const std::vector<at::Tensor> inputs{beside(patch_weight_, x), beside(patch_weight_, times.to(x.scalar_type())), beside(patch_weight_, labels)};
     return beside(x, recorded_ ? (*recorded_)(inputs) : network(inputs));
