@@ -1,5 +1,9 @@
 # libtorch, in this order: Torch_DIR / CMAKE_PREFIX_PATH as given; TILTFLOW_PYTHON's torch (set by the Makefile, which
 # makes a private environment when no importable torch >= 2.11 exists); python3's torch.
+# With CUDA: for the GPU of this machine; where there is none, for those that have bf16.
+if(NOT DEFINED TORCH_CUDA_ARCH_LIST AND NOT DEFINED ENV{TORCH_CUDA_ARCH_LIST} AND NOT EXISTS /dev/nvidiactl)
+  set(TORCH_CUDA_ARCH_LIST "8.0;8.6;8.9;9.0+PTX")
+endif()
 find_package(Torch QUIET)
 if(NOT Torch_FOUND)
   foreach(candidate "${TILTFLOW_PYTHON}" "${CMAKE_SOURCE_DIR}/build/venv/bin/python" python3)
