@@ -54,12 +54,17 @@ TEST(nn_fused, SeveralThreadsFindTheSame) {
   const auto all = [&] {
     const at::AutoGradMode grad(true);
     const at::Tensor z = many.detach().set_requires_grad(true), g = fused::gelu(z);
-    return std::vector<at::Tensor>{fused::modulated_norm(x, row, row * 2, at::kFloat), fused::modulated_norm(x, shared, shared, at::kBFloat16), fused::gated_sum(x, row, y), g.detach(), torch::autograd::grad({g.sum()}, {z})[0]};
+    const at::Tensor in = x.detach().set_requires_grad(true);  // rows that ask for no gradient: the backward pass is shared as well
+    const at::Tensor g_norm = torch::autograd::grad({fused::modulated_norm(in, row, row * 2, at::kFloat)}, {in}, {x * 3})[0], y_in = y.detach().set_requires_grad(true);
+    const at::Tensor g_gated = torch::autograd::grad({fused::gated_sum(x, row, y_in)}, {y_in}, {x * 3})[0].to(at::kFloat);
+    return std::vector<at::Tensor>{g_norm, g_gated, fused::modulated_norm(x, row, row * 2, at::kFloat), fused::modulated_norm(x, shared, shared, at::kBFloat16), fused::gated_sum(x, row, y), g.detach(), torch::autograd::grad({g.sum()}, {z})[0]};
   };
   const int before = at::get_num_threads();
   at::set_num_threads(1);
+  EXPECT_EQ(fused::threads_of_a_pass(), 1);
   const std::vector<at::Tensor> one = all();
   at::set_num_threads(3);
+  EXPECT_EQ(fused::threads_of_a_pass(), 3) << "compiled without OpenMP";
   const std::vector<at::Tensor> three = all();
   at::set_num_threads(before);
   for (std::size_t i = 0; i < one.size(); ++i) EXPECT_LT(test::relative_error(three[i], one[i]), 1e-6) << i;

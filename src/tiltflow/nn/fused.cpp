@@ -5,6 +5,10 @@
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <mutex>
+#include <set>
+#include <thread>
+
 #include "tiltflow/base/error.h"
 #include "tiltflow/nn/device_attention.h"
 #include "tiltflow/nn/fused_cuda.h"
@@ -91,8 +95,15 @@ struct ModulatedNorm : Function<ModulatedNorm> {
     const std::int64_t stride = scale.size(0) == 1 ? 0 : c;
     const auto data = [](const at::Tensor& v) { return v.defined() ? v.data_ptr<float>() : nullptr; };
     const float *in = x.const_data_ptr<float>(), *m = saved[2].const_data_ptr<float>(), *r = saved[3].const_data_ptr<float>();
-    if (half(g)) kernels::kernels().half.modulated_norm_backward(half_data(g), in, rows(scale), m, r, data(gx), data(g_shift), data(g_scale), stride, n, t, c);
-    else kernels::kernels().full.modulated_norm_backward(g.const_data_ptr<float>(), in, rows(scale), m, r, data(gx), data(g_shift), data(g_scale), stride, n, t, c);
+    const SampleRows b = rows(scale);
+    const auto work = [&, t = t, c = c](std::int64_t i, std::int64_t j, std::int64_t samples, std::int64_t tokens) {
+      const std::int64_t row = i * t + j;
+      float* to = gx.defined() ? data(gx) + row * c : nullptr;
+      if (half(g)) kernels::kernels().half.modulated_norm_backward(half_data(g) + row * c, in + row * c, from(b, i), m + row, r + row, to, data(g_shift), data(g_scale), stride, samples, tokens, c);
+      else kernels::kernels().full.modulated_norm_backward(g.const_data_ptr<float>() + row * c, in + row * c, from(b, i), m + row, r + row, to, data(g_shift), data(g_scale), stride, samples, tokens, c);
+    };
+    if (modulation) work(0, 0, n, t);  // sums over the tokens
+    else over_tokens(n, t, work);
     return {gx, g_shift, g_scale, at::Tensor()};
   }
 };
@@ -131,8 +142,14 @@ struct GatedSum : Function<GatedSum> {
     const at::Tensor gy = context->needs_input_grad(2) ? at::empty_like(y) : at::Tensor(), g_gate = context->needs_input_grad(1) ? at::zeros({gate.size(0), c}, g.options()) : at::Tensor();
     const std::int64_t stride = gate.size(0) == 1 ? 0 : c;
     float* to_gate = g_gate.defined() ? g_gate.data_ptr<float>() : nullptr;
-    if (half(y)) kernels::kernels().half.gated_sum_backward(g.const_data_ptr<float>(), rows(gate), half_data(y), gy.defined() ? half_out(gy) : nullptr, to_gate, stride, n, t, c);
-    else kernels::kernels().full.gated_sum_backward(g.const_data_ptr<float>(), rows(gate), y.const_data_ptr<float>(), gy.defined() ? gy.data_ptr<float>() : nullptr, to_gate, stride, n, t, c);
+    const SampleRows factor = rows(gate);
+    const auto work = [&, t = t, c = c](std::int64_t i, std::int64_t j, std::int64_t samples, std::int64_t tokens) {
+      const std::int64_t at = (i * t + j) * c;
+      if (half(y)) kernels::kernels().half.gated_sum_backward(g.const_data_ptr<float>() + at, from(factor, i), half_data(y) + at, gy.defined() ? half_out(gy) + at : nullptr, to_gate, stride, samples, tokens, c);
+      else kernels::kernels().full.gated_sum_backward(g.const_data_ptr<float>() + at, from(factor, i), y.const_data_ptr<float>() + at, gy.defined() ? gy.data_ptr<float>() + at : nullptr, to_gate, stride, samples, tokens, c);
+    };
+    if (to_gate) work(0, 0, n, t);  // sums over the tokens
+    else over_tokens(n, t, work);
     return {gradients[0], g_gate, gy};
   }
 };
@@ -332,6 +349,16 @@ at::Tensor linear(const Linear& layer, const at::Tensor& x, bool packing) {
   if (!layer.adapter.a.defined()) return y;
   const at::Tensor down = at::linear(x, layer.adapter.a.to(x.scalar_type()));
   return add_low_rank(y, down, layer.adapter.b.to(x.scalar_type()), layer.adapter.scale);
+}
+
+int threads_of_a_pass() {
+  std::mutex mutex;
+  std::set<std::thread::id> seen;
+  at::parallel_for(0, 64, 1, [&](std::int64_t, std::int64_t) {
+    const std::lock_guard lock(mutex);
+    seen.insert(std::this_thread::get_id());
+  });
+  return static_cast<int>(seen.size());
 }
 
 }  // namespace tiltflow::fused

@@ -30,4 +30,7 @@ at::Tensor attention(const at::Tensor& packed, std::int64_t heads);
 // what the gradients that are asked for need is kept: of a frozen layer nothing.
 at::Tensor linear(const Linear& layer, const at::Tensor& x, bool packing);
 
+// Threads among which a pass on CPU is shared now.
+int threads_of_a_pass();
+
 }  // namespace tiltflow::fused
