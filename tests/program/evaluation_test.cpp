@@ -102,6 +102,13 @@ TEST(program_options, KernelsAndBenches) {
     EXPECT_EQ(found.at("network_evaluations_per_sample"), forwards) << work;
     EXPECT_GT(found.at("allocations").get<std::int64_t>(), 100);
   }
+  // K = 6, n = 2: 21 evaluations with the rollout's graphs (a test of the method counts them), n more without; 18 with strides of 3.
+  const auto iteration = [&](const std::string& flags) { return nlohmann::json::parse(run("bench am --json --batch 2 --item 1 --steps 6 --loss-steps 2 --repeats 1 " + flags).out); };
+  const auto again = iteration("--keep-graphs false --graphs false"), coarse = iteration("--adjoint-stride 3 --activation-checkpointing true");
+  EXPECT_EQ(again.at("network_evaluations_per_sample"), 23);
+  EXPECT_EQ(coarse.at("network_evaluations_per_sample"), 18);
+  EXPECT_GT(coarse.at("allocations").get<std::int64_t>(), again.at("allocations").get<std::int64_t>()) << "blocks are computed again";
+  EXPECT_GT(nlohmann::json::parse(run("bench gemm --json").out).at("copy_gb_per_second").get<double>(), 0);
   const auto startup = nlohmann::json::parse(run("bench startup --json --repeats 1").out);
   for (const char* command : {"help", "list", "config", "first_image"}) EXPECT_GT(startup.at(cat(command, "_seconds_min")).get<double>(), 0) << command;
   expect_message(run("bench forward --device cuda:99"), 3, "is not usable");

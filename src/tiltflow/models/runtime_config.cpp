@@ -20,7 +20,7 @@ void bind(Fields& f, ComputeConfig& c) {
   f.value("attention", c.attention, "math (batched products) or fused (libtorch's kernel)", one_of({"math", "fused"}));
   f.value("kernels", c.kernels, "of transformer blocks: fused (one pass per step) or plain (one operator after another; also when attention is math)", one_of({"fused", "plain"}));
   f.value("graphs", c.graphs, "on CUDA: record network calls as CUDA graphs, which launch all their kernels at once");
-  f.value("memory_gb", c.memory_gb, "limit of the memory plan (item = 0), in 10^9 bytes; 0 = 80 % of what is free", at_least(0));
+  f.value("memory_gb", c.memory_gb, "limit of the memory plan (item = 0), in 10^9 bytes; 0 = 80 % of what is free, half of it on a GPU", at_least(0));
   f.value("activation_checkpointing", c.activation_checkpointing, "recompute transformer blocks in the backward pass: less memory, more time");
 }
 

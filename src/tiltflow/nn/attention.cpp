@@ -6,6 +6,7 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/nn/device_attention.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -19,7 +20,7 @@ AttentionBackend parse_attention(const std::string& name) {
 
 at::Tensor self_attention(const Linear& qkv, const Linear& proj, std::int64_t heads, const at::Tensor& x, MatmulPrecision precision, AttentionBackend backend) {
   const std::int64_t n = x.size(0), tokens = x.size(1), width = x.size(2), head = width / heads;
-  const at::Tensor packed = apply(qkv, x, precision).reshape({n, tokens, 3, heads, head}).permute({2, 0, 3, 1, 4});  // [3, N, h, T, d]
+  const std::vector<at::Tensor> packed = heads_of(apply(qkv, x, precision).contiguous(), heads);
   at::Tensor q = packed[0], k = packed[1], v = packed[2];
   if (precision == MatmulPrecision::kBf16 && x.scalar_type() == at::kFloat) q = q.to(at::kBFloat16), k = k.to(at::kBFloat16), v = v.to(at::kBFloat16);
   at::Tensor out;

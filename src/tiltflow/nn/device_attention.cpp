@@ -7,6 +7,11 @@
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
+
+std::vector<at::Tensor> heads_of(const at::Tensor& packed, std::int64_t heads) {
+  return packed.view({packed.size(0), packed.size(1), 3, heads, packed.size(2) / (3 * heads)}).permute({2, 0, 3, 1, 4}).unbind(0);
+}
+
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -17,11 +22,6 @@ struct FixedOrder {
   ~FixedOrder() { at::globalContext().setDeterministicAlgorithms(was_, warned_); }
   bool was_ = at::globalContext().deterministicAlgorithms(), warned_ = at::globalContext().deterministicAlgorithmsWarnOnly();
 };
-
-// q, k, v, each [N, h, T, d], views.
-std::vector<at::Tensor> heads_of(const at::Tensor& packed, std::int64_t heads) {
-  return packed.view({packed.size(0), packed.size(1), 3, heads, packed.size(2) / (3 * heads)}).permute({2, 0, 3, 1, 4}).unbind(0);
-}
 
 at::Tensor joined(const at::Tensor& out) { return out.transpose(1, 2).reshape({out.size(0), out.size(2), out.size(1) * out.size(3)}); }
 

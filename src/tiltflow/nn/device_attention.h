@@ -5,10 +5,14 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace tiltflow {
 
-// softmax(q k^T / sqrt(d)) v of packed [N, T, 3 C] (q, k, v) x heads x d -> [N, T, C] in the type of `packed`. Once differentiable. Heads that neither kernel takes
+// q, k, v of packed [N, T, 3 C] without gaps, rows ordered (q, k, v) x heads x d: views [N, h, T, d].
+std::vector<at::Tensor> heads_of(const at::Tensor& packed, std::int64_t heads);
+
+// softmax(q k^T / sqrt(d)) v of packed [N, T, 3 C] -> [N, T, C] in the type of `packed`. Once differentiable. Heads that neither kernel takes
 // (d not a multiple of 8 in bf16, of 4 in fp32, or above 256) and other devices: scaled_dot_product_attention.
 at::Tensor device_attention(const at::Tensor& packed, std::int64_t heads);
 

@@ -207,11 +207,6 @@ struct Gelu : Function<Gelu> {
   }
 };
 
-// [N, T, 3 C] -> q, k, v, each [N, h, T, d], views.
-std::vector<at::Tensor> heads_of(const at::Tensor& packed, std::int64_t heads) {
-  return packed.view({packed.size(0), packed.size(1), 3, heads, packed.size(2) / (3 * heads)}).permute({2, 0, 3, 1, 4}).unbind(0);
-}
-
 struct Attention : Function<Attention> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& packed_in, std::int64_t heads) {
     const at::Tensor packed = packed_in.contiguous();

@@ -34,7 +34,7 @@ void leave_default_stream(at::Device device) {
 }
 
 // Of a GPU; null elsewhere.
-c10::DeviceAllocator* device_allocator() { return g_device.is_cuda() || g_device.is_xpu() ? c10::getDeviceAllocator(g_device.type()) : nullptr; }
+c10::DeviceAllocator* device_allocator() { return g_device.is_cuda() ? c10::getDeviceAllocator(g_device.type()) : nullptr; }
 }  // namespace
 
 at::Device compute_device() { return g_device; }
