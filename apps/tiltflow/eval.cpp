@@ -52,7 +52,7 @@ int compare(const EvalOptions& o) {
     if (!progress) progress = std::make_unique<Progress>("compare", total);
     progress->update(done);
   };
-  const Comparison result = compare_models({o.runs.begin(), o.runs.end()}, options);
+  const ModelComparison result = compare_models({o.runs.begin(), o.runs.end()}, options);
   progress.reset();
   const std::filesystem::path folder = o.out.empty() ? o.runs.front() : o.out;
   make_directories(folder);

@@ -131,12 +131,12 @@ bool same_figures(const ComparedModel& a, const ComparedModel& b) {
 
 }  // namespace
 
-Comparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& o) {
+ModelComparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& o) {
   const FeatureNetwork network = make_feature_network(o.features);
   const RealImages real = real_images(o, network);
   std::vector<double> scales{1};
   if (o.guidance != 1) scales.push_back(o.guidance);
-  Comparison out;
+  ModelComparison out;
   out.features = network.name, out.samples = o.n * o.seeds;
   const std::int64_t total = static_cast<std::int64_t>(4 * scales.size() * runs.size()) * o.n * o.seeds;
   std::int64_t before = 0;
@@ -167,7 +167,7 @@ Comparison compare_models(const std::vector<std::filesystem::path>& runs, const 
 
 namespace {
 
-TextTable cells(const Comparison& c) {
+TextTable cells(const ModelComparison& c) {
   TextTable out{{"run", "model", "sampler", "guidance"}};
   for (const auto& [name, value] : c.rows.front().figures) out[0].push_back(name);
   for (const ComparedModel& row : c.rows) {
@@ -179,7 +179,7 @@ TextTable cells(const Comparison& c) {
 
 }  // namespace
 
-std::string table_text(const Comparison& c) { return cat("features: ", c.features, "; ", c.samples, " samples a row\n") + aligned_text(cells(c)); }
+std::string table_text(const ModelComparison& c) { return cat("features: ", c.features, "; ", c.samples, " samples a row\n") + aligned_text(cells(c)); }
 
 namespace {
 
@@ -191,7 +191,7 @@ std::string csv_text(const std::string& text) {
 
 }  // namespace
 
-std::string to_csv(const Comparison& c) {
+std::string to_csv(const ModelComparison& c) {
   std::string out = "run,model,sampler,guidance";
   for (const auto& [name, value] : c.rows.front().figures) out += cat(",\"", name, "\",\"", name, " se\"");
   out += "\n";
@@ -203,12 +203,12 @@ std::string to_csv(const Comparison& c) {
   return out;
 }
 
-std::string to_html(const Comparison& c) {
+std::string to_html(const ModelComparison& c) {
   const std::string body = cat("<h1>Base and tuned: ", html_escape(join(c.runs, ", ")), "</h1><p>Features: ", html_escape(c.features), "; ", c.samples, " samples a row, the same noise and labels in all of them.</p>");
   return html_page("tiltflow: base and tuned", body + html_table(cells(c)));
 }
 
-nlohmann::ordered_json to_json(const Comparison& c) {
+nlohmann::ordered_json to_json(const ModelComparison& c) {
   nlohmann::ordered_json out{{"runs", c.runs}, {"features", c.features}, {"samples", c.samples}, {"rows", nlohmann::ordered_json::array()}};
   for (const ComparedModel& row : c.rows) {
     nlohmann::ordered_json one{{"run", row.run}, {"model", row.model}, {"sampler", row.sampler}, {"guidance", row.guidance}};

@@ -30,7 +30,7 @@ struct ComparedModel {
   std::vector<std::pair<std::string, std::optional<Estimate>>> figures;  // nullopt: does not apply
 };
 
-struct Comparison {
+struct ModelComparison {
   std::vector<std::string> runs;
   std::string features;
   std::int64_t samples = 0;
@@ -39,11 +39,11 @@ struct Comparison {
 
 // One or more runs; the base's rows stand once for runs whose base, sampler and reward give the same figures. Throws kBadFile for an
 // unfinished run.
-Comparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& options);
+ModelComparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& options);
 
-std::string table_text(const Comparison& comparison);
-std::string to_csv(const Comparison& comparison);
-std::string to_html(const Comparison& comparison);
-nlohmann::ordered_json to_json(const Comparison& comparison);
+std::string table_text(const ModelComparison& comparison);
+std::string to_csv(const ModelComparison& comparison);
+std::string to_html(const ModelComparison& comparison);
+nlohmann::ordered_json to_json(const ModelComparison& comparison);
 
 }  // namespace tiltflow

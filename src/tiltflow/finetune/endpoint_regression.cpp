@@ -14,7 +14,7 @@
 namespace tiltflow {
 namespace {
 
-constexpr double kMaxLogWeight = 5;  // nats; keeps one sample from making a whole step
+constexpr double kMaxEndpointLogWeight = 5;  // nats; keeps one sample from making a whole step
 
 at::Tensor mean_square(const at::Tensor& x) { return x.flatten(1).square().mean(1); }
 
@@ -198,7 +198,7 @@ LossReport EndpointRegression::loss(const FinetuneContext& context, const Batch&
     report.metrics.add("ess", 1 / normalised.weights.square().sum().item<double>(), static_cast<double>(batch.n));
     // Weights that have the base's log Z are divided by it: dividing by the mean of a few samples shrinks the tilt, the more the fewer. Others: within the piece of work.
     const bool known = (config_.rollouts == "base" || config_.weights == "path") && config_.tau == 1 && config_.trust_region == 0;
-    weights = known ? (batch.log_weights - context.log_z).clamp_max(kMaxLogWeight).exp() : normalised.weights * static_cast<double>(batch.n);
+    weights = known ? (batch.log_weights - context.log_z).clamp_max(kMaxEndpointLogWeight).exp() : normalised.weights * static_cast<double>(batch.n);
   }
   for (std::size_t j = 0; j < v.size(); ++j) {
     const at::Tensor each = per_sample(batch, j, v[j], weights);
