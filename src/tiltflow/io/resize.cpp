@@ -39,15 +39,15 @@ at::Tensor weights(std::int64_t from, std::int64_t to, const Filter& filter) {
   return out;
 }
 
-at::Tensor to_bytes(const at::Tensor& x) { return (x + 0.5).floor().clamp(0, 255); }
+at::Tensor to_byte_values(const at::Tensor& x) { return (x + 0.5).floor().clamp(0, 255); }
 
 }  // namespace
 
 at::Tensor resize(const at::Tensor& picture, std::int64_t height, std::int64_t width, const std::string& name) {
   const Filter filter = name == "box" ? Filter{0.5, box} : Filter{2, bicubic};
   at::Tensor x = picture.to(at::kDouble);
-  if (width != x.size(2)) x = to_bytes(x.matmul(weights(x.size(2), width, filter)));
-  if (height != x.size(1)) x = to_bytes(weights(x.size(1), height, filter).t().matmul(x));
+  if (width != x.size(2)) x = to_byte_values(x.matmul(weights(x.size(2), width, filter)));
+  if (height != x.size(1)) x = to_byte_values(weights(x.size(1), height, filter).t().matmul(x));
   return x.to(at::kByte);
 }
 
