@@ -32,7 +32,7 @@ void add_compare(CLI::App& program, Action& action) {
         for (const ComparedRun& run : check_comparison(recipe, o->overrides, o->set)) std::cout << run.folder << "\n";
         return 0;
       }
-      install_stop_handlers();
+      const StopKeeper keeper("the same command continues");
       const Comparison c = compare_methods(recipe, o->overrides, o->set, out, [](std::size_t i, std::size_t count, const ComparedRun& run) { log_info(cat("run ", i + 1, " of ", count, ": ", run.folder)); });
       std::cout << read_file(out / "compare.md") << std::flush;
       log_info("page: " + (out / "compare.html").string());

@@ -31,6 +31,7 @@ void add_finetune(CLI::App& program, Action& action) {
   verb->footer("Example:\n  tiltflow finetune recipes/mnist-ink.toml --set train.steps=20 --out runs/try");
   verb->callback([=, &action] {
     action = [options] {
+      const StopKeeper keeper("continue with --resume");
       join_processes();
       std::string resolved;
       const FinetuneConfig config = load_config<FinetuneConfig>(options->file, options->set, &resolved);
@@ -40,7 +41,6 @@ void add_finetune(CLI::App& program, Action& action) {
         print_plan(setup, out);
         return 0;
       }
-      install_stop_handlers();
       Run run(out, resolved, options->resume);
       finetune(setup, run);
       if (!run.writes()) return 0;

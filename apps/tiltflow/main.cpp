@@ -3,7 +3,6 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
-#include <iostream>
 
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/parallel.h"
 #include "launch.h"
+#include "standard_streams.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -20,10 +20,11 @@ namespace tiltflow::app {
 namespace {
 
 int report_error(const Error& error) {
+  const bool stopped = error.kind() == ErrorKind::kStopped && stop_signal() != 0;
+  if (stopped && stop_signal() == SIGPIPE) return stop_exit_code();  // nobody reads: no words, as other tools
   std::fprintf(stderr, "error: %s\n", error.what());
   if (!error.hint().empty()) std::fprintf(stderr, "hint: %s\n", error.hint().c_str());
-  if (error.kind() == ErrorKind::kStopped && stop_signal() == SIGINT) return 130;
-  return exit_code(error.kind());
+  return stopped ? stop_exit_code() : exit_code(error.kind());
 }
 
 // CLI11 only says that a subcommand is missing.
@@ -97,7 +98,8 @@ int guarded(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "error: out of memory\nhint: lower the batch size\n");
   } catch (const std::exception& error) {
-    // libtorch appends a stack trace after its message
+    // A stop may come back from libtorch in its own clothes, and a stack trace follows libtorch's messages.
+    if (stop_signal() != 0) return report_error(Error(ErrorKind::kStopped, cat("stopped by ", stop_signal_name())));
     const std::string text = error.what();
     std::fprintf(stderr, "error: %s\n", text.substr(0, text.find("\nException raised from")).c_str());
   }
@@ -108,13 +110,15 @@ int guarded(int argc, char** argv) {
 }  // namespace tiltflow::app
 
 int main(int argc, char** argv) {
-  const int code = tiltflow::app::guarded(argc, argv);
+  tiltflow::app::open_standard_descriptors();
+  tiltflow::install_stop_handlers();
+  tiltflow::app::check_standard_output();
+  const int code = tiltflow::app::finish_standard_output(tiltflow::app::guarded(argc, argv));
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   return code;
 #else
   // Everything is written and closed; taking libtorch's thousands of operators apart one by one would cost as much as a third of the start.
-  std::cout.flush();
-  std::fflush(nullptr);
+  std::fflush(stderr);
   ::_exit(code);
 #endif
 }

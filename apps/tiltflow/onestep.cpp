@@ -62,7 +62,7 @@ int assign(const Options& o) {
     return 0;
   }
   if (o.shards == 1) refuse_existing(l.out / "store/request.toml", l.out, o.resume || o.retry_failed);
-  install_stop_handlers();
+  const StopKeeper keeper("continue with --resume");
   AssignRunOptions options;
   std::unique_ptr<AssignedSet> warm;
   if (!o.warm.empty()) {
@@ -99,7 +99,7 @@ int tune(const Options& o) {
     if (o.dry_run) log_info(cat(check.training_pairs(), " pairs, ", check.trainable().numel(), " trainable numbers, ", c.train.steps, " steps -> ", l.out.string()));
   }
   if (o.dry_run) return 0;
-  install_stop_handlers();
+  const StopKeeper keeper("continue with --resume");
   Run run(l.out, l.resolved, o.resume);
   const SftResult result = sft(generator, anchor, pairs, c, run);
   log_info(cat("wrote ", result.file.string(), std::isfinite(result.validation) ? cat("; held-out matched loss ", compact(result.validation)) : ""));
@@ -114,7 +114,7 @@ int em(const Options& o) {
     return 0;
   }
   refuse_existing(l.out / "config.toml", l.out, o.resume);
-  install_stop_handlers();
+  const StopKeeper keeper("continue with --resume");
   const std::vector<EmRound> rounds = run_em(l.config, l.out, l.resolved);
   std::string rows = "<table><tr><th>round</th><th>J after assigning</th><th>J after training</th><th>accepted step</th></tr>";
   Series j;

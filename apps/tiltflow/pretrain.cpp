@@ -15,6 +15,7 @@ void add_pretrain(CLI::App& program, Action& action) {
   verb->footer("Example:\n  tiltflow pretrain recipes/pretrain-mnist.toml --set data.path=/data/mnist");
   verb->callback([=, &action] {
     action = [options] {
+      const StopKeeper keeper("continue with --resume");
       join_processes();
       std::string resolved;
       const PretrainConfig config = load_config<PretrainConfig>(options->file, options->set, &resolved);
@@ -25,7 +26,6 @@ void add_pretrain(CLI::App& program, Action& action) {
         log_info(cat(setup.data.size(), " images; ", config.train.steps, " steps of ", config.batch, " -> ", out.string()));
         return 0;
       }
-      install_stop_handlers();
       Run run(out, resolved, options->resume);
       pretrain(std::move(setup), run);
       return 0;

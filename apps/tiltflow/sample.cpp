@@ -2,6 +2,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
+#include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/generate.h"
 #include "tiltflow/policy/lora.h"
@@ -67,6 +68,7 @@ int sample_to_folder(SampleOptions o) {
   Progress progress("sample", options.shards == 1 ? options.n : (options.n + options.shards - 1) / options.shards);
   options.progress = [&](std::int64_t done) { progress.update(done); };
   const auto autoencoder = o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder);
+  const StopKeeper keeper("finished parts are kept: continue with --resume");
   const GenerateResult result = generate(*field, o.sampler, *flow.path, flow.model->sample_shape(), streams, labels, decoder_of(flow, autoencoder), options);
   if (is_ode(o.sampler) && result.drawn > 0) log_info(cat(o.sampler.name, ": ", result.evaluations, " evaluations a sample, ", result.accepted, " steps", result.rejected ? cat(", ", result.rejected, " rejected") : ""));
   if (result.kept > 0) log_info(cat(result.kept, " samples were there already"));

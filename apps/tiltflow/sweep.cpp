@@ -43,7 +43,7 @@ void add_sweep(CLI::App& program, Action& action) {
         for (const SweptRun& run : planned_runs(s)) std::cout << run.name << "\n";
         return 0;
       }
-      install_stop_handlers();
+      const StopKeeper keeper("the same command continues");
       const std::vector<SweptRun> runs = sweep(s, [](std::size_t i, const SweptRun& run) { log_info(cat("run ", i + 1, ": ", run.name)); });
       std::cout << read_file(s.out / "sweep.md") << std::flush;
       log_info("page: " + (s.out / "sweep.html").string());

@@ -188,6 +188,7 @@ SftResult sft(std::shared_ptr<const Generator> start, std::shared_ptr<const Gene
   TrainHooks hooks;
   hooks.label = "sft";
   hooks.note = [&](const std::map<std::string, double>& m) { return cat("matched ", compact(m.at("matched_loss"), 3), objective.has_validation() ? cat("  held-out best ", compact(objective.best_loss(), 3)) : ""); };
+  hooks.changes_state = objective.has_validation();  // which weights are the best so far
   hooks.after_step = [&](std::int64_t step, const ParameterSet& average) {
     if (objective.has_validation() && (step % config.sft.evaluate_every == 0 || step == config.train.steps)) run.log(step, {{"validation_loss", objective.validate(average)}});
   };
