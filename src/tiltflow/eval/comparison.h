@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "tiltflow/config/override.h"
 #include "tiltflow/eval/quality.h"
 #include "tiltflow/io/dataset.h"
 
@@ -16,7 +17,8 @@ namespace tiltflow {
 
 struct ComparisonOptions {
   std::int64_t n = 500, seeds = 2;  // samples per seed; seeds are those of the run + 1, + 2, ...
-  double guidance = 1;              // other than 1: rows with this guidance as well (needs labels)
+  std::optional<double> guidance;   // rows with this scale beside those of the run's own guidance (needs labels)
+  std::vector<Override> changes;    // of the runs' configurations
   std::string features = "pixels";  // see make_feature_network
   DatasetConfig data;               // real images, when its path is given: Frechet distance, precision, recall
   std::string reference;            // their feature statistics (read_moments): Frechet distance alone

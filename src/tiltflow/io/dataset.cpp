@@ -12,6 +12,7 @@
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/resize.h"
 #include "tiltflow/io/safetensors.h"
+#include "tiltflow/io/split_folder.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 
@@ -109,8 +110,7 @@ at::Tensor state_of_bytes(const at::Tensor& bytes) { return bytes.to(at::kFloat)
 at::Tensor bytes_of_state(const at::Tensor& state) { return state.add(1).mul(127.5).round().clamp(0, 255).to(at::kByte); }
 
 PictureList list_pictures(const DatasetConfig& config, const std::string& split) {
-  fs::path folder = config.path;
-  if (fs::is_directory(folder / split)) folder /= split;
+  const fs::path folder = split_folder(config.path, split).folder;
   if (!fs::is_directory(folder)) fail(ErrorKind::kBadFile, cat("image folder not found: ", folder.string()));
   std::vector<fs::path> classes;
   for (const auto& entry : fs::directory_iterator(folder)) if (entry.is_directory()) classes.push_back(entry.path());
@@ -258,6 +258,11 @@ at::Tensor ImageDataset::pictures(const at::Tensor& indices) const {
 }
 
 at::Tensor ImageDataset::batch(const at::Tensor& indices) const { return pictures(indices).to(at::kFloat).div(255); }
+
+bool has_test_split(const DatasetConfig& config) {
+  if (config.format == "folder") return split_folder(config.path, "test").split;
+  return config.format == "idx" || config.format == "cifar";  // files of their own, whose reader says when they are missing
+}
 
 ImageDataset read_dataset(const DatasetConfig& config, const std::string& split) {
   const std::string& format = config.format;

@@ -67,7 +67,9 @@ at::Tensor read_picture(const std::filesystem::path& file, std::int64_t size);  
 // `format`: "idx" (folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]), "cifar" (folder with *train*.bin[.gz]
 // or data_batch_*.bin and *test*.bin[.gz]), "folder" (path/{split}/class/ or path/class/ with .png, .jpg, .jpeg; grey pictures become RGB when
 // others are; all of one size unless `size` is given), "latents" (a file of write_latents).
-// `split`: "train" or "test". Throws kBadFile.
+// `split`: "train" or "test"; a folder that is not divided gives all its pictures for either (see split_folder). Throws kBadFile.
 ImageDataset read_dataset(const DatasetConfig& config, const std::string& split);
+// Whether the test pictures are others than the training pictures.
+bool has_test_split(const DatasetConfig& config);
 
 }  // namespace tiltflow

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
@@ -60,13 +61,13 @@ LabelSource chosen_labels(const LabelConfig& c, std::int64_t classes, const Rand
   const auto require = [&](std::int64_t label, const std::string& what) {
     if (label < 0 || label > classes) fail(ErrorKind::kConfig, cat(what, " ", label, " is out of range: classes 0..", classes - 1, ", ", classes, " for none"));
   };
-  if (c.kind == "fixed" && c.label >= classes) fail(ErrorKind::kConfig, cat("labels.label ", c.label, " is out of range, the model has ", classes, " classes"), "labels.kind = \"none\" is unconditional");
+  if (c.kind == "fixed" && c.label >= classes) fail(ErrorKind::kConfig, cat("labels.label ", c.label, " is out of range, the model has ", counted(classes, "class", "classes")), "labels.kind = \"none\" is unconditional");
   if (c.kind == "uniform") return uniform_labels(streams, step, classes);
   if (c.kind == "fixed") {
     return fixed_label(c.label);
   }
   if (c.kind == "weighted") {
-    if (static_cast<std::int64_t>(c.weights.size()) != classes) fail(ErrorKind::kConfig, cat(c.weights.size(), " label weights for ", classes, " classes"));
+    if (static_cast<std::int64_t>(c.weights.size()) != classes) fail(ErrorKind::kConfig, cat(c.weights.size(), " label weights for ", counted(classes, "class", "classes")));
     return weighted_labels(streams, step, c.weights);
   }
   const std::vector<std::int64_t> list = with_file_read(c).list;
