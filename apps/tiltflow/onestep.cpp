@@ -27,7 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-struct Options : ConfigOptions {
+struct OneStepOptions : ConfigOptions {
   std::int64_t shard = 0, shards = 1;
   std::string warm;
   bool retry_failed = false, json = false;
@@ -40,7 +40,7 @@ struct Loaded {
   ModelRuntime runtime;
 };
 
-Loaded load(const Options& o, const char* suffix) {
+Loaded load(const OneStepOptions& o, const char* suffix) {
   Loaded l;
   l.config = load_config<OneStepConfig>(o.file, o.overrides(), &l.resolved);
   l.out = o.out.empty() ? fs::path("runs") / (fs::path(o.file).stem().string() + suffix) : fs::path(o.out);
@@ -60,7 +60,7 @@ int finish_plan(const std::string& what, const fs::path& out) {
   return 0;
 }
 
-int assign(const Options& o) {
+int assign(const OneStepOptions& o) {
   const Loaded l = load(o, "-assign");
   const OneStepConfig& c = l.config;
   const auto generator = open_generator(c.generator, l.runtime);
@@ -97,7 +97,7 @@ int assign(const Options& o) {
   return 0;
 }
 
-int tune(const Options& o) {
+int tune(const OneStepOptions& o) {
   const Loaded l = load(o, "-sft");
   const OneStepConfig& c = l.config;
   if (c.sft.assigned.empty()) fail(ErrorKind::kConfig, "sft.assigned is missing", "the folder of `tiltflow assign`, e.g. --set sft.assigned=runs/my-assign");
@@ -119,7 +119,7 @@ int tune(const Options& o) {
   return 0;
 }
 
-int em(const Options& o) {
+int em(const OneStepOptions& o) {
   const Loaded l = load(o, "-em");
   if (o.dry_run) {
     print_plan(l.config);
@@ -146,7 +146,7 @@ int em(const Options& o) {
   return 0;
 }
 
-int align(const Options& o) {
+int align(const OneStepOptions& o) {
   const Loaded l = load(o, "-align");
   const OneStepConfig& c = l.config;
   const auto generator = open_generator(c.generator, l.runtime);
@@ -197,9 +197,9 @@ int align(const Options& o) {
   return 0;
 }
 
-std::shared_ptr<Options> add_verb(CLI::App& program, Action& action, const char* name, const char* what, const char* example, int (*work)(const Options&), bool resumable = true, CLI::App** made = nullptr) {
+std::shared_ptr<OneStepOptions> add_verb(CLI::App& program, Action& action, const char* name, const char* what, const char* example, int (*work)(const OneStepOptions&), bool resumable = true, CLI::App** made = nullptr) {
   auto* verb = program.add_subcommand(name, what);
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<OneStepOptions>();
   add_config_options(*verb, *o);
   if (!resumable) verb->remove_option(verb->get_option("--resume"));
   verb->footer(example);
@@ -212,7 +212,7 @@ std::shared_ptr<Options> add_verb(CLI::App& program, Action& action, const char*
 
 void add_onestep(CLI::App& program, Action& action) {
   CLI::App* verb = nullptr;
-  const auto json = [&](const std::shared_ptr<Options>& o) { verb->add_flag("--json", o->json, "the result as JSON on stdout"); };
+  const auto json = [&](const std::shared_ptr<OneStepOptions>& o) { verb->add_flag("--json", o->json, "the result as JSON on stdout"); };
   auto o = add_verb(program, action, "assign", "find the noise from which a one-step generator makes each target image", "Example:\n  tiltflow assign recipes/onestep-mnist.toml --set targets.path=data/mnist --out runs/assign", assign, true, &verb);
   verb->add_option("--shard", o->shard, "this process takes every n-th piece, this one first")->check(CLI::NonNegativeNumber);
   verb->add_option("--shards", o->shards, "n")->check(CLI::PositiveNumber);
