@@ -15,7 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool holds(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 const char* const kFinetune = R"(batch = 64
 seed = 3
@@ -79,42 +79,42 @@ TEST(eval_report, AFinishedRunIsToldFromResultToSettings) {
   const fs::path run = dir / "mine & yours";
   make_run(run, kFinetune, kMetrics);
   for (const char* name : {"samples-step-000000", "samples-step-000002", "samples-step-1000000", "base-above-tuned-step-000002", "notes"}) {
-    write_png(run / "samples" / cat(name, ".png"), at::full({1, 8, 8}, has(name, "1000000") ? 1.0 : 0.25));
+    write_png(run / "samples" / cat(name, ".png"), at::full({1, 8, 8}, holds(name, "1000000") ? 1.0 : 0.25));
   }
   write_file_atomic(run / "check.json", check_json(false));
   const std::string page = report_of(run);
-  EXPECT_TRUE(has(page, "<title>tiltflow: mine &amp; yours</title>"));
-  EXPECT_TRUE(has(page, "Fails the tilted-law check: 1 of 1 statistics differ from p*. Of the shift of the mean reward from base to p* the tuned model reaches 80\u00a0±\u00a05\u00a0% (sampler exponential).")) << page.substr(0, 9000);
-  EXPECT_TRUE(has(page, "<dd>ink, scale 18; class-log-prob, scale 0.1</dd>"));
-  EXPECT_TRUE(has(page, "<dd>exponential, 20 steps</dd>"));
-  EXPECT_TRUE(has(page, "<dd>2e-05</dd>"));
-  EXPECT_TRUE(has(page, "<b>control cost explodes</b>. cost 1e9 &lt;nats&gt;. p* is left. lower train.learning_rate"));
-  EXPECT_TRUE(has(page, "Before: the base model") && has(page, "After: the tuned model at step 1000000")) << "the newest of all, whatever its digits";
-  EXPECT_FALSE(has(page, "notes"));
-  EXPECT_TRUE(has(page, "Pictures show samples without the noise"));
-  EXPECT_TRUE(has(page, "<td>0.25</td><td><span class=\"bad\">no</span></td>")) << "tolerance";
-  EXPECT_TRUE(has(page, "Density of ink under exponential"));
-  EXPECT_TRUE(has(page, "Everything else that was logged") && has(page, "odd number"));
+  EXPECT_TRUE(holds(page, "<title>tiltflow: mine &amp; yours</title>"));
+  EXPECT_TRUE(holds(page, "Fails the tilted-law check: 1 of 1 statistics differ from p*. Of the shift of the mean reward from base to p* the tuned model reaches 80\u00a0±\u00a05\u00a0% (sampler exponential).")) << page.substr(0, 9000);
+  EXPECT_TRUE(holds(page, "<dd>ink, scale 18; class-log-prob, scale 0.1</dd>"));
+  EXPECT_TRUE(holds(page, "<dd>exponential, 20 steps</dd>"));
+  EXPECT_TRUE(holds(page, "<dd>2e-05</dd>"));
+  EXPECT_TRUE(holds(page, "<b>control cost explodes</b>. cost 1e9 &lt;nats&gt;. p* is left. lower train.learning_rate"));
+  EXPECT_TRUE(holds(page, "Before: the base model") && holds(page, "After: the tuned model at step 1000000")) << "the newest of all, whatever its digits";
+  EXPECT_FALSE(holds(page, "notes"));
+  EXPECT_TRUE(holds(page, "Pictures show samples without the noise"));
+  EXPECT_TRUE(holds(page, "<td>0.25</td><td><span class=\"bad\">no</span></td>")) << "tolerance";
+  EXPECT_TRUE(holds(page, "Density of ink under exponential"));
+  EXPECT_TRUE(holds(page, "Everything else that was logged") && holds(page, "odd number"));
   EXPECT_EQ(read_image(run / "before-after.png").size(2), 8 + 24 + 8);
   write_file_atomic(run / "check.json", check_json(true));
-  EXPECT_TRUE(has(report_of(run), "verdict ok\">Passes the tilted-law check: all 1 statistics agree with p*."));
+  EXPECT_TRUE(holds(report_of(run), "verdict ok\">Passes the tilted-law check: all 1 statistics agree with p*."));
 }
 
 TEST(eval_report, RunsInProgressAndOfOtherKindsAreMadeOfWhatIsThere) {
   const test::TempDir dir;
   make_run(dir / "going", kFinetune, kMetrics);
-  EXPECT_TRUE(has(report_of(dir / "going"), "After 2 of 40 steps: mean reward 2.60 ± 0.10, base 2.250 ± 0.050. The law has not been checked"));
+  EXPECT_TRUE(holds(report_of(dir / "going"), "After 2 of 40 steps: mean reward 2.60 ± 0.10, base 2.250 ± 0.050. The law has not been checked"));
   make_run(dir / "begun", kFinetune, "");
   const std::string begun = report_of(dir / "begun");
-  EXPECT_TRUE(has(begun, "Nothing logged yet"));
-  EXPECT_FALSE(has(begun, "<svg") || has(begun, "id=\"warnings\""));
+  EXPECT_TRUE(holds(begun, "Nothing logged yet"));
+  EXPECT_FALSE(holds(begun, "<svg") || holds(begun, "id=\"warnings\""));
   make_run(dir / "pretrain", "batch = 4\n[data]\npath = 'digits'\n[train]\nsteps = 2\n",
            "{\"step\":1,\"loss\":0.5,\"learning_rate\":1e-4}\n{\"step\":2,\"loss\":0.4,\"validation_loss\":0.45,\"class_3_share\":0.1}\n");
   write_png(dir / "pretrain/samples/samples-step-000002.png", at::rand({1, 8, 8}));
   const std::string page = report_of(dir / "pretrain");
-  EXPECT_TRUE(has(page, "After 2 of 2 steps: validation loss 0.45."));
-  EXPECT_TRUE(has(page, "<dd>digits</dd>") && has(page, "Samples at step 2") && has(page, "class 3 share"));
-  EXPECT_FALSE(has(page, "base model") || has(page, "Before"));
+  EXPECT_TRUE(holds(page, "After 2 of 2 steps: validation loss 0.45."));
+  EXPECT_TRUE(holds(page, "<dd>digits</dd>") && holds(page, "Samples at step 2") && holds(page, "class 3 share"));
+  EXPECT_FALSE(holds(page, "base model") || holds(page, "Before"));
 }
 
 TEST(eval_report, WhatIsNoRunOrBrokenIsSaid) {
@@ -175,13 +175,13 @@ TEST(eval_report, SweepsPlotTheirTradeOffs) {
   runs.push_back({"scale-3", {{"reward[0].scale", "3"}}, 0, 0, "error: out of | memory"});
   write_sweep_page(options, runs);
   const std::string page = read_file(dir / "sweep.html");
-  EXPECT_TRUE(has(page, "Sweep of a &lt;b&gt;.toml") && has(page, "2 of 3 runs finished"));
-  EXPECT_TRUE(has(page, "<a href=\"scale-2/report.html\">scale-2</a>") && has(page, "<th scope=\"row\">scale-1</th>")) << "links only to what is there";
-  EXPECT_TRUE(has(page, "control cost (nats)</text>") && has(page, "mean reward, tuned and scaled (nats)</text>"));
+  EXPECT_TRUE(holds(page, "Sweep of a &lt;b&gt;.toml") && holds(page, "2 of 3 runs finished"));
+  EXPECT_TRUE(holds(page, "<a href=\"scale-2/report.html\">scale-2</a>") && holds(page, "<th scope=\"row\">scale-1</th>")) << "links only to what is there";
+  EXPECT_TRUE(holds(page, "control cost (nats)</text>") && holds(page, "mean reward, tuned and scaled (nats)</text>"));
   const auto rows = nlohmann::json::parse(read_file(dir / "sweep.json"));
   EXPECT_EQ(rows[1]["check"], "passed");
   EXPECT_EQ(rows[0]["reward mean, tuned"], "2.6 +- 0.1");
-  EXPECT_TRUE(has(read_file(dir / "sweep.md"), "| run |") && has(read_file(dir / "sweep.md"), "error: out of \\| memory"));
+  EXPECT_TRUE(holds(read_file(dir / "sweep.md"), "| run |") && holds(read_file(dir / "sweep.md"), "error: out of \\| memory"));
 }
 
 }  // namespace tiltflow

@@ -78,7 +78,7 @@ std::string save_link(const std::string& name, const std::string& type, const st
 }
 
 // `shown` under a link to its own figure, which the style enlarges while it is the page's target.
-std::string figure(const std::string& kind, const std::string& id, const std::string& name, const std::string& shown, const std::string& caption) {
+std::string enlargeable(const std::string& kind, const std::string& id, const std::string& name, const std::string& shown, const std::string& caption) {
   return cat("<figure class=\"", kind, "\" id=\"", id, "\"><a class=\"shown\" href=\"#", id, "\" aria-label=\"enlarge: ", xml_text(name), "\">", shown,
              "</a><figcaption>", caption, "</figcaption><a class=\"close\" href=\"#back\">Close</a></figure>");
 }
@@ -113,7 +113,7 @@ std::string chart_figure(const Chart& whole) {
   const std::string name = file_name(chart.title);
   caption += cat("<span class=\"tools\">", save_link(name + ".svg", "image/svg+xml", svg, "SVG", chart.title),
                  save_link(name + ".csv", "text/csv;charset=utf-8", csv, "CSV", chart.title), "</span>");
-  return figure("plot", "plot-" + hexadecimal(fnv1a(chart.title + csv)), chart.title, svg, caption);
+  return enlargeable("plot", "plot-" + hexadecimal(fnv1a(chart.title + csv)), chart.title, svg, caption);
 }
 
 std::string chart_figures(const std::vector<Chart>& charts) {
@@ -128,7 +128,7 @@ std::string picture_figure(const std::string& png, const std::string& caption) {
   const std::uint32_t factor = width > 0 ? std::max<std::uint32_t>(1, kReadable / width) : 1;
   const std::string size = width > 0 ? cat(" width=\"", width * factor, "\" height=\"", height * factor, "\"") : "";
   const std::string image = cat("<img alt=\"", xml_text(caption), "\"", size, " src=\"", data_link("image/png", png), "\">");
-  return figure("picture", "picture-" + hexadecimal(fnv1a(caption + png)), caption, image, xml_text(caption));
+  return enlargeable("picture", "picture-" + hexadecimal(fnv1a(caption + png)), caption, image, xml_text(caption));
 }
 
 std::string figure_grid(const std::string& figures) { return figures.empty() ? "" : cat("<div class=\"figures pictures\">", figures, "</div>"); }

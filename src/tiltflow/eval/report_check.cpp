@@ -11,8 +11,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Estimate estimate_of(const Json& e) { return {number_from_json(e.at("value")), number_from_json(e.at("se"))}; }
-
 std::string text_of(const Json& value) { return value.get<std::string>(); }
 
 std::string table_of(const Json& sampler) {
@@ -20,7 +18,7 @@ std::string table_of(const Json& sampler) {
   for (const Json& s : sampler.at("statistics")) {
     const bool agrees = s.at("agrees").get<bool>();
     cells.push_back({xml_text(text_of(s.at("name")))});
-    for (const char* key : {"base", "predicted", "tuned", "difference"}) cells.back().push_back(rounded(estimate_of(s.at(key))));
+    for (const char* key : {"base", "predicted", "tuned", "difference"}) cells.back().push_back(rounded(estimate_from_json(s.at(key))));
     cells.back().push_back(compact(number_from_json(s.at("tolerance")), 2));
     cells.back().push_back(agrees ? "<span class=\"ok\">yes</span>" : "<span class=\"bad\">no</span>");
   }
@@ -28,7 +26,7 @@ std::string table_of(const Json& sampler) {
 }
 
 std::string summary_of(const Json& s) {
-  const auto show = [&](const char* key) { return rounded(estimate_of(s.at(key))); };
+  const auto show = [&](const char* key) { return rounded(estimate_from_json(s.at(key))); };
   std::string out = cat(s.at("base_samples").get<std::int64_t>(), " base samples, effective sample size ", fixed(number_from_json(s.at("ess")), 0), "; ",
                         s.at("tuned_samples").get<std::int64_t>(), " tuned samples; log Z ", show("log_z"), ".");
   if (number_from_json(s.at("control_cost").at("value")) > 0) {
@@ -50,6 +48,8 @@ Chart densities_of(const Json& sampler) {
 }
 
 }  // namespace
+
+Estimate estimate_from_json(const Json& e) { return {number_from_json(e.at("value")), number_from_json(e.at("se"))}; }
 
 std::string check_html(const Json& check) {
   std::string out =

@@ -9,9 +9,8 @@
 #include "tiltflow/eval/svg_text.h"
 
 namespace tiltflow {
+namespace svg {
 namespace {
-
-using namespace svg;
 
 constexpr std::size_t kFewPoints = 30;
 constexpr std::size_t kManyTips = 400;
@@ -234,10 +233,7 @@ std::string description(const Chart& chart, const Layout& l) {
   return cat(chart.title, ". Plot of ", axis_text(chart.y), " against ", axis_text(chart.x), names.empty() ? "" : cat(": ", join(names, "; ")), ".");
 }
 
-}  // namespace
-
-std::string svg_chart(const Chart& chart) {
-  if (!has_points(chart)) return "";
+std::string draw(const Chart& chart) {
   const Layout l = layout_of(chart);
   std::size_t points = 0;
   for (const std::size_t i : l.shown) points += chart.series[i].y.size();
@@ -249,5 +245,10 @@ std::string svg_chart(const Chart& chart) {
   for (const std::size_t i : l.shown) out += Drawing(chart, l, i).svg(points <= kManyTips);
   return out + legend_of(chart, l) + "</svg>";
 }
+
+}  // namespace
+}  // namespace svg
+
+std::string svg_chart(const Chart& chart) { return has_points(chart) ? svg::draw(chart) : ""; }
 
 }  // namespace tiltflow

@@ -8,6 +8,7 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/html.h"
+#include "tiltflow/eval/report_check.h"
 #include "tiltflow/eval/svg_text.h"
 #include "tiltflow/eval/table.h"
 #include "tiltflow/io/json_lines.h"
@@ -42,20 +43,18 @@ struct Row {
   }
 };
 
-Estimate estimate_of(const Json& e) { return {number_from_json(e.at("value")), number_from_json(e.at("se"))}; }
-
 void add_check(Row& row, const std::filesystem::path& file) {
   const Json check = Json::parse(read_file(file));
   const Json& sde = check.at("samplers").at(0);
   for (const Json& s : sde.at("statistics")) {
     const std::string name = s.at("name");
     if (name != "reward mean" && name != "intra-class variance") continue;
-    row.add(name + ", base", estimate_of(s.at("base")));
-    row.add(name + ", p*", estimate_of(s.at("predicted")));
-    row.add(name + ", tuned", estimate_of(s.at("tuned")));
+    row.add(name + ", base", estimate_from_json(s.at("base")));
+    row.add(name + ", p*", estimate_from_json(s.at("predicted")));
+    row.add(name + ", tuned", estimate_from_json(s.at("tuned")));
   }
-  row.add(kCost, estimate_of(sde.at("control_cost")));
-  row.add("gap (nats)", estimate_of(sde.at("path_gap")));
+  row.add(kCost, estimate_from_json(sde.at("control_cost")));
+  row.add("gap (nats)", estimate_from_json(sde.at("path_gap")));
   row.add("ESS of base samples", cat(fixed(100 * number_from_json(sde.at("ess")) / sde.at("base_samples").get<double>(), 1), " %"));
   row.add("check", check.at("passed").get<bool>() ? "passed" : "failed");
 }
