@@ -83,9 +83,7 @@ TEST(eval_pictures, TheMeanOfTheLastStepWouldStillBeSpeckled) {
 }
 
 TEST(eval_pictures, SdeWithoutALastStepIsCleanedAndOthersShowTheirSamples) {
-  SamplerConfig sde = sampler_named("sde-euler", 200);
-  sde.sde.form = "constant";
-  sde.sde.norm = 0.5;
+  SamplerConfig sde = sampler_named("sde-euler");
   sde.sde.last_step = "none";
   const Draws noisy = draw_pictures(sde, "linear", true);
   EXPECT_GT(distance_to_modes(noisy.x), 3 * kWidth);

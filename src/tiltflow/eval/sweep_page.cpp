@@ -142,7 +142,7 @@ Chart trade_off(const SweepOptions& options, const std::vector<Row>& rows, const
 
 std::string html_of(const SweepOptions& options, const std::vector<Row>& rows, const TextTable& table) {
   const auto finished = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.text("status") == "done" || row.text("status") == "there already"; });
-  const std::string charts = chart_figures({trade_off(options, rows, "reward mean, tuned", "Reward against control cost", {"mean reward, tuned and scaled", "nats"}),
+  const std::string charts = chart_figures({trade_off(options, rows, "reward mean, tuned", "Reward against control cost", {"mean reward, scaled", "nats"}),
                                             trade_off(options, rows, "intra-class variance, tuned", "Diversity against control cost", {"intra-class variance, tuned", "squared brightness"}),
                                             trade_off(options, rows, "gap (nats)", "Gap against control cost", {"gap", "nats"})});
   return cat("<h1>Sweep of ", xml_text(options.config.filename().string()), "</h1><p>", finished, " of ", rows.size(),
