@@ -6,7 +6,6 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/html.h"
-#include "tiltflow/eval/svg.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/noise/diagnostics.h"
 #include "tiltflow/noise/patches.h"
@@ -30,7 +29,8 @@ at::Tensor rows_of(const at::Tensor& noise, std::int64_t patch, const std::strin
 }
 
 Series histogram(const std::string& name, const at::Tensor& values, double low, double high, int bins = 40) {
-  Series s{name, {}, {}, {}, true};
+  Series s{name};
+  s.steps = true;
   const at::Tensor counts = at::histc(values.to(at::kFloat), bins, low, high);
   for (int i = 0; i <= bins; ++i) s.x.push_back(low + (high - low) * i / bins);
   for (int i = 0; i < bins; ++i) s.y.push_back(counts[i].item<double>() / static_cast<double>(values.numel()) * bins / (high - low));
@@ -39,20 +39,23 @@ Series histogram(const std::string& name, const at::Tensor& values, double low, 
 
 std::string charts(const at::Tensor& rows, const NoiseReport& r) {
   const auto line = [](const std::string& name, const at::Tensor& v) {
-    Series s{name, {}, {}, {}};
+    Series s{name};
     for (std::int64_t i = 0; i < v.size(0); ++i) s.x.push_back(static_cast<double>(i)), s.y.push_back(v[i].item<double>());
     return s;
   };
   const at::Tensor lengths = rows.norm(2, {1});
-  Series normal{"N(0, 1)", {}, {}, {}, false, true};
+  Series normal{"N(0, 1)"};
   for (double x = -4; x <= 4.01; x += 0.1) normal.x.push_back(x), normal.y.push_back(std::exp(-x * x / 2) / std::sqrt(2 * M_PI));
-  Series low{"edges of independent noise", {0, static_cast<double>(r.statistics.dim - 1)}, {r.spectrum_low, r.spectrum_low}, {}, false, true}, high = low;
-  high.name.clear(), high.y = {r.spectrum_high, r.spectrum_high};
-  std::string out;
-  for (const Chart& chart : {Chart{"all numbers", "value", "density", {histogram("noise", rows.flatten(), -4, 4), normal}}, Chart{"lengths of rows", "length", "density", {histogram("", lengths, lengths.min().item<double>(), lengths.max().item<double>() + 1e-6)}},
-                             Chart{"mean of each dimension", "dimension", "mean", {line("", r.statistics.mean_per_dim)}}, Chart{"variance of each dimension", "dimension", "variance", {line("", r.statistics.var_per_dim)}},
-                             Chart{"covariance spectrum", "eigenvalue", "value", {line("noise", r.statistics.eigenvalues), low, high}}}) out += cat("<figure>", svg_chart(chart), "</figure>");
-  return out;
+  const double last = static_cast<double>(r.statistics.dim - 1);
+  const Series low{"lower edge of independent noise", {0, last}, {r.spectrum_low, r.spectrum_low}};
+  const Series high{"upper edge of independent noise", {0, last}, {r.spectrum_high, r.spectrum_high}};
+  const double shortest = lengths.min().item<double>();
+  const double longest = lengths.max().item<double>() + 1e-6;
+  return chart_figures({{"All numbers", {"value"}, {"density", "per unit of value"}, {histogram("noise", rows.flatten(), -4, 4), normal}},
+                        {"Lengths of rows", {"length"}, {"density", "per unit of length"}, {histogram("", lengths, shortest, longest)}},
+                        {"Mean of each dimension", {"dimension"}, {"mean"}, {line("", r.statistics.mean_per_dim)}},
+                        {"Variance of each dimension", {"dimension"}, {"variance"}, {line("", r.statistics.var_per_dim)}},
+                        {"Covariance spectrum", {"number of the eigenvalue"}, {"eigenvalue"}, {line("noise", r.statistics.eigenvalues), low, high}}});
 }
 
 int report(const NoiseReportOptions& o) {

@@ -5,13 +5,12 @@
 #include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
-#include "tiltflow/base/hash.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/html.h"
-#include "tiltflow/eval/svg.h"
+#include "tiltflow/eval/table.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/tensor/aten.h"
@@ -129,18 +128,23 @@ int em(const OneStepOptions& o) {
   refuse_existing(l.out / "config.toml", l.out, o.resume);
   const StopKeeper keeper("continue with --resume");
   const std::vector<EmRound> rounds = run_em(l.config, l.out, l.resolved);
-  std::string rows = "<table><tr><th>round</th><th>J after assigning</th><th>J after training</th><th>accepted step</th></tr>";
+  TextTable table{{"round", "J after assigning", "J after training", "accepted step"}};
   Series j;
   for (std::size_t i = 0; i < rounds.size(); ++i) {
-    rows += cat("<tr><td>", i + 1, "</td><td>", compact(rounds[i].after_assign, 5), "</td><td>", compact(rounds[i].after_train, 5), "</td><td>", compact(rounds[i].step), "</td></tr>");
-    for (const double v : {rounds[i].after_assign, rounds[i].after_train}) j.x.push_back(static_cast<double>(j.x.size()) / 2 + 1), j.y.push_back(v);
+    table.push_back({cat(i + 1), compact(rounds[i].after_assign, 5), compact(rounds[i].after_train, 5), compact(rounds[i].step)});
+    for (const double v : {rounds[i].after_assign, rounds[i].after_train}) {
+      j.x.push_back(static_cast<double>(j.x.size()) / 2 + 1);
+      j.y.push_back(v);
+    }
   }
   std::string pictures;
   for (std::size_t i = 0; i < rounds.size(); ++i) {
     const fs::path file = l.out / cat("round-", i + 1 < 10 ? "0" : "", i + 1) / "assign/pairs.png";
-    if (fs::exists(file)) pictures += cat("<h2>Round ", i + 1, ": targets and what is made of their noise</h2><figure><img alt='pairs' src='data:image/png;base64,", base64(read_file(file)), "'/></figure>");
+    if (fs::exists(file)) pictures += picture_figure(read_file(file), cat("Round ", i + 1, ": in pairs, a target and what is made of its noise"));
   }
-  write_file_atomic(l.out / "report.html", html_page("tiltflow em", cat("<h1>Alternating noise and weights</h1>", rows, "</table><figure>", svg_chart({"objective J", "round", "mean loss", {j}, false}), "</figure>", pictures)));
+  const Chart objective{"Objective J", {"round"}, {"mean loss"}, {j}};
+  write_file_atomic(l.out / "report.html", html_page("tiltflow em", cat("<h1>Alternating noise and weights</h1>", html_table(table, "objective by round"),
+                                                                       chart_figures({objective}), figure_grid(pictures))));
   log_info(cat("wrote ", (l.out / "model.safetensors").string(), ", em.json and report.html"));
   if (o.json) std::cout << read_file(l.out / "em.json") << std::flush;
   return 0;
@@ -181,12 +185,15 @@ int align(const OneStepOptions& o) {
       const at::Tensor both = at::stack({generator->generate(r.eps, r.labels), generator->generate(r.noise, r.labels)}, 1).flatten(0, 1);
       write_png(l.out / (name + "-before-after.png"), image_grid((both + 1) / 2, 16), {{"Software", "tiltflow"}});
     }
-    Series series{"optimised", {}, r.reward, {}}, watched{"held out", {}, r.held_out, {}};
+    Series series{"optimised", {}, r.reward}, watched{"held out", {}, r.held_out};
     for (std::size_t k = 0; k < r.reward.size(); ++k) series.x.push_back(static_cast<double>(k));
     watched.x = series.x;
     std::vector<Series> lines{series};
     if (!r.held_out.empty()) lines.push_back(watched);
-    body += cat("<h2>", name, "</h2><figure>", svg_chart({"mean reward", "step", "reward", lines, false}), "</figure>");
+    body += cat("<h2>", name, "</h2>", chart_figures({{cat("Mean reward, ", name), {"optimiser step"}, {"mean reward, scaled", "nats"}, lines}}));
+    if (const fs::path file = l.out / (name + "-before-after.png"); fs::exists(file)) {
+      body += figure_grid(picture_figure(read_file(file), "In pairs: a sample of the noise before it is turned, and after"));
+    }
     log_info(cat(name, ": reward ", compact(r.reward.front()), " -> ", compact(json["best"].get<double>()), " at step ", r.best_step, r.has_fresh ? cat("; on new noise ", compact(r.fresh_base), " +- ", compact(r.fresh_base_se, 2), " -> ", compact(r.fresh_aligned), " +- ", compact(r.fresh_aligned_se, 2)) : ""));
     all.push_back(json);
     progress.update(static_cast<std::int64_t>(all.size()));

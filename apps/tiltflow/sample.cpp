@@ -98,7 +98,7 @@ void add_sample(CLI::App& program, Action& action) {
   verb->add_option("--lora-strength", o->strength, "0 = base, 1 = as trained")->capture_default_str();
   add_compute_options(*verb, o->compute);
   verb->add_option("--chunk", g.chunk, "samples per piece of work")->check(CLI::PositiveNumber)->capture_default_str();
-  verb->add_option("--pack", g.pack, "one file of all samples: safetensors (as drawn), npz (uint8 [N, H, W, C] as arr_0, for evaluation scripts) or none")->check(CLI::IsMember({"safetensors", "npz", "none"}))->capture_default_str();
+  verb->add_option("--pack", g.pack, "one file of all samples: safetensors (as drawn), npz (uint8 [N, H, W, C] as arr_0, for evaluation scripts) or none; PNG files leave out the noise of a last step, see docs/mathematics.md")->check(CLI::IsMember({"safetensors", "npz", "none"}))->capture_default_str();
   verb->add_flag("--keep-noise", g.keep_noise, "store the initial noise too, as tensor noise (safetensors only)");
   verb->add_flag("--no-png", o->no_png, "no PNG file for every sample");
   verb->add_option("--part", g.part, "samples per part; an interruption loses at most one")->check(CLI::PositiveNumber)->capture_default_str();

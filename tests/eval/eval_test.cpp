@@ -2,7 +2,6 @@
 
 #include "tests/support.h"
 #include "tiltflow/eval/quality.h"
-#include "tiltflow/eval/svg.h"
 #include "tiltflow/eval/tilted_check.h"
 #include "tiltflow/eval/verify/gaussian_chain.h"
 #include "tiltflow/eval/verify/problems.h"
@@ -114,16 +113,6 @@ TEST(eval_tilted_check, TellsTheTiltedLawFromOthers) {
   EXPECT_EQ(to_json(good)["samplers"].size(), 2u);
 }
 
-TEST(eval_svg, DrawsFiniteDataOnly) {
-  Chart chart{"t & t", "x", "", {{"a", {0, 1, 2}, {1, std::nan(""), 3}, {}, false, false}}, false};
-  const std::string svg = svg_chart(chart);
-  EXPECT_NE(svg.find("<polyline"), std::string::npos);
-  EXPECT_NE(svg.find("t &amp; t"), std::string::npos);
-  EXPECT_EQ(svg.find("nan"), std::string::npos);
-  EXPECT_EQ(svg_chart({"empty", "", "", {}, false}), "");
-}
-
-// Reference values computed independently of this code: K = 40, Euler, a_{k+1} pairing.
 TEST(eval_verify, OptimumOfAGaussianChain) {
   const TransitionTable table = make_table("euler", *make_path("linear"), uniform_grid(40));
   const ChainOptimum linear = gaussian_chain_optimum(line_gaussian(false), table), quadratic = gaussian_chain_optimum(line_gaussian(true), table);

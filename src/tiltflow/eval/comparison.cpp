@@ -7,6 +7,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/html.h"
+#include "tiltflow/eval/svg_text.h"
 #include "tiltflow/eval/table.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/json_lines.h"
@@ -210,8 +211,8 @@ std::string to_csv(const ModelComparison& c) {
 }
 
 std::string to_html(const ModelComparison& c) {
-  const std::string body = cat("<h1>Base and tuned: ", html_escape(join(c.runs, ", ")), "</h1><p>Features: ", html_escape(c.features), "; ", c.samples, " samples a row, the same noise and labels in all of them.</p>");
-  return html_page("tiltflow: base and tuned", body + html_table(cells(c)));
+  const std::string body = cat("<h1>Base and tuned: ", xml_text(join(c.runs, ", ")), "</h1><p>Features: ", xml_text(c.features), "; ", c.samples, " samples a row, the same noise and labels in all of them.</p>");
+  return html_page("tiltflow: base and tuned", body + html_table(cells(c), "figures of base and tuned models"));
 }
 
 nlohmann::ordered_json to_json(const ModelComparison& c) {

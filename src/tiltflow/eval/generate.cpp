@@ -34,6 +34,9 @@ std::vector<Part> parts_of(const GenerateOptions& o) {
   return parts;
 }
 
+// How many of a part's samples are in grid.png.
+std::int64_t in_grid(const Part& part, const GenerateOptions& o) { return std::clamp<std::int64_t>(o.first + o.grid - part.first, 0, part.n); }
+
 // Refuses a folder with another request; forgets its parts when nothing of them is wanted. False when the request is
 // complete already.
 bool prepare(const GenerateOptions& o) {
@@ -58,11 +61,12 @@ bool prepare(const GenerateOptions& o) {
 
 bool is_image(const at::Tensor& x) { return x.dim() == 4 && is_picture(x.sizes().slice(1)); }
 
-void write_pictures(const Part& part, const at::Tensor& images, const GenerateOptions& o) {
+void write_pictures(const Part& part, const at::Tensor& images, bool prediction, const GenerateOptions& o) {
   parallel_chunks(images.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       std::map<std::string, std::string> text = o.request;
       text["index"] = std::to_string(part.first + i), text["Software"] = "tiltflow";
+      if (prediction) text["shows"] = "the sample without the noise of the sampler's last step";
       write_png(o.out / (padded(part.first + i, 6) + ".png"), images[i], text);
     }
   });
@@ -76,13 +80,19 @@ void pack(const std::vector<Part>& parts, const std::function<at::Tensor(const a
     at::Tensor x = t.at("samples");
     if (t.contains("noise")) noise.push_back(t.at("noise"));
     if (t.contains("labels")) labels.push_back(t.at("labels"));
-    const std::int64_t wanted = std::min(o.grid - shown, x.size(0));
-    const bool npz = o.pack == "npz";
-    if (npz || wanted > 0) {
-      const at::NoGradGuard no_grad;
-      const at::Tensor images = decode(npz ? x : x.narrow(0, 0, wanted)).clamp(0, 1);
-      if (is_image(images) && wanted > 0) pictures.push_back(images.narrow(0, 0, wanted)), shown += wanted;
-      if (npz) x = is_image(images) ? images.mul(255).round().to(at::kByte).permute({0, 2, 3, 1}).contiguous() : x;
+    const std::int64_t wanted = in_grid(part, o);
+    const at::NoGradGuard no_grad;
+    if (wanted > 0) {
+      const at::Tensor seen = t.contains("prediction") ? t.at("prediction") : x;
+      const at::Tensor images = decode(seen.narrow(0, 0, wanted)).clamp(0, 1);
+      if (is_image(images)) {
+        pictures.push_back(images);
+        shown += wanted;
+      }
+    }
+    if (o.pack == "npz") {  // the law that was asked for, not what pictures show
+      const at::Tensor images = decode(x).clamp(0, 1);
+      if (is_image(images)) x = images.mul(255).round().to(at::kByte).permute({0, 2, 3, 1}).contiguous();
     }
     if (o.pack != "none") samples.push_back(x);
   }
@@ -113,6 +123,7 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
     return result;
   }
   const std::vector<Part> parts = parts_of(o);
+  const bool noisy = leaves_noise(sampler, path);
   const auto progress = [&](std::int64_t within) { if (o.progress) o.progress(result.drawn + result.kept + within); };
   for (std::size_t i = static_cast<std::size_t>(o.shard); i < parts.size(); i += static_cast<std::size_t>(o.shards)) {
     const Part& part = parts[i];
@@ -123,6 +134,8 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
     }
     DrawOptions options;
     options.n = part.n, options.first = part.first, options.chunk = o.chunk, options.progress = progress, options.keep_noise = o.keep_noise;
+    const std::int64_t shown = in_grid(part, o);  // whose predictions are kept
+    options.keep_prediction = noisy && (o.png || shown > 0);
     const Draws draws = draw(field, sampler, path, shape, streams, labels, options);
     ParameterSet tensors;
     tensors.add("samples", draws.x);
@@ -130,9 +143,10 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
     if (draws.labels.defined()) tensors.add("labels", draws.labels);
     if (o.png) {
       const at::NoGradGuard no_grad;
-      const at::Tensor images = decode(draws.x).clamp(0, 1);
-      if (is_image(images)) write_pictures(part, images, o);
+      const at::Tensor images = decode(noisy ? draws.prediction : draws.x).clamp(0, 1);
+      if (is_image(images)) write_pictures(part, images, noisy, o);
     }
+    if (noisy && shown > 0) tensors.add("prediction", draws.prediction.narrow(0, 0, shown).contiguous());
     write_safetensors(part.file, tensors);
     result.drawn += part.n;
     if (draws.evaluations > result.evaluations) result.evaluations = draws.evaluations, result.accepted = draws.accepted, result.rejected = draws.rejected;

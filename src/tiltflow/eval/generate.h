@@ -32,7 +32,8 @@ struct GenerateResult {
 };
 
 // Sample i is the same whatever n, chunk, part, shard. Files: OUT/request.json, OUT/parts/ (until packed), OUT/000000.png, ...,
-// OUT/samples.*, OUT/grid.png. Throws kConfig when OUT holds samples of another request. Packing holds all samples in memory.
+// OUT/samples.*, OUT/grid.png. samples.* hold the law of the sampler; PNG files show Draws::prediction, the same samples
+// without the noise of a last step that leaves some. Throws kConfig when OUT holds samples of another request. Packing holds all samples in memory.
 GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
                         const LabelSource& labels, const std::function<at::Tensor(const at::Tensor&)>& decode, const GenerateOptions& options);
 

@@ -5,10 +5,10 @@
 #include <map>
 
 #include "tiltflow/base/error.h"
-#include "tiltflow/base/hash.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/html.h"
 #include "tiltflow/eval/quality.h"
+#include "tiltflow/eval/svg_text.h"
 #include "tiltflow/eval/table.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
@@ -212,15 +212,46 @@ std::string table_text(const GeneratorComparison& c) {
   return cat(c.n, " random samples, the same noise and labels for all; ", c.held_out, " held-out targets; judge ", c.judge.empty() ? "none" : c.judge, "\n", aligned_text(cells(c)), conclusion(c));
 }
 
-std::string to_html(const GeneratorComparison& c) {
-  std::string body = cat("<h1>One-step generators</h1><p>", c.n, " random samples, the same noise and labels for all generators; noise assigned anew for ", c.held_out,
-                         " held-out targets. Errors are mean squares of pictures in [-1, 1]; the variance within classes is relative to real pictures. Figures with a standard error over runs where there are several, else over samples. ", html_escape(conclusion(c)), "</p>", html_table(cells(c)));
-  for (const ComparedGenerator& row : c.rows) {
-    const at::Tensor shown = row.samples.narrow(0, 0, std::min<std::int64_t>(40, row.samples.size(0)));
-    if (shown.dim() != 4 || !is_picture(shown.sizes().slice(1))) continue;
-    body += cat("<h2>", html_escape(row.name), "</h2><figure><img alt='samples of ", html_escape(row.name), "' src='data:image/png;base64,", base64(encode_png(image_grid(shown, 20))), "'/></figure>");
+namespace {
+
+// One figure of every row as marks with error bars, the generators in the order of the table.
+Chart chart_of(const GeneratorComparison& c, std::size_t figure) {
+  const std::string name = c.rows.front().figures[figure].first;
+  Chart chart{name, {"row of the table"}, {name}};
+  chart.marks = true;
+  for (std::size_t i = 0; i < c.rows.size(); ++i) {
+    const std::optional<Estimate> e = c.rows[i].figures[figure].second;
+    if (!e) continue;
+    Series one{c.rows[i].name, {static_cast<double>(i + 1)}, {e->value}, {e->se}};
+    chart.series.push_back(std::move(one));
   }
-  return html_page("tiltflow: one-step generators", body);
+  return chart;
+}
+
+std::string samples_html(const GeneratorComparison& c) {
+  constexpr std::int64_t kShown = 40;
+  constexpr int kColumns = 10;
+  std::string out;
+  for (const ComparedGenerator& row : c.rows) {
+    const at::Tensor shown = row.samples.narrow(0, 0, std::min(kShown, row.samples.size(0)));
+    if (shown.dim() != 4 || !is_picture(shown.sizes().slice(1))) continue;
+    out += picture_figure(encode_png(image_grid(shown, kColumns)), row.name);
+  }
+  return out.empty() ? "" : "<h2>Samples from the same noise</h2>" + figure_grid(out);
+}
+
+}  // namespace
+
+std::string to_html(const GeneratorComparison& c) {
+  const std::string verdict = cat("<p class=\"verdict ", c.collapsed.empty() ? "" : "bad", "\">", xml_text(conclusion(c)), "</p>");
+  const std::string text = cat("<p>", c.n, " random samples, the same noise and labels for all generators; noise assigned anew for ", c.held_out,
+                               " held-out targets; judge ", c.judge.empty() ? "none" : xml_text(c.judge),
+                               ". Errors are mean squares of pictures in [-1, 1]; the variance within classes is relative to real pictures. "
+                               "Standard errors are over runs where there are several, else over samples.</p>");
+  std::vector<Chart> charts;
+  for (std::size_t i = 0; i < c.rows.front().figures.size(); ++i) charts.push_back(chart_of(c, i));
+  return html_page("tiltflow: one-step generators", cat("<h1>One-step generators</h1>", verdict, text, html_table(cells(c), "figures of every generator"),
+                                                        samples_html(c), "<h2>Figures</h2>", chart_figures(charts)));
 }
 
 nlohmann::ordered_json to_json(const GeneratorComparison& c) {

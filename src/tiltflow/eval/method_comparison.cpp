@@ -55,7 +55,7 @@ struct Yardstick {
 // Draws from `field`, measures them, and leaves pictures or points for the page in `picture` (.png, or .safetensors of vectors).
 ModelFigures measure(Yardstick& y, const VelocityField& field, const VelocityField* base, double scale, const fs::path& picture) {
   DrawOptions options;
-  options.n = y.recipe.samples, options.step = kMeasureKey, options.reference = base;
+  options.n = y.recipe.samples, options.step = kMeasureKey, options.reference = base, options.keep_prediction = true;
   const LabelSource labels = make_labels(y.setup.config.labels, y.setup.flow.model->classes(), y.streams, kMeasureKey, 0);
   const Draws draws = draw(field, y.setup.config.sampler, *y.setup.flow.path, y.setup.flow.model->sample_shape(), y.streams, labels, options);
   const at::Tensor r = y.setup.reward->score(draws.x, draws.labels).to(at::kDouble);
@@ -74,8 +74,8 @@ ModelFigures measure(Yardstick& y, const VelocityField& field, const VelocityFie
   else out.figures.emplace_back("Frechet distance", Estimate{frechet_distance(moments, *y.reference), 0});
   make_directories(picture.parent_path());
   if (is_picture(y.setup.reward->decode(draws.x.narrow(0, 0, 1)).sizes().slice(1))) {
-    const at::Tensor shown = y.setup.reward->decode(draws.x.narrow(0, 0, std::min(kShown, options.n))).clamp(0, 1);
-    write_png(fs::path(picture).replace_extension(".png"), enlarge(image_grid(shown, 16), shown.size(3) < 64 ? 2 : 1));
+    const at::Tensor shown = y.setup.reward->decode(draws.prediction.narrow(0, 0, std::min(kShown, options.n))).clamp(0, 1);
+    write_png(fs::path(picture).replace_extension(".png"), enlarge(image_grid(shown, 8), shown.size(3) < 64 ? 2 : 1));
   } else if (draws.x.dim() == 2) {
     ParameterSet points;
     points.add("points", draws.x.narrow(0, 0, std::min(kScattered, options.n)).contiguous());

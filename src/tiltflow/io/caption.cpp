@@ -46,20 +46,24 @@ const std::map<char, std::array<unsigned char, kHeight>>& glyphs() {
 
 }  // namespace
 
-at::Tensor caption(const std::string& text, std::int64_t width) {
-  at::Tensor out = at::zeros({kHeight + 2, width});
-  std::int64_t x = 1;
-  for (const char c : text) {
-    if (x + kWidth > width) break;
-    const auto glyph = glyphs().find(static_cast<char>(std::tolower(static_cast<unsigned char>(c))));
-    if (glyph != glyphs().end()) {
-      for (int row = 0; row < kHeight; ++row) {
-        for (int column = 0; column < kWidth; ++column) if (glyph->second[static_cast<std::size_t>(row)] >> (kWidth - 1 - column) & 1) out[row + 1][x + column] = 1.0;
+at::Tensor caption(const std::string& text, int scale) {
+  static const std::array<unsigned char, kHeight> unknown{0x1f, 0x11, 0x11, 0x11, 0x11, 0x11, 0x1f};
+  const auto count = static_cast<std::int64_t>(text.size());
+  at::Tensor out = at::zeros({kHeight + 2, count * (kWidth + 1) + 1});
+  auto pixels = out.accessor<float, 2>();
+  for (std::int64_t i = 0; i < count; ++i) {
+    const char c = text[static_cast<std::size_t>(i)];
+    if (c == ' ') continue;
+    const auto known = glyphs().find(static_cast<char>(std::tolower(static_cast<unsigned char>(c))));
+    const auto& rows = known == glyphs().end() ? unknown : known->second;
+    for (int row = 0; row < kHeight; ++row) {
+      for (int column = 0; column < kWidth; ++column) {
+        const int bit = rows[static_cast<std::size_t>(row)] >> (kWidth - 1 - column) & 1;
+        pixels[row + 1][i * (kWidth + 1) + 1 + column] = static_cast<float>(bit);
       }
     }
-    x += kWidth + 1;
   }
-  return out;
+  return out.repeat_interleave(scale, 0).repeat_interleave(scale, 1);
 }
 
 }  // namespace tiltflow

@@ -7,7 +7,7 @@
 
 namespace tiltflow {
 
-// White on black, [9, width]; what does not fit is cut off, unknown characters stay blank.
-at::Tensor caption(const std::string& text, std::int64_t width);
+// White on black, [9 scale, width], as wide as the text needs: nothing is cut off. Unknown characters are hollow boxes.
+at::Tensor caption(const std::string& text, int scale = 1);
 
 }  // namespace tiltflow

@@ -176,14 +176,25 @@ void write_png(const std::filesystem::path& path, const at::Tensor& image, const
 
 at::Tensor image_grid(const at::Tensor& images, int columns, const std::vector<std::string>& captions) {
   constexpr std::int64_t kPad = 2;
+  constexpr std::int64_t kCaptionWidth = 54;  // pixels of a picture for every step of the captions' size: nine characters fit
   const std::int64_t n = images.size(0), channels = images.size(1), height = images.size(2), width = images.size(3);
   const std::int64_t across = std::min<std::int64_t>(columns, n), down = (n + across - 1) / across;
-  const std::int64_t line = captions.empty() ? 0 : caption("", 1).size(0), cell = height + line + kPad;
-  at::Tensor grid = at::zeros({channels, down * cell + kPad, across * (width + kPad) + kPad}, at::kFloat);
+  const int scale = static_cast<int>(std::max<std::int64_t>(1, width / kCaptionWidth));
+  std::vector<at::Tensor> texts;
+  std::int64_t line = 0, cell_width = width;
+  for (const std::string& text : captions) {
+    texts.push_back(caption(text, scale));
+    line = texts.back().size(0);
+    cell_width = std::max(cell_width, texts.back().size(1));
+  }
+  const std::int64_t cell = height + line + kPad;
+  at::Tensor grid = at::zeros({channels, down * cell + kPad, across * (cell_width + kPad) + kPad}, at::kFloat);
   for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t y = (i / across) * cell + kPad, x = (i % across) * (width + kPad) + kPad;
+    const std::int64_t y = (i / across) * cell + kPad, x = (i % across) * (cell_width + kPad) + kPad;
     grid.narrow(1, y, height).narrow(2, x, width).copy_(images[i].detach().to(at::kFloat));
-    if (line > 0) grid.narrow(1, y + height, line).narrow(2, x, width).copy_(caption(captions[static_cast<std::size_t>(i)], width));
+    if (captions.empty()) continue;
+    const at::Tensor& text = texts.at(static_cast<std::size_t>(i));
+    grid.narrow(1, y + height, line).narrow(2, x, text.size(1)).copy_(text);
   }
   return grid;
 }

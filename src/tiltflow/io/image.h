@@ -19,7 +19,7 @@ at::Tensor read_image(const std::filesystem::path& path);                   // b
 void write_png(const std::filesystem::path& path, const at::Tensor& image, const std::map<std::string, std::string>& text = {});
 
 // Rows of `columns` images with a 2-pixel black border, as torchvision's make_grid. [N, C, H, W] -> [C, H', W']. With
-// `captions` (one per image) a line of text stands under each.
+// `captions` (one per image) a line of text stands under each, larger below larger images; cells widen until all are whole.
 at::Tensor image_grid(const at::Tensor& images, int columns = 8, const std::vector<std::string>& captions = {});
 // Nearest-neighbour enlargement by a whole factor.
 at::Tensor enlarge(const at::Tensor& image, int factor);

@@ -37,6 +37,10 @@ Trajectory rollout(const VelocityField& field, const TransitionTable& table, at:
       v = field.velocity(x, t, condition);
     }
     if (options.keep_velocities) out.velocities.push_back(v);
+    if (k + 1 == table.size()) {
+      out.before_last = x;
+      out.last_velocity = v;
+    }
     x = x * step.p + v * step.c;
     if (step.s > 0) {
       const at::Tensor xi = noise(k);

@@ -27,6 +27,8 @@ struct RolloutOptions {
 
 struct Trajectory {
   at::Tensor last;                      // X_K
+  at::Tensor before_last;               // X_{K-1}
+  at::Tensor last_velocity;             // v(X_{K-1}, t_{K-1}); no graph
   std::vector<at::Tensor> states;       // K+1 or empty
   std::vector<at::Tensor> noises;       // K or empty
   std::vector<at::Tensor> velocities;   // K or empty; no graph

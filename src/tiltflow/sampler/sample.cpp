@@ -65,11 +65,12 @@ void exchange(std::vector<Draws>& parts, const DrawOptions& options, at::IntArra
       sizes.insert(sizes.begin(), n);
       part.x = at::zeros(sizes), part.labels = labels(begin, n);
       if (options.keep_noise) part.noise = at::zeros(sizes);
+      if (options.keep_prediction) part.prediction = at::zeros(sizes);
       if (costs) part.cost = at::zeros({n}), part.log_ratio = at::zeros({n});
     }
     const std::int64_t found[] = {part.evaluations, part.accepted, part.rejected};
     for (std::int64_t j = 0; mine && j < 3; ++j) counts[static_cast<std::int64_t>(i)][j] = found[j];
-    for (const at::Tensor& x : {part.x, part.noise, part.cost, part.log_ratio}) if (x.defined()) sums.push_back(x);
+    for (const at::Tensor& x : {part.x, part.noise, part.prediction, part.cost, part.log_ratio}) if (x.defined()) sums.push_back(x);
   }
   all_reduce_sum(sums), all_reduce_sum({counts});
   for (std::size_t i = 0; i < parts.size(); ++i) {
@@ -78,7 +79,33 @@ void exchange(std::vector<Draws>& parts, const DrawOptions& options, at::IntArra
   }
 }
 
+// One piece under sde-*. Without a last step of its own the prediction is made before the last noise is added.
+void draw_sde(const VelocityField& field, const SamplerConfig& config, const Path& path, const at::Tensor& x_0, const NoiseSource& noise,
+              const Condition& condition, bool keep_prediction, Draws& part) {
+  SdeOptions options = config.sde;
+  options.method = config.name.substr(4);
+  const std::vector<double> times = sde_grid(path, config.prediction, options, static_cast<int>(config.steps), config.epsilon);
+  if (!keep_prediction || options.last_step != "none" || times.size() < 2) {
+    part.x = solve_sde(field, path, x_0, times, condition, noise, options);
+    if (keep_prediction) part.prediction = part.x;
+    return;
+  }
+  const std::vector<double> head(times.begin(), times.end() - 1);
+  const std::vector<double> tail(times.end() - 2, times.end());
+  const at::Tensor before = solve_sde(field, path, x_0, head, condition, noise, options);
+  const at::Tensor velocity = field.velocity(before, time_tensor(tail.front(), before), condition);
+  part.prediction = data_from_velocity(path.at(tail.front()), before, velocity);
+  const int done = static_cast<int>(head.size()) - 1;
+  part.x = solve_sde(field, path, before, tail, condition, [&](int k) { return noise(k + done); }, options);
+}
+
 }  // namespace
+
+bool leaves_noise(const SamplerConfig& config, const Path& path) {
+  if (is_ode(config)) return false;
+  if (is_sde(config)) return config.sde.last_step == "none";
+  return table_of(config, path).steps.back().s > 0;
+}
 
 Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
            const LabelSource& labels, const DrawOptions& options) {
@@ -87,8 +114,6 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
   const bool costs = options.reference && !ode && !sde;
   const std::vector<double> grid = grid_of(config, path);
   const TransitionTable table = ode || sde ? TransitionTable{} : table_of(config, path);
-  SdeOptions sde_options = config.sde;
-  if (sde) sde_options.method = config.name.substr(4);
   const OdeOptions ode_options{ode ? parse_ode_method(config.name.substr(4)) : OdeMethod::kHeun, config.rtol, config.atol};
   const std::int64_t pieces = (options.n + options.chunk - 1) / options.chunk;
   std::vector<Draws> parts(static_cast<std::size_t>(pieces));
@@ -105,15 +130,19 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     if (options.keep_noise) part.noise = x_0;
     if (ode) {
       const OdeResult end = solve_ode(field, x_0, grid, condition, ode_options);
+      if (options.keep_prediction) part.prediction = end.x;
       part.x = end.x, part.evaluations = end.evaluations, part.accepted = end.accepted, part.rejected = end.rejected;
     } else if (sde) {
-      const std::vector<double> times = sde_grid(path, config.prediction, sde_options, static_cast<int>(config.steps), config.epsilon);
-      part.x = solve_sde(field, path, x_0, times, condition, keyed_noise(streams, options.step, begin, x_0), sde_options);
+      draw_sde(field, config, path, x_0, keyed_noise(streams, options.step, begin, x_0), condition, options.keep_prediction, part);
     } else {
       RolloutOptions keep;
       keep.keep_states = keep.keep_velocities = keep.keep_noises = costs;
       const Trajectory path_taken = rollout(field, table, x_0, condition, keyed_noise(streams, options.step, begin, x_0), keep);
       part.x = path_taken.last;
+      if (options.keep_prediction) {
+        const Transition& last = table.steps.back();
+        part.prediction = last.s > 0 ? data_from_velocity(path.at(last.t), path_taken.before_last, path_taken.last_velocity) : part.x;
+      }
       if (costs) {
         part.cost = at::zeros({n}), part.log_ratio = at::zeros({n});
         for (std::size_t k = 0; k < table.steps.size(); ++k) {
@@ -131,10 +160,11 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
   });
   if (size > 1) exchange(parts, options, shape, labels, costs);
   Draws out;
-  std::vector<at::Tensor> x, y, noise, cost, log_ratio;
+  std::vector<at::Tensor> x, y, noise, prediction, cost, log_ratio;
   for (const Draws& part : parts) {
     x.push_back(part.x);
     if (part.noise.defined()) noise.push_back(part.noise);
+    if (part.prediction.defined()) prediction.push_back(part.prediction);
     if (part.evaluations > out.evaluations) out.evaluations = part.evaluations, out.accepted = part.accepted, out.rejected = part.rejected;
     if (part.labels.defined()) y.push_back(part.labels);
     if (part.cost.defined()) cost.push_back(part.cost), log_ratio.push_back(part.log_ratio);
@@ -142,6 +172,7 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
   out.x = at::cat(x);
   if (!y.empty()) out.labels = at::cat(y);
   if (!noise.empty()) out.noise = at::cat(noise);
+  if (!prediction.empty()) out.prediction = at::cat(prediction);
   if (!cost.empty()) out.cost = at::cat(cost), out.log_ratio = at::cat(log_ratio);
   if (!at::isfinite(out.x).all().item<bool>()) fail(ErrorKind::kNonFinite, cat("sampler ", config.name, " produced NaN or infinity"), "use more steps or another sampler");
   return out;

@@ -37,6 +37,7 @@ struct DrawOptions {
   std::uint32_t step = 0;  // key of the noise
   const VelocityField* reference = nullptr;  // with it, cost and log_ratio against this field are measured (stochastic samplers)
   bool keep_noise = false;
+  bool keep_prediction = false;  // Draws::prediction, for pictures
   bool shared = false;     // several processes: each draws its pieces, all get everything; all must call with the same options
   std::function<void(std::int64_t done)> progress;
 };
@@ -44,6 +45,7 @@ struct DrawOptions {
 struct Draws {
   at::Tensor x;        // [n, ...]
   at::Tensor noise;    // [n, ...] x_0, when DrawOptions::keep_noise
+  at::Tensor prediction;  // [n, ...] the samples without the noise of their last step, when DrawOptions::keep_prediction
   at::Tensor labels;   // [n] or undefined
   at::Tensor cost;       // [n] path KL against `reference`, or undefined
   std::int64_t evaluations = 0;                 // ODE: velocity calls per sample (largest over the pieces)
@@ -51,6 +53,12 @@ struct Draws {
   at::Tensor log_ratio;  // [n] log density of the path under `reference` minus that under the field; its mean is -cost's
 };
 
+// What `Draws::prediction` holds. A sampler whose last step adds noise leaves it in its samples: there it is the data
+// prediction E[x_1 | X_{K-1}] of the last network call, so that pictures show no speckles. Elsewhere it is the sample.
+// Statistics are never of predictions. Source: docs/mathematics.md, "What pictures show".
+bool leaves_noise(const SamplerConfig& config, const Path& path);
+
+// Cost: the calls of the sampler; keep_prediction adds one for sde-* without a last step, else none.
 Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
            const LabelSource& labels, const DrawOptions& options);
 

@@ -18,7 +18,8 @@ namespace {
 // Keys of random streams that no training step uses.
 constexpr std::uint32_t kEvaluationKey = 0xfffff000u, kBaseKey = 0xfffff001u;
 
-constexpr std::int64_t kCompared = 16, kMapped = 6;  // pictures
+constexpr std::int64_t kCompared = 8, kMapped = 6;  // pictures
+constexpr std::int64_t kAcross = 4, kCellWidth = 112;  // of them in a row of the comparison, and pixels of one
 
 double standard_error(const at::Tensor& x) { return x.size(0) > 1 ? x.std().item<double>() / std::sqrt(static_cast<double>(x.size(0))) : 0; }
 
@@ -69,6 +70,7 @@ void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
   const LabelSource labels = setup_.labels_at(kEvaluationKey);
   DrawOptions options;
   options.n = config.evaluation.samples, options.step = kEvaluationKey, options.reference = base.get(), options.shared = true;
+  options.keep_prediction = shape.size() == 3;  // pictures
   const Draws draws = draw(*tuned, config.sampler, *setup_.flow.path, shape, setup_.streams, labels, options);
   at::Tensor ode_samples;  // from the same noise
   if (!config.evaluation.ode.empty()) {
@@ -97,28 +99,38 @@ void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
   run_.histogram("eval_rewards", step, r);
   if (draws.x.dim() != 4) return;
   const std::int64_t shown = std::min<std::int64_t>(32, draws.x.size(0));
-  run_.picture("samples", step, enlarge(image_grid(setup_.reward->decode(draws.x.narrow(0, 0, shown)).clamp(0, 1), 8), 2));
+  run_.picture("samples", step, enlarge(image_grid(setup_.reward->decode(draws.prediction.narrow(0, 0, shown)).clamp(0, 1), 8), 2));
   compare_pictures(draws, r, *base, step);
   heat_maps(*tuned, *base, step);
 }
 
-// Columns: one noise and label each; first row base, second row tuned, with the rewards.
+// Blocks of two rows: above the base, below the tuned model from the same noise and label, with the rewards.
 void Monitor::compare_pictures(const Draws& tuned, const at::Tensor& rewards, const VelocityField& base, std::int64_t step) {
   const at::NoGradGuard no_grad;
   DrawOptions options;
   options.n = std::min<std::int64_t>(kCompared, tuned.x.size(0)), options.step = kEvaluationKey;
+  options.keep_prediction = true;
   if (!base_images_.defined()) {
     const Draws before = draw(base, setup_.config.sampler, *setup_.flow.path, setup_.flow.model->sample_shape(), setup_.streams, setup_.labels_at(kEvaluationKey), options);
-    base_images_ = setup_.reward->decode(before.x).clamp(0, 1), base_rewards_ = setup_.reward->score(before.x, before.labels);
+    base_images_ = setup_.reward->decode(before.prediction).clamp(0, 1);
+    base_rewards_ = setup_.reward->score(before.x, before.labels);
   }
-  const at::Tensor images = setup_.reward->decode(tuned.x.narrow(0, 0, options.n)).clamp(0, 1);
+  const at::Tensor images = setup_.reward->decode(tuned.prediction.narrow(0, 0, options.n)).clamp(0, 1);
+  std::vector<at::Tensor> rows;
   std::vector<std::string> captions;
-  for (const at::Tensor& row : {base_rewards_, rewards}) {
-    for (std::int64_t i = 0; i < options.n; ++i) captions.push_back(tuned.labels.defined() ? cat(tuned.labels[i].item<std::int64_t>(), ": ", show(row, i)) : show(row, i));
+  const std::int64_t across = std::min(kAcross, options.n);
+  for (std::int64_t first = 0; first + across <= options.n; first += across) {
+    for (const auto& [pictures, scores] : {std::pair{base_images_, base_rewards_}, {images, rewards}}) {
+      rows.push_back(pictures.narrow(0, first, across));
+      for (std::int64_t i = first; i < first + across; ++i) {
+        const std::string label = tuned.labels.defined() ? cat(tuned.labels[i].item<std::int64_t>(), ": ") : "";
+        captions.push_back(label + show(scores, i));
+      }
+    }
   }
-  const int factor = images.size(3) < 64 ? 2 : 1;  // room for the text
-  const auto large = [&](const at::Tensor& x) { return x.repeat_interleave(factor, 2).repeat_interleave(factor, 3); };
-  run_.picture("base-above-tuned", step, image_grid(at::cat({large(base_images_), large(images)}), static_cast<int>(options.n), captions));
+  const int factor = static_cast<int>(std::max<std::int64_t>(1, kCellWidth / images.size(3)));  // room for the text
+  const at::Tensor large = at::cat(rows).repeat_interleave(factor, 2).repeat_interleave(factor, 3);
+  run_.picture("base-above-tuned", step, image_grid(large, static_cast<int>(across), captions));
 }
 
 // |a_t| over the image at t = 0, 1/4, 1/2, 3/4, 1, each scaled to its own maximum.

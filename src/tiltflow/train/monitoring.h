@@ -17,7 +17,7 @@ class Monitor {
   Monitor(const FinetuneSetup& setup, const Policy& policy, BaseStatistics base, Run& run) : setup_(setup), policy_(policy), base_(base), run_(run) {}
   // Metrics eval_*: reward, control cost and gaps under the stochastic sampler, reward under the deterministic one, range of the
   // samples. Pictures: samples, base beside tuned from the same noise and labels with rewards, |adjoint| over the image at
-  // five times. Only the first process works.
+  // five times. Pictures show Draws::prediction, figures are of the samples. Only the first process works.
   void evaluate(const ParameterSet& average, std::int64_t step);
 
  private:
