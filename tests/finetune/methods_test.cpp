@@ -12,7 +12,7 @@
 namespace tiltflow {
 namespace {
 
-const RandomStreams kStreams(3);
+const RandomStreams kMethodStreams(3);
 
 // Velocities that are a leaf: the gradient of a loss in them is dL/dv itself.
 class LeafField final : public VelocityField {
@@ -25,13 +25,13 @@ class LeafField final : public VelocityField {
 };
 
 // 2-D modes, a side network that already does something, everything in `dtype`.
-struct Bench {
+struct MethodBench {
   ExactProblem problem = plane_modes(false);
   Policy policy;
   TransitionTable table;
   LabelSource labels = no_labels();
   at::ScalarType dtype;
-  explicit Bench(at::ScalarType type = at::kFloat, int steps = 6) : dtype(type) {
+  explicit MethodBench(at::ScalarType type = at::kFloat, int steps = 6) : dtype(type) {
     ParameterSet weights;
     for (const auto& [name, tensor] : init_mlp({2, 16, 2, 4}, RandomStreams(1))) weights.add(name, (tensor + 0.02).to(type));
     policy = side_policy(problem.base, *make_mlp({2, 16, 2, 4}, weights), make_path("linear"));
@@ -39,7 +39,7 @@ struct Bench {
     config.steps = steps;
     table = table_of(config, *problem.path);
   }
-  FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, kStreams, labels, {2}, dtype}; }
+  FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, kMethodStreams, labels, {2}, dtype}; }
   at::Tensor loss(FinetuneMethod& method, std::int64_t n = 8, std::int64_t step = 4) const {
     const at::AutoGradMode grad(true);
     method.begin_step(context(), step, 0);
@@ -71,7 +71,7 @@ TEST(finetune_advantages, KindsGroupsAndLabels) {
 
 // Every endpoint loss is quadratic in v, sample by sample: at its closed-form minimiser the gradient is zero, elsewhere it is not.
 TEST(finetune_endpoint, MinimisersAreTheDocumentedOnes) {
-  const Bench b;
+  const MethodBench b;
   for (const std::string& name : {std::string("diffusion-nft"), std::string("advantage-flow"), std::string("ram")}) {
     EndpointConfig c;
     c.advantage = {4, "group", 1}, c.strength = 0.5, c.gamma = 1.2, c.noisings = 2, c.preserve = name == "advantage-flow" ? 0.3 : 0;
@@ -80,7 +80,7 @@ TEST(finetune_endpoint, MinimisersAreTheDocumentedOnes) {
     const Batch batch = method.collect(b.context(), 0, 0, 8, true);
     const auto leaf = std::make_shared<LeafField>();
     policy.tuned = leaf;
-    const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kStreams, b.labels, {2}};
+    const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kMethodStreams, b.labels, {2}};
     const at::Tensor a = batch.advantages.unsqueeze(1);
     std::vector<at::Tensor> wanted;
     for (std::size_t j = 0; j < 2; ++j) {
@@ -100,7 +100,7 @@ TEST(finetune_endpoint, MinimisersAreTheDocumentedOnes) {
 }
 
 TEST(finetune_endpoint, PreferencesAndWeights) {
-  const Bench b;
+  const MethodBench b;
   EndpointConfig c;
   c.advantage.group = 4, c.noisings = 1, c.beta = 3;
   EndpointRegression dpo("dpo", c);
@@ -109,7 +109,7 @@ TEST(finetune_endpoint, PreferencesAndWeights) {
   Policy policy = b.policy;
   const auto leaf = std::make_shared<LeafField>();
   policy.tuned = leaf;
-  const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kStreams, b.labels, {2}};
+  const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kMethodStreams, b.labels, {2}};
   const at::AutoGradMode grad(true);
   leaf->v = batch.base_velocities[0].to(at::kFloat).clone().set_requires_grad(true);
   const at::Tensor loss = dpo.loss(context, batch, 8).loss, g = torch::autograd::grad({loss}, {leaf->v})[0];
@@ -144,14 +144,14 @@ TEST(finetune_endpoint, PreferencesAndWeights) {
 
 // However many tie for the best (all of them in a group without a winner), a group has the weight of one winner; a group of equal rewards has no preference.
 TEST(finetune_endpoint, TiesShareOneWeight) {
-  const Bench b;
+  const MethodBench b;
   const at::Tensor rewards = at::tensor({0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 0.0});
   const at::Tensor shares = at::tensor({0.25, 0.25, 0.25, 0.25, 0.0, 0.5, 0.5, 0.0}, at::kDouble);
   EXPECT_TRUE(at::allclose(shares_of_best(rewards.view({2, 4})).view({8}), shares));
   Policy policy = b.policy;
   const auto leaf = std::make_shared<LeafField>();
   policy.tuned = leaf;
-  const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kStreams, b.labels, {2}};
+  const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kMethodStreams, b.labels, {2}};
   const auto gradient_of = [&](const char* name) {
     EndpointConfig c;
     c.advantage.group = 4;
@@ -187,7 +187,7 @@ TEST(finetune_advantages, TiesGetTheSame) {
 }
 
 TEST(finetune_policy_gradient, RatiosClippingAndTheFirstGradient) {
-  const Bench b;
+  const MethodBench b;
   PolicyGradientConfig c;
   c.advantage = {8, "centred", 0}, c.clip = 0, c.kl = 0, c.density = "sum";
   PolicyGradient method(c);
@@ -210,7 +210,7 @@ TEST(finetune_policy_gradient, RatiosClippingAndTheFirstGradient) {
   Policy policy = b.policy;
   const auto leaf = std::make_shared<LeafField>();
   policy.tuned = leaf;
-  const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kStreams, b.labels, {2}};
+  const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kMethodStreams, b.labels, {2}};
   std::vector<at::Tensor> velocities;
   for (std::size_t k = 0; k < b.table.steps.size(); ++k) {  // every transition more likely for good samples, less for bad ones
     const Transition& s = b.table.steps[k];
@@ -224,14 +224,14 @@ TEST(finetune_policy_gradient, RatiosClippingAndTheFirstGradient) {
 // Central differences in double, with common random numbers: the loss as a function of the weights, path included.
 TEST(finetune_direct, GradientsAgreeWithCentralDifferences) {
   for (const std::string& name : {std::string("draft"), std::string("discrete-adjoint")}) {
-    const Bench b(at::kDouble);
+    const MethodBench b(at::kDouble);
     DirectGradientConfig c;
     c.last = 0, c.preserve = name == "draft" ? 0.3 : 0;
     DirectGradient method(name, c);
     const std::vector<at::Tensor> g = b.gradient(method);
     std::vector<at::Tensor> direction;
     std::uint32_t key = 0;
-    for (const at::Tensor& w : b.policy.trainable.tensors()) direction.push_back(kStreams.normal(Purpose::kProbe, ++key, 0, 0, 1, w.sizes(), at::kDouble)[0]);
+    for (const at::Tensor& w : b.policy.trainable.tensors()) direction.push_back(kMethodStreams.normal(Purpose::kProbe, ++key, 0, 0, 1, w.sizes(), at::kDouble)[0]);
     const auto moved = [&](double h) {
       const std::vector<at::Tensor> weights = b.policy.trainable.tensors();
       {
@@ -249,7 +249,7 @@ TEST(finetune_direct, GradientsAgreeWithCentralDifferences) {
 
 // One step's graph at a time, and the same gradient to rounding.
 TEST(finetune_direct, BasicAdjointMatchingIsTheDiscreteAdjoint) {
-  const Bench b(at::kDouble);
+  const MethodBench b(at::kDouble);
   DirectGradient chain("discrete-adjoint", {});
   BasicAdjointMatching basic;
   const std::vector<at::Tensor> g = b.gradient(chain), h = b.gradient(basic);
@@ -261,7 +261,7 @@ TEST(finetune_direct, BasicAdjointMatchingIsTheDiscreteAdjoint) {
 }
 
 TEST(finetune_direct, WindowsStopsAndHinges) {
-  const Bench b(at::kDouble);
+  const MethodBench b(at::kDouble);
   const auto config = [](auto change) {
     DirectGradientConfig c;
     change(c);
@@ -280,7 +280,7 @@ TEST(finetune_direct, WindowsStopsAndHinges) {
   leap.begin_step(b.context(), 4, 0);
   const Batch path = leap.collect(b.context(), 4, 0, 8, false);
   EXPECT_NEAR(b.loss(leap).item<double>(), -b.problem.reward->score(path.states[2], {}).mean().item<double>() / 2e6, 1e-12);
-  const std::vector<std::int64_t> two = kStreams.choose(Purpose::kSubset, 4, 0, 6, 2);
+  const std::vector<std::int64_t> two = kMethodStreams.choose(Purpose::kSubset, 4, 0, 6, 2);
   const at::AutoGradMode grad(true);
   at::Tensor plain = at::zeros({}, at::kDouble);
   const at::Tensor slope = b.problem.reward->score_and_gradient(path.states[2], {}).gradient;
@@ -303,7 +303,7 @@ TEST(finetune_direct, WindowsStopsAndHinges) {
 
 // On-policy the gradient of the variance is twice that of the relative entropy E[cost - r], in expectation.
 TEST(finetune_methods, OptionsAct) {
-  const Bench b;
+  const MethodBench b;
   const auto endpoint = [&](const std::string& name, auto change) {
     EndpointConfig c;
     c.advantage = {4, "group", 5};
@@ -340,7 +340,7 @@ TEST(finetune_methods, OptionsAct) {
 }
 
 TEST(finetune_path, LogVarianceGradientIsTwiceTheRelativeEntropys) {
-  const Bench b(at::kDouble);
+  const MethodBench b(at::kDouble);
   PathLoss variance("log-variance");
   DirectGradient entropy("discrete-adjoint", {});
   const std::vector<at::Tensor> direction = b.gradient(entropy, 4000, 99);  // any fixed direction along which both are compared
@@ -356,7 +356,7 @@ TEST(finetune_path, LogVarianceGradientIsTwiceTheRelativeEntropys) {
 
 TEST(finetune_methods, TableNeedsAndRefusals) {
   EXPECT_GE(method_listing().size(), 16U);
-  Bench b;
+  MethodBench b;
   const RewardInfo blind{"blind", false, ""}, open{"open", true, ""};
   TransitionTable noiseless = b.table;
   noiseless.steps.back().s = 0;

@@ -13,7 +13,7 @@
 namespace tiltflow {
 namespace {
 
-const RandomStreams kStreams(5);
+const RandomStreams kSocStreams(5);
 
 // The drift with `factor` times the exact control.
 class Controlled final : public VelocityField {
@@ -36,7 +36,7 @@ Batch collect(FinetuneMethod& method, const ControlProblem& problem, double fact
   policy.base = problem.drift, policy.tuned = std::make_shared<Controlled>(problem, factor);
   const auto path = make_path("linear");
   const LabelSource labels = no_labels();
-  const FinetuneContext context{policy, *problem.reward, *path, problem.table, kStreams, labels, {problem.dimension}, at::kDouble};
+  const FinetuneContext context{policy, *problem.reward, *path, problem.table, kSocStreams, labels, {problem.dimension}, at::kDouble};
   const at::NoGradGuard no_grad;
   method.begin_step(context, step, 0);
   return method.collect(context, step, 0, n, false);
@@ -57,7 +57,7 @@ TEST(finetune_control, ExactControlsAreOptimal) {
 
 TEST(finetune_control, GradientForTheNetworkIsTheRewards) {
   const ControlProblem p = double_well(100);
-  const at::Tensor x = kStreams.normal(Purpose::kProbe, 0, 0, 0, 8, {p.dimension}, at::kDouble);
+  const at::Tensor x = kSocStreams.normal(Purpose::kProbe, 0, 0, 0, 8, {p.dimension}, at::kDouble);
   EXPECT_TRUE(at::allclose(p.reward_gradient(x), p.reward->score_and_gradient(x, {}).gradient, 1e-12, 1e-12));
 }
 
@@ -106,7 +106,7 @@ TEST(finetune_soc, LearnedMatricesHaveLessVariance) {
 }
 
 TEST(finetune_weights, TemperedToTheBudget) {
-  const at::Tensor logs = kStreams.normal(Purpose::kProbe, 0, 0, 0, 64, {}, at::kDouble) * 3;
+  const at::Tensor logs = kSocStreams.normal(Purpose::kProbe, 0, 0, 0, 64, {}, at::kDouble) * 3;
   const auto divergence = [](const at::Tensor& w) { return (w * (w * static_cast<double>(w.size(0))).log()).sum().item<double>(); };
   const PathWeights free = path_weights(logs, 0), tight = path_weights(logs, 0.2), loose = path_weights(logs, 10);
   EXPECT_EQ(free.tau, 1);
@@ -124,7 +124,7 @@ TEST(finetune_weights, TrustRegionsActInEveryMethodThatHasThem) {
   const LabelSource labels = no_labels();
   Policy policy;
   policy.base = policy.tuned = p.drift;
-  const FinetuneContext context{policy, *p.reward, *path, p.table, kStreams, labels, {p.dimension}, at::kDouble};
+  const FinetuneContext context{policy, *p.reward, *path, p.table, kSocStreams, labels, {p.dimension}, at::kDouble};
   const auto tempered = [&](FinetuneMethod& method) {
     const at::NoGradGuard no_grad;
     method.begin_step(context, 0, 0);
@@ -156,7 +156,7 @@ TEST(finetune_direct, ContinuousAdjointBecomesTheDiscreteOne) {
     SamplerConfig sampler;
     sampler.steps = steps;
     const TransitionTable table = table_of(sampler, *problem.path);
-    const FinetuneContext context{policy, *problem.reward, *problem.path, table, kStreams, labels, {2}, at::kDouble};
+    const FinetuneContext context{policy, *problem.reward, *problem.path, table, kSocStreams, labels, {2}, at::kDouble};
     std::vector<at::Tensor> flat;
     for (const bool continuous : {false, true}) {
       const at::AutoGradMode grad(true);
@@ -192,7 +192,7 @@ struct LeafBench {
     sampler.steps = 5;
     table = table_of(sampler, *problem.path);
   }
-  FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, kStreams, labels, {2}, at::kDouble}; }
+  FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, kSocStreams, labels, {2}, at::kDouble}; }
 };
 
 TEST(finetune_policy_gradient, GuardPullsAlikeAtEveryStep) {

@@ -13,25 +13,25 @@
 namespace tiltflow {
 namespace {
 
-const RandomStreams kStreams(5);
+const RandomStreams kWrapperStreams(5);
 
-struct Bench {
+struct WrapperBench {
   ExactProblem problem = plane_modes(false);
   std::shared_ptr<CountingField> counted = std::make_shared<CountingField>(problem.base);
   Policy policy;
   TransitionTable table;
   LabelSource labels = no_labels();
-  Bench() {
+  WrapperBench() {
     policy.base = problem.base, policy.tuned = counted;
     SamplerConfig sampler;
     sampler.steps = 12;
     table = table_of(sampler, *problem.path);
   }
-  FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, kStreams, labels, {2}, at::kFloat}; }
+  FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, kWrapperStreams, labels, {2}, at::kFloat}; }
 };
 
 TEST(finetune_screening, BestAndWorstOfTheDraftsAreDrawnAgain) {
-  const Bench b;
+  const WrapperBench b;
   ScreeningConfig c;
   c.candidates = 16;
   MetricSums metrics;
@@ -61,7 +61,7 @@ TEST(finetune_screening, BestAndWorstOfTheDraftsAreDrawnAgain) {
 }
 
 TEST(finetune_endpoint, StoredPairsAreThePreference) {
-  const Bench b;
+  const WrapperBench b;
   const test::TempDir dir;
   ParameterSet pairs;
   pairs.add("chosen", at::full({3, 2}, -1.0F)), pairs.add("rejected", at::full({3, 2}, 1.0F));  // against the reward, which rises with x
@@ -83,7 +83,7 @@ TEST(finetune_endpoint, StoredPairsAreThePreference) {
     std::shared_ptr<const VelocityField> base_;
     double by_;
   };
-  Bench moved;
+  WrapperBench moved;
   moved.policy.tuned = std::make_shared<Shifted>(b.problem.base, -0.3);
   EXPECT_LT(method.loss(moved.context(), batch, 8).loss.item<double>(), std::log(2.0) - 0.05);
   moved.policy.tuned = std::make_shared<Shifted>(b.problem.base, 0.3);
@@ -159,11 +159,11 @@ TEST(train_surrogate, MakesAStepLearnable) {
 // Codes are uniform whatever their number; an untrained classifier gives a bonus that depends on the code alone where its last layer is zero; its gradient is right;
 // what it is fitted to it recognises.
 TEST(train_modes, CodesAndBonus) {
-  const Bench bench;
+  const WrapperBench bench;
   ModesConfig config;
   config.codes = 5, config.weight = 1.5, config.samples = 256, config.fits = 40, config.learning_rate = 1e-2;
   ModePreservation modes(config, {2}, 0, 3);
-  const at::Tensor x_0 = prior_sample(kStreams, 1, 0, 20000, {2}, at::kFloat), z = modes.codes(x_0);
+  const at::Tensor x_0 = prior_sample(kWrapperStreams, 1, 0, 20000, {2}, at::kFloat), z = modes.codes(x_0);
   EXPECT_TRUE(z.min().item<std::int64_t>() == 0 && z.max().item<std::int64_t>() == 4);
   for (std::int64_t code = 0; code < 5; ++code) EXPECT_NEAR(z.eq(code).to(at::kDouble).mean().item<double>(), 0.2, 0.01) << code;
   const at::Tensor few = x_0.narrow(0, 0, 3);
@@ -183,7 +183,7 @@ TEST(train_modes, CodesAndBonus) {
   const TransitionTable ode = make_table("ddim", *bench.problem.path, grid_of(sampler, *bench.problem.path), 0);
   for (const bool memoryless : {false, true}) {
     ModePreservation fitted(config, {2}, 0, 3);
-    const FinetuneContext here{context.policy, context.reward, context.path, memoryless ? bench.table : ode, kStreams, context.labels, {2}};
+    const FinetuneContext here{context.policy, context.reward, context.path, memoryless ? bench.table : ode, kWrapperStreams, context.labels, {2}};
     for (std::int64_t step = 0; step < 10; ++step) fitted.refresh(here, step);
     std::map<std::string, double> metrics;
     fitted.add_metrics(metrics);

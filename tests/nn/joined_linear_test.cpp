@@ -6,7 +6,7 @@
 namespace tiltflow {
 namespace {
 
-at::Tensor draw(std::uint32_t key, at::IntArrayRef shape) { return RandomStreams(5).normal(Purpose::kProbe, key, 0, 0, 1, shape)[0]; }
+at::Tensor normal_values(std::uint32_t key, at::IntArrayRef shape) { return RandomStreams(5).normal(Purpose::kProbe, key, 0, 0, 1, shape)[0]; }
 
 }  // namespace
 
@@ -16,12 +16,12 @@ TEST(nn_joined_linear, EqualsTheLayersOneByOne) {
   std::vector<at::Tensor> wanted;
   for (const std::int64_t size : {6, 10, 4}) {
     Linear layer;
-    layer.weight = draw(static_cast<std::uint32_t>(size), {size, 8}).set_requires_grad(true), layer.bias = draw(static_cast<std::uint32_t>(100 + size), {size}).set_requires_grad(true);
+    layer.weight = normal_values(static_cast<std::uint32_t>(size), {size, 8}).set_requires_grad(true), layer.bias = normal_values(static_cast<std::uint32_t>(100 + size), {size}).set_requires_grad(true);
     wanted.insert(wanted.end(), {layer.weight, layer.bias});
     layers.push_back(layer);
   }
   const JoinedLinear joined(layers);
-  const at::Tensor x = draw(1, {5, 8}).to(at::kBFloat16).set_requires_grad(true), cotangent = draw(2, {5, 20});
+  const at::Tensor x = normal_values(1, {5, 8}).to(at::kBFloat16).set_requires_grad(true), cotangent = normal_values(2, {5, 20});
   wanted.push_back(x);
   at::Tensor before;
   for (int round = 0; round < 2; ++round) {
@@ -38,7 +38,7 @@ TEST(nn_joined_linear, EqualsTheLayersOneByOne) {
     }
     before = found.detach();
     const at::NoGradGuard no_grad;
-    layers[1].weight.add_(draw(7, {10, 8}));
+    layers[1].weight.add_(normal_values(7, {10, 8}));
     layers[2].bias.add_(1);
   }
 }
@@ -46,8 +46,8 @@ TEST(nn_joined_linear, EqualsTheLayersOneByOne) {
 TEST(nn_joined_linear, TakesLayersOfOneInputWithoutAdapters) {
   const auto layer = [](std::int64_t in, bool bias) {
     Linear out;
-    out.weight = draw(1, {4, in});
-    if (bias) out.bias = draw(2, {4});
+    out.weight = normal_values(1, {4, in});
+    if (bias) out.bias = normal_values(2, {4});
     return out;
   };
   EXPECT_TRUE(JoinedLinear::takes({layer(8, true), layer(8, true)}));
@@ -55,7 +55,7 @@ TEST(nn_joined_linear, TakesLayersOfOneInputWithoutAdapters) {
   EXPECT_FALSE(JoinedLinear::takes({layer(8, true), layer(6, true)}));
   EXPECT_FALSE(JoinedLinear::takes({layer(8, true), layer(8, false)}));
   Linear adapted = layer(8, true);
-  adapted.adapter.a = draw(3, {2, 8}), adapted.adapter.b = draw(4, {4, 2});
+  adapted.adapter.a = normal_values(3, {2, 8}), adapted.adapter.b = normal_values(4, {4, 2});
   EXPECT_FALSE(JoinedLinear::takes({adapted}));
 }
 

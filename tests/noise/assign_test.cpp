@@ -12,13 +12,13 @@
 namespace tiltflow {
 namespace {
 
-const RandomStreams kStreams(31);
+const RandomStreams kAssignStreams(31);
 const bool kPolicy = (set_thread_policy({2, 1}), true);  // one libtorch thread a tile, as the program runs
 
 // G(z) = tanh(A z): an invertible toy whose optimum is known.
 std::unique_ptr<Generator> toy(std::int64_t d = 9, double gain = 0.3) {
   ParameterSet p;
-  p.add("0.weight", kStreams.normal(Purpose::kInit, 0, 0, 0, 16, {d}) * gain), p.add("0.bias", at::zeros({16}));
+  p.add("0.weight", kAssignStreams.normal(Purpose::kInit, 0, 0, 0, 16, {d}) * gain), p.add("0.bias", at::zeros({16}));
   return make_mlp_generator(p, {});
 }
 
@@ -27,7 +27,7 @@ AssignTargets targets_of(const Generator& g, const at::Tensor& z) { return {g.ge
 TEST(noise_transport, EqualsBruteForceAndIsAPermutation) {
   for (std::uint32_t key = 0; key < 20; ++key) {
     const std::int64_t n = 1 + key % 7, m = n + key % 3;
-    const at::Tensor cost = kStreams.uniform(Purpose::kProbe, key, 0, n, {m}, at::kDouble).mul(key % 2 ? 1 : 4).floor().add(key % 2 ? kStreams.uniform(Purpose::kProbe, key + 99, 0, n, {m}, at::kDouble) : at::zeros({n, m}, at::kDouble));  // with and without ties
+    const at::Tensor cost = kAssignStreams.uniform(Purpose::kProbe, key, 0, n, {m}, at::kDouble).mul(key % 2 ? 1 : 4).floor().add(key % 2 ? kAssignStreams.uniform(Purpose::kProbe, key + 99, 0, n, {m}, at::kDouble) : at::zeros({n, m}, at::kDouble));  // with and without ties
     std::vector<std::int64_t> columns(static_cast<std::size_t>(m));
     std::iota(columns.begin(), columns.end(), 0);
     double best = 1e300;
@@ -42,11 +42,11 @@ TEST(noise_transport, EqualsBruteForceAndIsAPermutation) {
 }
 
 TEST(noise_transport, LargeProblemsAndSinkhorn) {
-  const at::Tensor a = kStreams.normal(Purpose::kProbe, 1, 0, 0, 300, {5}, at::kDouble), order = at::tensor(kStreams.permutation(Purpose::kProbe, 2, 300), at::kLong);
+  const at::Tensor a = kAssignStreams.normal(Purpose::kProbe, 1, 0, 0, 300, {5}, at::kDouble), order = at::tensor(kAssignStreams.permutation(Purpose::kProbe, 2, 300), at::kLong);
   const at::Tensor cost = at::cdist(a, a.index_select(0, order) + 1e-4);  // the optimum undoes the shuffle
   const std::vector<std::int64_t> found = linear_assignment(cost);
   for (std::int64_t i = 0; i < 300; ++i) EXPECT_EQ(order[found[static_cast<std::size_t>(i)]].item<std::int64_t>(), i);
-  const at::Tensor random = kStreams.uniform(Purpose::kProbe, 3, 0, 64, {64}, at::kDouble);
+  const at::Tensor random = kAssignStreams.uniform(Purpose::kProbe, 3, 0, 64, {64}, at::kDouble);
   const double exact = assignment_cost(random, linear_assignment(random)), approximate = assignment_cost(random, sinkhorn_assignment(random)), identity = random.trace().item<double>();
   EXPECT_LE(exact, approximate);
   EXPECT_LT(approximate, exact + 0.3 * (identity - exact));
@@ -55,15 +55,15 @@ TEST(noise_transport, LargeProblemsAndSinkhorn) {
 
 TEST(noise_assign, FindsTheNoiseThatMadeThePicture) {
   const auto g = toy();
-  const at::Tensor z = kStreams.normal(Purpose::kExact, 0, 0, 0, 12, {9});
+  const at::Tensor z = kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 12, {9});
   AssignConfig c;
   c.map = "free", c.steps = 600, c.learning_rate = 0.1;
-  const AssignResult free = Assigner(*g, c, kStreams).assign(targets_of(*g, z), 0);
+  const AssignResult free = Assigner(*g, c, kAssignStreams).assign(targets_of(*g, z), 0);
   EXPECT_LT(free.loss.max().item<double>(), 1e-5);
   // On the sphere the target must have the length of the base noise: give the search such targets.
   c.map = "sphere", c.screen = 1, c.restarts = 1;
-  const at::Tensor eps = kStreams.normal(Purpose::kExact, 1, 0, 0, 12, {9});
-  const AssignResult sphere = Assigner(*g, c, kStreams).assign(targets_of(*g, on_sphere(z, eps)), 0, eps);
+  const at::Tensor eps = kAssignStreams.normal(Purpose::kExact, 1, 0, 0, 12, {9});
+  const AssignResult sphere = Assigner(*g, c, kAssignStreams).assign(targets_of(*g, on_sphere(z, eps)), 0, eps);
   EXPECT_LT(sphere.loss.median().item<double>(), 1e-6);
   EXPECT_LT(test::relative_error(sphere.noise.norm(2, {1}), eps.norm(2, {1})), 1e-6);
   EXPECT_LT(test::relative_error(at::matmul(rotation_between(eps, sphere.noise), eps.unsqueeze(2)).squeeze(2), sphere.noise), 1e-5);
@@ -71,61 +71,61 @@ TEST(noise_assign, FindsTheNoiseThatMadeThePicture) {
 
 TEST(noise_assign, EveryMapImprovesAndKeepsLengths) {
   const auto g = toy(8);
-  const AssignTargets targets = targets_of(*g, kStreams.normal(Purpose::kExact, 0, 0, 0, 6, {8}));
+  const AssignTargets targets = targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 6, {8}));
   for (const char* map : {"sphere", "expm", "cayley", "householder", "block", "givens", "butterfly"}) {
     AssignConfig c;
     for (const char* optimizer : {"lbfgs", "adam"}) {
     c.optimizer = optimizer, c.map = map, c.steps = 60, c.screen = 4, c.restarts = 2, c.learning_rate = 0.05;
-    const AssignResult r = Assigner(*g, c, kStreams).assign(targets, 0);
+    const AssignResult r = Assigner(*g, c, kAssignStreams).assign(targets, 0);
     EXPECT_LT(r.loss.mean().item<double>(), 0.8 * r.start_loss.mean().item<double>()) << map;
     EXPECT_LT(test::relative_error(r.noise.norm(2, {1}), r.base.norm(2, {1})), 1e-5) << map;
-    EXPECT_LT((Assigner(*g, c, kStreams).evaluate(r.noise, r.base, targets) - r.loss).abs().max().item<double>(), 1e-6) << map << ": the loss reported is that of the noise kept";
+    EXPECT_LT((Assigner(*g, c, kAssignStreams).evaluate(r.noise, r.base, targets) - r.loss).abs().max().item<double>(), 1e-6) << map << ": the loss reported is that of the noise kept";
     }
   }
 }
 
 TEST(noise_assign, ATargetDoesNotDependOnItsCompany) {
   const auto g = toy(64);
-  const AssignTargets all = targets_of(*g, kStreams.normal(Purpose::kExact, 0, 0, 0, 11, {64}));
+  const AssignTargets all = targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 11, {64}));
   AssignConfig c;
   c.steps = 25, c.screen = 6, c.restarts = 3, c.tile = 8, c.patience = 6;
-  const AssignResult whole = Assigner(*g, c, kStreams).assign(all, 3);
+  const AssignResult whole = Assigner(*g, c, kAssignStreams).assign(all, 3);
   const at::Tensor some = at::tensor({7, 2, 10}, at::kLong);
   const AssignTargets part{all.images.index_select(0, some), {}, all.ids.index_select(0, some)};
-  const AssignResult alone = Assigner(*g, c, kStreams).assign(part, 3);
+  const AssignResult alone = Assigner(*g, c, kAssignStreams).assign(part, 3);
   EXPECT_TRUE(at::equal(alone.noise, whole.noise.index_select(0, some)));
   EXPECT_TRUE(at::equal(alone.loss, whole.loss.index_select(0, some)));
 }
 
 TEST(noise_assign, RestartsScreeningPatienceAndBounds) {
   const auto g = toy(9, 1.5);  // saturated: many local optima
-  const AssignTargets targets = targets_of(*g, kStreams.normal(Purpose::kExact, 0, 0, 0, 40, {9}));
+  const AssignTargets targets = targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 40, {9}));
   AssignConfig one;
   one.steps = 60, one.screen = 1, one.restarts = 1;
   AssignConfig many = one;
   many.screen = 16, many.restarts = 8;
-  const AssignResult single = Assigner(*g, one, kStreams).assign(targets, 0), best = Assigner(*g, many, kStreams).assign(targets, 0);
+  const AssignResult single = Assigner(*g, one, kAssignStreams).assign(targets, 0), best = Assigner(*g, many, kAssignStreams).assign(targets, 0);
   EXPECT_LT(best.loss.mean().item<double>(), 0.7 * single.loss.mean().item<double>());
   EXPECT_LE(single.backwards, 40 * 60);
   EXPECT_GT(single.backwards, 35 * 60);
   // Screening alone keeps the best of the starts, and of more starts a better one.
   AssignConfig chosen = one;
   chosen.steps = 0, chosen.screen = 16;
-  const AssignResult screened = Assigner(*g, chosen, kStreams).assign(targets, 0);
+  const AssignResult screened = Assigner(*g, chosen, kAssignStreams).assign(targets, 0);
   at::Tensor least = at::full({40}, 1e9, at::kDouble);
   for (std::uint32_t s = 0; s < 16; ++s) {
     std::vector<at::Tensor> starts;
-    for (std::int64_t i = 0; i < 40; ++i) starts.push_back(kStreams.normal(Purpose::kPrior, 0, s, i, 1, {9}));
+    for (std::int64_t i = 0; i < 40; ++i) starts.push_back(kAssignStreams.normal(Purpose::kPrior, 0, s, i, 1, {9}));
     const at::Tensor z = at::cat(starts);
-    least = at::minimum(least, Assigner(*g, chosen, kStreams).evaluate(z, z, targets));
+    least = at::minimum(least, Assigner(*g, chosen, kAssignStreams).evaluate(z, z, targets));
   }
   EXPECT_LT((screened.loss - least).abs().max().item<double>(), 1e-6);
   AssignConfig hasty = one;
   hasty.patience = 3;
-  EXPECT_LT(Assigner(*g, hasty, kStreams).assign(targets, 0).backwards, single.backwards);
+  EXPECT_LT(Assigner(*g, hasty, kAssignStreams).assign(targets, 0).backwards, single.backwards);
   AssignConfig bounded = one;
   bounded.max_angle = 20;
-  const AssignResult near = Assigner(*g, bounded, kStreams).assign(targets, 0);
+  const AssignResult near = Assigner(*g, bounded, kAssignStreams).assign(targets, 0);
   const at::Tensor cosine = (near.noise * near.base).sum(1) / near.base.square().sum(1);
   EXPECT_GT(cosine.min().item<double>(), std::cos(20.01 * M_PI / 180));
   EXPECT_LT(cosine.min().item<double>(), std::cos(15 * M_PI / 180));  // the bound is used
@@ -133,20 +133,20 @@ TEST(noise_assign, RestartsScreeningPatienceAndBounds) {
   // A warm start never gets worse, even with no step.
   AssignConfig none = one;
   none.steps = 0;
-  const AssignResult again = Assigner(*g, none, kStreams).assign(targets, 0, single.base, single.noise);
+  const AssignResult again = Assigner(*g, none, kAssignStreams).assign(targets, 0, single.base, single.noise);
   EXPECT_LT((again.loss - single.loss).abs().max().item<double>(), 1e-7);
-  const AssignResult better = Assigner(*g, one, kStreams).assign(targets, 1, single.base, single.noise);
+  const AssignResult better = Assigner(*g, one, kAssignStreams).assign(targets, 1, single.base, single.noise);
   EXPECT_LE((better.loss - single.loss).max().item<double>(), 1e-7);
 }
 
 TEST(noise_assign, NoiseTermsAct) {
   const auto g = toy();
-  const AssignTargets targets = targets_of(*g, kStreams.normal(Purpose::kExact, 0, 0, 0, 20, {9}));
+  const AssignTargets targets = targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 20, {9}));
   const auto run = [&](auto change) {
     AssignConfig c;
     c.steps = 80, c.screen = 1, c.restarts = 1;
     change(c);
-    return Assigner(*g, c, kStreams).assign(targets, 0);
+    return Assigner(*g, c, kAssignStreams).assign(targets, 0);
   };
   const auto drift = [](const AssignResult& r) { return (r.noise - r.base).square().mean().item<double>(); };
   EXPECT_LT(drift(run([](AssignConfig& c) { c.loss.drift = 0.1; })), 0.7 * drift(run([](AssignConfig&) {})));
@@ -158,27 +158,27 @@ TEST(noise_assign, NoiseTermsAct) {
 
 TEST(noise_assign, TransportUsesExactlyThePool) {
   const auto g = toy(9, 1.0);
-  const AssignTargets targets = targets_of(*g, kStreams.normal(Purpose::kExact, 0, 0, 0, 64, {9}));
+  const AssignTargets targets = targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 64, {9}));
   AssignConfig c;
   c.init = "transport", c.steps = 0;
-  const Assigner assigner(*g, c, kStreams);
+  const Assigner assigner(*g, c, kAssignStreams);
   const at::Tensor base = assigner.transport(targets, 0);
-  const at::Tensor pool = kStreams.normal(Purpose::kPrior, 0, 1, 0, 64, {9});
+  const at::Tensor pool = kAssignStreams.normal(Purpose::kPrior, 0, 1, 0, 64, {9});
   const auto sorted = [](const at::Tensor& x) { return std::get<0>(x.select(1, 0).sort()); };
   EXPECT_TRUE(at::equal(sorted(base), sorted(pool)));
   const double matched = assigner.evaluate(base, base, targets).mean().item<double>(), random = assigner.evaluate(pool, pool, targets).mean().item<double>();
   EXPECT_LT(matched, 0.8 * random);
-  EXPECT_EQ(noise_report(base, kStreams).verdict, "consistent with N(0, I)");
+  EXPECT_EQ(noise_report(base, kAssignStreams).verdict, "consistent with N(0, I)");
 }
 
 TEST(noise_assign, TransportBlocksPoolsAndFeatures) {
   const auto g = toy(9, 1.0);
-  const AssignTargets targets = targets_of(*g, kStreams.normal(Purpose::kExact, 0, 0, 0, 64, {9}));
+  const AssignTargets targets = targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 64, {9}));
   const auto run = [&](auto change, const FeatureFunction& features = {}) {
     AssignConfig c;
     c.init = "transport", c.steps = 0;
     change(c);
-    const Assigner assigner(*g, c, kStreams, features);
+    const Assigner assigner(*g, c, kAssignStreams, features);
     const at::Tensor base = assigner.transport(targets, 0);
     return assigner.assign(targets, 0, base).loss.mean().item<double>();
   };
@@ -191,7 +191,7 @@ TEST(noise_assign, TransportBlocksPoolsAndFeatures) {
   const FeatureFunction row = [](const at::Tensor& x) { return x.select(2, 0).flatten(1); };
   AssignConfig c;
   c.loss.mse = 0, c.loss.feature = 1, c.steps = 80;
-  const AssignResult r = Assigner(*g, c, kStreams, row).assign(targets, 0);
+  const AssignResult r = Assigner(*g, c, kAssignStreams, row).assign(targets, 0);
   const at::Tensor off = ((g->generate(r.noise, {}) - targets.images) / 2).square();
   EXPECT_NEAR(off.select(2, 0).mean().item<double>(), r.loss.mean().item<double>(), 1e-5);
   EXPECT_LT(off.select(2, 0).mean().item<double>(), 0.1 * off.mean().item<double>());
@@ -208,7 +208,7 @@ TEST(noise_assign, TheReferenceCurveIsReproduced) {
     EXPECT_LT(test::relative_error(map->apply(t.at("static.raw").unsqueeze(0), t.at("base_noise").unsqueeze(0))[0], t.at("static.z")), 1e-5);
     AssignConfig c;
     c.map = "expm", c.loss.l1 = m.at("l1").get<double>(), c.loss.prior = m.at("prior").get<double>();
-    const Assigner assigner(*generator, c, kStreams);
+    const Assigner assigner(*generator, c, kAssignStreams);
     const AssignTargets target{t.at("target"), t.at("label"), at::zeros({1}, at::kLong)};
     // The reference's loop: Adam at a constant rate on the raw matrix; its orthogonality penalty is rounding noise.
     at::Tensor raw = (t.at("raw_unit") * m.at("init_scale").get<double>()).unsqueeze(0), first = at::zeros_like(raw), second = at::zeros_like(raw);
@@ -231,14 +231,14 @@ struct Scene {
   std::vector<Target> targets;
   Scene() {
     config.steps = 15, config.screen = 3, config.restarts = 2, config.chunk = 4, config.tile = 4;
-    const at::Tensor images = generator->generate(kStreams.normal(Purpose::kExact, 0, 0, 0, 13, {64}), {});
+    const at::Tensor images = generator->generate(kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 13, {64}), {});
     for (std::int64_t i = 0; i < 13; ++i) targets.push_back({i, "t", [images, i] { return images[i]; }, [] { return std::int64_t{0}; }});
   }
   AssignSummary run(const std::string& name, std::int64_t shard = 0, std::int64_t shards = 1, bool retry = false) {
-    const Assigner assigner(*generator, config, kStreams);
+    const Assigner assigner(*generator, config, kAssignStreams);
     AssignRunOptions o;
     o.out = dir / name, o.request = "request", o.shard = shard, o.shards = shards, o.retry_failed = retry;
-    return run_assignment(*generator, assigner, config, targets, kStreams, o);
+    return run_assignment(*generator, assigner, config, targets, kAssignStreams, o);
   }
   std::string text(const std::string& file) const { return read_file(dir / file); }
 };
@@ -269,10 +269,10 @@ TEST(noise_assign_run, InterruptionsAndShardsLeaveNoTrace) {
   write_file_atomic(s.dir / "cut/store/rows.bin", rows);
   EXPECT_EQ(s.run("cut").assigned, 13);
   EXPECT_EQ(s.text("cut/assigned.safetensors"), s.text("whole/assigned.safetensors"));
-  const Assigner assigner(*s.generator, s.config, kStreams);
+  const Assigner assigner(*s.generator, s.config, kAssignStreams);
   AssignRunOptions other;
   other.out = s.dir / "cut", other.request = "another";
-  test::expect_error(ErrorKind::kConfig, "another request", [&] { run_assignment(*s.generator, assigner, s.config, s.targets, kStreams, other); });
+  test::expect_error(ErrorKind::kConfig, "another request", [&] { run_assignment(*s.generator, assigner, s.config, s.targets, kAssignStreams, other); });
 }
 
 TEST(noise_assign_run, BadTargetsBecomeFailuresAndCanBeTriedAgain) {
@@ -322,7 +322,7 @@ TEST(noise_generators, OneStepOfDiscreteSchedules) {
   test::expect_error(ErrorKind::kConfig, "unknown", [] { DiscreteSchedule("cosine"); });
   GeneratorConfig c;
   c.file = (test::source_dir() / "assets/mnist-sit.safetensors").string(), c.schedule = "scaled-linear";
-  const at::Tensor eps = kStreams.normal(Purpose::kPrior, 0, 0, 0, 3, {1, 28, 28}), y = at::tensor({1, 2, 3}, at::kLong), t = at::full({3}, 999.0);
+  const at::Tensor eps = kAssignStreams.normal(Purpose::kPrior, 0, 0, 0, 3, {1, 28, 28}), y = at::tensor({1, 2, 3}, at::kLong), t = at::full({3}, 999.0);
   FlowModelConfig f;
   f.file = c.file;
   const auto network = load_flow_model(f).model;
@@ -339,16 +339,16 @@ TEST(noise_generators, OneStepOfDiscreteSchedules) {
 
 TEST(noise_assign, TheClosedFormRotationReproducesAFullOne) {
   const auto g = toy(8);
-  const AssignTargets targets = targets_of(*g, kStreams.normal(Purpose::kExact, 0, 0, 0, 20, {8}));
+  const AssignTargets targets = targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 20, {8}));
   AssignConfig c;
   c.map = "expm", c.optimizer = "adam", c.learning_rate = 0.05, c.screen = 1, c.restarts = 1, c.steps = 100;
-  const Assigner full(*g, c, kStreams);
+  const Assigner full(*g, c, kAssignStreams);
   const AssignResult r = full.assign(targets, 0);
   const at::Tensor again = at::matmul(rotation_between(r.base, r.noise), r.base.unsqueeze(2)).squeeze(2);
   EXPECT_LT((full.evaluate(again, r.base, targets) - r.loss).abs().max().item<double>(), 1e-5);
   AssignConfig sphere;
   sphere.screen = 8, sphere.restarts = 8, sphere.steps = 100;
-  EXPECT_LT(Assigner(*g, sphere, kStreams).assign(targets, 0).loss.mean().item<double>(), 0.8 * r.loss.mean().item<double>());
+  EXPECT_LT(Assigner(*g, sphere, kAssignStreams).assign(targets, 0).loss.mean().item<double>(), 0.8 * r.loss.mean().item<double>());
 }
 
 TEST(noise_generators, AFlowModelIsAOneStepGenerator) {
@@ -356,7 +356,7 @@ TEST(noise_generators, AFlowModelIsAOneStepGenerator) {
   c.file = (test::source_dir() / "assets/mnist-sit.safetensors").string(), c.steps = 2;
   const auto g = open_generator(c);
   EXPECT_EQ(g->noise_shape(), (std::vector<std::int64_t>{1, 28, 28}));
-  const at::Tensor z = kStreams.normal(Purpose::kPrior, 0, 0, 0, 2, {1, 28, 28}).set_requires_grad(true), y = at::tensor({3, 4}, at::kLong);
+  const at::Tensor z = kAssignStreams.normal(Purpose::kPrior, 0, 0, 0, 2, {1, 28, 28}).set_requires_grad(true), y = at::tensor({3, 4}, at::kLong);
   const at::Tensor x = g->generate(z, y);
   EXPECT_EQ(x.sizes(), z.sizes());
   EXPECT_GT(torch::autograd::grad({x.sum()}, {z})[0].abs().max().item<double>(), 0);
