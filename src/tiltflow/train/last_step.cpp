@@ -27,6 +27,7 @@ void LastStep::advance(bool complete, const std::function<void()>& update) {
   ++step_;
   if (!complete) return;
   copy_.reset();
+  changed_ = true;
   followed_ = false;
   state_ = clone(objective_.state(), false);
 }
@@ -34,6 +35,7 @@ void LastStep::advance(bool complete, const std::function<void()>& update) {
 void LastStep::followed(bool changed) {
   const std::lock_guard lock(mutex_);
   if (copy_) return;
+  changed_ = changed_ || !followed_;
   followed_ = true;
   if (changed) state_ = clone(objective_.state(), false);
 }
@@ -42,7 +44,8 @@ std::int64_t LastStep::save(Run& run, std::int64_t keep) {
   const std::lock_guard lock(mutex_);
   if (broken_ && !copy_) fail(ErrorKind::kFailure, "the weights are between two steps; the checkpoint before is intact");
   const Checkpoint checkpoint = copy_ ? *copy_ : current();
-  run.save(checkpoint, keep);
+  if (changed_) run.save(checkpoint, keep);
+  changed_ = false;
   return checkpoint.step;
 }
 

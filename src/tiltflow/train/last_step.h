@@ -24,7 +24,7 @@ class LastStep {
   void followed(bool changed);
 
   std::int64_t step() const { return step_; }
-  // Saves the newest complete state; answers its step. Locks, so it may be called while another thread computes.
+  // Saves the newest complete state, unless nothing has changed since the start or the last save; answers its step. Locks, so it may be called while another thread computes.
   std::int64_t save(Run& run, std::int64_t keep);
 
  private:
@@ -36,6 +36,7 @@ class LastStep {
   std::mutex mutex_;
   std::int64_t step_;
   bool followed_;
+  bool changed_ = false;             // since the last save
   bool broken_ = false;              // an update failed half-way
   ParameterSet state_;               // of the objective
   std::optional<Checkpoint> copy_;   // of the last complete step, while a later one is incomplete

@@ -120,7 +120,8 @@ Start restore(Objective& objective, AdamW& optimizer, const WeightAverage& avera
 }
 
 std::string stop_text(std::int64_t step, const Run& run) {
-  return cat("stopped by ", stop_signal_name(), " after step ", step, "; checkpoint saved in ", run.directory().string());
+  const std::string when = step == 0 ? "before the first step was complete; nothing is lost in " : cat("after step ", step, "; checkpoint saved in ");
+  return cat("stopped by ", stop_signal_name(), " ", when, run.directory().string());
 }
 
 // Calls `work`. When a signal or a lost process ends it, the last whole step is saved.
