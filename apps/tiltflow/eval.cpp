@@ -47,6 +47,7 @@ int compare(const EvalOptions& o) {
   ComparisonOptions options;
   options.n = o.n, options.seeds = o.seeds, options.guidance = o.guidance.scale, options.data = o.data, options.reference = o.reference, options.make_reference = o.make_reference;
   if (!o.features.empty()) options.features = o.features;
+  if (o.data.path.empty()) log_warn(o.reference.empty() ? "no real pictures: Frechet distance, precision and recall are left out; --data FOLDER gives all three, --reference FILE the first" : "precision and recall are left out: they need real pictures (--data FOLDER), not statistics");
   std::unique_ptr<Progress> progress;
   options.progress = [&](std::int64_t done, std::int64_t total) {
     if (!progress) progress = std::make_unique<Progress>("compare", total);
@@ -65,10 +66,18 @@ int compare(const EvalOptions& o) {
   return 0;
 }
 
+void warn_if_singular(std::int64_t pictures, std::int64_t features, const std::string& what) {
+  const std::string note = singular_note(pictures, features, what);
+  if (!note.empty()) log_warn(note);
+}
+
 FeatureMoments reference_moments(const EvalOptions& o, const FeatureNetwork& network) {
   if (!o.reference.empty()) return read_moments(o.reference);
   const ImageDataset held_out = read_dataset(o.data, "test");
-  const FeatureMoments moments = feature_moments(features_of(network, at::arange(held_out.size()), [&](const at::Tensor& indices) { return held_out.batch(indices); }));
+  require_two_pictures(held_out.size(), o.data.path);
+  const at::Tensor features = features_of(network, at::arange(held_out.size()), [&](const at::Tensor& indices) { return held_out.batch(indices); });
+  warn_if_singular(held_out.size(), features.size(1), o.data.path);
+  const FeatureMoments moments = feature_moments(features);
   if (!o.make_reference.empty()) {
     write_moments(o.make_reference, moments, network.name);
     log_info("wrote " + o.make_reference);
@@ -78,7 +87,11 @@ FeatureMoments reference_moments(const EvalOptions& o, const FeatureNetwork& net
 
 int evaluate_model(const EvalOptions& o) {
   if (o.judge.empty() && o.features.empty()) fail(ErrorKind::kUsage, "eval --model needs --judge FILE (accuracy, features) or --features NETWORK");
-  if (o.reference.empty() && o.data.path.empty()) fail(ErrorKind::kUsage, "the Frechet distance needs --reference FILE (feature statistics) or --data FOLDER (held-out images)");
+  if (o.reference.empty() && o.data.path.empty()) {
+    const std::string network = o.features.empty() ? cat("--judge ", o.judge) : cat("--features ", o.features);
+    fail(ErrorKind::kUsage, cat("the Frechet distance of ", network, " has no reference: give --reference FILE (statistics of these features) or --data FOLDER (held-out images)"),
+         "--make-reference FILE beside --data writes such statistics");
+  }
   const FlowModel flow = o.model.load(apply(o.compute));
   const auto& model = flow.model;
   const auto judge = o.judge.empty() ? nullptr : load_classifier(o.judge);
@@ -88,6 +101,7 @@ int evaluate_model(const EvalOptions& o) {
   sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
   const Decoder decode = decoder_of(flow, o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder));
+  require_same_features(network, reference, model->sample_shape(), decode);
   nlohmann::ordered_json out{{"model", o.model.model.file}, {"sampler", sampler.name}, {"steps", sampler.steps}, {"samples", o.n}, {"guidance", o.guidance.scale}, {"features", network.name}};
   for (const bool conditional : {true, false}) {
     if (conditional && model->classes() == 0) continue;
@@ -143,7 +157,7 @@ void add_eval(CLI::App& program, Action& action) {
   verb->footer("Examples:\n  tiltflow eval --run runs/demo --table --data data/mnist\n  tiltflow eval --model assets/mnist-sit.safetensors --judge assets/mnist-judge.safetensors --data data/mnist");
   verb->callback([=, &action] {
     action = [o, verb] {
-      const std::vector<std::string> table{"--run", "--table", "--json", "--n", "--seeds", "--features", "--guidance", "--data", "--format", "--size", "--reference", "--make-reference", "--out"};
+      const std::vector<std::string> table{"--run", "--table", "--json", "--n", "--seeds", "--features", "--guidance", "--data", "--format", "--size", "--channels", "--alpha", "--skip-bad", "--reference", "--make-reference", "--out"};
       if (o->table) refuse_other_options(*verb, table, "on --table");
       else if (!o->runs.empty()) refuse_other_options(*verb, {"--run", "--json"}, "on the check of a run: it follows the run's [check] section");
       else if (verb->count("--seeds") + verb->count("--out") > 0) fail(ErrorKind::kUsage, "--seeds and --out belong to --run DIR --table");
