@@ -25,7 +25,7 @@ TEST(eval_quality, StatisticsFilesOfOtherPrograms) {
 }
 
 TEST(eval_quality, TooFewPictures) {
-  test::expect_error(ErrorKind::kBadFile, "photos: statistics of 1 picture say nothing", [] { require_two_pictures(1, "photos"); });
+  test::expect_error(ErrorKind::kBadFile, "photos: statistics need at least 2 pictures", [] { require_two_pictures(1, "photos"); });
   require_two_pictures(2, "photos");
   EXPECT_EQ(singular_note(85, 84, "photos"), "");
   EXPECT_NE(singular_note(84, 84, "photos").find("statistics of 84 pictures in 84 features have a singular covariance"), std::string::npos);

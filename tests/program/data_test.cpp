@@ -29,7 +29,7 @@ TEST(program_data, StatisticsOfOnePictureAreRefused) {
   std::filesystem::create_directories(dir / "p/a");
   write_png(dir / "p/a/0.png", at::zeros({1, 28, 28}));
   const std::string ask = cat("eval --model assets/mnist-sit.safetensors --features pixels --n 16 --steps 1 --sampler ode-euler --workers 1 --format folder --data ", dir.path().string(), "/p ");
-  expect_message(run(ask), 4, "statistics of 1 picture say nothing");
+  expect_message(run(ask), 4, "statistics need at least 2 pictures, and more than there are features for a regular covariance; found 1");
   expect_message(run("eval --model assets/mnist-sit.safetensors --features pixels"), 2, "--features pixels has no reference");
 }
 

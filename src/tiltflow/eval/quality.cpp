@@ -63,7 +63,8 @@ FeatureMoments read_moments(const std::filesystem::path& file) {
 }
 
 void require_two_pictures(std::int64_t pictures, const std::string& what) {
-  if (pictures < 2) fail(ErrorKind::kBadFile, cat(what, ": statistics of ", pictures, " picture", pictures == 1 ? "" : "s", " say nothing"), "two are the least; more than there are features make the covariance regular");
+  if (pictures >= 2) return;
+  fail(ErrorKind::kBadFile, cat(what, ": statistics need at least 2 pictures, and more than there are features for a regular covariance; found ", pictures), "a Frechet distance usually stands on 10,000 pictures and more");
 }
 
 std::string singular_note(std::int64_t pictures, std::int64_t features, const std::string& what) {
