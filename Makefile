@@ -1,13 +1,14 @@
 # make          install what is missing and build build/release/tiltflow;   make build  the tests as well
 # make demo     align a digit model with a reward and show that it samples the tilted law (runs/demo/report.html)
 # make test     build and run the fast tests;   make test-slow  the long ones
+# make example  build and run a project that uses tiltflow as a library (part of make test)
 # make parity   compare with PyTorch live: models, gradients, files both ways, LoRA, sampler states
 # make bench    speed figures of this machine
 PRESET ?= release
 JOBS ?= $(shell nproc)
 BIN = build/release/tiltflow
 
-.PHONY: all deps configured program build demo test test-slow parity bench clean
+.PHONY: all deps configured program build demo example test test-slow parity bench clean
 all: program
 
 deps:
@@ -26,7 +27,13 @@ demo: program
 	$(BIN) finetune recipes/mnist-ink.toml --out runs/demo --resume
 	$(BIN) eval --run runs/demo
 
-test: build
+example: configured
+	@cmake -S examples/embed -B build/example -G Ninja -DCMAKE_BUILD_TYPE=Release -DTILTFLOW_PYTHON="$$(scripts/libtorch-python)" > build/configure-example.log || (cat build/configure-example.log; exit 1)
+	cmake --build build/example -j $(JOBS)
+	rm -rf build/example/run
+	build/example/embed examples/embed/align.toml build/example/run
+
+test: build example
 	cd build/$(PRESET) && ctest --output-on-failure -L fast -j $(JOBS)
 
 test-slow: build
@@ -41,4 +48,4 @@ bench: program
 	for what in gemm forward vjp train-step pretrain sample am assign startup; do $(BIN) bench $$what; done
 
 clean:
-	rm -rf build/release build/cuda build/dev build/asan build/ubsan build/tsan
+	rm -rf build/release build/cuda build/dev build/asan build/ubsan build/tsan build/example

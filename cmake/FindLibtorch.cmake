@@ -6,7 +6,7 @@ if(NOT DEFINED TORCH_CUDA_ARCH_LIST AND NOT DEFINED ENV{TORCH_CUDA_ARCH_LIST} AN
 endif()
 find_package(Torch QUIET)
 if(NOT Torch_FOUND)
-  foreach(candidate "${TILTFLOW_PYTHON}" "${CMAKE_SOURCE_DIR}/build/venv/bin/python" python3)
+  foreach(candidate "${TILTFLOW_PYTHON}" "${PROJECT_SOURCE_DIR}/build/venv/bin/python" python3)
     if(candidate)
       execute_process(COMMAND ${candidate} -c "import torch; print(torch.utils.cmake_prefix_path)"
         OUTPUT_VARIABLE torch_prefix OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE torch_status)

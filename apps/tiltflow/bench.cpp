@@ -18,7 +18,7 @@ namespace tiltflow::app {
 namespace {
 
 // With a configuration its generator, targets and search; else random weights and pictures they made.
-nlohmann::ordered_json assign_speed(const std::string& file, const std::vector<std::string>& set, AssignBenchOptions options, const ComputeConfig& compute) {
+nlohmann::ordered_json assign_speed(const std::string& file, const std::vector<Override>& set, AssignBenchOptions options, const ComputeConfig& compute) {
   if (file.empty()) {
     const ModelRuntime runtime = apply(compute);
     const auto generator = bench_generator(runtime.precision);
@@ -40,7 +40,8 @@ void add_bench(CLI::App& program, Action& action) {
     bool json = false;
     AmBenchOptions am;
     ComputeConfig compute;
-    std::vector<std::string> args, set;
+    std::vector<std::string> args;
+    SetOptions changes;
     std::string config;
     AssignBenchOptions assign;
   };
@@ -58,7 +59,8 @@ void add_bench(CLI::App& program, Action& action) {
   verb->add_option("--policy", o->am.policy, "am: full or lora")->check(CLI::IsMember({"full", "lora"}))->capture_default_str();
   verb->add_option("--model-arg", o->args, "SiT constructor argument, e.g. size=SiT-S/2 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
   auto* config = verb->add_option("--config", o->config, "assign: configuration of `tiltflow assign` (default: a generator with random weights)");
-  verb->add_option("--set", o->set, "assign: override a key of --config (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false)->needs(config);
+  add_set_options(*verb, o->changes);
+  for (const char* name : {"--set", "--unset"}) verb->get_option(name)->needs(config);
   verb->add_option("--targets", o->assign.targets, "assign: targets")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--reference-targets", o->assign.reference_targets, "assign: targets of the one-by-one procedure it is compared with; 0 = none")->check(CLI::NonNegativeNumber)->capture_default_str();
   add_compute_options(*verb, o->compute);
@@ -73,8 +75,8 @@ void add_bench(CLI::App& program, Action& action) {
         const int workers = thread_policy().workers;
         out = {{"bench", "gemm"}, {"workers", workers}, {"fp32_gflops_one_core", gemm_peak(1, false)}, {"fp32_gflops", gemm_peak(workers, false)}, {"bf16_gflops", gemm_peak(workers, true)}, {"copy_gb_per_second", copy_rate(workers)}};
       } else if (o->name == "assign") {
-        if (!o->config.empty()) refuse_other_options(*verb, {"name", "--json", "--config", "--set", "--targets", "--reference-targets"}, "on a configuration: --set changes its keys, e.g. --set compute.workers=1");
-        out = assign_speed(o->config, o->set, o->assign, o->compute);
+        if (!o->config.empty()) refuse_other_options(*verb, {"name", "--json", "--config", "--set", "--unset", "--targets", "--reference-targets"}, "on a configuration: --set changes its keys, e.g. --set compute.workers=1");
+        out = assign_speed(o->config, o->changes.overrides(), o->assign, o->compute);
       } else if (o->name == "startup") {
         out = bench_startup(o->am.repeats);
       } else if (o->name != "am") {

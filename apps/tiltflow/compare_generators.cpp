@@ -29,14 +29,15 @@ GeneratorEntry entry_of(const std::string& text) {
 void add_compare_generators(CLI::App& program, Action& action) {
   struct Options {
     std::string file, out = "runs/comparison";
-    std::vector<std::string> set, generators;
+    SetOptions changes;
+    std::vector<std::string> generators;
     GeneratorComparisonOptions comparison;
     bool json = false;
   };
   auto* verb = program.add_subcommand("compare-generators", "one-step generators side by side: reconstruction, accuracy, Frechet distance, collapse");
   auto o = std::make_shared<Options>();
   verb->add_option("config", o->file, "configuration of `tiltflow assign`: how generators are read, targets, assignment")->required();
-  verb->add_option("--set", o->set, "override a key (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  add_set_options(*verb, o->changes);
   verb->add_option("--generator", o->generators, "generator file, the base first; one name for several files: repetitions; PAIRS: pairs of its own for the matched error (repeatable)")->type_name("NAME=FILE[,PAIRS]")->required()->allow_extra_args(false);
   verb->add_option("--pairs", o->comparison.pairs, "folder of `tiltflow assign`: matched error on its pairs");
   verb->add_option("--judge", o->comparison.judge, "classifier file: class accuracy and Frechet distance");
@@ -48,7 +49,7 @@ void add_compare_generators(CLI::App& program, Action& action) {
   verb->callback([=, &action] {
     action = [o] {
       for (const std::string& text : o->generators) o->comparison.entries.push_back(entry_of(text));
-      const OneStepConfig config = load_config<OneStepConfig>(o->file, o->set);
+      const OneStepConfig config = load_config<OneStepConfig>(o->file, o->changes.overrides());
       std::unique_ptr<Progress> progress;
       o->comparison.progress = [&](std::int64_t done, std::int64_t total) {
         if (!progress) progress = std::make_unique<Progress>("compare", total);

@@ -1,4 +1,5 @@
 // tiltflow convert: model files from one format, type or set of weights to another; LoRA adapters merged on the way.
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
@@ -44,7 +45,7 @@ int convert(const ConvertOptions& o) {
   } else {
     fail(ErrorKind::kUsage, cat(o.out, ": the name does not say which format"), "end it in .safetensors, .safetensors.index.json (shards), .pt, .pth, .ckpt or .bin");
   }
-  log_info(cat("wrote ", o.out, ": ", tensors.size(), " tensors, ", format_bytes(tensors.bytes())));
+  log_info(cat("wrote ", o.out, ": ", counted(tensors.size(), "tensor"), ", ", format_bytes(tensors.bytes())));
   return 0;
 }
 

@@ -4,6 +4,7 @@
 
 #include <iostream>
 
+#include "tiltflow/base/machine.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/speed.h"
 #include "tiltflow/models/runtime_config.h"
@@ -20,7 +21,11 @@ void add_doctor(CLI::App& program, Action& action) {
   verb->callback([&action] {
     action = [] {
       std::cout << "libtorch " << TORCH_VERSION << ", CPU kernels " << at::get_cpu_capability() << ", fused kernels " << kernels_name(apply(ComputeConfig{})) << "\n";
-      std::cout << "cores " << hardware_cores() << ", CUDA " << (at::hasCUDA() ? "available" : "not available") << "\n";
+      const Machine machine = read_machine("/");
+      const UsableCores cores = usable_cores(machine);
+      const UsableMemory memory = usable_memory(machine);
+      std::cout << "cores " << cores.count << " of " << machine.online << " (" << cores.reason << "), CUDA " << (at::hasCUDA() ? "available" : "not available") << "\n";
+      std::cout << "memory " << format_bytes(memory.bytes) << " (" << memory.reason << ")\n";
       const double single = gemm_peak(1, false), all = gemm_peak(hardware_cores(), false), bf16 = gemm_peak(hardware_cores(), true);
       std::cout << "matrix products: fp32 " << fixed(single, 0) << " GFLOP/s on one core, " << fixed(all, 0) << " on all; bf16 " << fixed(bf16, 0) << " on all\n";
       if (at::hasCUDA()) {

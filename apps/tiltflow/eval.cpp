@@ -1,4 +1,5 @@
 // tiltflow eval: the tilted-law check of a run, or the quality of a base model (accuracy and Frechet distance by a judge).
+#include <algorithm>
 #include <iostream>
 
 #include "tiltflow/base/error.h"
@@ -19,7 +20,7 @@
 namespace tiltflow::app {
 namespace {
 
-struct EvalOptions {
+struct EvalOptions : SetOptions {
   std::vector<std::string> runs;
   std::string judge, reference, make_reference, out;
   DatasetConfig data;
@@ -34,18 +35,75 @@ struct EvalOptions {
   bool json = false;
 };
 
-int check(const EvalOptions& o) {
+// Options of the command line that stand for keys of a run's configuration.
+struct KeyOption {
+  const char *option, *key;
+  bool text = false;  // the value is quoted
+};
+
+const std::vector<KeyOption>& key_options() {
+  static const std::vector<KeyOption> options{
+      {"--judge", "check.judge", true}, {"--decoder", "decoder.file", true}, {"--guidance", "guidance.scale"}, {"--guidance-channels", "guidance.channels"}, {"--guidance-begin", "guidance.begin"},
+      {"--guidance-end", "guidance.end"}, {"--sampler", "sampler.name", true}, {"--steps", "sampler.steps"}, {"--grid", "sampler.grid", true}, {"--shift", "sampler.shift"},
+      {"--eta", "sampler.parameter"}, {"--rtol", "sampler.rtol"}, {"--atol", "sampler.atol"}, {"--epsilon", "sampler.epsilon"}, {"--diffusion", "sampler.diffusion", true},
+      {"--diffusion-norm", "sampler.diffusion_norm"}, {"--last-step", "sampler.last_step", true}, {"--last-step-size", "sampler.last_step_size"}, {"--device", "compute.device", true},
+      {"--precision", "compute.precision", true}, {"--kernels", "compute.kernels", true}, {"--activation-checkpointing", "compute.activation_checkpointing"}, {"--graphs", "compute.graphs"},
+      {"--workers", "compute.workers"}, {"--threads", "compute.threads"}, {"--seed", "seed"}};
+  return options;
+}
+
+// What the command line changes in the configurations of runs, options and --set alike. `own`: options that mean something else here.
+std::vector<Override> changes_of_runs(const CLI::App& verb, const EvalOptions& o, const std::vector<std::string>& own) {
+  std::vector<Override> out;
+  for (const KeyOption& k : key_options()) {
+    const CLI::Option& option = *verb.get_option(k.option);
+    if (option.count() == 0 || std::find(own.begin(), own.end(), k.option) != own.end()) continue;
+    const std::string value = option.results().back();
+    out.emplace_back(cat(k.key, "=", k.text ? cat("\"", value, "\"") : value), k.option);
+  }
+  for (const Override& change : o.overrides()) out.push_back(change);
+  return out;
+}
+
+// Says in what the evaluation differs from the run.
+nlohmann::ordered_json announce(const std::filesystem::path& run, const std::vector<Override>& changes) {
+  nlohmann::ordered_json out = nlohmann::ordered_json::array();
+  if (changes.empty()) return out;
+  for (const std::string& text : changed_keys(run, changes)) {
+    log_info(cat(run.string(), ", other than in the run: ", text));
+    out.push_back(text);
+  }
+  return out;
+}
+
+int check(const EvalOptions& o, std::vector<Override> changes, bool has_n) {
   const std::filesystem::path folder = o.runs.front();
-  const TiltedCheck result = check_run(folder);
-  if (o.json) std::cout << to_json(result).dump() << std::endl;
+  if (has_n) {
+    for (const char* key : {"check.base_samples", "check.tuned_samples"}) changes.emplace_back(cat(key, "=", o.n), "--n");
+  }
+  const std::string mode = load_config<FinetuneConfig>(folder / "config.toml", changes).guidance.mode;
+  const bool has_guidance = std::any_of(changes.begin(), changes.end(), [](const Override& change) { return starts_with(change.origin, "--guidance"); });
+  if (has_guidance && mode != "full") {
+    fail(ErrorKind::kUsage, cat("--guidance: the run tilts the unguided law (guidance.mode = \"", mode, "\")"), "--set guidance.mode=full checks the guided law; --table shows pictures with any guidance");
+  }
+  const nlohmann::ordered_json said = announce(folder, changes);
+  const TiltedCheck result = check_run(folder, changes);
+  nlohmann::ordered_json json = to_json(result);
+  if (!said.empty()) json["other_than_in_the_run"] = said;
+  if (o.json) std::cout << json.dump() << std::endl;
   else std::cerr << table_text(result);
-  log_info("report: " + (folder / "report.html").string());
+  if (!changes.empty()) log_info("the run's check.json and report.html are left as they are");
+  else log_info("report: " + (folder / "report.html").string());
   return result.passed ? 0 : 1;
 }
 
-int compare(const EvalOptions& o) {
+int compare(const EvalOptions& o, const std::vector<Override>& changes, bool has_guidance) {
   ComparisonOptions options;
-  options.n = o.n, options.seeds = o.seeds, options.guidance = o.guidance.scale, options.data = o.data, options.reference = o.reference, options.make_reference = o.make_reference;
+  options.changes = changes;
+  if (has_guidance) options.guidance = o.guidance.scale;
+  nlohmann::ordered_json said;
+  for (const std::string& run : o.runs) said[run] = announce(run, changes);
+  options.n = o.n, options.seeds = o.seeds, options.data = o.data, options.reference = o.reference, options.make_reference = o.make_reference;
   if (!o.features.empty()) options.features = o.features;
   if (o.data.path.empty()) log_warn(o.reference.empty() ? "no real pictures: Frechet distance, precision and recall are left out; --data FOLDER gives all three, --reference FILE the first" : "precision and recall are left out: they need real pictures (--data FOLDER), not statistics");
   std::unique_ptr<Progress> progress;
@@ -53,14 +111,16 @@ int compare(const EvalOptions& o) {
     if (!progress) progress = std::make_unique<Progress>("compare", total);
     progress->update(done);
   };
-  const Comparison result = compare_models({o.runs.begin(), o.runs.end()}, options);
+  const ModelComparison result = compare_models({o.runs.begin(), o.runs.end()}, options);
   progress.reset();
   const std::filesystem::path folder = o.out.empty() ? o.runs.front() : o.out;
   make_directories(folder);
-  write_file_atomic(folder / "comparison.json", to_json(result).dump(1) + "\n");
+  nlohmann::ordered_json json = to_json(result);
+  if (!changes.empty()) json["other_than_in_the_runs"] = said;
+  write_file_atomic(folder / "comparison.json", json.dump(1) + "\n");
   write_file_atomic(folder / "comparison.csv", to_csv(result));
   write_file_atomic(folder / "comparison.html", to_html(result));
-  if (o.json) std::cout << to_json(result).dump() << std::endl;
+  if (o.json) std::cout << json.dump() << std::endl;
   else std::cout << table_text(result) << std::flush;
   log_info(cat("wrote comparison.json, .csv and .html to ", folder.string()));
   return 0;
@@ -96,13 +156,13 @@ int evaluate_model(const EvalOptions& o) {
   const auto& model = flow.model;
   const auto judge = o.judge.empty() ? nullptr : load_classifier(o.judge);
   const FeatureNetwork network = make_feature_network(o.features.empty() ? o.judge : o.features);
+  const Decoder decode = decoder_of(flow, o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder));
   const FeatureMoments reference = reference_moments(o, network);
   SamplerConfig sampler = o.sampler;
   sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
-  const Decoder decode = decoder_of(flow, o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder));
   require_same_features(network, reference, model->sample_shape(), decode);
-  nlohmann::ordered_json out{{"model", o.model.model.file}, {"sampler", sampler.name}, {"steps", sampler.steps}, {"samples", o.n}, {"guidance", o.guidance.scale}, {"features", network.name}};
+  nlohmann::ordered_json out{{"model", o.model.model.file}, {"sampler", sampler.name}, {"steps", sampler.steps}, {"samples", o.n}, {"guidance", o.guidance.scale}, {"features", network.name}, {"reference", o.reference.empty() ? cat(has_test_split(o.data) ? "test split of " : "pictures of ", o.data.path) : o.reference}};
   for (const bool conditional : {true, false}) {
     if (conditional && model->classes() == 0) continue;
     Progress progress(conditional ? "conditional" : "unconditional", o.n);
@@ -139,9 +199,9 @@ void add_eval(CLI::App& program, Action& action) {
   auto* run = verb->add_option("--run", o->runs, "run directory of `tiltflow finetune`; exit 1 when the check fails; repeatable with --table")->allow_extra_args(false);
   o->sampler.steps = 40;
   auto* model = add_model_options(*verb, o->model)->excludes(run);
-  verb->add_option("--judge", o->judge, "classifier file: class accuracy, and features unless --features says otherwise")->needs(model);
-  verb->add_option("--decoder", o->decoder.file, "autoencoder of a latent model (folder or file in the names of diffusers)")->needs(model);
-  auto* data = add_data_options(*verb, o->data, "folder of real, held-out images (the test split when there is one)");
+  verb->add_option("--judge", o->judge, "classifier file: class accuracy, and features unless --features says otherwise; with --run in place of check.judge");
+  verb->add_option("--decoder", o->decoder.file, "autoencoder of a latent model (folder or file in the names of diffusers)");
+  auto* data = add_data_options(*verb, o->data, "real, held-out images: the test split, or all pictures of a folder that is not divided");
   auto* reference = verb->add_option("--reference", o->reference, "feature statistics instead of --data: a file of --make-reference, or npz with mu and sigma");
   verb->add_option("--make-reference", o->make_reference, "write the statistics of --data to this file (.npz or safetensors)")->needs(data)->excludes(reference);
   verb->add_option("--n", o->n, "samples")->capture_default_str()->check(CLI::Range(16, 10'000'000));
@@ -149,21 +209,32 @@ void add_eval(CLI::App& program, Action& action) {
   add_guidance_options(*verb, o->guidance);
   add_compute_options(*verb, o->compute);
   verb->add_option("--seed", o->seed, "seed")->capture_default_str()->check(CLI::NonNegativeNumber);
-  verb->add_flag("--table", o->table, "with --run: base against tuned, SDE and ODE, without and with --guidance: rewards, diversity, Frechet distance, precision, recall")->needs(run);
+  verb->add_flag("--table", o->table, "with --run: base against tuned, SDE and ODE, with the run's guidance and with --guidance: rewards, diversity, Frechet distance, precision, recall")->needs(run);
   verb->add_option("--features", o->features, "pixels, a classifier file or a CLIP image tower (default: pixels with --table, else the judge)");
   verb->add_option("--seeds", o->seeds, "of --table: seeds with --n samples each")->check(CLI::Range(1, 1000))->capture_default_str();
   verb->add_option("--out", o->out, "of --table: folder for comparison.json, .csv and .html (default: the first run)");
   verb->add_flag("--json", o->json, "one JSON object on stdout");
+  add_set_options(*verb, *o);
+  for (const char* name : {"--set", "--unset"}) verb->get_option(name)->needs(run);
   verb->footer("Examples:\n  tiltflow eval --run runs/demo --table --data data/mnist\n  tiltflow eval --model assets/mnist-sit.safetensors --judge assets/mnist-judge.safetensors --data data/mnist");
   verb->callback([=, &action] {
     action = [o, verb] {
-      const std::vector<std::string> table{"--run", "--table", "--json", "--n", "--seeds", "--features", "--guidance", "--data", "--format", "--size", "--channels", "--alpha", "--skip-bad", "--reference", "--make-reference", "--out"};
-      if (o->table) refuse_other_options(*verb, table, "on --table");
-      else if (!o->runs.empty()) refuse_other_options(*verb, {"--run", "--json"}, "on the check of a run: it follows the run's [check] section");
-      else if (verb->count("--seeds") + verb->count("--out") > 0) fail(ErrorKind::kUsage, "--seeds and --out belong to --run DIR --table");
       if (o->runs.empty() == o->model.model.file.empty()) fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
+      if (o->runs.empty()) {
+        if (verb->count("--seeds") + verb->count("--out") > 0) fail(ErrorKind::kUsage, "--seeds and --out belong to --run DIR --table");
+        return evaluate_model(*o);
+      }
       if (o->runs.size() > 1 && !o->table) fail(ErrorKind::kUsage, "several runs are compared with --table");
-      return o->runs.empty() ? evaluate_model(*o) : o->table ? compare(*o) : check(*o);
+      std::vector<std::string> known{"--run", "--json", "--set", "--unset", "--n"};
+      for (const KeyOption& k : key_options()) known.emplace_back(k.option);
+      if (!o->table) {
+        refuse_other_options(*verb, known, "on the check of a run: it follows the run's configuration, which --set changes");
+        return check(*o, changes_of_runs(*verb, *o, {}), verb->count("--n") > 0);
+      }
+      if (verb->count("--judge") > 0) fail(ErrorKind::kUsage, "--judge has no effect on --table", "--features takes a classifier file");
+      for (const char* name : {"--table", "--seeds", "--features", "--data", "--format", "--size", "--channels", "--alpha", "--skip-bad", "--reference", "--make-reference", "--out"}) known.emplace_back(name);
+      refuse_other_options(*verb, known, "on --table");
+      return compare(*o, changes_of_runs(*verb, *o, {"--guidance"}), verb->count("--guidance") > 0);
     };
   });
 }

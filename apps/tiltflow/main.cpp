@@ -3,7 +3,6 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
-#include <iostream>
 
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/parallel.h"
 #include "launch.h"
+#include "standard_streams.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -20,21 +20,62 @@ namespace tiltflow::app {
 namespace {
 
 int report_error(const Error& error) {
+  const bool stopped = error.kind() == ErrorKind::kStopped && stop_signal() != 0;
+  if (stopped && stop_signal() == SIGPIPE) return stop_exit_code();  // nobody reads: no words, as other tools
   std::fprintf(stderr, "error: %s\n", error.what());
   if (!error.hint().empty()) std::fprintf(stderr, "hint: %s\n", error.hint().c_str());
-  if (error.kind() == ErrorKind::kStopped && stop_signal() == SIGINT) return 130;
-  return exit_code(error.kind());
+  return stopped ? stop_exit_code() : exit_code(error.kind());
+}
+
+std::vector<std::string> verbs_of(const CLI::App& app) {
+  std::vector<std::string> out;
+  for (const CLI::App* verb : app.get_subcommands([](const CLI::App*) { return true; })) out.push_back(verb->get_name());
+  return out;
+}
+
+// Words of the command line that are no options (or values of --procs), from `first` on: the place of the next one, or the end.
+std::size_t next_word(const std::vector<std::string>& words, std::size_t first) {
+  std::size_t i = first;
+  while (i < words.size() && starts_with(words[i], "-")) i += words[i] == "--procs" && i + 1 < words.size() ? 2 : 1;
+  return i;
 }
 
 // CLI11 only says that a subcommand is missing.
-void reject_unknown_verb(const CLI::App& program, int argc, char** argv) {
-  char** word = argv + 1;
-  while (word != argv + argc && (*word)[0] == '-') word += std::string(*word) == "--procs" && word + 1 != argv + argc ? 2 : 1;
-  if (word == argv + argc) return;
-  std::vector<std::string> verbs;
-  for (const CLI::App* verb : program.get_subcommands([](const CLI::App*) { return true; })) verbs.push_back(verb->get_name());
-  if (std::find(verbs.begin(), verbs.end(), *word) != verbs.end()) return;
-  fail(ErrorKind::kUsage, cat("'", *word, "' is not a verb of tiltflow", did_you_mean(*word, verbs)), cat("verbs: ", join(verbs, ", ")));
+void reject_unknown_verb(CLI::App& program, const std::vector<std::string>& words) {
+  CLI::App* app = &program;
+  for (std::size_t i = next_word(words, 0); i < words.size(); i = next_word(words, i + 1)) {
+    const std::vector<std::string> verbs = verbs_of(*app);
+    if (verbs.empty()) return;
+    if (std::find(verbs.begin(), verbs.end(), words[i]) == verbs.end()) {
+      const std::string owner = app == &program ? "tiltflow" : "tiltflow " + app->get_name();
+      fail(ErrorKind::kUsage, cat("'", words[i], "' is not a verb of ", owner, did_you_mean(words[i], verbs)), cat("verbs: ", join(verbs, ", ")));
+    }
+    app = app->get_subcommand(words[i]);
+  }
+}
+
+// `help VERB` is `VERB --help`, and `help` alone `--help`.
+std::vector<std::string> without_help_verb(std::vector<std::string> words) {
+  const std::size_t i = next_word(words, 0);
+  if (i == words.size() || words[i] != "help") return words;
+  words.erase(words.begin() + static_cast<std::ptrdiff_t>(i));
+  words.push_back("--help");
+  return words;
+}
+
+// CLI11 names an unknown option without a suggestion.
+void suggest_option(const CLI::App& program, const std::vector<std::string>& words) {
+  std::vector<std::string> known;
+  const auto add = [&](const CLI::App& app) {
+    for (const CLI::Option* option : app.get_options()) for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+  };
+  add(program);
+  for (const CLI::App* app = &program; !app->get_subcommands().empty();) add(*(app = app->get_subcommands().front()));
+  for (const std::string& word : words) {
+    const std::string name = word.substr(0, word.find('='));
+    if (!starts_with(name, "--") || name == "--" || std::find(known.begin(), known.end(), name) != known.end()) continue;
+    if (const std::string hint = did_you_mean(name, known); !hint.empty()) std::fprintf(stderr, "hint: %s%s\n", name.c_str(), hint.c_str());
+  }
 }
 
 int run(int argc, char** argv) {
@@ -70,12 +111,16 @@ int run(int argc, char** argv) {
   add_doctor(program, action);
   add_bench(program, action);
   add_cite(program, action);
-  program.footer("Examples:\n  tiltflow finetune recipes/mnist-ink.toml --out runs/demo\n  tiltflow verify --suite quick\n  tiltflow sample --model assets/mnist-sit.safetensors --n 64 --out samples");
-  reject_unknown_verb(program, argc, argv);
+  program.footer("`tiltflow help VERB` explains a verb.\n\nExamples:\n  tiltflow finetune recipes/mnist-ink.toml --out runs/demo\n  tiltflow verify --suite quick\n  tiltflow sample --model assets/mnist-sit.safetensors --n 64 --out samples");
+  const std::vector<std::string> words = without_help_verb({argv + 1, argv + argc});
+  reject_unknown_verb(program, words);
+  std::vector<std::string> reversed(words.rbegin(), words.rend());  // as CLI11 wants them
   try {
-    program.parse(argc, argv);
+    program.parse(reversed);
   } catch (const CLI::ParseError& error) {
-    return program.exit(error) == 0 ? 0 : 2;
+    const int code = program.exit(error);
+    if (dynamic_cast<const CLI::ExtrasError*>(&error)) suggest_option(program, words);
+    return code == 0 ? 0 : 2;
   }
   if (quiet) set_log_level(LogLevel::kWarn);
   if (debug) set_log_level(LogLevel::kDebug);
@@ -97,7 +142,8 @@ int guarded(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "error: out of memory\nhint: lower the batch size\n");
   } catch (const std::exception& error) {
-    // libtorch appends a stack trace after its message
+    // A stop may come back from libtorch in its own clothes, and a stack trace follows libtorch's messages.
+    if (stop_signal() != 0) return report_error(Error(ErrorKind::kStopped, cat("stopped by ", stop_signal_name())));
     const std::string text = error.what();
     std::fprintf(stderr, "error: %s\n", text.substr(0, text.find("\nException raised from")).c_str());
   }
@@ -108,13 +154,15 @@ int guarded(int argc, char** argv) {
 }  // namespace tiltflow::app
 
 int main(int argc, char** argv) {
-  const int code = tiltflow::app::guarded(argc, argv);
+  tiltflow::app::open_standard_descriptors();
+  tiltflow::install_stop_handlers();
+  tiltflow::app::check_standard_output();
+  const int code = tiltflow::app::finish_standard_output(tiltflow::app::guarded(argc, argv));
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   return code;
 #else
   // Everything is written and closed; taking libtorch's thousands of operators apart one by one would cost as much as a third of the start.
-  std::cout.flush();
-  std::fflush(nullptr);
+  std::fflush(stderr);
   ::_exit(code);
 #endif
 }

@@ -16,7 +16,7 @@
 namespace tiltflow::app {
 namespace {
 
-struct Options {
+struct NoiseReportOptions {
   std::string file, tensor = "noise", map = "expm", adapter, out;
   std::int64_t channels = 4, patch = 0, n = 65536, seed = 42;
   double scale = 0.1;
@@ -55,7 +55,7 @@ std::string charts(const at::Tensor& rows, const NoiseReport& r) {
   return out;
 }
 
-int report(const Options& o) {
+int report(const NoiseReportOptions& o) {
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
   at::Tensor rows;
   nlohmann::ordered_json json;
@@ -97,7 +97,7 @@ int report(const Options& o) {
 
 void add_noise_report(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("noise-report", "is this noise N(0, I)? tests, spectrum and pictures of a file or of a fixed orthogonal map");
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<NoiseReportOptions>();
   auto* file = verb->add_option("file", o->file, "file with noise, e.g. assigned.safetensors; left out: fresh noise behind a map");
   verb->add_option("--tensor", o->tensor, "which tensor, [N, ...]")->capture_default_str()->needs(file);
   verb->add_option("--patch", o->patch, "rows are patches of this side (noise [N, C, H, W]); of the map without a file, default 2")->check(CLI::PositiveNumber);

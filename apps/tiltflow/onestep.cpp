@@ -2,6 +2,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/hash.h"
@@ -15,7 +16,9 @@
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/onestep.h"
+#include "tiltflow/train/start_check.h"
 #include "options.h"
+#include "plan.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -24,7 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-struct Options : ConfigOptions {
+struct OneStepOptions : ConfigOptions {
   std::int64_t shard = 0, shards = 1;
   std::string warm;
   bool retry_failed = false, json = false;
@@ -37,9 +40,9 @@ struct Loaded {
   ModelRuntime runtime;
 };
 
-Loaded load(const Options& o, const char* suffix) {
+Loaded load(const OneStepOptions& o, const char* suffix) {
   Loaded l;
-  l.config = load_config<OneStepConfig>(o.file, o.set, &l.resolved);
+  l.config = load_config<OneStepConfig>(o.file, o.overrides(), &l.resolved);
   l.out = o.out.empty() ? fs::path("runs") / (fs::path(o.file).stem().string() + suffix) : fs::path(o.out);
   l.runtime = apply(l.config.compute);
   return l;
@@ -49,7 +52,15 @@ void refuse_existing(const fs::path& marker, const fs::path& out, bool resume) {
   if (fs::exists(marker) && !resume) fail(ErrorKind::kConfig, cat("the folder ", out.string(), " already holds such a run"), "continue it with --resume, or choose another folder with --out");
 }
 
-int assign(const Options& o) {
+// The last lines of a dry run whose checks have passed.
+int finish_plan(const std::string& what, const fs::path& out) {
+  check_output_folder(out, 0);
+  log_info(cat(what, " -> ", out.string()));
+  log_info("ok");
+  return 0;
+}
+
+int assign(const OneStepOptions& o) {
   const Loaded l = load(o, "-assign");
   const OneStepConfig& c = l.config;
   const auto generator = open_generator(c.generator, l.runtime);
@@ -58,11 +69,11 @@ int assign(const Options& o) {
   const Assigner assigner(*generator, c.assign, streams, feature_function(c.features));
   if (o.shard >= o.shards) fail(ErrorKind::kUsage, cat("--shard ", o.shard, " of ", o.shards, ": shards count from 0"));
   if (o.dry_run) {
-    log_info(cat(targets.size(), " targets; ", c.assign.map, ", ", c.assign.restarts, " of ", c.assign.screen, " starts, ", c.assign.steps, " steps -> ", l.out.string()));
-    return 0;
+    print_plan(c);
+    return finish_plan(cat(counted(static_cast<std::int64_t>(targets.size()), "target"), "; ", c.assign.map, ", ", c.assign.restarts, " of ", counted(c.assign.screen, "start"), ", ", counted(c.assign.steps, "step")), l.out);
   }
   if (o.shards == 1) refuse_existing(l.out / "store/request.toml", l.out, o.resume || o.retry_failed);
-  install_stop_handlers();
+  const StopKeeper keeper("continue with --resume");
   AssignRunOptions options;
   std::unique_ptr<AssignedSet> warm;
   if (!o.warm.empty()) {
@@ -78,15 +89,15 @@ int assign(const Options& o) {
     log_info(cat("shard ", o.shard, " of ", o.shards, " is finished; the last one packs ", (l.out / "assigned.safetensors").string()));
     return 0;
   }
-  log_info(cat(s.assigned, " of ", s.targets, " targets: loss ", compact(s.loss), " +- ", compact(s.loss_se, 2), " (", compact(s.start_loss), " with the first noise); ", s.forwards, " forwards, ", s.backwards, " backwards this time"));
+  log_info(cat(s.assigned, " of ", counted(s.targets, "target"), ": loss ", compact(s.loss), " +- ", compact(s.loss_se, 2), " (", compact(s.start_loss), " with the first noise); ", counted(s.forwards, "forward"), ", ", counted(s.backwards, "backward"), " this time"));
   if (!s.noise.verdict.empty()) std::cerr << to_text(s.noise);
   log_info(cat("wrote ", s.assigned > 0 ? "assigned.safetensors, noise.json, pairs.png, manifest.jsonl and summary.json to " : "failures.jsonl and summary.json to ", l.out.string()));
   if (o.json) std::cout << read_file(l.out / "summary.json") << std::flush;
-  if (s.failed > 0) fail(ErrorKind::kBadFile, cat(s.failed, " targets failed; see ", (l.out / "failures.jsonl").string()), "mend them and run the same command with --retry-failed");
+  if (s.failed > 0) fail(ErrorKind::kBadFile, cat(counted(s.failed, "target"), " failed; see ", (l.out / "failures.jsonl").string()), "mend them and run the same command with --retry-failed");
   return 0;
 }
 
-int tune(const Options& o) {
+int tune(const OneStepOptions& o) {
   const Loaded l = load(o, "-sft");
   const OneStepConfig& c = l.config;
   if (c.sft.assigned.empty()) fail(ErrorKind::kConfig, "sft.assigned is missing", "the folder of `tiltflow assign`, e.g. --set sft.assigned=runs/my-assign");
@@ -96,25 +107,27 @@ int tune(const Options& o) {
   const AssignedSet pairs = read_assigned(c.sft.assigned);
   {
     const SftObjective check(generator, generator, pairs, c.sft, static_cast<std::uint64_t>(c.seed));  // refuses what does not fit before a folder is made
-    if (o.dry_run) log_info(cat(check.training_pairs(), " pairs, ", check.trainable().numel(), " trainable numbers, ", c.train.steps, " steps -> ", l.out.string()));
+    if (o.dry_run) {
+      print_plan(c);
+      return finish_plan(cat(counted(check.training_pairs(), "pair"), ", ", counted(check.trainable().numel(), "trainable number"), ", ", counted(c.train.steps, "step")), l.out);
+    }
   }
-  if (o.dry_run) return 0;
-  install_stop_handlers();
+  const StopKeeper keeper("continue with --resume");
   Run run(l.out, l.resolved, o.resume);
   const SftResult result = sft(generator, anchor, pairs, c, run);
   log_info(cat("wrote ", result.file.string(), std::isfinite(result.validation) ? cat("; held-out matched loss ", compact(result.validation)) : ""));
   return 0;
 }
 
-int em(const Options& o) {
+int em(const OneStepOptions& o) {
   const Loaded l = load(o, "-em");
   if (o.dry_run) {
-    open_generator(l.config.generator, l.runtime);
-    log_info(cat(l.config.em.rounds, " rounds over ", list_targets(l.config.targets).size(), " targets -> ", l.out.string()));
-    return 0;
+    print_plan(l.config);
+    const auto targets = static_cast<std::int64_t>(list_targets(l.config.targets).size());
+    return finish_plan(cat(counted(l.config.em.rounds, "round"), " over ", counted(targets, "target")), l.out);
   }
   refuse_existing(l.out / "config.toml", l.out, o.resume);
-  install_stop_handlers();
+  const StopKeeper keeper("continue with --resume");
   const std::vector<EmRound> rounds = run_em(l.config, l.out, l.resolved);
   std::string rows = "<table><tr><th>round</th><th>J after assigning</th><th>J after training</th><th>accepted step</th></tr>";
   Series j;
@@ -133,15 +146,15 @@ int em(const Options& o) {
   return 0;
 }
 
-int align(const Options& o) {
+int align(const OneStepOptions& o) {
   const Loaded l = load(o, "-align");
   const OneStepConfig& c = l.config;
   const auto generator = open_generator(c.generator, l.runtime);
   const auto reward = make_weighted_sum(c.reward);
   const auto held_out = c.held_out.empty() ? nullptr : make_weighted_sum(c.held_out);
   if (o.dry_run) {
-    log_info(cat("reward ", reward->info().name, ", ", c.align.steps, " steps on ", c.align.batch, " samples -> ", l.out.string()));
-    return 0;
+    print_plan(c);
+    return finish_plan(cat("reward ", reward->info().name, ", ", counted(c.align.steps, "step"), " on ", counted(c.align.batch, "sample")), l.out);
   }
   if (fs::exists(l.out / "align.json")) fail(ErrorKind::kConfig, cat("the folder ", l.out.string(), " already holds such a run"), "choose another folder with --out");
   const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
@@ -184,9 +197,9 @@ int align(const Options& o) {
   return 0;
 }
 
-std::shared_ptr<Options> add_verb(CLI::App& program, Action& action, const char* name, const char* what, const char* example, int (*work)(const Options&), bool resumable = true, CLI::App** made = nullptr) {
+std::shared_ptr<OneStepOptions> add_verb(CLI::App& program, Action& action, const char* name, const char* what, const char* example, int (*work)(const OneStepOptions&), bool resumable = true, CLI::App** made = nullptr) {
   auto* verb = program.add_subcommand(name, what);
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<OneStepOptions>();
   add_config_options(*verb, *o);
   if (!resumable) verb->remove_option(verb->get_option("--resume"));
   verb->footer(example);
@@ -199,7 +212,7 @@ std::shared_ptr<Options> add_verb(CLI::App& program, Action& action, const char*
 
 void add_onestep(CLI::App& program, Action& action) {
   CLI::App* verb = nullptr;
-  const auto json = [&](const std::shared_ptr<Options>& o) { verb->add_flag("--json", o->json, "the result as JSON on stdout"); };
+  const auto json = [&](const std::shared_ptr<OneStepOptions>& o) { verb->add_flag("--json", o->json, "the result as JSON on stdout"); };
   auto o = add_verb(program, action, "assign", "find the noise from which a one-step generator makes each target image", "Example:\n  tiltflow assign recipes/onestep-mnist.toml --set targets.path=data/mnist --out runs/assign", assign, true, &verb);
   verb->add_option("--shard", o->shard, "this process takes every n-th piece, this one first")->check(CLI::NonNegativeNumber);
   verb->add_option("--shards", o->shards, "n")->check(CLI::PositiveNumber);

@@ -12,12 +12,17 @@
 
 namespace tiltflow::app {
 
+void add_set_options(CLI::App& verb, SetOptions& options) {
+  verb.add_option("--set", options.set, "override a key, e.g. --set train.steps=10 or reward[0].scale=5 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  verb.add_option("--unset", options.unset, "return a key or a section to its default, before any --set (repeatable)")->type_name("KEY")->allow_extra_args(false);
+}
+
 void add_config_options(CLI::App& verb, ConfigOptions& options) {
   verb.add_option("config", options.file, "TOML file; shipped ones are in recipes/")->required();
-  verb.add_option("--set", options.set, "override a key, e.g. --set train.steps=10 (repeatable)")->type_name("KEY=VALUE")->allow_extra_args(false);
+  add_set_options(verb, options);
   verb.add_option("--out", options.out, "run directory (default: runs/<name of the config file>)");
   verb.add_flag("--resume", options.resume, "continue the run in the directory if there is one");
-  verb.add_flag("--dry-run", options.dry_run, "check everything, print the plan, train nothing");
+  verb.add_flag("--dry-run", options.dry_run, "check everything, print the plan, write nothing");
 }
 
 void join_processes() {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tiltflow/config/override.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/models/flow_model.h"
 #include "tiltflow/models/runtime_config.h"
@@ -15,10 +16,16 @@
 
 namespace tiltflow::app {
 
-// Verbs that read a configuration.
-struct ConfigOptions {
+// --set KEY=VALUE and --unset KEY of every verb that reads a configuration.
+struct SetOptions {
+  std::vector<std::string> set, unset;
+  std::vector<Override> overrides() const { return command_line_overrides(set, unset); }
+};
+void add_set_options(CLI::App& verb, SetOptions& options);
+
+// Verbs that read a configuration and make a run.
+struct ConfigOptions : SetOptions {
   std::string file;
-  std::vector<std::string> set;
   std::string out;
   bool resume = false, dry_run = false;
 };

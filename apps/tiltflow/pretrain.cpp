@@ -4,6 +4,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/train/pretraining_run.h"
 #include "options.h"
+#include "plan.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -15,17 +16,17 @@ void add_pretrain(CLI::App& program, Action& action) {
   verb->footer("Example:\n  tiltflow pretrain recipes/pretrain-mnist.toml --set data.path=/data/mnist");
   verb->callback([=, &action] {
     action = [options] {
+      const StopKeeper keeper("continue with --resume");
       join_processes();
       std::string resolved;
-      const PretrainConfig config = load_config<PretrainConfig>(options->file, options->set, &resolved);
+      const PretrainConfig config = load_config<PretrainConfig>(options->file, options->overrides(), &resolved);
       const std::filesystem::path out = options->out.empty() ? std::filesystem::path("runs") / std::filesystem::path(options->file).stem() : std::filesystem::path(options->out);
       PretrainSetup setup = set_up(config);
       if (options->dry_run) {
-        if (setup.model) log_info(cat(setup.model->spec().family, " with ", setup.model->parameters().numel(), " parameters"));
-        log_info(cat(setup.data.size(), " images; ", config.train.steps, " steps of ", config.batch, " -> ", out.string()));
+        print_plan(std::move(setup), out);
+        log_info("ok");
         return 0;
       }
-      install_stop_handlers();
       Run run(out, resolved, options->resume);
       pretrain(std::move(setup), run);
       return 0;

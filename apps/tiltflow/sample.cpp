@@ -1,7 +1,9 @@
 // tiltflow sample: draws samples of a model to PNG files, a grid and one archive; in parts, resumable, sharded.
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
+#include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/generate.h"
 #include "tiltflow/policy/lora.h"
@@ -67,10 +69,11 @@ int sample_to_folder(SampleOptions o) {
   Progress progress("sample", options.shards == 1 ? options.n : (options.n + options.shards - 1) / options.shards);
   options.progress = [&](std::int64_t done) { progress.update(done); };
   const auto autoencoder = o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder);
+  const StopKeeper keeper("finished parts are kept: continue with --resume");
   const GenerateResult result = generate(*field, o.sampler, *flow.path, flow.model->sample_shape(), streams, labels, decoder_of(flow, autoencoder), options);
-  if (is_ode(o.sampler) && result.drawn > 0) log_info(cat(o.sampler.name, ": ", result.evaluations, " evaluations a sample, ", result.accepted, " steps", result.rejected ? cat(", ", result.rejected, " rejected") : ""));
-  if (result.kept > 0) log_info(cat(result.kept, " samples were there already"));
-  log_info(result.complete ? cat("wrote ", options.n, " samples to ", o.out) : cat("wrote ", result.drawn, " samples to ", o.out, "; other shards are not ready"));
+  if (is_ode(o.sampler) && result.drawn > 0) log_info(cat(o.sampler.name, ": ", result.evaluations, " evaluations a sample, ", counted(result.accepted, "step"), result.rejected ? cat(", ", result.rejected, " rejected") : ""));
+  if (result.kept > 0) log_info(cat(counted(result.kept, "sample"), result.kept == 1 ? " was" : " were", " there already"));
+  log_info(result.complete ? cat("wrote ", counted(options.n, "sample"), " to ", o.out) : cat("wrote ", counted(result.drawn, "sample"), " to ", o.out, "; other shards are not ready"));
   return 0;
 }
 

@@ -142,6 +142,50 @@ TEST(finetune_endpoint, PreferencesAndWeights) {
   test::expect_error(ErrorKind::kConfig, "exceed 1", [] { EndpointConfig e; e.gamma = 0.9; EndpointRegression("advantage-flow", e); });
 }
 
+// However many tie for the best (all of them in a group without a winner), a group has the weight of one winner; a group of equal rewards has no preference.
+TEST(finetune_endpoint, TiesShareOneWeight) {
+  const Bench b;
+  const at::Tensor rewards = at::tensor({0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 0.0});
+  const at::Tensor shares = at::tensor({0.25, 0.25, 0.25, 0.25, 0.0, 0.5, 0.5, 0.0}, at::kDouble);
+  EXPECT_TRUE(at::allclose(shares_of_best(rewards.view({2, 4})).view({8}), shares));
+  Policy policy = b.policy;
+  const auto leaf = std::make_shared<LeafField>();
+  policy.tuned = leaf;
+  const FinetuneContext context{policy, *b.problem.reward, *b.problem.path, b.table, kStreams, b.labels, {2}};
+  const auto gradient_of = [&](const char* name) {
+    EndpointConfig c;
+    c.advantage.group = 4;
+    c.noisings = 1;
+    EndpointRegression method(name, c);
+    Batch batch = method.collect(b.context(), 0, 0, 8, false);
+    batch.rewards = rewards;
+    const at::AutoGradMode grad(true);
+    leaf->v = at::zeros({8, 2}).set_requires_grad(true);
+    const at::Tensor g = torch::autograd::grad({method.loss(context, batch, 8).loss}, {leaf->v})[0];
+    return std::pair(g.to(at::kDouble), batch.targets[0].to(at::kDouble));
+  };
+  // d/dv of sum_i 4 share_i mean_d (v - y)^2 / 8 at v = 0
+  const auto [best, y] = gradient_of("best-of-group");
+  const at::Tensor every_winner_whole = at::tensor({1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0}, at::kDouble);
+  EXPECT_TRUE(at::allclose(best, -0.5 * shares.unsqueeze(1) * y, 1e-5, 1e-7)) << best;
+  EXPECT_FALSE(at::allclose(best, -0.5 * every_winner_whole.unsqueeze(1) * y, 1e-5, 1e-7));
+  const auto [preferred, unused] = gradient_of("dpo");
+  EXPECT_EQ(preferred.narrow(0, 0, 4).abs().max().item<double>(), 0);  // nothing to prefer
+  EXPECT_EQ((preferred.narrow(0, 4, 4).abs().sum(1) > 0).sum().item<std::int64_t>(), 3);  // both winners and the loser
+}
+
+TEST(finetune_advantages, TiesGetTheSame) {
+  const at::Tensor r = at::tensor({0.0, 1.0, 0.0, 1.0, 5.0, 5.0, 5.0, 5.0}, at::kDouble);
+  for (const char* kind : {"centred", "group", "batch", "rank", "pairwise"}) {
+    const at::Tensor a = advantages(r, {4, kind, 0});
+    EXPECT_EQ(a[0].item<double>(), a[2].item<double>()) << kind;
+    EXPECT_EQ(a[1].item<double>(), a[3].item<double>()) << kind;
+    EXPECT_GT(a[1].item<double>(), a[0].item<double>()) << kind;
+    EXPECT_EQ(a.narrow(0, 4, 4).abs().max().item<double>(), 0) << kind << ": a group of equal rewards teaches nothing";
+  }
+  EXPECT_TRUE(at::allclose(advantages(r, {4, "rank", 0}).narrow(0, 0, 4), at::tensor({-1.0, 1.0, -1.0, 1.0}, at::kDouble)));
+}
+
 TEST(finetune_policy_gradient, RatiosClippingAndTheFirstGradient) {
   const Bench b;
   PolicyGradientConfig c;
@@ -336,7 +380,7 @@ TEST(finetune_methods, TableNeedsAndRefusals) {
     EXPECT_EQ(refused(open, noiseless), needs.step_density) << m.name;
     EXPECT_EQ(m.needs.find("reward gradient") != std::string::npos, needs.reward_gradient) << m.name;
     EXPECT_EQ(m.needs.find("noise") != std::string::npos, needs.step_density) << m.name;
-    EXPECT_EQ(m.needs.find("groups") != std::string::npos, needs.groups) << m.name;
+    EXPECT_EQ(m.needs.find("groups") != std::string::npos, needs.group > 1) << m.name;
   }
 }
 

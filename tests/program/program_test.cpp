@@ -219,7 +219,7 @@ TEST(program_likelihood, SamplesOfTheModel) {
   EXPECT_NE(outcome.out, run(ask + "3 --unconditional").out);
   expect_message(run("likelihood --model assets/mnist-sit.safetensors --input x --sampler euler"), 2, "likelihood integrates an ODE");
   EXPECT_NE(run(ask + "1 --exact --n 1").out.find("\"divergence\":\"exact\""), std::string::npos);
-  expect_message(run("eval --run runs/x --steps 3"), 2, "--steps has no effect");
+  expect_message(run("eval --run runs/x --features pixels"), 2, "--features has no effect");
   expect_message(run("eval --run runs/x --table --judge y"), 2, "");
   expect_message(run("likelihood --model assets/mnist-sit.safetensors"), 2, "needs --data FOLDER or --input FILE");
 }

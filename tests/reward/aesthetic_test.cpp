@@ -104,16 +104,4 @@ TEST(reward_brightness, TargetIsTheBest) {
   EXPECT_EQ(make_reward(term)->score(images, {}).argmax().item<std::int64_t>(), 1);
 }
 
-// tests/golden/torch/reward_module.pt: forward(images) = 3 mean(images^2).
-TEST(reward_torchscript, AModuleFromOutside) {
-  RewardTerm term;
-  term.name = "torchscript", term.file = (test::source_dir() / "tests/golden/torch/reward_module.pt").string();
-  const StateReward reward(make_weighted_sum({term}), identity_decoder());
-  const at::Tensor x = RandomStreams(4).normal(Purpose::kPrior, 0, 0, 0, 3, {1, 4, 4});
-  EXPECT_LT(test::relative_error(reward.score(x, {}), x.square().flatten(1).mean(1) * 3), 1e-6);
-  EXPECT_LT(test::relative_error(reward.score_and_gradient(x, {}).gradient, x * (6.0 / 16)), 1e-5);
-  term.file = test::golden("sit_a_ema.safetensors").string();
-  test::expect_error(ErrorKind::kBadFile, "not a TorchScript module", [&] { make_reward(term); });
-}
-
 }  // namespace tiltflow

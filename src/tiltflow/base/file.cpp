@@ -10,35 +10,15 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "tiltflow/base/descriptor.h"
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 
 namespace tiltflow {
 namespace {
 
 std::string reason() { return std::strerror(errno); }
-
-[[noreturn]] void fail_write(const std::filesystem::path& path, const std::string& action) {
-  const int code = errno;
-  std::string hint;
-  if (code == ENOSPC || code == EDQUOT) hint = "the disk is full; free some space or choose another folder with --out";
-  if (code == EACCES || code == EROFS || code == EPERM) hint = "choose a folder you may write to with --out";
-  fail(ErrorKind::kFailure, cat("cannot ", action, " ", path.string(), ": ", std::strerror(code)), hint);
-}
-
-struct Descriptor {
-  int fd;
-  ~Descriptor() { if (fd >= 0) ::close(fd); }
-};
-
-void write_all(int fd, std::string_view bytes, const std::filesystem::path& path) {
-  while (!bytes.empty()) {
-    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_write(path, "write");
-    bytes.remove_prefix(static_cast<std::size_t>(n));
-  }
-}
 
 }  // namespace
 
@@ -59,30 +39,6 @@ std::string read_file(const std::filesystem::path& path, std::size_t limit) {
   }
 }
 
-void write_file_atomic(const std::filesystem::path& path, std::string_view content) {
-  write_file_atomic(path, std::vector<std::string_view>{content});
-}
-
-void write_file_atomic(const std::filesystem::path& path, const std::vector<std::string_view>& pieces) {
-  const std::filesystem::path temporary = path.string() + cat(".tmp", ::getpid());
-  try {
-    const Descriptor file{::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)};
-    if (file.fd < 0) fail_write(path, "create");
-    for (const std::string_view piece : pieces) write_all(file.fd, piece, path);
-    if (::fsync(file.fd) != 0) fail_write(path, "sync");
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
-  }
-  if (::rename(temporary.c_str(), path.c_str()) != 0) {
-    const int code = errno;
-    ::unlink(temporary.c_str());
-    errno = code;
-    fail_write(path, "rename to");
-  }
-  sync_directory(path.has_parent_path() ? path.parent_path() : ".");
-}
-
 void make_directories(const std::filesystem::path& path) {
   std::error_code code;
   std::filesystem::create_directories(path, code);
@@ -90,11 +46,6 @@ void make_directories(const std::filesystem::path& path) {
     errno = code.value();
     fail_write(path, "create folder");
   }
-}
-
-void sync_directory(const std::filesystem::path& path) {
-  const Descriptor folder{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-  if (folder.fd >= 0) ::fsync(folder.fd);
 }
 
 ScratchFolder::ScratchFolder(const std::string& name) {
@@ -125,18 +76,23 @@ MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
-FileLock::FileLock(const std::filesystem::path& path) : fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
-  if (fd_ < 0 || ::flock(fd_, LOCK_EX) != 0) fail(ErrorKind::kFailure, cat("cannot lock ", path.string(), ": ", std::strerror(errno)));
+FileLock::FileLock(const std::filesystem::path& path) : fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
+  if (fd_ >= 0 && ::flock(fd_, LOCK_EX) == 0) return;
+  const bool without_locks = errno == ENOSYS || errno == ENOLCK || errno == EOPNOTSUPP || errno == EINVAL;
+  if (fd_ < 0 || !without_locks) fail(ErrorKind::kFailure, cat("cannot lock ", path.string(), ": ", std::strerror(errno)));
+  log_warn(cat("this file system has no file locks (", path.string(), ": ", std::strerror(errno), "): see to it that no other process writes to the same folder"));
 }
 
 FileLock::~FileLock() { ::close(fd_); }
 
 LineAppender::LineAppender(const std::filesystem::path& path)
-    : path_(path), fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {
+    : path_(path), fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)) {
   if (fd_ < 0) fail_write(path, "open");
 }
 LineAppender::~LineAppender() { ::close(fd_); }
 void LineAppender::write(std::string_view bytes) { write_all(fd_, bytes, path_); }
-void LineAppender::sync() { ::fsync(fd_); }
+void LineAppender::sync() {
+  if (!sync_descriptor(fd_)) fail_write(path_, "sync");
+}
 
 }  // namespace tiltflow

@@ -2,14 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <set>
-#include <sstream>
 #include <toml++/toml.h>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/config/conversion.h"
+#include "tiltflow/config/toml_text.h"
 
 namespace tiltflow {
 
@@ -40,16 +41,26 @@ struct Fields::Impl {
   };
   std::string file;
   toml::table root, output;
-  std::map<const toml::node*, std::string> override_nodes;
+  struct FromOutside {
+    std::string origin, text;
+  };
+  std::map<const toml::node*, FromOutside> override_nodes;  // with everything below them
+  std::vector<Override> unset;
   std::vector<Scope> scopes;
   std::vector<std::string> problems;
   std::vector<ResolvedValue> resolved;
   std::set<const toml::node*> seen;
   std::vector<std::string> known;  // every key offered, for suggestions
+  std::set<std::string> free_tables, empty_lists;
 
   std::string source_of(const toml::node& node) const {
-    if (override_nodes.count(&node)) return "--set";
+    if (const auto found = override_nodes.find(&node); found != override_nodes.end()) return found->second.origin;
     return cat(file, ":", node.source().begin.line);
+  }
+  // The same with what an override says, for messages.
+  std::string place_of(const toml::node& node) const {
+    const auto found = override_nodes.find(&node);
+    return found == override_nodes.end() ? source_of(node) : cat(found->second.origin, " ", found->second.text);
   }
   toml::node* find(const std::string& key) {
     known.push_back(scopes.back().prefix + key);
@@ -58,12 +69,10 @@ struct Fields::Impl {
     return node;
   }
   void complain(const toml::node& node, const std::string& key, const std::string& message) {
-    problems.push_back(cat(source_of(node), ": ", scopes.back().prefix, key, " ", message));
+    problems.push_back(cat(place_of(node), ": ", scopes.back().prefix, key, " ", message));
   }
-  static std::string text(const toml::node& node) {
-    std::ostringstream out;
-    node.visit([&](const auto& n) { out << n; });
-    return out.str();
+  void complain_of_type(const toml::node& node, const std::string& key, const Mismatch& wrong) {
+    complain(node, key + wrong.item, cat("must be ", wrong.wanted, ", found ", wrong.found, wrong.advice.empty() ? "" : cat("; write ", scopes.back().prefix, key, " = ", wrong.advice)));
   }
   template <class T>
   void record(const std::string& key, const toml::node* node, const T& target, const std::string& doc) {
@@ -79,45 +88,22 @@ struct Fields::Impl {
       for (const auto& v : target) array.push_back(v);
       out.insert_or_assign(key, std::move(array));
     }
-    resolved.push_back({scopes.back().prefix + key, text(*out.get(key)), node ? source_of(*node) : "default", doc});
+    resolved.push_back({scopes.back().prefix + key, toml_text(*out.get(key)), node ? source_of(*node) : "default", doc});
   }
 
-  // Converts one node; returns false (and complains) on the wrong type.
-  bool convert(toml::node& node, const std::string& key, double& target) {
-    const auto v = node.is_floating_point() || node.is_integer() ? node.value<double>() : std::nullopt;
-    if (v && std::isfinite(*v)) return target = *v, true;
-    return complain(node, key, cat("must be a ", v ? "finite " : "", "number, found ", text(node))), false;
-  }
-  bool convert(toml::node& node, const std::string& key, std::int64_t& target) {
-    if (node.is_integer()) return target = *node.value<std::int64_t>(), true;
-    return complain(node, key, cat("must be an integer, found ", text(node))), false;
-  }
-  bool convert(toml::node& node, const std::string& key, bool& target) {
-    if (node.is_boolean()) return target = *node.value<bool>(), true;
-    return complain(node, key, cat("must be true or false, found ", text(node))), false;
-  }
-  bool convert(toml::node& node, const std::string& key, std::string& target) {
-    if (node.is_string()) return target = *node.value<std::string>(), true;
-    return complain(node, key, cat("must be a string, found ", text(node))), false;
-  }
+  // Returns false (and complains) on the wrong type.
   template <class T>
-  bool convert(toml::node& node, const std::string& key, std::vector<T>& target) {
-    if (!node.is_array()) return complain(node, key, cat("must be an array, found ", text(node))), false;
-    std::vector<T> values;
-    for (toml::node& item : *node.as_array()) {
-      T value{};
-      if (!convert(item, key, value)) return false;
-      values.push_back(std::move(value));
-    }
-    target = std::move(values);
-    return true;
+  bool converted(toml::node& node, const std::string& key, T& target) {
+    const auto wrong = convert(node, target);
+    if (wrong) complain_of_type(node, key, *wrong);
+    return !wrong;
   }
 
   template <class T>
   void value(const std::string& key, T& target, const std::string& doc, const Check<T>& check) {
     toml::node* node = find(key);
-    if (node && convert(*node, key, target) && check) {
-      if (const std::string wrong = check(target); !wrong.empty()) complain(*node, key, cat(wrong, ", found ", text(*node)));
+    if (node && converted(*node, key, target) && check) {
+      if (const std::string wrong = check(target); !wrong.empty()) complain(*node, key, cat(wrong, ", found ", toml_text(*node)));
     }
     record(key, node, target, doc);
   }
@@ -126,7 +112,7 @@ struct Fields::Impl {
     for (const auto& [key, node] : table) {
       const std::string name = prefix + std::string(key.str());
       if (!seen.count(&node)) {
-        problems.push_back(cat(source_of(node), ": unknown key '", name, "'", did_you_mean(name, known)));
+        problems.push_back(cat(place_of(node), ": unknown key '", name, "'", did_you_mean(name, known)));
       } else if (node.is_table()) {
         find_unknown(*node.as_table(), name + ".");
       } else if (node.is_array()) {
@@ -139,76 +125,147 @@ struct Fields::Impl {
     }
   }
 
-  void apply_override(const std::string& text);
+  void find_unknown_unset();
+  void mark(const toml::node& node, const FromOutside& from);
+  void apply_override(const Override& change);
+  toml::node* step_into(toml::node& node, const std::vector<KeyPart>& parts, std::size_t i, const FromOutside& from);
+  void remove(const Override& change);
 };
 
 namespace {
 
-// "reward[0].scale" or "reward.0.scale" -> {"reward", "0", "scale"}
-std::vector<std::string> key_parts(const std::string& key) {
-  std::string plain;
-  for (const char c : key) {
-    if (c == '[') plain += '.';
-    else if (c != ']') plain += c;
+std::string file_and_line(const std::string& file, const toml::parse_error& error) { return cat(file, ":", error.source().begin.line, ": ", error.description()); }
+
+// The value of "key=value"; a bare word counts as a string.
+toml::table parsed_value(const std::string& value, const std::string& where) {
+  try {
+    return toml::parse("v = " + value);
+  } catch (const toml::parse_error&) {
+    const bool word = !value.empty() && value.find_first_of("\"'[]{}\n=") == std::string::npos;
+    if (!word) fail(ErrorKind::kUsage, cat(where, ": the value is not valid TOML"), "texts are quoted inside lists and sections: --set 'key=[\"text\"]'");
+    toml::table table;
+    table.insert("v", value);
+    return table;
   }
-  return split(plain, '.');
 }
 
-bool is_index(const std::string& part) { return !part.empty() && part.size() < 6 && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; }); }
+// reward[0].scale -> reward[].scale
+std::string without_indices(const std::string& key) {
+  std::string out;
+  bool inside = false;
+  for (const char c : key) {
+    if (c == ']') inside = false;
+    if (!inside) out += c;
+    if (c == '[') inside = true;
+  }
+  return out;
+}
 
 }  // namespace
 
-void Fields::Impl::apply_override(const std::string& text) {
-  const std::size_t equals = text.find('=');
-  if (equals == std::string::npos || equals == 0) fail(ErrorKind::kUsage, cat("--set ", text, ": expected key=value"));
-  const std::string value = text.substr(equals + 1);
-  toml::parse_result parsed = [&] {
-    try {
-      return toml::parse("v = " + value);
-    } catch (const toml::parse_error&) {
-      const bool word = !value.empty() && value.find_first_of("\"'[]{}\n=") == std::string::npos;
-      if (!word) fail(ErrorKind::kUsage, cat("--set ", text, ": the value is not valid TOML"), "quote strings: --set 'key=\"text\"'");
-      toml::table table;
-      table.insert("v", value);
-      return toml::parse_result(std::move(table));
-    }
-  }();
-  const std::vector<std::string> parts = key_parts(text.substr(0, equals));
-  toml::node* node = &root;
-  for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
-    if (toml::table* table = node->as_table()) {
-      if (!table->contains(parts[i])) {
-        if (is_index(parts[i + 1])) table->insert(parts[i], toml::array{});
-        else table->insert(parts[i], toml::table{});
-        override_nodes[table->get(parts[i])] = text;
-      }
-      node = table->get(parts[i]);
-    } else if (toml::array* array = node->as_array(); array && is_index(parts[i])) {
-      const std::size_t index = std::stoul(parts[i]);
-      if (index > array->size()) fail(ErrorKind::kUsage, cat("--set ", text, ": the list has ", array->size(), " items"));
-      if (index == array->size()) array->push_back(toml::table{}), override_nodes[array->get(index)] = text;
-      node = array->get(index);
-    } else {
-      fail(ErrorKind::kUsage, cat("--set ", text, ": '", parts[i], "' is inside a value, not a section"));
-    }
+void Fields::Impl::mark(const toml::node& node, const FromOutside& from) {
+  override_nodes[&node] = from;
+  if (const toml::table* table = node.as_table()) {
+    for (const auto& [key, child] : *table) mark(child, from);
+  } else if (const toml::array* array = node.as_array()) {
+    for (const toml::node& child : *array) mark(child, from);
   }
-  toml::table* table = node->as_table();
-  if (!table) fail(ErrorKind::kUsage, cat("--set ", text, ": not a section"));
-  parsed.get("v")->visit([&](auto& v) { table->insert_or_assign(parts.back(), v); });
-  override_nodes[table->get(parts.back())] = text;
 }
 
-Fields::Fields(const std::filesystem::path& file, const std::vector<std::string>& overrides) : impl_(std::make_unique<Impl>()) {
+// The node that parts[i] names inside `node`, made when it is missing.
+toml::node* Fields::Impl::step_into(toml::node& node, const std::vector<KeyPart>& parts, std::size_t i, const FromOutside& from) {
+  const KeyPart& part = parts[i];
+  const std::string where = cat(from.origin, " ", from.text);
+  if (toml::table* table = node.as_table()) {
+    if (!table->contains(part.name)) {
+      if (parts[i + 1].index()) table->insert(part.name, toml::array{});
+      else table->insert(part.name, toml::table{});
+      mark(*table->get(part.name), from);
+    }
+    return table->get(part.name);
+  }
+  toml::array* array = node.as_array();
+  if (!array) fail(ErrorKind::kUsage, cat(where, ": '", part.name, "' is inside a value, not a section"));
+  if (!part.index()) fail(ErrorKind::kUsage, cat(where, ": '", parts[i - 1].name, "' is a list of ", counted(static_cast<std::int64_t>(array->size()), "section")), cat("say which: ", parts[i - 1].name, "[0].", part.name));
+  const std::size_t index = std::stoul(part.name);
+  if (index > array->size()) fail(ErrorKind::kUsage, cat(where, ": the list has ", counted(static_cast<std::int64_t>(array->size()), "item")), cat("[", array->size(), "] adds one"));
+  if (index == array->size()) {
+    array->push_back(toml::table{});
+    mark(*array->get(index), from);
+  }
+  return array->get(index);
+}
+
+void Fields::Impl::apply_override(const Override& change) {
+  if (change.unset) return remove(change);
+  const FromOutside from{change.origin, change.text.size() > 60 ? change.text.substr(0, 57) + "..." : change.text};
+  const std::string where = cat(from.origin, " ", from.text);
+  const std::size_t equals = equals_of(change.text);
+  if (equals == std::string::npos || equals == 0) fail(ErrorKind::kUsage, cat(where, ": expected key=value"));
+  const toml::table parsed = parsed_value(change.text.substr(equals + 1), where);
+  const std::vector<KeyPart> parts = key_parts(change.text.substr(0, equals), where);
+  toml::node* node = &root;
+  for (std::size_t i = 0; i + 1 < parts.size(); ++i) node = step_into(*node, parts, i, from);
+  const toml::node& value = *parsed.get("v");
+  toml::table* table = node->as_table();
+  if (table) {
+    value.visit([&](const auto& v) { table->insert_or_assign(parts.back().name, v); });
+    mark(*table->get(parts.back().name), from);
+    return;
+  }
+  step_into(*node, parts, parts.size() - 1, from);  // refuses what is no list, and adds an item behind the last
+  toml::array& list = *node->as_array();
+  const auto place = static_cast<std::ptrdiff_t>(std::stoul(parts.back().name));
+  value.visit([&](const auto& v) { list.replace(list.cbegin() + place, v); });
+  mark(*list.get(static_cast<std::size_t>(place)), from);
+}
+
+void Fields::Impl::remove(const Override& change) {
+  const std::vector<KeyPart> parts = key_parts(change.text, cat(change.origin, " ", change.text));
+  unset.push_back(change);
+  toml::node* node = &root;
+  for (std::size_t i = 0; node && i < parts.size(); ++i) {
+    const bool last = i + 1 == parts.size();
+    if (toml::table* table = node->as_table()) {
+      if (last) table->erase(parts[i].name);
+      node = table->get(parts[i].name);
+    } else if (toml::array* array = node->as_array(); array && parts[i].index()) {
+      const std::size_t index = std::stoul(parts[i].name);
+      if (last && index < array->size()) array->erase(array->cbegin() + static_cast<std::ptrdiff_t>(index));
+      node = array->get(index);
+    } else {
+      node = nullptr;
+    }
+  }
+}
+
+// A key that was unset must be one: a section, a list, a value, or a name in a free table.
+void Fields::Impl::find_unknown_unset() {
+  for (const Override& change : unset) {
+    const std::string key = without_indices(change.text);
+    const auto names = [&](const std::string& name) {
+      const std::string plain = without_indices(name);
+      const bool same = plain == key;
+      const bool above = starts_with(plain, key + ".") || starts_with(plain, key + "[") || plain + "[]" == key;
+      const bool inside = free_tables.count(name) && starts_with(key, plain + ".");
+      const bool absent = empty_lists.count(name) && starts_with(key, plain + "[");
+      return same || above || inside || absent;
+    };
+    if (std::none_of(known.begin(), known.end(), names)) problems.push_back(cat(change.origin, " ", change.text, ": unknown key", did_you_mean(change.text, known)));
+  }
+}
+
+Fields::Fields(const std::filesystem::path& file, const std::vector<Override>& overrides) : impl_(std::make_unique<Impl>()) {
   impl_->file = file.string();
   if (!file.empty()) {
     const std::string content = read_file(file, 16 << 20);
     try {
       impl_->root = toml::parse(content, impl_->file);
     } catch (const toml::parse_error& error) {
-      fail(ErrorKind::kConfig, cat(impl_->file, ":", error.source().begin.line, ": ", error.description()));
+      fail(ErrorKind::kConfig, file_and_line(impl_->file, error));
     }
   }
-  for (const std::string& text : overrides) impl_->apply_override(text);
+  for (const Override& change : overrides) impl_->apply_override(change);
   impl_->scopes.push_back({"", &impl_->root, &impl_->output});
 }
 
@@ -224,16 +281,17 @@ void Fields::value(const std::string& key, std::vector<std::string>& t, const st
 
 void Fields::table(const std::string& key, std::map<std::string, std::string>& target, const std::string& doc) {
   toml::node* node = impl_->find(key);
+  impl_->free_tables.insert(impl_->scopes.back().prefix + key);
   if (node) {
     if (toml::table* table = node->as_table()) {
       target.clear();
       for (auto&& [name, item] : *table) {
         impl_->seen.insert(&item);
-        if (item.is_table() || item.is_array()) impl_->complain(item, key + "." + std::string(name.str()), "must be a single value");
-        else target[std::string(name.str())] = item.is_string() ? *item.value<std::string>() : Impl::text(item);
+        if (item.is_table() || item.is_array()) impl_->complain(item, key + "." + std::string(name.str()), cat("must be a single value, found ", toml_kind(item)));
+        else target[std::string(name.str())] = item.is_string() ? *item.value<std::string>() : toml_text(item);
       }
     } else {
-      impl_->complain(*node, key, "must be a table");
+      impl_->complain_of_type(*node, key, {cat("a section of names and values, e.g. ", key, " = { num_heads = 4 }"), toml_kind(*node), "", ""});
     }
   }
   impl_->record(key, node, target, doc);
@@ -242,7 +300,7 @@ void Fields::table(const std::string& key, std::map<std::string, std::string>& t
 void Fields::enter(const std::string& key) {
   toml::node* node = impl_->find(key);
   toml::table* input = node ? node->as_table() : nullptr;
-  if (node && !input) impl_->complain(*node, key, "must be a section");
+  if (node && !input) impl_->complain_of_type(*node, key, {cat("a section, written [", impl_->scopes.back().prefix, key, "] with its keys below"), toml_kind(*node), "", ""});
   Impl::Scope& parent = impl_->scopes.back();
   if (!parent.output->contains(key)) parent.output->insert(key, toml::table{});
   impl_->scopes.push_back({parent.prefix + key + ".", input, parent.output->get(key)->as_table()});
@@ -250,10 +308,16 @@ void Fields::enter(const std::string& key) {
 
 std::size_t Fields::list_size(const std::string& key) {
   toml::node* node = impl_->find(key);
-  if (!node) return 0;
+  if (!node) {
+    impl_->empty_lists.insert(impl_->scopes.back().prefix + key);
+    return 0;
+  }
   toml::array* array = node->as_array();
   const bool tables = array && std::all_of(array->begin(), array->end(), [](const toml::node& n) { return n.is_table(); });
-  if (!tables) return impl_->complain(*node, key, cat("must be a list of sections, written [[", key, "]]")), 0;
+  if (!tables) {
+    impl_->complain_of_type(*node, key, {cat("a list of sections, written [[", key, "]]"), toml_kind(*node), "", ""});
+    return 0;
+  }
   for (toml::node& item : *array) impl_->seen.insert(&item);
   return array->size();
 }
@@ -284,6 +348,7 @@ void Fields::problem(const std::string& key, const std::string& message) {
 
 void Fields::finish() {
   impl_->find_unknown(impl_->root, "");
+  impl_->find_unknown_unset();
   if (impl_->problems.empty()) return;
   const std::size_t n = impl_->problems.size();
   fail(ErrorKind::kConfig, cat(n == 1 ? "configuration: " : cat(n, " problems in the configuration:\n  "), join(impl_->problems, "\n  ")),
@@ -293,9 +358,7 @@ void Fields::finish() {
 const std::vector<ResolvedValue>& Fields::resolved() const { return impl_->resolved; }
 
 std::string Fields::resolved_toml() const {
-  std::ostringstream out;
-  out << impl_->output << "\n";
-  return out.str();
+  return toml_document(impl_->output);
 }
 
 }  // namespace tiltflow

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "tiltflow/config/override.h"
+
 namespace tiltflow {
 
 // What a value must satisfy: returns "" or what is wrong ("must be positive").
@@ -25,15 +27,15 @@ Check<std::string> one_of(std::vector<std::string> choices);
 struct ResolvedValue {
   std::string key;     // "train.learning_rate", "reward[0].scale"
   std::string value;   // TOML text
-  std::string source;  // "default", "FILE:12", "--set"
+  std::string source;  // "default", "FILE:12", the override's origin
   std::string doc;
 };
 
 class Fields {
  public:
-  // `file` may be empty (defaults and overrides only). Overrides are "key=value", the value in TOML grammar; a bare word
-  // counts as a string. Throws kConfig on syntax errors (with line) and kBadFile when the file is missing.
-  explicit Fields(const std::filesystem::path& file, const std::vector<std::string>& overrides = {});
+  // `file` may be empty (defaults and overrides only). Overrides are applied in their order. Throws kUsage for overrides that are
+  // none, kConfig on syntax errors (with line) and kBadFile when the file is missing.
+  explicit Fields(const std::filesystem::path& file, const std::vector<Override>& overrides = {});
   ~Fields();
   Fields(const Fields&) = delete;
   Fields& operator=(const Fields&) = delete;
@@ -85,7 +87,7 @@ class Fields {
 
 // Reads `file` with overrides into a copy of `start`; complete in one call. `resolved` (if given) receives the document.
 template <class Record>
-Record load_config(const std::filesystem::path& file, const std::vector<std::string>& overrides, std::string* resolved_toml = nullptr, Record start = {}) {
+Record load_config(const std::filesystem::path& file, const std::vector<Override>& overrides, std::string* resolved_toml = nullptr, Record start = {}) {
   Fields fields(file, overrides);
   bind(fields, start);
   fields.finish();

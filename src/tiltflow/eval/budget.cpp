@@ -12,10 +12,10 @@ namespace tiltflow {
 namespace {
 
 // Seconds of one optimiser step, from a short run in a folder of its own: the mean over its steps but the first.
-double measure_seconds(const std::filesystem::path& config, std::vector<std::string> overrides, const std::filesystem::path& folder) {
+double measure_seconds(const std::filesystem::path& config, std::vector<Override> overrides, const std::filesystem::path& folder) {
   constexpr int kSteps = 5;
   for (const char* shorter : {"evaluation.every=0", "evaluation.base_samples=16", "train.warmup=0"}) overrides.emplace_back(shorter);
-  overrides.push_back(cat("train.steps=", kSteps));
+  overrides.emplace_back(cat("train.steps=", kSteps));
   std::string resolved;
   const FinetuneSetup setup = set_up(load_config<FinetuneConfig>(config, overrides, &resolved));
   std::filesystem::remove_all(folder);
@@ -33,7 +33,7 @@ double measure_seconds(const std::filesystem::path& config, std::vector<std::str
 
 }  // namespace
 
-PlannedRun plan_run(const std::filesystem::path& config, const std::vector<std::string>& overrides, const Budget& budget, const std::filesystem::path& folder) {
+PlannedRun plan_run(const std::filesystem::path& config, const std::vector<Override>& overrides, const Budget& budget, const std::filesystem::path& folder) {
   PlannedRun out;
   out.config = load_config<FinetuneConfig>(config, overrides, &out.resolved);
   if (!budget.any()) return out;
@@ -54,8 +54,8 @@ PlannedRun plan_run(const std::filesystem::path& config, const std::vector<std::
       steps = std::min(steps, budget.seconds / each);
     }
   }
-  std::vector<std::string> with_steps = overrides;
-  with_steps.push_back(cat("train.steps=", static_cast<std::int64_t>(steps)));
+  std::vector<Override> with_steps = overrides;
+  with_steps.emplace_back(cat("train.steps=", static_cast<std::int64_t>(steps)), "the budget");
   out.config = load_config<FinetuneConfig>(config, with_steps, &out.resolved);
   return out;
 }

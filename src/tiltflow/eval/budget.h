@@ -23,7 +23,7 @@ struct PlannedRun {
 };
 // The configuration with train.steps as the budget pays for them (the smaller number when both are given). A run already begun in `folder` keeps
 // the steps it began with when the budget is in seconds. Throws kConfig when not even one step is paid for.
-PlannedRun plan_run(const std::filesystem::path& config, const std::vector<std::string>& overrides, const Budget& budget, const std::filesystem::path& folder);
+PlannedRun plan_run(const std::filesystem::path& config, const std::vector<Override>& overrides, const Budget& budget, const std::filesystem::path& folder);
 
 // Trains unless `folder` holds the finished run of this configuration; continues one that was stopped. Returns whether it had to.
 bool train_unless_there(const PlannedRun& run, const std::filesystem::path& folder);

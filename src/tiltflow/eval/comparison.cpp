@@ -54,14 +54,14 @@ struct Sampled {
 using BaseSamples = std::map<std::string, std::vector<Sampled>>;
 
 // Everything that decides what a run's base model draws; runs that differ in reward or training share their base samples.
-std::string base_identity(const std::filesystem::path& run) {
-  Fields fields(run / "config.toml", {});
+std::string base_identity(const std::filesystem::path& run, const std::vector<Override>& changes) {
+  Fields fields(run / "config.toml", changes);
   FinetuneConfig config;
   bind(fields, config);
   fields.finish();
   std::string out;
   for (const ResolvedValue& value : fields.resolved()) {
-    for (const char* prefix : {"seed", "model.", "decoder.", "labels.", "sampler.", "compute."}) if (starts_with(value.key, prefix)) out += cat(value.key, " = ", value.value, "\n");
+    for (const char* prefix : {"seed", "model.", "decoder.", "labels.", "sampler.", "compute.", "guidance."}) if (starts_with(value.key, prefix)) out += cat(value.key, " = ", value.value, "\n");
   }
   return out;
 }
@@ -80,7 +80,10 @@ std::vector<Sampled> sample(const Compared& c, bool is_tuned, const SamplerConfi
   const ComparisonOptions& o = c.options;
   const FlowModel& flow = c.setup.flow;
   const std::int64_t classes = flow.model->classes();
-  const auto base = guided(flow.model, {scale}, classes), field = is_tuned ? guided(c.tuned.model, {scale}, classes) : base;
+  Guidance guidance = c.setup.config.guidance.guidance;  // its channels and interval
+  guidance.scale = scale;
+  const auto base = guided(flow.model, guidance, classes);
+  const auto field = is_tuned ? guided(c.tuned.model, guidance, classes) : base;
   std::vector<Sampled> out;
   for (std::int64_t seed = 1; seed <= o.seeds; ++seed) {  // the same noise and labels for every row
     const RandomStreams streams(static_cast<std::uint64_t>(c.setup.config.seed + seed));
@@ -124,6 +127,9 @@ ComparedModel compare(const Compared& c, bool is_tuned, const SamplerConfig& sam
   return row;
 }
 
+// Of the law that the run's evaluations and pictures show.
+double scale_of_run(const FinetuneConfig& config) { return config.guidance.mode == "none" ? 1 : config.guidance.guidance.scale; }
+
 bool same_figures(const ComparedModel& a, const ComparedModel& b) {
   if (a.model != b.model || a.sampler != b.sampler || a.guidance != b.guidance || a.figures.size() != b.figures.size()) return false;
   for (std::size_t i = 0; i < a.figures.size(); ++i) {
@@ -135,14 +141,12 @@ bool same_figures(const ComparedModel& a, const ComparedModel& b) {
 
 }  // namespace
 
-Comparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& o) {
+ModelComparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& o) {
   const FeatureNetwork network = make_feature_network(o.features);
   const RealImages real = real_images(o, network);
-  std::vector<double> scales{1};
-  if (o.guidance != 1) scales.push_back(o.guidance);
-  Comparison out;
+  ModelComparison out;
   out.features = network.name, out.samples = o.n * o.seeds;
-  const std::int64_t total = static_cast<std::int64_t>(4 * scales.size() * runs.size()) * o.n * o.seeds;
+  const std::int64_t total = static_cast<std::int64_t>((o.guidance ? 8 : 4) * runs.size()) * o.n * o.seeds;
   std::int64_t before = 0;
   BaseSamples drawn;
   const auto add = [&](const std::string& run, ComparedModel row) {
@@ -151,13 +155,15 @@ Comparison compare_models(const std::vector<std::filesystem::path>& runs, const 
     out.rows.push_back(std::move(row));
   };
   for (const std::filesystem::path& run : runs) {
-    const FinishedRun finished = load_finished_run(run);
+    const FinishedRun finished = load_finished_run(run, o.changes);
     const FinetuneSetup& setup = finished.setup;
-    if (o.guidance != 1 && (setup.config.labels.kind == "none" || setup.flow.model->classes() == 0)) fail(ErrorKind::kUsage, cat("guidance needs a run with labels, ", run.string(), " has none"));
+    if (o.guidance.value_or(1) != 1 && (setup.config.labels.kind == "none" || setup.flow.model->classes() == 0)) fail(ErrorKind::kUsage, cat("guidance needs a run with labels, ", run.string(), " has none"));
     out.runs.push_back(run.string());
     SamplerConfig ode = setup.config.sampler;
     ode.name = setup.config.check.ode.empty() ? "ode-heun" : setup.config.check.ode, ode.steps = setup.config.check.ode_steps;
-    const Compared compared{setup, finished.tuned, network, real, o, base_identity(run), drawn};
+    const Compared compared{setup, finished.tuned, network, real, o, base_identity(run, o.changes), drawn};
+    std::vector<double> scales{scale_of_run(setup.config)};
+    if (o.guidance && *o.guidance != scales[0]) scales.push_back(*o.guidance);
     for (const double scale : scales) {
       for (const SamplerConfig& sampler : {setup.config.sampler, ode}) {
         for (const bool is_tuned : {false, true}) {
@@ -171,7 +177,7 @@ Comparison compare_models(const std::vector<std::filesystem::path>& runs, const 
 
 namespace {
 
-TextTable cells(const Comparison& c) {
+TextTable cells(const ModelComparison& c) {
   TextTable out{{"run", "model", "sampler", "guidance"}};
   for (const auto& [name, value] : c.rows.front().figures) out[0].push_back(name);
   for (const ComparedModel& row : c.rows) {
@@ -183,7 +189,7 @@ TextTable cells(const Comparison& c) {
 
 }  // namespace
 
-std::string table_text(const Comparison& c) { return cat("features: ", c.features, "; ", c.samples, " samples a row\n") + aligned_text(cells(c)); }
+std::string table_text(const ModelComparison& c) { return cat("features: ", c.features, "; ", c.samples, " samples a row\n") + aligned_text(cells(c)); }
 
 namespace {
 
@@ -195,7 +201,7 @@ std::string csv_text(const std::string& text) {
 
 }  // namespace
 
-std::string to_csv(const Comparison& c) {
+std::string to_csv(const ModelComparison& c) {
   std::string out = "run,model,sampler,guidance";
   for (const auto& [name, value] : c.rows.front().figures) out += cat(",\"", name, "\",\"", name, " se\"");
   out += "\n";
@@ -207,12 +213,12 @@ std::string to_csv(const Comparison& c) {
   return out;
 }
 
-std::string to_html(const Comparison& c) {
+std::string to_html(const ModelComparison& c) {
   const std::string body = cat("<h1>Base and tuned: ", html_escape(join(c.runs, ", ")), "</h1><p>Features: ", html_escape(c.features), "; ", c.samples, " samples a row, the same noise and labels in all of them.</p>");
   return html_page("tiltflow: base and tuned", body + html_table(cells(c)));
 }
 
-nlohmann::ordered_json to_json(const Comparison& c) {
+nlohmann::ordered_json to_json(const ModelComparison& c) {
   nlohmann::ordered_json out{{"runs", c.runs}, {"features", c.features}, {"samples", c.samples}, {"rows", nlohmann::ordered_json::array()}};
   for (const ComparedModel& row : c.rows) {
     nlohmann::ordered_json one{{"run", row.run}, {"model", row.model}, {"sampler", row.sampler}, {"guidance", row.guidance}};

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "tiltflow/config/override.h"
 #include "tiltflow/eval/quality.h"
 #include "tiltflow/io/dataset.h"
 
@@ -16,7 +17,8 @@ namespace tiltflow {
 
 struct ComparisonOptions {
   std::int64_t n = 500, seeds = 2;  // samples per seed; seeds are those of the run + 1, + 2, ...
-  double guidance = 1;              // other than 1: rows with this guidance as well (needs labels)
+  std::optional<double> guidance;   // rows with this scale beside those of the run's own guidance (needs labels)
+  std::vector<Override> changes;    // of the runs' configurations
   std::string features = "pixels";  // see make_feature_network
   DatasetConfig data;               // real images, when its path is given: Frechet distance, precision, recall
   std::string reference;            // their feature statistics (read_moments): Frechet distance alone
@@ -30,7 +32,7 @@ struct ComparedModel {
   std::vector<std::pair<std::string, std::optional<Estimate>>> figures;  // nullopt: does not apply
 };
 
-struct Comparison {
+struct ModelComparison {
   std::vector<std::string> runs;
   std::string features;
   std::int64_t samples = 0;
@@ -39,11 +41,11 @@ struct Comparison {
 
 // One or more runs; the base's rows stand once for runs whose base, sampler and reward give the same figures. Throws kBadFile for an
 // unfinished run.
-Comparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& options);
+ModelComparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& options);
 
-std::string table_text(const Comparison& comparison);
-std::string to_csv(const Comparison& comparison);
-std::string to_html(const Comparison& comparison);
-nlohmann::ordered_json to_json(const Comparison& comparison);
+std::string table_text(const ModelComparison& comparison);
+std::string to_csv(const ModelComparison& comparison);
+std::string to_html(const ModelComparison& comparison);
+nlohmann::ordered_json to_json(const ModelComparison& comparison);
 
 }  // namespace tiltflow

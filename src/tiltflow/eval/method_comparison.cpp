@@ -6,10 +6,11 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/problems.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/method_comparison_page.h"
 #include "tiltflow/eval/method_comparison_page.h"
 #include "tiltflow/eval/quality.h"
 #include "tiltflow/eval/report.h"
@@ -20,6 +21,7 @@
 #include "tiltflow/reward/importance.h"
 #include "tiltflow/sampler/sample.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/train/start_check.h"
 
 namespace tiltflow {
 namespace {
@@ -115,11 +117,14 @@ std::string describe(const RewardTerm& t) {
   return out + ";";
 }
 
-std::vector<std::string> overrides_of(const ComparedRun& run, const ComparisonRecipe& recipe, const FinetuneConfig& plain, const std::vector<std::string>& set) {
-  std::vector<std::string> out = set;
-  for (const ComparedMethod& m : recipe.run) if (m.name == run.method) out.insert(out.end(), m.set.begin(), m.set.end());
-  for (std::size_t i = 0; i < plain.reward.size(); ++i) out.push_back(cat("reward[", i, "].scale=", compact(plain.reward[i].scale * run.scale, 17)));
-  out.push_back(cat("seed=", run.seed));
+std::vector<Override> overrides_of(const ComparedRun& run, const ComparisonRecipe& recipe, const FinetuneConfig& plain, const std::vector<Override>& set) {
+  std::vector<Override> out = set;
+  for (const ComparedMethod& m : recipe.run) {
+    if (m.name != run.method) continue;
+    for (const Override& change : overrides_from(cat("set of the [[run]] ", m.name), m.set)) out.push_back(change);
+  }
+  for (std::size_t i = 0; i < plain.reward.size(); ++i) out.emplace_back(cat("reward[", i, "].scale=", shortest(plain.reward[i].scale * run.scale)), "scales of the recipe");
+  out.emplace_back(cat("seed=", run.seed), "seeds of the recipe");
   return out;
 }
 
@@ -181,18 +186,18 @@ namespace {
 struct Prepared {
   Comparison comparison;
   fs::path config;               // of the task
-  std::vector<std::string> set;  // keys of all runs
+  std::vector<Override> set;     // keys of all runs
   FinetuneSetup setup;           // without a method's keys, factor 1
 };
 
 // Every method's keys are read here, before the first run: a slip in the last one should not show after an hour.
-Prepared prepare(const fs::path& file, const std::vector<std::string>& overrides, const std::vector<std::string>& extra) {
+Prepared prepare(const fs::path& file, const std::vector<Override>& overrides, const std::vector<Override>& extra) {
   Prepared out;
   out.comparison.recipe = load_config<ComparisonRecipe>(file, overrides);
   const ComparisonRecipe& recipe = out.comparison.recipe;
   out.comparison.runs = planned_comparison(recipe);
   if (recipe.config.empty()) fail(ErrorKind::kConfig, "config is missing: the fine-tuning configuration that all runs share");
-  out.set = recipe.set;
+  out.set = overrides_from("set of the recipe", recipe.set);
   out.set.insert(out.set.end(), extra.begin(), extra.end());
   const fs::path beside = file.parent_path() / recipe.config;
   out.config = fs::exists(beside) ? beside : fs::path(recipe.config);
@@ -205,16 +210,25 @@ Prepared prepare(const fs::path& file, const std::vector<std::string>& overrides
 
 }  // namespace
 
-std::vector<ComparedRun> check_comparison(const fs::path& recipe, const std::vector<std::string>& overrides, const std::vector<std::string>& set) {
+std::vector<ComparedRun> check_comparison(const fs::path& recipe, const std::vector<Override>& overrides, const std::vector<Override>& set) {
   const Prepared prepared = prepare(recipe, overrides, set);
-  for (const RewardTerm& term : prepared.comparison.recipe.held_out) make_reward(term);
+  const ComparisonRecipe& plan = prepared.comparison.recipe;
+  Problems problems;
+  for (const RewardTerm& term : plan.held_out) problems.check("held_out", [&] { make_reward(term); });
+  if (prepared.setup.flow.model->sample_shape().size() == 3) problems.check("features", [&] { make_feature_network(plan.features); });
+  if (!plan.reference.empty()) problems.check("reference", [&] { read_moments(plan.reference); });
+  for (const ComparedRun& run : prepared.comparison.runs) {
+    if (run.seed != plan.seeds[0] || run.scale != plan.scales[0]) continue;
+    problems.check(run.method, [&] { check_start(set_up(load_config<FinetuneConfig>(prepared.config, overrides_of(run, plan, prepared.setup.config, prepared.set)))); });
+  }
+  problems.raise();
   return prepared.comparison.runs;
 }
 
-Comparison compare_methods(const fs::path& file, const std::vector<std::string>& overrides, const std::vector<std::string>& extra, const fs::path& out, const std::function<void(std::size_t, std::size_t, const ComparedRun&)>& begins) {
+Comparison compare_methods(const fs::path& file, const std::vector<Override>& overrides, const std::vector<Override>& extra, const fs::path& out, const std::function<void(std::size_t, std::size_t, const ComparedRun&)>& begins) {
   Prepared prepared = prepare(file, overrides, extra);
   Comparison c = std::move(prepared.comparison);
-  const std::vector<std::string>& set = prepared.set;
+  const std::vector<Override>& set = prepared.set;
   const fs::path& config = prepared.config;
   Yardstick yardstick{c.recipe, std::move(prepared.setup), {}, {}, {}};
   const FinetuneSetup& setup = yardstick.setup;

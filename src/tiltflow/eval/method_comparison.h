@@ -64,10 +64,10 @@ struct Comparison {
 
 // Finished runs are kept, unfinished ones continue, failed ones are recorded; kStopped ends it. After every run OUT/compare.json, compare.md and
 // compare.html are written. `overrides` are of the recipe; `set` are of all runs and come after the recipe's. Throws kConfig for recipes that say nothing to run.
-Comparison compare_methods(const std::filesystem::path& recipe, const std::vector<std::string>& overrides, const std::vector<std::string>& set, const std::filesystem::path& out,
+Comparison compare_methods(const std::filesystem::path& recipe, const std::vector<Override>& overrides, const std::vector<Override>& set, const std::filesystem::path& out,
                            const std::function<void(std::size_t index, std::size_t count, const ComparedRun&)>& begins = {});
 // What would be run, in order. The second also reads the configurations of all methods and loads what the task and the held-out rewards name.
 std::vector<ComparedRun> planned_comparison(const ComparisonRecipe& recipe);
-std::vector<ComparedRun> check_comparison(const std::filesystem::path& recipe, const std::vector<std::string>& overrides, const std::vector<std::string>& set);
+std::vector<ComparedRun> check_comparison(const std::filesystem::path& recipe, const std::vector<Override>& overrides, const std::vector<Override>& set);
 
 }  // namespace tiltflow

@@ -1,6 +1,10 @@
 #include "tiltflow/eval/run_check.h"
 
+#include <map>
+
+#include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/strings.h"
 #include "tiltflow/eval/report.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -10,15 +14,38 @@ namespace {
 constexpr std::uint32_t kCheckKey = 0xffffe000u;  // of random labels; no training step uses it
 }  // namespace
 
-FinishedRun load_finished_run(const std::filesystem::path& run) {
-  const FinetuneConfig config = load_config<FinetuneConfig>(run / "config.toml", {});
+FinishedRun load_finished_run(const std::filesystem::path& run, const std::vector<Override>& changes) {
+  const FinetuneConfig config = load_config<FinetuneConfig>(run / "config.toml", changes);
   FlowModelConfig file;
   file.file = (run / "model.safetensors").string();
-  return {set_up(config), load_flow_model(file, apply(config.compute))};
+  try {
+    return {set_up(config), load_flow_model(file, apply(config.compute))};
+  } catch (const Error& error) {
+    fail(error.kind(), cat("run ", run.string(), ", by its config.toml: ", error.what()), error.hint());
+  }
 }
 
-TiltedCheck check_run(const std::filesystem::path& run) {
-  const auto [setup, tuned] = load_finished_run(run);
+std::vector<std::string> changed_keys(const std::filesystem::path& run, const std::vector<Override>& changes) {
+  const auto resolved = [&](const std::vector<Override>& of) {
+    Fields fields(run / "config.toml", of);
+    FinetuneConfig config;
+    bind(fields, config);
+    fields.finish();
+    std::map<std::string, std::string> out;
+    for (const ResolvedValue& v : fields.resolved()) out[v.key] = v.value;
+    return out;
+  };
+  const std::map<std::string, std::string> own = resolved({});
+  std::vector<std::string> out;
+  for (const auto& [key, value] : resolved(changes)) {
+    const auto before = own.find(key);
+    if (before == own.end() || before->second != value) out.push_back(cat(key, " = ", value, before == own.end() ? "" : cat(" instead of ", before->second)));
+  }
+  return out;
+}
+
+TiltedCheck check_run(const std::filesystem::path& run, const std::vector<Override>& changes) {
+  const auto [setup, tuned] = load_finished_run(run, changes);
   const FinetuneConfig& config = setup.config;
   TiltedCheckOptions options;
   options.base_samples = config.check.base_samples, options.tuned_samples = config.check.tuned_samples;
@@ -31,6 +58,7 @@ TiltedCheck check_run(const std::filesystem::path& run) {
     options.samplers.push_back(ode);
   }
   const TiltedCheck check = check_tilted_law(*setup.for_check(setup.flow.model), *setup.for_check(tuned.model), *setup.flow.path, *setup.reward, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kCheckKey), options);
+  if (!changes.empty()) return check;
   write_file_atomic(run / "check.json", to_json(check).dump(1) + "\n");
   write_report(run);
   return check;

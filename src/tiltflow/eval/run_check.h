@@ -12,11 +12,14 @@ struct FinishedRun {
   FinetuneSetup setup;  // DIR/config.toml
   FlowModel tuned;      // DIR/model.safetensors
 };
-// Throws kBadFile for an unfinished run.
-FinishedRun load_finished_run(const std::filesystem::path& run);
+// `changes`: of the run's configuration, for this evaluation. Throws kBadFile for an unfinished run.
+FinishedRun load_finished_run(const std::filesystem::path& run, const std::vector<Override>& changes = {});
+// What `changes` make different from the run's own configuration: "guidance.scale = 1 instead of 4", one text a key.
+std::vector<std::string> changed_keys(const std::filesystem::path& run, const std::vector<Override>& changes);
 
-// Rebuilds base, tuned model, reward and samplers from DIR/config.toml and DIR/model.safetensors, compares them as [check]
-// says, writes DIR/check.json and DIR/report.html. Throws kBadFile for an unfinished run.
-TiltedCheck check_run(const std::filesystem::path& run);
+// Rebuilds base, tuned model, reward and samplers from DIR/config.toml and DIR/model.safetensors, and compares them as [check] says: the
+// law of the run, its guidance, sampler, labels, decoder and precision. Writes DIR/check.json and DIR/report.html, unless there are
+// `changes`, whose result is not the run's. Throws kBadFile for an unfinished run.
+TiltedCheck check_run(const std::filesystem::path& run, const std::vector<Override>& changes = {});
 
 }  // namespace tiltflow

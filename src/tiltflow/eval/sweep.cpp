@@ -6,8 +6,10 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/problems.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/budget.h"
 #include "tiltflow/eval/html.h"
@@ -16,6 +18,7 @@
 #include "tiltflow/eval/svg.h"
 #include "tiltflow/io/json_lines.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/train/start_check.h"
 
 namespace tiltflow {
 namespace {
@@ -128,7 +131,7 @@ std::vector<SweptRun> planned_runs(const SweepOptions& o) {
   if (o.keys.empty()) fail(ErrorKind::kUsage, "nothing to vary", "give --vary KEY=VALUE,VALUE,...");
   std::size_t count = o.together ? o.keys[0].values.size() : 1;
   for (const SweptKey& key : o.keys) {
-    if (o.together && key.values.size() != count) fail(ErrorKind::kUsage, cat("--together: ", o.keys[0].key, " has ", count, " values, ", key.key, " has ", key.values.size()));
+    if (o.together && key.values.size() != count) fail(ErrorKind::kUsage, cat("--together: ", o.keys[0].key, " has ", counted(count, "value"), ", ", key.key, " has ", key.values.size()));
     if (!o.together) count *= key.values.size();
     if (count > 1000) fail(ErrorKind::kUsage, "more than 1,000 runs");
   }
@@ -148,6 +151,26 @@ std::vector<SweptRun> planned_runs(const SweepOptions& o) {
   return runs;
 }
 
+namespace {
+
+std::vector<Override> overrides_of(const SweepOptions& o, const SweptRun& run) {
+  std::vector<Override> out = o.set;
+  for (const auto& [key, value] : run.values) out.emplace_back(key + "=" + value, "--vary");
+  return out;
+}
+
+}  // namespace
+
+std::vector<SweptRun> check_sweep(const SweepOptions& o) {
+  std::vector<SweptRun> runs = planned_runs(o);
+  Problems problems;
+  for (const SweptRun& run : runs) {
+    problems.check(run.name, [&] { check_start(set_up(load_config<FinetuneConfig>(o.config, overrides_of(o, run)))); });
+  }
+  problems.raise();
+  return runs;
+}
+
 std::vector<SweptRun> sweep(const SweepOptions& o, const std::function<void(std::size_t, const SweptRun&)>& begins) {
   std::vector<SweptRun> runs = planned_runs(o);
   make_directories(o.out);
@@ -156,9 +179,7 @@ std::vector<SweptRun> sweep(const SweepOptions& o, const std::function<void(std:
     if (begins) begins(i, run);
     const std::filesystem::path folder = o.out / run.name;
     run.status = status_of(run.name, [&]() -> std::string {
-      std::vector<std::string> overrides = o.set;
-      for (const auto& [key, value] : run.values) overrides.push_back(key + "=" + value);
-      const PlannedRun planned = plan_run(o.config, overrides, {o.budget, 0}, folder);
+      const PlannedRun planned = plan_run(o.config, overrides_of(o, run), {o.budget, 0}, folder);
       if (o.budget > 0) run.steps = planned.config.train.steps, run.evaluations = planned.evaluations;
       const bool trained = train_unless_there(planned, folder);
       const bool finished = !trained && (!o.check || std::filesystem::exists(folder / "check.json"));

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "tiltflow/config/override.h"
+
 namespace tiltflow {
 
 struct SweptKey {
@@ -20,7 +22,7 @@ struct SweepOptions {
   std::filesystem::path config, out;
   std::vector<SweptKey> keys;
   bool together = false;         // i-th values of all keys instead of every combination
-  std::vector<std::string> set;  // overrides for every run
+  std::vector<Override> set;     // overrides for every run
   bool check = true;             // the tilted-law check after every run
   double budget = 0;             // > 0: network evaluations of a run; train.steps becomes what they pay for, so that methods are compared fairly
 };
@@ -35,6 +37,9 @@ struct SweptRun {
 
 // Names of the runs in order. Throws kUsage for unequal lengths with `together` and for more than 1,000 runs.
 std::vector<SweptRun> planned_runs(const SweepOptions& options);
+
+// The same after every run's configuration has been read, set up and tried on two samples. Throws all problems together, with the runs' names.
+std::vector<SweptRun> check_sweep(const SweepOptions& options);
 
 // Runs that are finished are kept, unfinished ones continue, failed ones are recorded and the next begins; kStopped ends the sweep.
 // Writes OUT/sweep.json, sweep.md and sweep.html after every run. Returns the runs with their status.

@@ -13,7 +13,7 @@
 namespace tiltflow {
 
 const std::vector<std::string> kPresets{"exact", "paper", "official-sd", "deterministic-control"};
-constexpr double kMaxLogWeight = 3;  // nats; keeps one path from making a whole step
+constexpr double kMaxPathLogWeight = 3;  // nats; keeps one path from making a whole step
 
 void bind(Fields& f, AdjointMatchingConfig& c) {
   f.value("preset", c.preset, "exact (no discretisation bias), paper, official-sd, deterministic-control (ODE rollouts, the last 3 steps; not the tilted law)", one_of(kPresets));
@@ -212,7 +212,7 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
   const std::vector<Drawn> draws = drawn(batch);
   const std::vector<at::Tensor> v = velocities_with_graph(context, batch, draws);
   const std::vector<double> weights = time_weights(context.table);
-  const at::Tensor path_weight = ((batch.log_weights - context.log_z) * config_.path_weighting).clamp_max(kMaxLogWeight).exp().to(batch.states[0].scalar_type());
+  const at::Tensor path_weight = ((batch.log_weights - context.log_z) * config_.path_weighting).clamp_max(kMaxPathLogWeight).exp().to(batch.states[0].scalar_type());
 
   LossReport report;
   std::map<std::size_t, std::vector<float>> roots;

@@ -40,7 +40,7 @@ class AdjointMatching final : public FinetuneMethod {
  public:
   explicit AdjointMatching(AdjointMatchingConfig config);
   std::string name() const override { return "adjoint-matching"; }
-  MethodNeeds needs() const override { return {true, true, config_.noise, false}; }
+  MethodNeeds needs() const override { return {true, true, config_.noise}; }
   double training_calls(const TransitionTable& table) const override;
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;

@@ -1,5 +1,6 @@
 #include "tiltflow/finetune/advantages.h"
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
@@ -21,18 +22,37 @@ LabelSource grouped(LabelSource labels, std::int64_t group) {
   };
 }
 
+at::Tensor shares_of_best(const at::Tensor& groups) {
+  const at::Tensor best = (groups == groups.amax(1, /*keepdim=*/true)).to(at::kDouble);
+  return best / best.sum(1, /*keepdim=*/true);
+}
+
+namespace {
+
+// Places of rewards within their group, from 0; those that tie share the mean of the places they fill. [g, G] -> [g, G]
+at::Tensor places(const at::Tensor& r) {
+  const at::Tensor own = r.unsqueeze(2);
+  const at::Tensor others = r.unsqueeze(1);
+  const at::Tensor below = (others < own).sum(2).to(at::kDouble);
+  const at::Tensor tied = (others == own).sum(2).to(at::kDouble) - 1;  // without the sample itself
+  return below + 0.5 * tied;
+}
+
+}  // namespace
+
 at::Tensor advantages(const at::Tensor& rewards, const AdvantageConfig& c) {
   if (c.kind == "value") return c.clip > 0 ? rewards.clamp(-c.clip, c.clip) : rewards;
   const std::int64_t n = rewards.size(0);
-  if (n % c.group) fail(ErrorKind::kConfig, cat(n, " samples in a piece of work are no multiple of method.group = ", c.group), "choose batch and item as multiples of method.group");
+  if (n % c.group) fail(ErrorKind::kConfig, cat(counted(n, "sample"), " in a piece of work are no multiple of method.group = ", c.group), "choose batch and item as multiples of method.group");
   if (c.group < 2) fail(ErrorKind::kConfig, cat("method.advantage = \"", c.kind, "\" compares samples: method.group must be 2 or more"));
   const at::Tensor r = rewards.to(at::kDouble).view({-1, c.group});
   at::Tensor a = r - r.mean(1, true);
   if (c.kind == "group") a = a / (r.std(1, /*unbiased=*/false, true) + 1e-4);
   if (c.kind == "batch") a = a / (a.square().mean().sqrt() + 1e-4);
   if (c.kind == "rank") {
-    const at::Tensor order = std::get<1>(r.sort(std::optional<bool>(true), 1, /*descending=*/false)), place = std::get<1>(order.sort(1)).to(at::kDouble);
-    a = (place - place.mean(1, true)) / place.std(1, false, true);
+    const at::Tensor place = places(r);
+    const at::Tensor deviation = place.std(1, /*unbiased=*/false, /*keepdim=*/true);
+    a = (place - place.mean(1, true)) / deviation.clamp_min(1e-9);  // 0 in a group of equal rewards
   }
   if (c.kind == "pairwise") {
     const at::Tensor wins = at::sigmoid(r.unsqueeze(2) - r.unsqueeze(1)).sum(2) - 0.5;  // without the sample itself

@@ -14,7 +14,7 @@ class BasicAdjointMatching final : public FinetuneMethod {
  public:
   explicit BasicAdjointMatching(bool continuous = false) : continuous_(continuous) {}
   std::string name() const override { return continuous_ ? "continuous-adjoint" : "basic-adjoint-matching"; }
-  MethodNeeds needs() const override { return {true, true, true, false, /*on_policy=*/true}; }
+  MethodNeeds needs() const override { return {true, true, true, /*group=*/1, /*on_policy=*/true}; }
   double training_calls(const TransitionTable& table) const override { return static_cast<double>(table.size()); }
   void begin_step(const FinetuneContext&, std::int64_t, std::int64_t) override {}
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;

@@ -34,7 +34,7 @@ class DirectGradient final : public FinetuneMethod {
  public:
   DirectGradient(std::string method, DirectGradientConfig config);
   std::string name() const override { return method_; }
-  MethodNeeds needs() const override { return {true, false, config_.kl > 0, false, /*on_policy=*/true}; }
+  MethodNeeds needs() const override { return {true, false, config_.kl > 0, /*group=*/1, /*on_policy=*/true}; }
   bool adds_bonus() const override { return true; }
   double training_calls(const TransitionTable& table) const override;
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;

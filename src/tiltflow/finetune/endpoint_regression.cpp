@@ -4,6 +4,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/finetune/noising.h"
@@ -14,7 +15,7 @@
 namespace tiltflow {
 namespace {
 
-constexpr double kMaxLogWeight = 5;  // nats; keeps one sample from making a whole step
+constexpr double kMaxEndpointLogWeight = 5;  // nats; keeps one sample from making a whole step
 
 at::Tensor mean_square(const at::Tensor& x) { return x.flatten(1).square().mean(1); }
 
@@ -84,9 +85,19 @@ EndpointRegression::EndpointRegression(std::string method, EndpointConfig config
   if ((method_ == "dpo" || method_ == "best-of-group") && config_.advantage.group < 2) fail(ErrorKind::kConfig, method_ + " compares samples: method.group must be 2 or more");
 }
 
+std::int64_t EndpointRegression::group_size() const {
+  const bool picks = method_ == "dpo" || method_ == "best-of-group" || config_.screening.candidates > 0;
+  const bool needed = compares() && (picks || config_.advantage.kind != "value");
+  return needed ? config_.advantage.group : 1;
+}
+
+void EndpointRegression::check_files(const std::vector<std::int64_t>& sample_shape) const {
+  if (!config_.pairs.empty()) read_pairs(config_.pairs, sample_shape);
+}
+
 // Rows of the file in turn of a keyed draw: chosen, rejected, chosen, ...
 at::Tensor EndpointRegression::stored_pairs(const FinetuneContext& context, std::uint32_t key, Batch& batch) {
-  if (batch.n % 2 || batch.first % 2) fail(ErrorKind::kConfig, cat(batch.n, " samples in a piece of work are no pairs"), "choose even numbers for batch and item");
+  if (batch.n % 2 || batch.first % 2) fail(ErrorKind::kConfig, cat(counted(batch.n, "sample"), " in a piece of work are no pairs"), "choose even numbers for batch and item");
   {
     const std::lock_guard lock(mutex_);
     if (!pairs_.contains("chosen")) pairs_ = read_pairs(config_.pairs, context.sample_shape);
@@ -144,14 +155,27 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   return batch;
 }
 
+// Of each group the best against the worst; those that tie share the place, so that a group of equal rewards prefers nothing. [n], [n] -> [groups]
+at::Tensor EndpointRegression::preference_loss(const at::Tensor& rewards, const at::Tensor& excess) const {
+  const at::Tensor r = rewards.view({-1, config_.advantage.group});
+  const at::Tensor e = excess.view({-1, config_.advantage.group});
+  const bool stored = !config_.pairs.empty();  // the order of the file is the preference, whatever the reward says
+  const at::Tensor in_order = -at::arange(config_.advantage.group, r.options()).expand_as(r);
+  const at::Tensor scores = stored ? in_order : r;
+  const at::Tensor weights = shares_of_best(scores) - shares_of_best(-scores);
+  const at::Tensor margin = -0.5 * config_.beta * (weights.to(e.scalar_type()) * e).sum(1);
+  const at::Tensor p = config_.soft_labels ? at::sigmoid((weights * r).sum(1)).to(margin.scalar_type()) : at::ones_like(margin);
+  return -(p * at::log_sigmoid(margin) + (1 - p) * at::log_sigmoid(-margin));
+}
+
 at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const at::Tensor& v, const at::Tensor& weights) const {
   const at::Tensor &y = b.targets[j], old = b.tuned_velocities.empty() ? v.detach() : b.tuned_velocities[j];
   at::Tensor out;
   if (method_ == "rwr") {
     out = weights.to(v.scalar_type()) * mean_square(v - y);
   } else if (method_ == "best-of-group") {
-    const at::Tensor groups = b.rewards.view({-1, config_.advantage.group});
-    out = (groups == groups.amax(1, true)).to(v.scalar_type()).view({-1}) * mean_square(v - y) * static_cast<double>(config_.advantage.group);
+    const at::Tensor shares = shares_of_best(b.rewards.view({-1, config_.advantage.group}));
+    out = shares.to(v.scalar_type()).view({-1}) * mean_square(v - y) * static_cast<double>(config_.advantage.group);
   } else if (method_ == "diffusion-nft") {
     const double top = config_.advantage.clip > 0 ? config_.advantage.clip : 1, s = config_.strength;
     const at::Tensor r = (b.advantages / (2 * top) + 0.5).clamp(0, 1);
@@ -173,12 +197,7 @@ at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const a
   } else if (method_ == "ram") {
     out = mean_square(v - (b.base_velocities[j] + wide(config_.strength * b.advantages, v) * (y - old)));
   } else {
-    const at::Tensor e = mean_square(v - y) - mean_square(b.base_velocities[j] - y), r = b.rewards.view({-1, config_.advantage.group});
-    const bool stored = !config_.pairs.empty();  // the order of the file is the preference, whatever the reward says
-    const at::Tensor best = stored ? at::zeros({r.size(0), 1}, at::kLong) : r.argmax(1, true), worst = stored ? at::ones({r.size(0), 1}, at::kLong) : r.argmin(1, true), groups = e.view({-1, config_.advantage.group});
-    const at::Tensor margin = -0.5 * config_.beta * (groups.gather(1, best) - groups.gather(1, worst)).squeeze(1);
-    const at::Tensor p = config_.soft_labels ? at::sigmoid(r.gather(1, best) - r.gather(1, worst)).squeeze(1) : at::ones_like(margin);
-    out = -(p * at::log_sigmoid(margin) + (1 - p) * at::log_sigmoid(-margin));
+    out = preference_loss(b.rewards, mean_square(v - y) - mean_square(b.base_velocities[j] - y));
   }
   if (config_.preserve > 0) {
     at::Tensor keep = config_.preserve * mean_square(v - b.base_velocities[j]);
@@ -198,7 +217,7 @@ LossReport EndpointRegression::loss(const FinetuneContext& context, const Batch&
     report.metrics.add("ess", 1 / normalised.weights.square().sum().item<double>(), static_cast<double>(batch.n));
     // Weights that have the base's log Z are divided by it: dividing by the mean of a few samples shrinks the tilt, the more the fewer. Others: within the piece of work.
     const bool known = (config_.rollouts == "base" || config_.weights == "path") && config_.tau == 1 && config_.trust_region == 0;
-    weights = known ? (batch.log_weights - context.log_z).clamp_max(kMaxLogWeight).exp() : normalised.weights * static_cast<double>(batch.n);
+    weights = known ? (batch.log_weights - context.log_z).clamp_max(kMaxEndpointLogWeight).exp() : normalised.weights * static_cast<double>(batch.n);
   }
   for (std::size_t j = 0; j < v.size(); ++j) {
     const at::Tensor each = per_sample(batch, j, v[j], weights);

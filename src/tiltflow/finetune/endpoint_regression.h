@@ -2,7 +2,7 @@
 // noised anew, x_t = alpha x_1 + beta x_0, and the velocity is regressed where rewards say so. y = alpha' x_1 + beta' x_0; all errors |v - y|^2.
 //   rwr              exp(tau r) |v - y|^2, weights normalised: one exact step tilts the law of the end points by exp(tau r). With end points of the
 //                    base, or with path weights, the optimum is the tilted law itself, and (with tau = 1, untempered) log Z of the base is the normaliser. (Peters & Schaal 2007; Lee et al. 2023)
-//   best-of-group    |v - y|^2 of the best of each group
+//   best-of-group    |v - y|^2 of the best of each group, shared by those that tie for it
 //   diffusion-nft    r |v+ - y|^2 + (1 - r) |v- - y|^2, v+- = v_old +- b (v - v_old), r in [0, 1] from the advantage; minimiser
 //                    v_old + E[(2r - 1)(y - v_old)] / b (Zheng et al. 2025)
 //   advantage-flow   A |v - y|^2 + gamma |v - v_old|^2 + lambda |v - v_base|^2: one exact step is flow matching on (gamma + A) p_old
@@ -46,9 +46,10 @@ class EndpointRegression final : public FinetuneMethod {
  public:
   EndpointRegression(std::string method, EndpointConfig config);
   std::string name() const override { return method_; }
-  MethodNeeds needs() const override { return {linear_base(), false, config_.weights == "path", compares()}; }
+  MethodNeeds needs() const override { return {linear_base(), false, config_.weights == "path", group_size()}; }
   bool adds_bonus() const override { return !linear_base() && config_.weights != "path" && config_.screening.candidates == 0 && config_.pairs.empty(); }
   double training_calls(const TransitionTable&) const override { return static_cast<double>(config_.noisings); }
+  void check_files(const std::vector<std::int64_t>& sample_shape) const override;
   void begin_step(const FinetuneContext&, std::int64_t, std::int64_t) override {}
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;
   LossReport loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) override;
@@ -57,9 +58,11 @@ class EndpointRegression final : public FinetuneMethod {
  private:
   bool linear_base() const { return method_ == "efficient-adjoint-matching"; }
   bool compares() const { return method_ != "rwr" && !linear_base(); }
+  std::int64_t group_size() const;  // samples that are compared; 1 = none
   bool needs_old() const { return method_ == "diffusion-nft" || method_ == "advantage-flow" || method_ == "advantage-weighted-matching" || method_ == "ram"; }
   bool needs_base() const { return config_.preserve > 0 || method_ == "ram" || method_ == "dpo"; }
   at::Tensor per_sample(const Batch& batch, std::size_t j, const at::Tensor& v, const at::Tensor& weights) const;  // [n]; weights [n]: of rwr
+  at::Tensor preference_loss(const at::Tensor& rewards, const at::Tensor& excess) const;
   at::Tensor stored_pairs(const FinetuneContext& context, std::uint32_t key, Batch& batch);
   std::string method_;
   EndpointConfig config_;

@@ -20,7 +20,7 @@ struct MethodNeeds {
   bool reward_gradient = false;  // of the reward with respect to the sample
   bool base_jacobian = false;    // products of vectors with the base's Jacobian
   bool step_density = false;     // every step of the sampler has noise
-  bool groups = false;           // samples of one label that are compared with each other
+  std::int64_t group = 1;        // consecutive samples of one label that are compared: divides batch and item; 1 = none
   bool on_policy = false;        // every batch serves one step: buffer_passes = 1
   bool potential = false;        // the policy is the gradient of a scalar network
   bool standard_normal = false;  // the base is N(0, I)
@@ -70,6 +70,8 @@ class FinetuneMethod {
   virtual std::int64_t period() const { return 1; }
   // Whether it adds FinetuneContext::bonus to the rewards.
   virtual bool adds_bonus() const { return false; }
+  // Reads the files that the method will use and throws what is wrong with them; before the first step.
+  virtual void check_files(const std::vector<std::int64_t>& /*sample_shape*/) const {}
   // Draws step-wide choices (which time steps enter the loss). `pass`: how often the current batch was used before; 0: a
   // collect follows.
   virtual void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) = 0;

@@ -52,6 +52,17 @@ const std::vector<MethodListing>& method_listing() {
   return listing;
 }
 
+std::vector<std::string> methods_without_reward_gradient() {
+  std::vector<std::string> out;
+  for (const MethodListing& m : method_listing()) if (!m.reward_gradient()) out.push_back(m.name);
+  return out;
+}
+
+void refuse_missing_gradient(const std::string& method, const std::string& reward, const std::string& why) {
+  fail(ErrorKind::kConfig, cat("method ", method, " needs the reward's gradient; reward ", reward, " has none", why.empty() ? "" : ": ", why),
+       cat("use a method that needs none (", join(methods_without_reward_gradient(), ", "), "), or learn a stand-in for the reward with surrogate.every"));
+}
+
 std::string method_table_text() {
   std::size_t name = 0, samples = 0;
   for (const MethodListing& m : method_listing()) name = std::max(name, m.name.size()), samples = std::max(samples, m.samples.size());
@@ -89,10 +100,20 @@ std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& c) {
 
 void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward, const TransitionTable& table) {
   const MethodNeeds needs = method.needs();
-  if (needs.reward_gradient && !reward.has_gradient) fail(ErrorKind::kConfig, cat("method ", method.name(), " needs the reward's gradient; reward ", reward.name, " has none"), "use flow-grpo, rwr, diffusion-nft, advantage-flow, ram, dpo, log-variance or trajectory-balance; or learn a stand-in for it with surrogate.every");
+  if (needs.reward_gradient && !reward.has_gradient) refuse_missing_gradient(method.name(), reward.name, "");
   if (!needs.step_density) return;
   for (const Transition& s : table.steps) {
     if (!(s.s > 0)) fail(ErrorKind::kConfig, cat("method ", method.name(), " needs noise in every step; sampler ", table.name, " has none at t = ", s.t), "use sampler auto, euler, exponential or ancestral; or a method without paths: rwr, diffusion-nft, advantage-flow, ram, dpo, draft");
+  }
+}
+
+void require_groups_fit(const FinetuneMethod& method, std::int64_t batch, std::int64_t item) {
+  const std::int64_t group = method.needs().group;
+  for (const auto& [key, value] : {std::pair<const char*, std::int64_t>{"batch", batch}, {"item", item}}) {
+    if (value % group) {
+      fail(ErrorKind::kConfig, cat("method ", method.name(), " compares groups of ", group, "; ", key, " = ", value, " is no multiple of it"),
+           cat("set ", key, " to a multiple of ", group, ", or method.group"));
+    }
   }
 }
 

@@ -20,7 +20,7 @@ class PathLoss final : public FinetuneMethod {
  public:
   explicit PathLoss(std::string method, PathLossConfig config = {});
   std::string name() const override { return method_; }
-  MethodNeeds needs() const override { return {false, false, true, false}; }
+  MethodNeeds needs() const override { return {false, false, true}; }
   double training_calls(const TransitionTable& table) const override { return static_cast<double>(table.size()); }
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;

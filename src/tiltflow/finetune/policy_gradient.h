@@ -26,7 +26,7 @@ class PolicyGradient final : public FinetuneMethod {
  public:
   explicit PolicyGradient(PolicyGradientConfig config, bool guard = false) : config_(std::move(config)), guard_(guard) {}
   std::string name() const override { return guard_ ? "grpo-guard" : "flow-grpo"; }
-  MethodNeeds needs() const override { return {false, false, true, config_.advantage.kind != "value"}; }
+  MethodNeeds needs() const override { return {false, false, true, config_.advantage.kind == "value" ? 1 : config_.advantage.group}; }
   bool adds_bonus() const override { return true; }
   double training_calls(const TransitionTable& table) const override;
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;

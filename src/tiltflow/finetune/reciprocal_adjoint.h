@@ -19,7 +19,7 @@ class ReciprocalAdjointMatching final : public FinetuneMethod {
  public:
   explicit ReciprocalAdjointMatching(ReciprocalConfig config) : config_(config), buffer_(config.replay) {}
   std::string name() const override { return "reciprocal-adjoint-matching"; }
-  MethodNeeds needs() const override { return {true, false, false, false, /*on_policy=*/true, false, /*standard_normal=*/true}; }
+  MethodNeeds needs() const override { return {true, false, false, /*group=*/1, /*on_policy=*/true, false, /*standard_normal=*/true}; }
   double training_calls(const TransitionTable&) const override { return static_cast<double>(config_.noisings); }
   // Throws kConfig when the base is not N(0, I).
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;

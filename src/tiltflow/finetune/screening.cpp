@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
@@ -43,7 +44,7 @@ void bind(Fields& f, ScreeningConfig& c) {
 at::Tensor screened_end_points(const FinetuneContext& context, const VelocityField& field, std::uint32_t key, std::int64_t first, std::int64_t n, std::int64_t group,
                                const at::Tensor& labels, const ScreeningConfig& config, MetricSums& metrics, at::Tensor* rewards) {
   if (config.candidates < group) fail(ErrorKind::kConfig, cat("method.candidates = ", config.candidates, " is less than method.group = ", group), "draft more seeds than are kept, e.g. four times as many");
-  if (n % group || first % group) fail(ErrorKind::kConfig, cat(n, " samples in a piece of work are no multiple of method.group = ", group), "choose batch and item as multiples of method.group");
+  if (n % group || first % group) fail(ErrorKind::kConfig, cat(counted(n, "sample"), " in a piece of work are no multiple of method.group = ", group), "choose batch and item as multiples of method.group");
   const std::int64_t groups = n / group, count = groups * config.candidates;
   const at::Tensor x_0 = prior_sample(context.streams, key, first / group * config.candidates, count, context.sample_shape, context.dtype);
   const at::Tensor of_groups = labels.defined() ? labels.slice(0, 0, n, group).repeat_interleave(config.candidates) : labels;

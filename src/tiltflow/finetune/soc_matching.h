@@ -30,7 +30,7 @@ class SocMatching final : public FinetuneMethod {
  public:
   SocMatching(std::string method, SocMatchingConfig config) : method_(std::move(method)), config_(std::move(config)) {}
   std::string name() const override { return method_; }
-  MethodNeeds needs() const override { return {true, true, true, false}; }
+  MethodNeeds needs() const override { return {true, true, true}; }
   double training_calls(const TransitionTable& table) const override { return static_cast<double>(table.size()); }
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;

@@ -18,7 +18,7 @@ class ValueRegression final : public FinetuneMethod {
  public:
   explicit ValueRegression(ValueConfig config) : config_(config), buffer_(config.replay) {}
   std::string name() const override { return "value-regression"; }
-  MethodNeeds needs() const override { return {false, false, false, false, /*on_policy=*/true, /*potential=*/true}; }
+  MethodNeeds needs() const override { return {false, false, false, /*group=*/1, /*on_policy=*/true, /*potential=*/true}; }
   double training_calls(const TransitionTable&) const override { return 0; }  // the small network only
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;  // throws kConfig for other policies
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;

@@ -9,6 +9,7 @@
 #include "tiltflow/io/picture_set.h"
 #include "tiltflow/io/record_files.h"
 #include "tiltflow/io/resize.h"
+#include "tiltflow/io/split_folder.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/parameters.h"
@@ -43,17 +44,8 @@ at::Tensor read_picture(const fs::path& file, const PictureOptions& options) {
   return prepared(read_picture_file(file), options, file.string());
 }
 
-namespace {
-
-fs::path folder_of_split(const DatasetConfig& config, const std::string& split) {
-  const fs::path folder = config.path;
-  return fs::is_directory(folder / split) ? folder / split : folder;
-}
-
-}  // namespace
-
 PictureList list_pictures(const DatasetConfig& config, const std::string& split) {
-  return list_picture_folder(folder_of_split(config, split));
+  return list_picture_folder(split_folder(config.path, split).folder);
 }
 
 std::int64_t ImageDataset::size() const { return labels.size(0); }
@@ -116,7 +108,7 @@ void convert_all(ImageDataset& data, std::int64_t channels) {
 }
 
 ImageDataset read_folder(const DatasetConfig& config, const std::string& split) {
-  const fs::path folder = folder_of_split(config, split);
+  const fs::path folder = split_folder(config.path, split).folder;
   return read_picture_set(list_picture_folder(folder), config, folder.string());
 }
 
@@ -132,6 +124,11 @@ ImageDataset read_records(const DatasetConfig& config, const std::string& split)
 const std::vector<std::string>& data_formats() {
   static const std::vector<std::string> formats{"idx", "cifar", "folder", "numpy", "latents"};
   return formats;
+}
+
+bool has_test_split(const DatasetConfig& config) {
+  if (config.format == "folder") return split_folder(config.path, "test").split;
+  return config.format == "idx" || config.format == "cifar";  // files of their own, whose reader says when they are missing
 }
 
 ImageDataset read_dataset(const DatasetConfig& config, const std::string& split) {

@@ -77,7 +77,9 @@ const std::vector<std::string>& data_formats();  // idx, cifar, folder, numpy, l
 
 // `format`: "idx", "cifar" (see io/record_files), "folder" (io/picture_folder: path/{split}/class/ or path/class/), "numpy" (a file
 // .npz or .npy of images), "latents" (a file of write_latents; for both the split does not matter).
-// `split`: "train" or "test". What was skipped or converted is logged as warnings. Throws kBadFile.
+// `split`: "train" or "test"; a folder that is not divided gives all its pictures for either (see split_folder). What was skipped or converted is logged as warnings. Throws kBadFile.
 ImageDataset read_dataset(const DatasetConfig& config, const std::string& split);
+// Whether the test pictures are others than the training pictures.
+bool has_test_split(const DatasetConfig& config);
 
 }  // namespace tiltflow

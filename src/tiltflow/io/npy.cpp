@@ -14,16 +14,15 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::size_t kMaxHeader = 10000;  // NumPy's own bound
-constexpr std::size_t kMaxArray = std::size_t{1} << 36;
+constexpr std::size_t kMaxNpyHeader = 10000;  // NumPy's own bound
 
-struct Kind {
+struct NpyType {
   std::string_view code;  // without byte order
   at::ScalarType stored;  // of the same width
   at::ScalarType given;
 };
 
-constexpr std::array<Kind, 12> kKinds{{{"b1", at::kByte, at::kBool},
+constexpr std::array<NpyType, 12> kNpyTypes{{{"b1", at::kByte, at::kBool},
                                        {"u1", at::kByte, at::kByte},
                                        {"i1", at::kChar, at::kChar},
                                        {"i2", at::kShort, at::kShort},
@@ -47,8 +46,8 @@ std::string refusal(const std::string& code) {
   return cat("arrays of type '", code, "' are not read");
 }
 
-struct Header {
-  Kind kind{};
+struct NpyHeader {
+  NpyType type{};
   bool big_endian = false;
   bool fortran = false;
   std::vector<std::int64_t> shape;
@@ -60,17 +59,17 @@ class NpyReader {
   NpyReader(std::string_view bytes, const std::string& where) : bytes_(bytes), where_(where) {}
 
   at::Tensor read() const {
-    Header header = read_header();
+    NpyHeader header = read_header();
     const std::size_t expected = data_bytes(header);
     const std::size_t found = bytes_.size() - header.data;
     if (found != expected) bad(cat(found, " data bytes, the header promises ", expected));
     if (header.fortran) std::reverse(header.shape.begin(), header.shape.end());
-    at::Tensor out = at::empty(header.shape, header.kind.stored);
+    at::Tensor out = at::empty(header.shape, header.type.stored);
     if (expected > 0) std::memcpy(out.data_ptr(), bytes_.data() + header.data, expected);
     const bool swap = header.big_endian == (std::endian::native == std::endian::little);
     if (swap) reverse_bytes(out);
-    if (header.kind.code == "u8" && out.numel() > 0 && out.min().item<std::int64_t>() < 0) bad("it holds numbers of 2^63 and more");
-    out = out.to(header.kind.given);
+    if (header.type.code == "u8" && out.numel() > 0 && out.min().item<std::int64_t>() < 0) bad("it holds numbers of 2^63 and more");
+    out = out.to(header.type.given);
     if (!header.fortran) return out;
     std::vector<std::int64_t> reversed;
     for (std::int64_t i = out.dim(); i-- > 0;) reversed.push_back(i);
@@ -80,21 +79,21 @@ class NpyReader {
  private:
   [[noreturn]] void bad(const std::string& what) const { fail(ErrorKind::kBadFile, cat(where_, ": ", what)); }
 
-  Header read_header() const {
+  NpyHeader read_header() const {
     if (!starts_with(bytes_, kNpyMagic) || bytes_.size() < 10) bad("not a NumPy array");
     const std::size_t wide = bytes_[6] == 1 ? 2 : 4;
     if (bytes_[6] < 1 || bytes_[6] > 3 || bytes_.size() < 8 + wide) bad("unknown version of the array format");
     std::size_t length = 0;
     for (std::size_t i = 0; i < wide; ++i) length |= std::size_t{static_cast<unsigned char>(bytes_[8 + i])} << (8 * i);
-    Header header;
+    NpyHeader header;
     header.data = 8 + wide + length;
-    if (length > kMaxHeader || header.data > bytes_.size()) bad("the array's header is cut off");
+    if (length > kMaxNpyHeader || header.data > bytes_.size()) bad("the array's header is cut off");
     parse(std::string(bytes_.substr(8 + wide, length)), header);
     return header;
   }
 
   // A Python dictionary: {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }
-  void parse(const std::string& text, Header& header) const {
+  void parse(const std::string& text, NpyHeader& header) const {
     static const std::regex type(R"('descr':\s*'([^']*)')");
     static const std::regex record(R"('descr':\s*[\[(])");
     static const std::regex order(R"('fortran_order':\s*(True|False))");
@@ -109,12 +108,12 @@ class NpyReader {
     header.shape = parse_shape(found[1]);
   }
 
-  void read_type(const std::string& descr, Header& header) const {
+  void read_type(const std::string& descr, NpyHeader& header) const {
     const bool ordered = !descr.empty() && std::string_view("<>|=").find(descr[0]) != std::string_view::npos;
     const std::string_view code = std::string_view(descr).substr(ordered ? 1 : 0);
-    const auto known = std::find_if(kKinds.begin(), kKinds.end(), [&](const Kind& kind) { return kind.code == code; });
-    if (known == kKinds.end()) bad(refusal(descr));
-    header.kind = *known;
+    const auto known = std::find_if(kNpyTypes.begin(), kNpyTypes.end(), [&](const NpyType& type) { return type.code == code; });
+    if (known == kNpyTypes.end()) bad(refusal(descr));
+    header.type = *known;
     header.big_endian = descr[0] == '>' || (descr[0] != '<' && std::endian::native == std::endian::big);
   }
 
@@ -132,10 +131,10 @@ class NpyReader {
     return shape;
   }
 
-  std::size_t data_bytes(const Header& header) const {
-    std::size_t expected = elementSize(header.kind.stored);
+  std::size_t data_bytes(const NpyHeader& header) const {
+    std::size_t expected = elementSize(header.type.stored);
     for (const std::int64_t size : header.shape) {
-      if (size > 0 && expected > kMaxArray / static_cast<std::size_t>(size)) bad("the array is absurdly large");
+      if (size > 0 && expected > kMaxNpyBytes / static_cast<std::size_t>(size)) bad("the array is absurdly large");
       expected *= static_cast<std::size_t>(size);
     }
     return expected;

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -15,6 +16,7 @@ std::string npy_header(const at::Tensor& x);
 // that libtorch hardly knows come one size wider (uint16 as int32, uint32 and uint64 as int64).
 // Objects (pickles, which run code), records, text and complex numbers are refused. `where` stands in errors. Throws kBadFile.
 at::Tensor parse_npy(std::string_view bytes, const std::string& where);
+inline constexpr std::size_t kMaxNpyBytes = std::size_t{1} << 36;  // larger arrays are refused as absurd
 inline constexpr std::string_view kNpyMagic = "\x93NUMPY";  // every such file begins with it
 
 }  // namespace tiltflow

@@ -12,7 +12,6 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::size_t kMaxArray = std::size_t{1} << 36;
 constexpr std::string_view kSuffix = ".npy";
 
 std::string_view text_of(const MappedFile& file) { return {reinterpret_cast<const char*>(file.data()), file.size()}; }
@@ -48,7 +47,7 @@ ParameterSet read_npz(const std::filesystem::path& path, const std::vector<std::
   const ZipArchive archive = open_archive(file, path);
   for (const std::string& name : arrays_in(archive)) {
     const bool asked = wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end();
-    if (asked) out.add(name, parse_npy(archive.read(cat(name, kSuffix), kMaxArray), cat(path.string(), ": ", name)));
+    if (asked) out.add(name, parse_npy(archive.read(cat(name, kSuffix), kMaxNpyBytes), cat(path.string(), ": ", name)));
   }
   return out;
 }

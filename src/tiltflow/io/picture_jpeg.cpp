@@ -16,7 +16,7 @@ namespace {
 constexpr int kMaxScans = 500;  // of progressive pictures; a small file may ask for millions
 
 // What libjpeg calls back. A warning about the pixels is an error here: libjpeg would fill what is missing with grey.
-struct Callbacks {
+struct JpegCallbacks {
   jpeg_error_mgr errors;
   jpeg_progress_mgr progress;
   std::jmp_buf jump;
@@ -24,7 +24,7 @@ struct Callbacks {
 };
 
 [[noreturn]] void stop(j_common_ptr info) {
-  auto* callbacks = reinterpret_cast<Callbacks*>(info->err);
+  auto* callbacks = reinterpret_cast<JpegCallbacks*>(info->err);
   (*info->err->format_message)(info, callbacks->message);
   std::longjmp(callbacks->jump, 1);
 }
@@ -39,13 +39,13 @@ void on_message(j_common_ptr info, int level) {
 void on_progress(j_common_ptr info) {
   if (!info->is_decompressor) return;
   if (reinterpret_cast<j_decompress_ptr>(info)->input_scan_number <= kMaxScans) return;
-  auto* callbacks = reinterpret_cast<Callbacks*>(info->err);
+  auto* callbacks = reinterpret_cast<JpegCallbacks*>(info->err);
   std::snprintf(callbacks->message, sizeof callbacks->message, "more than %d scans", kMaxScans);
   std::longjmp(callbacks->jump, 1);
 }
 
 struct JpegReader {
-  explicit JpegReader(Callbacks& callbacks) {
+  explicit JpegReader(JpegCallbacks& callbacks) {
     info.err = jpeg_std_error(&callbacks.errors);
     callbacks.errors.error_exit = stop;
     callbacks.errors.emit_message = on_message;
@@ -59,7 +59,7 @@ struct JpegReader {
 
 // libjpeg leaves `work` by a long jump on errors: it must own nothing.
 template <class Work>
-bool without_error(Callbacks& callbacks, const Work& work) {
+bool without_error(JpegCallbacks& callbacks, const Work& work) {
   if (setjmp(callbacks.jump)) return false;
   work();
   return true;
@@ -100,7 +100,7 @@ int orientation_of(const jpeg_decompress_struct& info) {
 }  // namespace
 
 Picture decode_jpeg_picture(std::string_view bytes, const std::string& name) {
-  Callbacks callbacks{};
+  JpegCallbacks callbacks{};
   JpegReader reader(callbacks);
   jpeg_decompress_struct& info = reader.info;
   const auto guarded = [&](const auto& work) {

@@ -12,37 +12,37 @@
 namespace tiltflow {
 namespace {
 
-struct Source {
+struct PngSource {
   std::string_view rest;
   std::string message;  // of libpng's error
 };
 
 void read_bytes(png_structp png, png_bytep out, png_size_t size) {
-  auto* source = static_cast<Source*>(png_get_io_ptr(png));
+  auto* source = static_cast<PngSource*>(png_get_io_ptr(png));
   if (source->rest.size() < size) png_error(png, "the file is truncated");
   std::memcpy(out, source->rest.data(), size);
   source->rest.remove_prefix(size);
 }
 
 void on_error(png_structp png, png_const_charp message) {
-  static_cast<Source*>(png_get_error_ptr(png))->message = message;
+  static_cast<PngSource*>(png_get_error_ptr(png))->message = message;
   png_longjmp(png, 1);
 }
 
 void on_warning(png_structp, png_const_charp) {}  // of chunks that do not touch the pixels
 
-std::uint32_t big_endian(std::string_view bytes, std::size_t offset) {
+std::uint32_t chunk_number(std::string_view bytes, std::size_t offset) {
   return png_get_uint_32(reinterpret_cast<png_const_bytep>(bytes.data()) + offset);
 }
 
 // Chunks beside the pixels: the rotation, and the number of frames of an animated PNG (libpng reads its first picture).
 void read_notes(std::string_view bytes, Picture& picture) {
   for (std::size_t at = 8; at + 12 <= bytes.size();) {
-    const std::size_t length = big_endian(bytes, at);
+    const std::size_t length = chunk_number(bytes, at);
     if (length > bytes.size() - at - 12) return;
     const std::string_view type = bytes.substr(at + 4, 4);
     if (type == "eXIf") picture.orientation = orientation_of_exif(bytes.substr(at + 8, length));
-    if (type == "acTL" && length >= 8) picture.frames = big_endian(bytes, at + 8);
+    if (type == "acTL" && length >= 8) picture.frames = chunk_number(bytes, at + 8);
     at += 12 + length;
   }
 }
@@ -96,7 +96,7 @@ Picture expanded(const std::vector<std::uint8_t>& indices, const Palette& palett
 }
 
 struct PngReader {
-  explicit PngReader(Source& source) {
+  explicit PngReader(PngSource& source) {
     png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &source, on_error, on_warning);
     info = png_create_info_struct(png);
     png_set_read_fn(png, &source, read_bytes);
@@ -121,7 +121,7 @@ bool without_error(png_structp png, const Work& work) {
 }  // namespace
 
 Picture decode_png_picture(std::string_view bytes, const std::string& name) {
-  Source source{bytes, ""};
+  PngSource source{bytes, ""};
   const PngReader reader(source);
   png_structp png = reader.png;
   png_infop info = reader.info;

@@ -12,7 +12,7 @@ namespace tiltflow {
 namespace {
 
 constexpr int kPrecision = 22;  // Pillow's weights are whole multiples of 2^-22, which decides ties
-constexpr std::int64_t kMaxSide = 65536;
+constexpr std::int64_t kLongestSide = 65536;
 
 struct Filter {
   double support;
@@ -119,7 +119,7 @@ at::Tensor center_crop(const at::Tensor& picture, std::int64_t size, const std::
   const auto scaled = [&](std::int64_t length) { return static_cast<std::int64_t>(std::nearbyint(static_cast<double>(length) * scale)); };
   const std::int64_t height = scaled(x.size(1));
   const std::int64_t width = scaled(x.size(2));
-  if (std::max(height, width) > kMaxSide) fail(ErrorKind::kBadFile, cat(name, ": ", picture.size(1), " x ", picture.size(2), " pixels are too narrow a strip to be cropped to ", size, " x ", size));
+  if (std::max(height, width) > kLongestSide) fail(ErrorKind::kBadFile, cat(name, ": ", picture.size(1), " x ", picture.size(2), " pixels are too narrow a strip to be cropped to ", size, " x ", size));
   x = resize(x, height, width, "bicubic");
   return x.narrow(1, (x.size(1) - size) / 2, size).narrow(2, (x.size(2) - size) / 2, size).contiguous();
 }

@@ -20,7 +20,7 @@ struct TypeName {
   const char* name;
   at::ScalarType type;
 };
-constexpr TypeName kTypes[] = {{"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf}, {"BF16", at::kBFloat16},
+constexpr TypeName kElementTypes[] = {{"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf}, {"BF16", at::kBFloat16},
                                {"I64", at::kLong},   {"I32", at::kInt},   {"I16", at::kShort}, {"I8", at::kChar},
                                {"U8", at::kByte},    {"BOOL", at::kBool}};
 
@@ -60,8 +60,8 @@ Entry parse_entry(const std::string& name, const nlohmann::json& value, std::uin
   if (!dtype.is_string() || !shape.is_array() || !offsets.is_array() || offsets.size() != 2) bad("has a malformed header entry");
   Entry entry{name, at::kFloat, {}, 0, 0};
   const std::string type_name = dtype.get<std::string>();
-  const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const TypeName& t) { return type_name == t.name; });
-  if (type == std::end(kTypes)) bad(cat("has the unsupported type '", type_name, "'"));
+  const auto* type = std::find_if(std::begin(kElementTypes), std::end(kElementTypes), [&](const TypeName& t) { return type_name == t.name; });
+  if (type == std::end(kElementTypes)) bad(cat("has the unsupported type '", type_name, "'"));
   entry.type = type->type;
   std::uint64_t bytes = c10::elementSize(entry.type), extent = bytes;
   if (shape.size() > 16) bad("has more than 16 dimensions");
@@ -137,8 +137,8 @@ void write_safetensors(const std::filesystem::path& path, const ParameterSet& te
   std::uint64_t offset = 0;
   for (const std::string& name : names) {
     const at::Tensor tensor = tensors.at(name).detach().to(at::kCPU).contiguous();
-    const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const TypeName& t) { return tensor.scalar_type() == t.type; });
-    if (type == std::end(kTypes)) fail(ErrorKind::kFailure, cat("tensor '", name, "' has a type that safetensors cannot hold"));
+    const auto* type = std::find_if(std::begin(kElementTypes), std::end(kElementTypes), [&](const TypeName& t) { return tensor.scalar_type() == t.type; });
+    if (type == std::end(kElementTypes)) fail(ErrorKind::kFailure, cat("tensor '", name, "' has a type that safetensors cannot hold"));
     header[name] = {{"dtype", type->name}, {"shape", tensor.sizes().vec()}, {"data_offsets", {offset, offset + tensor.nbytes()}}};
     offset += tensor.nbytes();
     kept.push_back(tensor);

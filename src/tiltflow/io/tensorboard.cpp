@@ -2,9 +2,12 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <map>
 
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/hash.h"
@@ -41,11 +44,51 @@ double wall_time() { return std::chrono::duration<double>(std::chrono::system_cl
 
 }  // namespace
 
-EventWriter::EventWriter(const std::filesystem::path& folder) {
+std::string event_tag(const std::string& metric) {
+  static const std::map<std::string, std::string> kWhole{
+      {"reward", "reward/mean"}, {"true_reward", "reward/true"}, {"loss", "loss/total"}, {"learning_rate", "optimizer/learning_rate"},
+      {"gradient_norm", "optimizer/gradient_norm"}, {"seconds", "time/seconds"}, {"evaluations", "time/evaluations"},
+      {"peak_memory_mb", "memory/peak_mb"}, {"peak_device_memory_mb", "memory/peak_device_mb"}, {"control_cost", "control/cost"},
+      {"log_z", "base/log_z"}, {"log_z_se", "base/log_z_se"}};
+  if (const auto found = kWhole.find(metric); found != kWhole.end()) return found->second;
+  for (const char* group : {"eval", "base", "reward", "loss", "mode", "surrogate", "validation"}) {
+    const std::string begin = cat(group, "_");
+    if (starts_with(metric, begin)) return cat(group, "/", metric.substr(begin.size()));
+  }
+  constexpr std::string_view kLoss = "_loss";
+  if (ends_with(metric, kLoss)) return cat("loss/", metric.substr(0, metric.size() - kLoss.size()));
+  return cat("train/", metric);
+}
+
+namespace {
+
+constexpr std::string_view kFileStart = "events.out.tfevents.";
+
+// Seconds in the name of the newest event file of a folder; 0: there is none.
+long long newest_file(const std::filesystem::path& folder) {
+  long long newest = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (starts_with(name, kFileStart)) newest = std::max(newest, std::atoll(name.c_str() + kFileStart.size()));
+  }
+  return newest;
+}
+
+}  // namespace
+
+EventWriter::EventWriter(const std::filesystem::path& folder, std::int64_t first_step) {
   char host[256] = "localhost";
   gethostname(host, sizeof host - 1);
-  file_ = std::make_unique<LineAppender>(folder / cat("events.out.tfevents.", static_cast<long long>(wall_time()), ".", host, ".", getpid()));
+  const long long before = newest_file(folder);  // files are read in the order of their names, whatever the clock says
+  const long long seconds = std::max(static_cast<long long>(wall_time()), before + 1);
+  file_ = std::make_unique<LineAppender>(folder / cat(kFileStart, seconds, ".", host, ".", getpid()));
   record(field_double(1, wall_time()) + field_bytes(3, "brain.Event:2"));
+  if (before > 0) start_session(first_step);
+}
+
+// Event.session_log = 7, SessionLog.status = 1, START = 1.
+void EventWriter::start_session(std::int64_t first_step) {
+  record(field_double(1, wall_time()) + field_varint(2, static_cast<std::uint64_t>(first_step)) + field_bytes(7, field_varint(1, 1)));
 }
 
 EventWriter::~EventWriter() = default;

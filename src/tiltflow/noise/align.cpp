@@ -82,6 +82,7 @@ AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* 
     const at::AutoGradMode grad(true);
     const at::Tensor leaf = (adam ? raw : q).detach().set_requires_grad(true), matrices = adam ? map.matrices(leaf) : leaf;
     const at::Tensor z = map.apply(matrices, out.eps), scores = score(reward, z, out.labels), drift = (z - out.eps).square().flatten(1).mean(1);
+    if (!scores.requires_grad()) fail(ErrorKind::kConfig, cat("reward ", reward.info().name, " has no gradient; aligning noise needs one"), "its score is computed outside autograd");
     const double mean = scores.mean().item<double>();
     if (out.reward.empty() || mean > out.reward[static_cast<std::size_t>(out.best_step)]) {
       out.best_step = k, out.noise = z.detach(), out.maps = matrices.detach();

@@ -200,7 +200,7 @@ AssignSummary run_assignment(const Generator& generator, const Assigner& assigne
     }
     store.sync();
     if (o.progress) o.progress(static_cast<std::int64_t>(store.results().size()), done > 0 ? sum / static_cast<double>(done) : 0);
-    if (stop_signal() != 0 && c + o.shards < chunks) fail(ErrorKind::kStopped, cat("stopped by a signal; ", store.results().size(), " targets are kept in ", o.out.string()), "the same command continues");
+    check_stop();
   }
   std::vector<AssignStore> stores;
   std::size_t tried = 0;

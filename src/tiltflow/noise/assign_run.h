@@ -41,7 +41,7 @@ struct AssignSummary {
 };
 // Writes OUT/store while it works; at the end OUT/assigned.safetensors, manifest.jsonl, failures.jsonl, summary.json, pairs.png,
 // noise.json, all the same after any interruption and for any number of shards. A target that cannot be read or whose loss is not
-// finite becomes a failure; the others go on. Throws kStopped on a signal, with everything finished kept.
+// finite becomes a failure; the others go on. Throws kStopped on a signal; finished chunks are kept.
 AssignSummary run_assignment(const Generator& generator, const Assigner& assigner, const AssignConfig& config, const std::vector<Target>& targets, const RandomStreams& streams, const AssignRunOptions& options);
 
 }  // namespace tiltflow

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "tiltflow/base/descriptor.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/hash.h"
 #include "tiltflow/base/strings.h"
@@ -98,7 +99,7 @@ void AssignStore::add_failure(std::int64_t position, const std::string& kind, co
 }
 
 void AssignStore::sync() {
-  if (::fsync(rows_) != 0) fail(ErrorKind::kFailure, cat("cannot write ", rows_path_.string(), ": ", std::strerror(errno)));
+  if (!sync_descriptor(rows_)) fail(ErrorKind::kFailure, cat("cannot write ", rows_path_.string(), ": ", std::strerror(errno)));
   log_->write(join(pending_, ""));
   log_->sync();
   pending_.clear();

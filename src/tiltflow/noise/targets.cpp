@@ -6,6 +6,7 @@
 #include <optional>
 #include <string_view>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
@@ -98,7 +99,7 @@ std::vector<Target> list_targets(const TargetsConfig& c) {
     }
   }
   const auto size = static_cast<std::int64_t>(all.size());
-  if (c.first >= size) fail(ErrorKind::kConfig, cat("targets.first is ", c.first, ", there are ", size, " targets in ", c.path));
+  if (c.first >= size) fail(ErrorKind::kConfig, cat("targets.first is ", c.first, ", there are ", counted(size, "target"), " in ", c.path));
   const std::int64_t end = c.count == 0 ? size : std::min(size, c.first + c.count);
   return {all.begin() + c.first, all.begin() + end};
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/models/mixture/mixture_model.h"
@@ -14,7 +15,7 @@ namespace {
 // One number for all entries or one per entry.
 at::Tensor per_entry(const std::vector<double>& values, const at::Tensor& flat, const char* what) {
   if (values.size() != 1 && static_cast<std::int64_t>(values.size()) != flat.size(1)) {
-    fail(ErrorKind::kConfig, cat("reward: ", what, " has ", values.size(), " numbers, samples have ", flat.size(1), " entries"), "give one number or one per entry");
+    fail(ErrorKind::kConfig, cat("reward: ", what, " has ", counted(values.size(), "number"), ", samples have ", counted(flat.size(1), "entry", "entries")), "give one number or one per entry");
   }
   return at::tensor(values, at::kDouble).to(flat.options().requires_grad(false));
 }
@@ -92,7 +93,7 @@ class LogDensity final : public Reward {
   const RewardInfo& info() const override { return info_; }
   at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
     const at::Tensor x = samples.flatten(1).to(at::kDouble);
-    if (x.size(1) != mixture_.dimension()) fail(ErrorKind::kConfig, cat("reward log-density: its mixture has dimension ", mixture_.dimension(), ", samples have ", x.size(1), " entries"));
+    if (x.size(1) != mixture_.dimension()) fail(ErrorKind::kConfig, cat("reward log-density: its mixture has dimension ", mixture_.dimension(), ", samples have ", counted(x.size(1), "entry", "entries")));
     at::Tensor out = log_density(mixture_, x);
     if (over_normal_) out = out + 0.5 * x.square().sum(1) + 0.5 * static_cast<double>(x.size(1)) * std::log(2 * std::numbers::pi);
     return out.to(samples.scalar_type());

@@ -34,11 +34,14 @@ const std::vector<Row>& rows() {
 
 class WeightedSum final : public Reward {
  public:
-  WeightedSum(std::vector<double> scales, std::vector<std::shared_ptr<const Reward>> parts) : scales_(std::move(scales)), parts_(std::move(parts)) {
+  // `blind`: whether a part was declared to have no gradient.
+  WeightedSum(std::vector<double> scales, std::vector<std::shared_ptr<const Reward>> parts, bool blind) : scales_(std::move(scales)), parts_(std::move(parts)) {
+    info_.has_gradient = !blind;
     std::vector<std::string> names;
     for (std::size_t i = 0; i < parts_.size(); ++i) {
       names.push_back(cat(compact(scales_[i]), " ", parts_[i]->info().name));
       info_.has_gradient = info_.has_gradient && parts_[i]->info().has_gradient;
+      info_.gradient_known = info_.gradient_known && parts_[i]->info().gradient_known;
     }
     info_.name = join(names, " + ");
   }
@@ -50,6 +53,11 @@ class WeightedSum final : public Reward {
       total = total.defined() ? total + part : part;
     }
     return total;
+  }
+  std::vector<const Reward*> terms() const override {
+    std::vector<const Reward*> out;
+    for (const auto& part : parts_) out.push_back(part.get());
+    return out;
   }
 
  private:
@@ -77,6 +85,7 @@ void bind(Fields& f, RewardTerm& c) {
   f.value("head", c.head, "aesthetic: file of the head");
   f.table("args", c.args, "aesthetic: num_heads and activation of a CLIP whose file does not say; log-density: weights, means, deviations");
   f.value("file", c.file, "torchscript: the module");
+  f.value("gradient", c.gradient, "false: a black box without gradient, for methods that need none and for a learned surrogate; modules without one are found out");
 }
 
 std::shared_ptr<const Reward> make_reward(const RewardTerm& term) {
@@ -92,11 +101,13 @@ std::shared_ptr<const Reward> make_weighted_sum(const std::vector<RewardTerm>& t
   if (terms.empty()) fail(ErrorKind::kConfig, "no reward given", "add a section [[reward]] with a name and a scale");
   std::vector<double> scales;
   std::vector<std::shared_ptr<const Reward>> parts;
+  bool blind = false;
   for (const RewardTerm& term : terms) {
     scales.push_back(term.scale);
     parts.push_back(make_reward(term));
+    blind = blind || !term.gradient;
   }
-  return std::make_shared<WeightedSum>(std::move(scales), std::move(parts));
+  return std::make_shared<WeightedSum>(std::move(scales), std::move(parts), blind);
 }
 
 const std::vector<RewardListing>& reward_listing() {

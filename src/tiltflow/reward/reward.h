@@ -16,6 +16,7 @@ struct RewardInfo {
   std::string name;
   bool has_gradient = true;
   std::string citation;
+  bool gradient_known = true;  // false: of a program from outside; whether has_gradient is true shows in a call
 };
 
 // What a batch is scored against; made once per batch of labels (or prompts).
@@ -30,6 +31,7 @@ class Reward {
   virtual RewardCondition prepare(const at::Tensor& labels) const { return {labels}; }
   // Images [N, C, H, W] (nominally in [0, 1], not clamped) or vectors [N, d] -> [N]. Differentiable if info() says so.
   virtual at::Tensor score(const at::Tensor& samples, const RewardCondition& condition) const = 0;
+  virtual std::vector<const Reward*> terms() const { return {this}; }  // of a sum: its parts
 };
 
 // One [[reward]] section; a sum of terms is the reward.
@@ -47,6 +49,7 @@ struct RewardTerm {
   std::string clip, head;          // aesthetic: CLIP folder or file, head file
   std::map<std::string, std::string> args;  // aesthetic: num_heads, activation of CLIP where its file does not say; log-density: weights, means, deviations
   std::string file;                // torchscript: the module
+  bool gradient = true;            // false: the reward is used as a black box
 };
 void bind(Fields& f, RewardTerm& c);
 

@@ -47,7 +47,7 @@ at::Tensor StateReward::score(const at::Tensor& state, const at::Tensor& labels,
     const at::NoGradGuard no_grad;
     const std::int64_t begin = (rank + mine * size) * kPiece, n = std::min(kPiece, state.size(0) - begin);
     const at::Tensor score = reward_->score(decoder_(state.narrow(0, begin, n)), reward_->prepare(labels.defined() ? labels.narrow(0, begin, n) : labels));
-    if (score.dim() != 1 || score.size(0) != n) fail(ErrorKind::kFailure, cat("reward ", reward_->info().name, " must return one number per sample"));
+    if (score.dim() != 1 || score.size(0) != n) fail(ErrorKind::kFailure, cat("reward ", reward_->info().name, " returned ", shape_text(score.sizes()), "; expected one number a sample, [", n, "]"));
     out.narrow(0, begin, n).copy_(score);
   });
   if (size > 1) all_reduce_sum({out});
@@ -61,18 +61,42 @@ ScoreAndGradient StateReward::score_and_gradient(const at::Tensor& state, const 
   const at::Tensor input = state.detach().set_requires_grad(true);
   const at::Tensor score = reward_->score(decoder_(input), reward_->prepare(labels));
   require_finite(score, cat("reward ", reward_->info().name));
-  if (!score.requires_grad()) return {score.detach(), at::zeros_like(state)};
+  if (!score.requires_grad()) fail(ErrorKind::kConfig, cat("reward ", reward_->info().name, " has no gradient: its score is computed outside autograd"));
   const at::Tensor gradient = torch::autograd::grad({score.sum()}, {input}, {}, false, false, true)[0];
   ScoreAndGradient out{score.detach(), gradient.defined() ? gradient : at::zeros_like(state)};
   require_finite(out.gradient, cat("gradient of reward ", reward_->info().name));
   return out;
 }
 
+std::vector<ObservedTerm> observe_terms(const StateReward& reward, const at::Tensor& states, const at::Tensor& labels) {
+  const at::AutoGradMode grad(true);
+  const at::Tensor images = reward.decode(states.detach()).detach().set_requires_grad(true);
+  std::vector<ObservedTerm> out;
+  for (const Reward* term : reward.reward().terms()) {
+    ObservedTerm seen{term->info().name};
+    const at::Tensor score = term->score(images, term->prepare(labels));
+    require_finite(score, cat("reward ", seen.name));
+    seen.varies = score.size(0) > 1 && (score != score[0]).any().item<bool>();
+    seen.gradient = TermGradient::kNone;
+    if (score.requires_grad()) {
+      const at::Tensor gradient = torch::autograd::grad({score.sum()}, {images}, {}, false, false, /*allow_unused=*/true)[0];
+      const bool some = gradient.defined() && (gradient != 0).any().item<bool>();
+      seen.gradient = some ? TermGradient::kPresent : TermGradient::kZero;
+    }
+    out.push_back(std::move(seen));
+  }
+  return out;
+}
+
+void require_varied(const at::Tensor& scores, const std::string& name) {
+  if ((scores != scores[0]).any().item<bool>()) return;
+  fail(ErrorKind::kConfig, cat("reward ", name, " is constant: every one of ", scores.size(0), " samples scores ", compact(scores[0].item<double>())), "nothing can be learned from it; check its inputs, and evaluation.base_samples when success is rare");
+}
+
 double check_reward(const StateReward& reward, const at::Tensor& states, const at::Tensor& labels, const RandomStreams& streams) {
   const std::string& name = reward.reward().info().name;
   if (!reward.reward().info().has_gradient) {
-    const at::Tensor score = reward.score(states, labels);
-    if (score.std().item<double>() == 0) fail(ErrorKind::kConfig, cat("reward ", name, " is constant: every sample scores ", score[0].item<double>()), "nothing can be learned from it; check its inputs");
+    require_varied(reward.score(states, labels), name);
     return 0;
   }
   const ScoreAndGradient at_states = reward.score_and_gradient(states, labels);

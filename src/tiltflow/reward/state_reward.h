@@ -42,6 +42,19 @@ class StateReward {
   Decoder decoder_;
 };
 
+// What autograd gives of one term of a reward: no graph at all (integers, no_grad, another program), a gradient that is exactly zero, or a gradient.
+enum class TermGradient { kNone, kZero, kPresent };
+struct ObservedTerm {
+  std::string name;
+  TermGradient gradient = TermGradient::kPresent;
+  bool varies = false;  // its scores differ between the states
+};
+// Every term at these states. Throws what the reward throws. Cost: one score and one gradient of each term.
+std::vector<ObservedTerm> observe_terms(const StateReward& reward, const at::Tensor& states, const at::Tensor& labels);
+
+// Throws kConfig when all scores are the same.
+void require_varied(const at::Tensor& scores, const std::string& name);
+
 // Start-up check on a few states (two or more): the score varies or has a gradient, both are finite, and the gradient
 // agrees with central differences along random directions. Throws kConfig (constant, wrong gradient) or kNonFinite.
 // Returns the largest relative disagreement. Cost: 4 scores and 1 gradient.

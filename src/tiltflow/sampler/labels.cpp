@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
@@ -125,13 +126,13 @@ void require_in_range(const LabelConfig& c, std::int64_t classes) {
 
 LabelSource chosen_labels(const LabelConfig& c, std::int64_t classes, const RandomStreams& streams, std::uint32_t step, std::int64_t offset) {
   if (classes < 1) fail(ErrorKind::kConfig, cat("labels.kind = \"", c.kind, "\" needs a class-conditional model"));
-  if (c.kind == "fixed" && c.label >= classes) fail(ErrorKind::kConfig, cat("labels.label ", c.label, " is out of range, the model has ", classes, " classes"), "labels.kind = \"none\" is unconditional");
+  if (c.kind == "fixed" && c.label >= classes) fail(ErrorKind::kConfig, cat("labels.label ", c.label, " is out of range, the model has ", counted(classes, "class", "classes")), "labels.kind = \"none\" is unconditional");
   if (c.kind == "uniform") return uniform_labels(streams, step, classes);
   if (c.kind == "fixed") {
     return fixed_label(c.label);
   }
   if (c.kind == "weighted") {
-    if (static_cast<std::int64_t>(c.weights.size()) != classes) fail(ErrorKind::kConfig, cat(c.weights.size(), " label weights for ", classes, " classes"));
+    if (static_cast<std::int64_t>(c.weights.size()) != classes) fail(ErrorKind::kConfig, cat(c.weights.size(), " label weights for ", counted(classes, "class", "classes")));
     return weighted_labels(streams, step, c.weights);
   }
   const LabelConfig read = with_file_read(c);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tiltflow/base/signals.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -14,6 +15,7 @@ AdjointPass lean_adjoint(const VelocityField& base, const TransitionTable& table
   out.base_velocities.resize(steps);
   out.adjoints[steps] = std::move(terminal_adjoint);
   for (std::size_t end = steps; end > start;) {
+    check_stop();
     const std::size_t begin = end - std::min(options.stride, end - start), middle = begin + (end - begin) / 2;
     const at::Tensor& a = out.adjoints[end];
     Vjp pass = base.vjp(states[middle], time_tensor(table.steps[middle].t, states[middle]), condition, a);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -92,6 +93,7 @@ OdeResult solve_ode(const VelocityField& field, at::Tensor x, const std::vector<
   const at::AutoGradMode grad(options.keep_graph && at::GradMode::is_enabled());
   int evaluations = 0;
   const Velocity v = [&](const at::Tensor& state, double t) {
+    check_stop();
     ++evaluations;
     return field.velocity(state, time_tensor(t, state), condition);
   };

@@ -4,6 +4,7 @@
 #include <numbers>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/signals.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -23,6 +24,7 @@ Trajectory rollout(const VelocityField& field, const TransitionTable& table, at:
   if (!options.graphs.empty()) out.with_graph.resize(table.steps.size());
   const at::NoGradGuard no_grad;
   for (int k = 0; k < table.size(); ++k) {
+    check_stop();
     const Transition& step = table.steps[static_cast<std::size_t>(k)];
     const at::Tensor t = time_tensor(step.t, x);
     if (options.keep_states) out.states.push_back(x);

@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -59,6 +60,7 @@ at::Tensor solve_sde(const VelocityField& field, const Path& path, at::Tensor x,
     return w == 0 ? v : v + score_from_velocity(p, state, v) * w;
   };
   for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
+    check_stop();
     const double t = grid[k], h = grid[k + 1] - t, w = diffusion(options.form, options.norm, path.at(t));
     if (!(w >= 0) || !std::isfinite(w)) fail(ErrorKind::kConfig, cat("diffusion ", options.form, " is ", w, " at t = ", t), "start a little later, or choose another form");
     const at::Tensor kick = noise(static_cast<int>(k)) * std::sqrt(2 * w * h);

@@ -10,11 +10,17 @@
 #include <atomic>
 #include <exception>
 #include <filesystem>
+#include <latch>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "tiltflow/base/log.h"
+#include "tiltflow/base/machine.h"
+#include "tiltflow/base/signals.h"
+#include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/device.h"
 
@@ -29,6 +35,31 @@ std::optional<c10::Stream> current_stream() {
   if (!device.is_cuda()) return {};
   return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
 }
+
+// Up to `count` threads; fewer, with a warning, where the system gives no more (`ulimit -u`, pids.max of a container).
+std::vector<std::thread> start_threads(int count, const std::function<void()>& work) {
+  std::vector<std::thread> threads;
+  try {
+    for (int i = 0; i < count; ++i) threads.emplace_back(work);
+  } catch (const std::system_error& error) {
+    static std::atomic<bool> warned{false};
+    if (!warned.exchange(true)) {
+      log_warn(cat("only ", threads.size() + 1, " of ", count + 1, " workers could be started (", error.code().message(),
+                   "): see `ulimit -u` and the container's pids.max, or set compute.workers"));
+    }
+  }
+  return threads;
+}
+
+// libtorch's OpenMP ends the program when it cannot have its threads, so they are tried first.
+int possible_threads(int wanted) {
+  if (wanted <= 1) return 1;
+  std::latch all_tried(1);
+  std::vector<std::thread> threads = start_threads(wanted - 1, [&] { all_tried.wait(); });
+  all_tried.count_down();
+  for (std::thread& thread : threads) thread.join();
+  return 1 + static_cast<int>(threads.size());
+}
 }  // namespace
 
 void keep_freed_memory() {
@@ -39,7 +70,10 @@ void keep_freed_memory() {
 #endif
 }
 
-int hardware_cores() { return std::max(1u, std::thread::hardware_concurrency()); }
+int hardware_cores() {
+  static const int cores = usable_cores(read_machine("/")).count;
+  return cores;
+}
 
 int memory_nodes() {
   int nodes = 0;
@@ -54,7 +88,7 @@ int memory_nodes() {
 void set_thread_policy(ThreadPolicy policy) {
   g_policy = policy;
   if (g_policy.workers <= 0) g_policy.workers = hardware_cores();
-  g_policy.intra_op = std::max(1, g_policy.intra_op);
+  g_policy.intra_op = possible_threads(g_policy.intra_op);
   at::set_num_threads(g_policy.intra_op);
 }
 
@@ -63,7 +97,10 @@ ThreadPolicy thread_policy() { return g_policy; }
 void parallel_for(std::int64_t count, const std::function<void(std::int64_t)>& work) {
   const int workers = t_inside ? 1 : static_cast<int>(std::min<std::int64_t>(g_policy.workers, count));
   if (workers <= 1) {
-    for (std::int64_t i = 0; i < count; ++i) work(i);
+    for (std::int64_t i = 0; i < count; ++i) {
+      check_stop();
+      work(i);
+    }
     return;
   }
   std::atomic<std::int64_t> next{0};
@@ -76,7 +113,12 @@ void parallel_for(std::int64_t count, const std::function<void(std::int64_t)>& w
     const c10::OptionalStreamGuard same(stream);
     t_inside = true;
     try {
-      for (std::int64_t i = next++; i < count; i = next++) work(i);
+      while (true) {
+        check_stop();  // before a piece is taken: pieces that were taken may wait for each other
+        const std::int64_t i = next++;
+        if (i >= count) break;
+        work(i);
+      }
     } catch (...) {
       const std::lock_guard lock(error_mutex);
       if (!error) error = std::current_exception();
@@ -84,13 +126,10 @@ void parallel_for(std::int64_t count, const std::function<void(std::int64_t)>& w
     }
     t_inside = false;
   };
-  std::vector<std::thread> threads;
-  for (int i = 1; i < workers; ++i) {
-    threads.emplace_back([&] {
-      at::set_num_threads(g_policy.intra_op);
-      run();
-    });
-  }
+  std::vector<std::thread> threads = start_threads(workers - 1, [&] {
+    at::set_num_threads(g_policy.intra_op);
+    run();
+  });
   run();
   for (std::thread& thread : threads) thread.join();
   if (error) std::rethrow_exception(error);

@@ -15,17 +15,23 @@ struct WorldInfo {
   int local_size = 1;              // processes on this machine
   std::string host;                // of rank 0
   std::uint16_t port = 0;
+  std::string source;              // the variables that said so, "WORLD_SIZE = 2 and RANK = 0"
 };
 // From the environment: torchrun (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT), Slurm's srun (SLURM_PROCID,
 // SLURM_STEP_NUM_TASKS, SLURM_NTASKS_PER_NODE), Open MPI (OMPI_COMM_WORLD_*). One process when nothing says otherwise. Slurm and MPI
-// need MASTER_ADDR (default 127.0.0.1) and MASTER_PORT (default 29400) when they span machines. Throws kConfig for nonsense.
+// need MASTER_ADDR (default 127.0.0.1) and MASTER_PORT (default 29400) when they span machines. Throws kConfig for nonsense, and for
+// RANK and WORLD_SIZE without MASTER_ADDR and MASTER_PORT: no launcher sets them so, they are left over from something else.
 WorldInfo world_from_environment();
 
-// Joins the others; blocks until all are there. Called once, before any work. Throws kFailure after `timeout_seconds`.
+// Joins the others; waits until all are there, saying so after five seconds. Called once, before any work. Throws kFailure after
+// `timeout_seconds`, kStopped on a signal.
 void join_world(const WorldInfo& info, double timeout_seconds = 300);
 int world_rank();
 int world_size();
 int world_local_size();  // processes on this machine
+
+// True once an exchange has failed because another process is gone.
+bool partner_lost();
 
 // In place, the same on every rank: tensors are flattened into buckets of about 32 MB, one all-reduce each. Throws kFailure
 // when another rank is gone.

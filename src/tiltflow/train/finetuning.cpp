@@ -3,9 +3,12 @@
 #include <cmath>
 #include <numeric>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
+#include "tiltflow/base/problems.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/models/model_file.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/device.h"
@@ -82,11 +85,78 @@ void follow_memory_plan(FinetuneSetup& s, double trainable) {
   }
   const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch, wanted, thread_policy().workers, bytes);
   log_info(cat("memory plan: ", plan.text()));
-  s.config.item = plan.item;
+  const std::int64_t group = make_method(s.config.method)->needs().group;
+  s.config.item = std::max(group, plan.item / group * group);  // groups stay together
   if (!plan.checkpointing || s.config.compute.activation_checkpointing) return;
   s.config.compute.activation_checkpointing = true;
   s.flow = {};  // frees the weights first
   s.flow = load_flow_model(s.config.model, apply(s.config.compute));
+}
+
+// Declared, or of a program from outside what two samples of noise show. Terms without a graph cannot be mended by others that have one.
+bool find_reward_gradient(const FinetuneSetup& s) {
+  const RewardInfo& info = s.reward->reward().info();
+  if (!info.has_gradient || info.gradient_known) return info.has_gradient;
+  const bool needed = needs_reward_gradient(s.config);
+  for (const ObservedTerm& term : observe_terms(*s.reward, prior_sample(s.streams, 0, 0, 2, s.flow.model->sample_shape()), s.labels_at(0)(0, 2))) {
+    if (term.gradient == TermGradient::kPresent) continue;
+    if (term.gradient == TermGradient::kZero && needed) continue;  // noise may lie where the reward is flat: samples of the base decide
+    if (needed) refuse_missing_gradient(s.config.method.name, term.name, "its score is computed outside autograd (whole numbers, no_grad, another program)");
+    log_info(cat("reward ", term.name, " has no gradient; method ", s.config.method.name, " works without"));
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+bool needs_reward_gradient(const FinetuneConfig& config) { return config.surrogate.every == 0 && make_method(config.method)->needs().reward_gradient; }
+
+namespace {
+
+// Rollouts of the ODE when the method wants no noise; the sampler of a published preset.
+void choose_sampler(FinetuneSetup& s) {
+  SamplerConfig& sampler = s.config.sampler;
+  const MethodConfig& method = s.config.method;
+  sampler.prediction = s.flow.prediction;
+  if (sampler.name == "auto" && method.adjoint.preset == "paper") sampler.name = "euler-paper";
+  if (sampler.name == "auto" && method.adjoint.preset == "official-sd") sampler.name = "ancestral";
+  if (method.noise()) {
+    s.table = table_of(sampler, *s.flow.path);
+    return;
+  }
+  // Evaluations and checks follow the ODE too.
+  if (sampler.name != "auto" && sampler.name != "ode-euler") fail(ErrorKind::kConfig, cat("method.noise = false rolls out the ODE, not ", sampler.name), "leave sampler.name at auto");
+  sampler.name = "ode-euler";
+  s.table = deterministic_control(grid_of(sampler, *s.flow.path));
+}
+
+void require_guidance_fits(const FinetuneSetup& s) {
+  const FinetuneGuidance& g = s.config.guidance;
+  if (g.mode == "none") return;
+  if (s.config.labels.kind == "none") fail(ErrorKind::kConfig, cat("guidance.mode = \"", g.mode, "\" needs labels"), "set labels.kind");
+  if (!g.guidance.active()) fail(ErrorKind::kConfig, cat("guidance.mode = \"", g.mode, "\" with guidance.scale = 1 does nothing"), "set guidance.scale, e.g. 4");
+  s.for_evaluation(s.flow.model);  // refuses intervals and models that cannot be guided
+}
+
+// Reward, sampler, policy and bonus as the method needs them, each problem for itself.
+void check_method(FinetuneSetup& s, Problems& problems) {
+  const FinetuneConfig& config = s.config;
+  const auto method = make_method(config.method);
+  problems.check([&] {
+    s.reward_gradient = find_reward_gradient(s);
+    RewardInfo seen = s.reward->reward().info();  // what the method works with
+    seen.has_gradient = s.reward_gradient || config.surrogate.every > 0;
+    require_method_fits(*method, seen, s.table);
+  });
+  problems.check([&] { require_surroundings_fit(*method, config.buffer_passes, config.policy, s.flow); });
+  problems.check([&] {
+    if (config.surrogate.every > 0 && !config.method.noise()) fail(ErrorKind::kConfig, "surrogate.every with method.noise = false: the learned reward is fitted to samples with noise", "leave one of them out");
+  });
+  problems.check([&] {
+    if (config.modes.codes == 1) fail(ErrorKind::kConfig, "modes.codes = 1 tells nothing apart", "use 2 or more, or 0 for none");
+    if (config.modes.codes > 0) require_bonus_fits(*method, s.table);
+  });
 }
 
 }  // namespace
@@ -94,38 +164,31 @@ void follow_memory_plan(FinetuneSetup& s, double trainable) {
 FinetuneSetup set_up(const FinetuneConfig& config) {
   FinetuneSetup s;
   s.config = config;
-  const ModelRuntime runtime = apply(config.compute);
-  s.flow = load_flow_model(config.model, runtime);
-  s.config.sampler.prediction = s.flow.prediction;
-  const double trainable = trainable_bytes(s.flow, config.policy);  // refuses policies that fit nothing
-  if (config.item == 0) follow_memory_plan(s, trainable);
   s.streams = RandomStreams(static_cast<std::uint64_t>(config.seed));
-  s.config.labels = with_file_read(config.labels);
-  s.labels_at(0);  // refuses labels the model does not have
-  const auto autoencoder = config.decoder.file.empty() ? nullptr : load_autoencoder(config.decoder);
-  s.reward = std::make_shared<StateReward>(make_weighted_sum(config.reward), decoder_of(s.flow, autoencoder));
-  if (s.config.sampler.name == "auto" && config.method.adjoint.preset == "paper") s.config.sampler.name = "euler-paper";
-  if (s.config.sampler.name == "auto" && config.method.adjoint.preset == "official-sd") s.config.sampler.name = "ancestral";
-  if (!config.method.noise()) {  // rollouts of the ODE; evaluations and checks follow it too
-    if (s.config.sampler.name != "auto" && s.config.sampler.name != "ode-euler") fail(ErrorKind::kConfig, cat("method.noise = false rolls out the ODE, not ", s.config.sampler.name), "leave sampler.name at auto");
-    s.config.sampler.name = "ode-euler";
-    s.table = deterministic_control(grid_of(s.config.sampler, *s.flow.path));
-  } else {
-    s.table = table_of(s.config.sampler, *s.flow.path);
+  Problems problems;
+  ModelRuntime runtime;
+  std::shared_ptr<const Autoencoder> autoencoder;
+  std::shared_ptr<const Reward> reward;
+  bool made = problems.check([&] { runtime = apply(config.compute); });
+  made = problems.check([&] { s.flow = load_flow_model(config.model, runtime); }) && made;
+  const bool decodes = problems.check([&] { autoencoder = config.decoder.file.empty() ? nullptr : load_autoencoder(config.decoder); });
+  const bool rewarded = problems.check([&] { reward = make_weighted_sum(config.reward); });
+  problems.check([&] { if (!config.check.judge.empty()) load_classifier(config.check.judge); });  // what is read at the end is there
+  const bool labelled = problems.check([&] { s.config.labels = with_file_read(config.labels); });
+  const bool chosen = problems.check([&] { require_groups_fit(*make_method(config.method), config.batch, config.item); });
+  if (!made) problems.raise();
+  problems.check([&] {
+    const double trainable = trainable_bytes(s.flow, config.policy);  // refuses policies that fit nothing
+    if (config.item == 0 && chosen) follow_memory_plan(s, trainable);
+  });
+  const bool sampled = problems.check([&] { choose_sampler(s); });
+  if (labelled) {
+    problems.check([&] { s.labels_at(0); });  // refuses labels the model does not have
+    problems.check([&] { require_guidance_fits(s); });
   }
-  if (config.guidance.mode != "none") {
-    if (config.labels.kind == "none") fail(ErrorKind::kConfig, cat("guidance.mode = \"", config.guidance.mode, "\" needs labels"), "set labels.kind");
-    if (!config.guidance.guidance.active()) fail(ErrorKind::kConfig, cat("guidance.mode = \"", config.guidance.mode, "\" with guidance.scale = 1 does nothing"), "set guidance.scale, e.g. 4");
-    s.for_evaluation(s.flow.model);  // refuses intervals and models that cannot be guided
-  }
-  RewardInfo seen = s.reward->reward().info();  // what the method works with
-  if (config.surrogate.every > 0) seen.has_gradient = true;
-  const auto method = make_method(config.method);
-  require_method_fits(*method, seen, s.table);
-  require_surroundings_fit(*method, config.buffer_passes, config.policy, s.flow);
-  if (config.surrogate.every > 0 && !config.method.noise()) fail(ErrorKind::kConfig, "surrogate.every with method.noise = false: the learned reward is fitted to samples with noise", "leave one of them out");
-  if (config.modes.codes == 1) fail(ErrorKind::kConfig, "modes.codes = 1 tells nothing apart", "use 2 or more, or 0 for none");
-  if (config.modes.codes > 0) require_bonus_fits(*method, s.table);
+  if (rewarded && decodes) problems.check([&] { s.reward = std::make_shared<StateReward>(reward, decoder_of(s.flow, autoencoder)); });
+  if (s.reward && sampled && labelled && chosen) check_method(s, problems);
+  problems.raise();
   if (!s.table.memoryless) log_warn(cat("sampler ", s.table.name, " is not memoryless: the tuned law will not be the tilted law"));
   return s;
 }
@@ -241,8 +304,8 @@ double measure_evaluations(const FinetuneSetup& setup) {
 
 TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   Policy policy = make_policy(setup.flow, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
-  log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", setup.flow.model->parameters().numel(), " parameters (", format_bytes(policy.trainable.bytes()), ")"));
-  log_info(cat("sampler ", setup.table.name, ", ", setup.table.size(), " steps, ", setup.flow.path->name(), " path; ", setup.config.compute.precision, " products, attention ", setup.config.compute.attention));
+  log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", counted(setup.flow.model->parameters().numel(), "parameter"), " (", format_bytes(policy.trainable.bytes()), ")"));
+  log_info(cat("sampler ", setup.table.name, ", ", counted(setup.table.size(), "step"), ", ", setup.flow.path->name(), " path; ", setup.config.compute.precision, " products, attention ", setup.config.compute.attention));
   const bool fresh = !run.has_checkpoint();
   if (fresh) run.latest();  // forgets what a start that never reached its first checkpoint has logged
   const BaseStatistics base = fresh ? base_statistics(setup, *setup.for_evaluation(policy.base)) : stored_base_statistics(run);

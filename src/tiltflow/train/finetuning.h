@@ -70,6 +70,7 @@ struct FinetuneSetup {
   FinetuneConfig config;
   FlowModel flow;
   std::shared_ptr<const StateReward> reward;
+  bool reward_gradient = true;  // the reward has one: declared, or found at two samples of noise
   TransitionTable table;
   RandomStreams streams{0};
   LabelSource labels_at(std::uint32_t step) const;  // labels of the samples of one step
@@ -78,6 +79,8 @@ struct FinetuneSetup {
   std::shared_ptr<const VelocityField> for_evaluation(std::shared_ptr<const VelocityField> field) const;
   std::shared_ptr<const VelocityField> for_check(std::shared_ptr<const VelocityField> field) const;  // the law that is tilted
 };
+// Whether the method works with the gradient of the reward itself, not with a learned stand-in.
+bool needs_reward_gradient(const FinetuneConfig& config);
 // Throws kConfig and kBadFile; collects nothing, trains nothing.
 FinetuneSetup set_up(const FinetuneConfig& config);
 

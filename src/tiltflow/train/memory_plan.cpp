@@ -1,9 +1,9 @@
 #include "tiltflow/train/memory_plan.h"
 
 #include <algorithm>
-#include <fstream>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/machine.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/models/sit/config.h"
 #include "tiltflow/models/sit/sit.h"
@@ -11,16 +11,6 @@
 
 namespace tiltflow {
 namespace {
-
-// What the kernel would give without swapping; 4 GB when it does not say.
-double available_memory() {
-  std::ifstream file("/proc/meminfo");
-  std::string line;
-  while (std::getline(file, line)) {
-    if (starts_with(line, "MemAvailable:")) return std::atof(line.c_str() + 13) * 1024;
-  }
-  return 4e9;
-}
 
 constexpr double kOverhead = 3e8;  // program, libtorch, buffers of products
 
@@ -48,7 +38,7 @@ MemoryNeed memory_need(const VelocityModel& model, double trainable_bytes, std::
 
 MemoryPlan plan_memory(const MemoryNeed& need, std::int64_t batch, std::int64_t graphs, int workers, double limit) {
   MemoryPlan plan;
-  plan.limit = limit > 0 ? limit : 0.8 * available_memory();
+  plan.limit = limit > 0 ? limit : 0.8 * usable_memory(read_machine("/")).bytes;
   const double fixed_part = kOverhead + 2 * need.weights + need.packed + need.trained + need.trajectory * static_cast<double>(batch);
   const auto per_sample = [&](bool checkpointing) { return std::max(1.0, (checkpointing ? need.checkpointed : need.activations) * static_cast<double>(std::max<std::int64_t>(1, graphs)) * workers); };
   const auto largest = [&](bool checkpointing) { return std::min<std::int64_t>(batch, static_cast<std::int64_t>(std::max(0.0, (plan.limit - fixed_part) / per_sample(checkpointing)))); };

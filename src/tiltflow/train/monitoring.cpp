@@ -24,6 +24,18 @@ double standard_error(const at::Tensor& x) { return x.size(0) > 1 ? x.std().item
 
 std::string show(const at::Tensor& values, std::int64_t i) { return fixed(values[i].item<double>(), 2); }
 
+// On some samples of the base: every term has a gradient, and it is right.
+void check_gradient(const FinetuneSetup& setup, const Draws& draws) {
+  const std::int64_t n = std::min<std::int64_t>(16, draws.x.size(0));
+  const at::Tensor x = draws.x.narrow(0, 0, n);
+  const at::Tensor labels = draws.labels.defined() ? draws.labels.narrow(0, 0, n) : draws.labels;
+  for (const ObservedTerm& term : observe_terms(*setup.reward, x, labels)) {
+    const bool lost = term.varies && term.gradient != TermGradient::kPresent;
+    if (lost) refuse_missing_gradient(setup.config.method.name, term.name, cat("scores differ between samples, and the gradient is exactly zero at all ", n, " of them"));
+  }
+  check_reward(*setup.reward, x, labels, setup.streams);
+}
+
 }  // namespace
 
 BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& base) {
@@ -32,8 +44,9 @@ BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& 
   options.n = setup.config.evaluation.base_samples, options.step = kBaseKey, options.shared = true;
   options.progress = [&](std::int64_t done) { progress.update(done); };
   const Draws draws = draw(base, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kBaseKey), options);
-  check_reward(*setup.reward, draws.x.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))), draws.labels.defined() ? draws.labels.narrow(0, 0, std::min<std::int64_t>(16, draws.x.size(0))) : draws.labels, setup.streams);
+  if (needs_reward_gradient(setup.config)) check_gradient(setup, draws);
   const at::Tensor r = setup.reward->score(draws.x, draws.labels, /*shared=*/true).to(at::kDouble);
+  require_varied(r, setup.reward->reward().info().name);
   const ImportanceWeights weights = importance_weights(r, draws.labels);
   return {r.mean().item<double>(), standard_error(r), weights.log_z, weights.log_z_se, weights.ess};
 }
@@ -110,7 +123,7 @@ void Monitor::compare_pictures(const Draws& tuned, const at::Tensor& rewards, co
 
 // |a_t| over the image at t = 0, 1/4, 1/2, 3/4, 1, each scaled to its own maximum.
 void Monitor::heat_maps(const VelocityField& tuned, const VelocityField& base, std::int64_t step) {
-  if (!setup_.reward->reward().info().has_gradient) return;
+  if (!setup_.reward_gradient) return;
   const at::NoGradGuard no_grad;
   const std::int64_t n = std::min<std::int64_t>(kMapped, setup_.config.evaluation.samples);
   const Condition condition{setup_.labels_at(kEvaluationKey)(0, n)};

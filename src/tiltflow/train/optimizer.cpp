@@ -1,11 +1,13 @@
 #include "tiltflow/train/optimizer.h"
 
 #include <cmath>
+#include <mutex>
 #include <numbers>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/train/own_values.h"
 
 namespace tiltflow {
 
@@ -98,10 +100,37 @@ void WeightAverage::update(std::int64_t updates_done) {
   at::_foreach_lerp_(average, weights, 1 - decay);
 }
 
+namespace {
+
+struct Swap {
+  const SwappedWeights* by;
+  ParameterSet target, kept;
+};
+std::mutex g_swaps_mutex;
+std::vector<Swap> g_swaps;
+
+}  // namespace
+
 SwappedWeights::SwappedWeights(ParameterSet target, const ParameterSet& values) : target_(std::move(target)), kept_(clone(target_, false)) {
+  {
+    const std::lock_guard lock(g_swaps_mutex);
+    g_swaps.push_back({this, target_, kept_});
+  }
   assign(target_, values, "averaged weights");
 }
 
-SwappedWeights::~SwappedWeights() { assign(target_, kept_, "kept weights"); }
+SwappedWeights::~SwappedWeights() {
+  assign(target_, kept_, "kept weights");
+  const std::lock_guard lock(g_swaps_mutex);
+  std::erase_if(g_swaps, [this](const Swap& swap) { return swap.by == this; });
+}
+
+ParameterSet own_values(const ParameterSet& target) {
+  const std::lock_guard lock(g_swaps_mutex);
+  for (const Swap& swap : g_swaps) {
+    if (!target.empty() && !swap.target.empty() && swap.target.begin()->second.is_same(target.begin()->second)) return clone(swap.kept, false);
+  }
+  return target;
+}
 
 }  // namespace tiltflow

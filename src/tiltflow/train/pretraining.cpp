@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
@@ -67,7 +68,7 @@ FlowMatchingObjective::FlowMatchingObjective(std::unique_ptr<VelocityModel> mode
       order_(data_.size(), options_.batch, streams_), trainable_(trainable_of(*model_)) {
   const std::vector<std::int64_t> shape = data_.shape();
   if (shape != model_->sample_shape()) fail(ErrorKind::kConfig, cat("the data are ", shape_text(shape), ", the model makes ", shape_text(model_->sample_shape())), "adapt model.args (input_size, in_channels)");
-  if (model_->classes() > 0 && data_.labels.max().item<std::int64_t>() >= model_->classes()) fail(ErrorKind::kConfig, cat("the data have labels up to ", data_.labels.max().item<std::int64_t>(), ", the model has ", model_->classes(), " classes"));
+  if (model_->classes() > 0 && data_.labels.max().item<std::int64_t>() >= model_->classes()) fail(ErrorKind::kConfig, cat("the data have labels up to ", data_.labels.max().item<std::int64_t>(), ", the model has ", counted(model_->classes(), "class", "classes")));
 }
 
 std::int64_t FlowMatchingObjective::begin_step(std::int64_t step) {
@@ -96,7 +97,7 @@ LossReport FlowMatchingObjective::item(std::int64_t i) {
 ClassificationObjective::ClassificationObjective(ClassifierConfig config, ImageDataset data, ClassificationOptions options, std::uint64_t seed)
     : classifier_(config, with_gradients(to_compute_device(init_classifier(config, RandomStreams(seed))))), data_(std::move(data)), options_(options), streams_(seed),
       order_(data_.size(), options.batch, streams_) {
-  if (data_.classes() != config.num_classes) fail(ErrorKind::kConfig, cat("the data have ", data_.classes(), " classes, the classifier ", config.num_classes));
+  if (data_.classes() != config.num_classes) fail(ErrorKind::kConfig, cat("the data have ", counted(data_.classes(), "class", "classes"), ", the classifier ", config.num_classes));
 }
 
 std::int64_t ClassificationObjective::begin_step(std::int64_t step) {

@@ -1,5 +1,8 @@
 #include "tiltflow/train/pretraining_run.h"
 
+#include <algorithm>
+
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
@@ -44,6 +47,7 @@ void bind(Fields& f, PretrainConfig& c) {
   f.value("shift", c.shift, "classifier: largest random translation in pixels", at_least_integer(0));
   f.value("label_smoothing", c.label_smoothing, "classifier: label smoothing", between(0, 0.9));
   f.value("discriminator_steps", c.discriminator_steps, "gan: steps of the discriminator per step of the generator; train.steps counts both", at_least_integer(1));
+  f.value("evaluate_on", c.evaluate_on, "classifier: pictures whose accuracy is measured at the end: test (that split must be there), train (named so) or none", one_of({"test", "train", "none"}));
   f.section("data", c.data);
   f.section("model", c.model);
   f.section("compute", c.compute);
@@ -65,14 +69,37 @@ void start_from_file(const VelocityModel& model, const PretrainModelConfig& c) {
     if (!added) shared.add(name, tensor);
   }
   assign(shared, start.model->parameters(), c.init);
-  if (shared.size() < model.parameters().size()) log_info(cat(c.init, " has ", depth, " blocks; the others start as the identity"));
+  if (shared.size() < model.parameters().size()) log_info(cat(c.init, " has ", counted(depth, "block"), "; the others start as the identity"));
+}
+
+// Never the training pictures. Throws kBadFile when there are no others.
+ImageDataset test_pictures(const DatasetConfig& data) {
+  if (!has_test_split(data)) {
+    fail(ErrorKind::kBadFile, cat("no test pictures in ", data.path, ": it is not divided into train and test"),
+         "make sub-folders train and test (or val) with the classes below; or set evaluate_on = \"train\" for the accuracy on training pictures, \"none\" for none");
+  }
+  return read_dataset(data, "test");
+}
+
+// The numbers of the training split's classes; folders are numbered in their order, which differs when one is missing. Throws kBadFile.
+ImageDataset with_classes_of(const ImageDataset& train, ImageDataset test) {
+  if (test.shape() != train.shape()) fail(ErrorKind::kBadFile, cat("the test pictures are ", shape_text(test.shape()), ", the training pictures ", shape_text(train.shape())), "give a size (data.size) to crop and resize all of them");
+  std::vector<std::int64_t> numbers;
+  for (const std::string& name : test.class_names) {
+    const auto found = std::find(train.class_names.begin(), train.class_names.end(), name);
+    if (found == train.class_names.end()) fail(ErrorKind::kBadFile, cat("class '", name, "' of the test pictures is not among the training pictures"));
+    numbers.push_back(found - train.class_names.begin());
+  }
+  test.labels = at::tensor(numbers, at::kLong).index_select(0, test.labels);
+  test.class_names = train.class_names;
+  return test;
 }
 
 }  // namespace
 
 PretrainSetup set_up(const PretrainConfig& c) {
   const ModelRuntime runtime = apply(c.compute);
-  PretrainSetup s{c, nullptr, {}};
+  PretrainSetup s{c, nullptr, {}, {}};
   if (c.kind == "flow") {
     s.model = create_velocity_model({c.model.family, c.model.args}, static_cast<std::uint64_t>(c.seed), runtime);
     if (!c.model.init.empty()) start_from_file(*s.model, c.model);
@@ -83,6 +110,7 @@ PretrainSetup set_up(const PretrainConfig& c) {
   }
   if (c.kind != "flow" && c.data.format == "latents") fail(ErrorKind::kConfig, cat("a ", c.kind, " is trained on pictures, not on latents"));
   s.data = read_dataset(c.data, "train");
+  if (c.kind == "classifier" && c.evaluate_on == "test") s.held_out = with_classes_of(s.data, test_pictures(c.data));
   if (c.kind == "gan") require_gan_data(gan_config_from_args(c.model.args), s.data);
   return s;
 }
@@ -100,11 +128,13 @@ void pretrain_flow(PretrainSetup s, Run& run) {
   for (const auto& [name, tensor] : objective.model().parameters()) all.add(name, result.average.contains(name) ? result.average.at(name) : tensor);
   const auto file = run.directory() / "model.safetensors";
   save_velocity_model(file, objective.model(), all, {{"tiltflow.path", c.model.path}, {"tiltflow.prediction", c.model.prediction}, {"tiltflow.steps", std::to_string(result.steps)}});
-  log_info(cat("wrote ", file.string(), " (", all.numel(), " parameters)"));
+  log_info(cat("wrote ", file.string(), " (", counted(all.numel(), "parameter"), ")"));
 }
 
 void pretrain_classifier(PretrainSetup s, Run& run) {
   const PretrainConfig& c = s.config;
+  const ImageDataset held_out = std::move(s.held_out);
+  const ImageDataset training = s.data;
   ClassificationObjective objective(classifier_config_from_args(c.model.args), std::move(s.data),
                                     {c.batch, c.item, c.noise, c.shift, c.label_smoothing}, static_cast<std::uint64_t>(c.seed));
   TrainHooks hooks;
@@ -112,11 +142,19 @@ void pretrain_classifier(PretrainSetup s, Run& run) {
   hooks.note = [](const std::map<std::string, double>& m) { return cat("loss ", compact(m.at("loss")), "  accuracy ", fixed(100 * m.at("train_accuracy"), 1), " %"); };
   const TrainResult result = train(c.train, objective, run, hooks);
   if (!run.writes()) return;
-  const ImageDataset held_out = read_dataset(c.data, "test");
-  const double test_accuracy = accuracy(Classifier(objective.classifier().config(), result.average), held_out);
   const auto file = run.directory() / "model.safetensors";
-  save_classifier(file, objective.classifier().config(), result.average, {{"tiltflow.test_accuracy", fixed(test_accuracy, 4)}});
-  log_info(cat("wrote ", file.string(), "; accuracy on ", held_out.size(), " held-out images: ", fixed(100 * test_accuracy, 2), " %"));
+  const ClassifierConfig& config = objective.classifier().config();
+  save_classifier(file, config, result.average, {});  // before anything can go wrong with the evaluation
+  if (c.evaluate_on == "none") {
+    log_info("wrote " + file.string());
+    return;
+  }
+  const bool on_test = c.evaluate_on == "test";
+  const ImageDataset& seen = on_test ? held_out : training;
+  const double share = accuracy(Classifier(config, result.average), seen);
+  save_classifier(file, config, result.average, {{on_test ? "tiltflow.test_accuracy" : "tiltflow.training_accuracy", fixed(share, 4)}});
+  const std::string pictures = on_test ? counted(seen.size(), "held-out image") : cat("the ", counted(seen.size(), "training image"));
+  log_info(cat("wrote ", file.string(), "; accuracy on ", pictures, ": ", fixed(100 * share, 2), " %"));
 }
 
 void pretrain_gan(PretrainSetup s, Run& run) {
@@ -152,7 +190,7 @@ void pretrain_gan(PretrainSetup s, Run& run) {
   const auto file = run.directory() / "model.safetensors";
   save_generator(file, *generator, generator->parameters(), {{"tiltflow.steps", std::to_string(result.steps)}});
   write_safetensors(run.directory() / "discriminator.safetensors", objective.discriminator().parameters());
-  log_info(cat("wrote ", file.string(), " (", generator->parameters().numel(), " numbers) and discriminator.safetensors"));
+  log_info(cat("wrote ", file.string(), " (", counted(generator->parameters().numel(), "number"), ") and discriminator.safetensors"));
 }
 
 }  // namespace

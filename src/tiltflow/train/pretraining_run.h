@@ -31,6 +31,7 @@ struct PretrainConfig {
   std::int64_t shift = 2;
   double label_smoothing = 0;
   std::int64_t discriminator_steps = 1;
+  std::string evaluate_on = "test";  // classifier: whose accuracy is measured at the end
   DatasetConfig data{"idx", "data/mnist"};
   PretrainModelConfig model;
   ComputeConfig compute;
@@ -42,6 +43,7 @@ struct PretrainSetup {
   PretrainConfig config;
   std::unique_ptr<VelocityModel> model;  // flow: fresh, or with the weights of model.init; null otherwise
   ImageDataset data;
+  ImageDataset held_out;  // classifier: the test split, with the training split's class numbers; empty when evaluate_on is another
 };
 // Reads and checks everything the configuration names: data, initial weights, constructor arguments. Throws kConfig, kBadFile.
 PretrainSetup set_up(const PretrainConfig& config);

@@ -31,6 +31,16 @@ std::vector<fs::path> complete_checkpoints(const fs::path& folder) {
   return out;
 }
 
+std::string state_of(const Checkpoint& checkpoint) {
+  nlohmann::ordered_json state{{"step", checkpoint.step}};
+  if (!checkpoint.followed) state["followed"] = false;
+  return state.dump(1) + "\n";
+}
+
+bool holds(const fs::path& folder, const Checkpoint& checkpoint) {
+  return fs::exists(folder / "DONE") && fs::exists(folder / "state.json") && read_file(folder / "state.json") == state_of(checkpoint);
+}
+
 std::string first_difference(const std::string& a, const std::string& b) {
   const std::vector<std::string> left = split(a, '\n'), right = split(b, '\n');
   for (std::size_t i = 0; i < std::max(left.size(), right.size()); ++i) {
@@ -77,7 +87,9 @@ std::optional<Checkpoint> Run::latest() {
   if (!done.empty()) {
     out.emplace();
     try {
-      out->step = nlohmann::json::parse(read_file(done.back() / "state.json")).at("step").get<std::int64_t>();
+      const nlohmann::json state = nlohmann::json::parse(read_file(done.back() / "state.json"));
+      out->step = state.at("step").get<std::int64_t>();
+      out->followed = state.value("followed", true);
     } catch (const nlohmann::json::exception&) {
       fail(ErrorKind::kBadFile, cat((done.back() / "state.json").string(), " is broken"), "delete this checkpoint folder to resume from the one before");
     }
@@ -85,13 +97,20 @@ std::optional<Checkpoint> Run::latest() {
       if (entry.path().extension() == ".safetensors") out->parts[entry.path().stem().string()] = read_safetensors(entry.path()).tensors;
     }
   }
+  first_step_ = !out ? 0 : out->followed ? out->step + 1 : out->step;
+  shown_again_ = nlohmann::ordered_json::object();
   barrier();  // nobody reads on while the first process writes
   if (!writes_) return out;
-  // Lines of steps after the checkpoint will be written again.
+  // Lines after the checkpoint will be written again; so will all but the first of its step when what follows the step is not done.
   const fs::path metrics = directory_ / "metrics.jsonl";
   std::string kept;
+  bool seen = false;
   for (const auto& line : read_json_lines(metrics)) {
-    if (out && line.value("step", std::int64_t{0}) <= out->step) kept += line.dump() + "\n";
+    const std::int64_t step = line.value("step", std::int64_t{0});
+    const bool again = !out || step > out->step || (step == out->step && seen && !out->followed);
+    seen = seen || (out && step == out->step);
+    if (!again) kept += line.dump() + "\n";
+    if (!again && step == first_step_) shown_again_ = line;
   }
   if (fs::exists(metrics)) write_file_atomic(metrics, kept);
   return out;
@@ -99,13 +118,13 @@ std::optional<Checkpoint> Run::latest() {
 
 void Run::save(const Checkpoint& checkpoint, std::int64_t keep) {
   const fs::path folder = directory_ / "checkpoints", final_name = folder / step_name(checkpoint.step), temporary = folder / ("tmp-" + step_name(checkpoint.step));
-  if (!writes_ || fs::exists(final_name / "DONE")) return;
+  if (!writes_ || holds(final_name, checkpoint)) return;
   fs::remove_all(temporary);
   fs::remove_all(final_name);
   make_directories(temporary);
   try {
     for (const auto& [name, tensors] : checkpoint.parts) write_safetensors(temporary / (name + ".safetensors"), tensors);
-    write_file_atomic(temporary / "state.json", nlohmann::json{{"step", checkpoint.step}}.dump(1) + "\n");
+    write_file_atomic(temporary / "state.json", state_of(checkpoint));
     write_file_atomic(temporary / "DONE", "");
     if (metrics_) metrics_->sync();
     fs::rename(temporary, final_name);
@@ -123,22 +142,23 @@ void Run::log(std::int64_t step, const std::map<std::string, double>& metrics) {
   if (!writes_) return;
   if (!metrics_) {
     metrics_ = std::make_unique<JsonLines>(directory_ / "metrics.jsonl");
-    events_ = std::make_unique<EventWriter>(directory_);
+    events_ = std::make_unique<EventWriter>(directory_, first_step_);
+    for (const auto& [name, value] : shown_again_.items()) if (name != "step") events_->scalar(event_tag(name), first_step_, number_from_json(value));
   }
   nlohmann::ordered_json line{{"step", step}};
   for (const auto& [name, value] : metrics) line[name] = json_number(value);
   metrics_->write(line);
-  for (const auto& [name, value] : metrics) events_->scalar(name, step, value);
+  for (const auto& [name, value] : metrics) events_->scalar(event_tag(name), step, value);
 }
 
 void Run::histogram(const std::string& name, std::int64_t step, const at::Tensor& values) {
-  if (events_) events_->histogram(name, step, values);
+  if (events_) events_->histogram(event_tag(name), step, values);
 }
 
 void Run::picture(const std::string& name, std::int64_t step, const at::Tensor& image) {
   if (!writes_) return;
   write_png(samples() / cat(name, "-", step_name(step), ".png"), image, {{"Software", "tiltflow"}, {"step", std::to_string(step)}});
-  if (events_) events_->image(name, step, image);
+  if (events_) events_->image("pictures/" + name, step, image);
 }
 
 }  // namespace tiltflow

@@ -17,6 +17,7 @@ namespace tiltflow {
 struct Checkpoint {
   std::int64_t step = 0;                      // steps completed
   std::map<std::string, ParameterSet> parts;  // "weights", "average", "optimizer", "objective"
+  bool followed = true;                       // what follows the step (evaluation, validation) is done too
 };
 
 class Run {
@@ -42,6 +43,8 @@ class Run {
  private:
   std::filesystem::path directory_;
   bool writes_ = true;
+  std::int64_t first_step_ = 0;  // that this process logs; a continued run repeats what came after its checkpoint
+  nlohmann::ordered_json shown_again_;    // a metrics line of that step that stays, for the new event file
   std::unique_ptr<JsonLines> metrics_;
   std::unique_ptr<EventWriter> events_;
 };

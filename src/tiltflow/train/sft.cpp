@@ -3,6 +3,7 @@
 #include <limits>
 #include <mutex>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
@@ -73,7 +74,7 @@ ParameterSet GeneratorPolicy::weights(const ParameterSet& trained) const {
 SftObjective::SftObjective(std::shared_ptr<const Generator> base, std::shared_ptr<const Generator> anchor, AssignedSet pairs, const SftConfig& c, std::uint64_t seed)
     : config_(c), streams_(seed), base_(std::move(base)), anchor_(std::move(anchor)), pairs_(std::move(pairs)), policy_(base_, c, streams_), statistics_(buffers_of(*base_)), best_loss_(std::numeric_limits<double>::infinity()) {
   if (c.mse + c.l1 <= 0) fail(ErrorKind::kConfig, "sft: both image terms have weight 0", "set sft.mse or sft.l1");
-  if (pairs_.noise.size(1) != noise_size(*base_)) fail(ErrorKind::kBadFile, cat("the assigned noise has ", pairs_.noise.size(1), " numbers, the generator takes ", noise_size(*base_)));
+  if (pairs_.noise.size(1) != noise_size(*base_)) fail(ErrorKind::kBadFile, cat("the assigned noise has ", counted(pairs_.noise.size(1), "number"), ", the generator takes ", noise_size(*base_)));
   if (pairs_.images.sizes().slice(1) != at::IntArrayRef(base_->sample_shape())) fail(ErrorKind::kBadFile, cat("the targets are ", shape_text(pairs_.images.sizes().slice(1)), ", the generator makes ", shape_text(base_->sample_shape())));
   if (base_->classes() > 0 && (pairs_.labels.min().item<std::int64_t>() < 0 || pairs_.labels.max().item<std::int64_t>() >= base_->classes())) fail(ErrorKind::kBadFile, cat("the pairs have labels outside 0..", base_->classes() - 1));
   const std::int64_t n = pairs_.size(), held = static_cast<std::int64_t>(std::llround(c.validation * static_cast<double>(n)));
@@ -178,7 +179,7 @@ SftResult sft(std::shared_ptr<const Generator> start, std::shared_ptr<const Gene
   const std::shared_ptr<const Generator> base = start->rebind(clone(start->parameters(), false));
   if (!anchor) anchor = start;
   SftObjective objective(base, anchor, pairs, config.sft, static_cast<std::uint64_t>(config.seed));
-  log_info(cat("sft, ", config.sft.mode, ": ", objective.training_pairs(), " pairs to train on, ", pairs.size() - objective.training_pairs(), " held out; ", objective.trainable().numel(), " trainable of ", base->parameters().numel(), " parameters"));
+  log_info(cat("sft, ", config.sft.mode, ": ", counted(objective.training_pairs(), "pair"), " to train on, ", pairs.size() - objective.training_pairs(), " held out; ", objective.trainable().numel(), " trainable of ", base->parameters().numel(), " parameters"));
   SftResult result;
   const bool fresh = !run.has_checkpoint();
   if (fresh) {
@@ -188,6 +189,7 @@ SftResult sft(std::shared_ptr<const Generator> start, std::shared_ptr<const Gene
   TrainHooks hooks;
   hooks.label = "sft";
   hooks.note = [&](const std::map<std::string, double>& m) { return cat("matched ", compact(m.at("matched_loss"), 3), objective.has_validation() ? cat("  held-out best ", compact(objective.best_loss(), 3)) : ""); };
+  hooks.changes_state = objective.has_validation();  // which weights are the best so far
   hooks.after_step = [&](std::int64_t step, const ParameterSet& average) {
     if (objective.has_validation() && (step % config.sft.evaluate_every == 0 || step == config.train.steps)) run.log(step, {{"validation_loss", objective.validate(average)}});
   };

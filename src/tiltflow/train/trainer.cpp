@@ -4,7 +4,9 @@
 #include <cmath>
 #include <condition_variable>
 #include <exception>
+#include <functional>
 #include <mutex>
+#include <optional>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
@@ -16,6 +18,7 @@
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/precision.h"
 #include "tiltflow/tensor/process_group.h"
+#include "tiltflow/train/last_step.h"
 
 namespace tiltflow {
 namespace {
@@ -96,11 +99,45 @@ StepGradients accumulate(Objective& objective, std::int64_t items, const Paramet
   return out;
 }
 
-// Whether any process was told to stop: all must agree.
-bool stop_wanted() {
-  bool wanted = false;
-  for (const std::string& one : all_gather(stop_signal() != 0 ? "1" : "")) wanted = wanted || !one.empty();
-  return wanted;
+struct Start {
+  std::int64_t step = 0;  // steps that are done
+  bool followed = true;   // and what follows the last of them
+};
+
+// Weights, optimiser, average and objective as the newest checkpoint has them, if there is one.
+Start restore(Objective& objective, AdamW& optimizer, const WeightAverage& average, Run& run) {
+  const std::optional<Checkpoint> checkpoint = run.latest();
+  if (!checkpoint) return {};
+  for (const char* part : {"weights", "average", "optimizer"}) {
+    if (!checkpoint->parts.count(part)) fail(ErrorKind::kBadFile, cat("the newest checkpoint in ", run.directory().string(), " lacks ", part, ".safetensors"));
+  }
+  assign(objective.trainable(), checkpoint->parts.at("weights"), "checkpoint weights");
+  assign(average.values(), checkpoint->parts.at("average"), "checkpoint average");
+  optimizer.restore(checkpoint->parts.at("optimizer"));
+  if (checkpoint->parts.count("objective")) objective.restore(checkpoint->parts.at("objective"));
+  if (checkpoint->step > 0) log_info(cat("resuming after step ", checkpoint->step));
+  return {checkpoint->step, checkpoint->followed};
+}
+
+std::string stop_text(std::int64_t step, const Run& run) {
+  return cat("stopped by ", stop_signal_name(), " after step ", step, "; checkpoint saved in ", run.directory().string());
+}
+
+// Calls `work`. When a signal or a lost process ends it, the last whole step is saved.
+void saving_on_stop(LastStep& last, Run& run, std::int64_t keep, const std::function<void()>& work) {
+  const char* const hint = "continue with --resume";
+  const StopSaver saver(hint, [&] { return stop_text(last.save(run, keep), run); });
+  try {
+    work();
+  } catch (...) {
+    if (stop_signal() == 0 && !partner_lost()) throw;
+    const std::int64_t step = last.save(run, keep);
+    if (stop_signal() == 0) {
+      log_warn(cat("a process is lost; the checkpoint after step ", step, " is saved in ", run.directory().string()));
+      throw;
+    }
+    fail(ErrorKind::kStopped, stop_text(step, run), hint);
+  }
 }
 
 }  // namespace
@@ -117,55 +154,50 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
   const ParameterSet& trainable = objective.trainable();
   AdamW optimizer(config.optimizer, trainable);
   WeightAverage average(trainable, config.average_decay);
-  std::int64_t step = 0;
-  if (const auto checkpoint = run.latest()) {
-    for (const char* part : {"weights", "average", "optimizer"}) {
-      if (!checkpoint->parts.count(part)) fail(ErrorKind::kBadFile, cat("the newest checkpoint in ", run.directory().string(), " lacks ", part, ".safetensors"));
-    }
-    assign(trainable, checkpoint->parts.at("weights"), "checkpoint weights");
-    assign(average.values(), checkpoint->parts.at("average"), "checkpoint average");
-    optimizer.restore(checkpoint->parts.at("optimizer"));
-    if (checkpoint->parts.count("objective")) objective.restore(checkpoint->parts.at("objective"));
-    step = checkpoint->step;
-    if (step > 0) log_info(cat("resuming after step ", step));
-  }
-  const auto save = [&] {
-    Checkpoint checkpoint{step, {{"weights", trainable}, {"average", average.values()}, {"optimizer", optimizer.state()}}};
-    if (const ParameterSet state = objective.state(); !state.empty()) checkpoint.parts["objective"] = state;
-    run.save(checkpoint, config.keep_checkpoints);
-  };
-
+  const Start start = restore(objective, optimizer, average, run);
+  std::int64_t step = start.step;
   broadcast_from_first(trainable.tensors());
-  bool due = false;  // a checkpoint is waiting for the objective
-  Progress progress(hooks.label, config.steps, step);
-  while (step < config.steps) {
-    const auto begin = std::chrono::steady_clock::now();
-    const std::int64_t items = objective.begin_step(step);
-    StepGradients result = accumulate(objective, items, trainable);
-    if (!std::isfinite(result.loss)) fail(ErrorKind::kNonFinite, cat("the loss is not finite at step ", step + 1), "lower the learning rate or the reward scale; the last checkpoint is intact");
-    const double norm = clip_gradients(result.gradients, config.optimizer.gradient_clip);
-    if (!std::isfinite(norm)) fail(ErrorKind::kNonFinite, cat("a gradient is not finite at step ", step + 1), "lower the learning rate; the last checkpoint is intact");
-    const double rate = config.optimizer.learning_rate * schedule_factor(config.optimizer, step, config.steps);
-    optimizer.step(result.gradients, rate);
-    average.update(step);
-    ++step;
-
-    std::map<std::string, double> metrics = result.metrics.averages();
-    metrics["loss"] = result.loss;
-    metrics["gradient_norm"] = norm;
-    metrics["learning_rate"] = rate;
-    objective.end_step(metrics);
-    metrics["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    metrics["peak_memory_mb"] = peak_memory_bytes() / 1e6;
-    if (const double bytes = device_peak_bytes(); bytes > 0) metrics["peak_device_memory_mb"] = bytes / 1e6;
-    run.log(step, metrics);
-    progress.update(step, hooks.note ? hooks.note(metrics) : cat("loss ", compact(result.loss)));
+  LastStep last(objective, optimizer, average, step, start.followed);
+  const auto follow = [&] {
     if (hooks.after_step) hooks.after_step(step, average.values());
-    const bool stop = stop_wanted() && step < config.steps && objective.at_checkpoint();
-    due = due || step % config.checkpoint_every == 0;
-    if ((due && objective.at_checkpoint()) || step == config.steps || stop) save(), due = false;
-    if (stop) fail(ErrorKind::kStopped, cat("stopped by a signal after step ", step, "; checkpoint saved in ", run.directory().string()), "continue with --resume");
-  }
+    last.followed(hooks.changes_state);
+  };
+  saving_on_stop(last, run, config.keep_checkpoints, [&] {
+    if (!start.followed) follow();
+    bool due = false;  // a checkpoint is waiting for the objective
+    Progress progress(hooks.label, config.steps, step);
+    while (step < config.steps) {
+      check_stop();
+      const auto begin = std::chrono::steady_clock::now();
+      const std::int64_t items = objective.begin_step(step);
+      StepGradients result = accumulate(objective, items, trainable);
+      if (!std::isfinite(result.loss)) fail(ErrorKind::kNonFinite, cat("the loss is not finite at step ", step + 1), "lower the learning rate or the reward scale; the last checkpoint is intact");
+      const double norm = clip_gradients(result.gradients, config.optimizer.gradient_clip);
+      if (!std::isfinite(norm)) fail(ErrorKind::kNonFinite, cat("a gradient is not finite at step ", step + 1), "lower the learning rate; the last checkpoint is intact");
+      const double rate = config.optimizer.learning_rate * schedule_factor(config.optimizer, step, config.steps);
+      std::map<std::string, double> metrics = result.metrics.averages();
+      metrics["loss"] = result.loss;
+      metrics["gradient_norm"] = norm;
+      metrics["learning_rate"] = rate;
+      objective.end_step(metrics);
+      const bool complete = objective.at_checkpoint() || step + 1 == config.steps;
+      last.advance(complete, [&] {
+        optimizer.step(result.gradients, rate);
+        average.update(step);
+        metrics["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        metrics["peak_memory_mb"] = peak_memory_bytes() / 1e6;
+        if (const double bytes = device_peak_bytes(); bytes > 0) metrics["peak_device_memory_mb"] = bytes / 1e6;
+        run.log(step + 1, metrics);
+      });
+      ++step;
+      progress.update(step, hooks.note ? hooks.note(metrics) : cat("loss ", compact(result.loss)));
+      follow();
+      due = due || step % config.checkpoint_every == 0 || step == config.steps;
+      if (!due || !complete) continue;
+      last.save(run, config.keep_checkpoints);
+      due = false;
+    }
+  });
   return {trainable, average.values(), step};
 }
 

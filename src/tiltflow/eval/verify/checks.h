@@ -10,6 +10,8 @@
 
 namespace tiltflow {
 
+constexpr std::int64_t kLawSamples = 20000;  // drawn of a law that a row compares with the exact one
+
 struct VerifyTask {
   std::string name;  // what --only selects by
   std::function<std::vector<VerifyRow>()> run;

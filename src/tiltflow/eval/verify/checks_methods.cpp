@@ -14,8 +14,6 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::int64_t kSamples = 20000;
-
 TrainedOptions trained_by(const std::string& name, std::uint64_t seed) {
   TrainedOptions o;
   o.method.name = name;
@@ -32,14 +30,14 @@ LawTolerances usual_tolerances(double mean_fraction, double weight = 0.04) {
 // The whole law on overlapping modes.
 std::vector<VerifyRow> law_of(const std::string& what, const TrainedOptions& options, double mean_fraction, const ExactProblem& p, double weight = 0.04) {
   const TrainedControl control = train_control(p, options);
-  return law_rows(p, cat(what, ", ", p.name), sample_law(*control.policy.tuned, control.table, p.dimension(), kSamples, options.seed + 200, p.base.get()), usual_tolerances(mean_fraction, weight), false);
+  return law_rows(p, cat(what, ", ", p.name), sample_law(*control.policy.tuned, control.table, p.dimension(), kLawSamples, options.seed + 200, p.base.get()), usual_tolerances(mean_fraction, weight), false);
 }
 
 // One number: the mean of the 1-D Gaussian under r = linear, `shift` times as far from the base's as the tilted one.
 std::vector<VerifyRow> mean_of(const std::string& what, const TrainedOptions& options, double shift, double tolerance, bool broken) {
   const ExactProblem p = line_gaussian(false);
   const TrainedControl control = train_control(p, options);
-  const Estimate found = mean_estimate(sample_law(*control.policy.tuned, control.table, 1, kSamples, options.seed + 200).x.flatten());
+  const Estimate found = mean_estimate(sample_law(*control.policy.tuned, control.table, 1, kLawSamples, options.seed + 200).x.flatten());
   const double base = mean(p.base->mixture())[0].item<double>(), tilted = mean(p.target.law)[0].item<double>();
   return {{cat(what, ", ", p.name), "mean", base + shift * (tilted - base), found, tolerance * std::abs(tilted - base) + 3 * found.se, broken, ""}};
 }
@@ -49,7 +47,7 @@ std::vector<VerifyRow> mean_of(const std::string& what, const TrainedOptions& op
 std::vector<VerifyRow> maximum_of(const std::string& what, const TrainedOptions& options, double spread_tolerance, bool broken) {
   const ExactProblem p = line_gaussian(true);
   const TrainedControl control = train_control(p, options);
-  const at::Tensor x = sample_law(*control.policy.tuned, control.table, 1, kSamples, options.seed + 200).x.flatten();
+  const at::Tensor x = sample_law(*control.policy.tuned, control.table, 1, kLawSamples, options.seed + 200).x.flatten();
   const double centre = 2, noise = control.table.steps.back().s;
   const Estimate mean = mean_estimate(x), spread = mean_estimate((x - centre).abs());
   return {{cat(what, ", ", p.name), "mean", centre, mean, 0.1 + 3 * mean.se, broken, ""},
@@ -69,7 +67,7 @@ std::vector<VerifyRow> mode_share(const std::string& what, const TrainedOptions&
   const RandomStreams streams(options.seed);
   const Policy policy = side_policy(p.base, *make_mlp(shape, init_mlp(shape, streams)), p.path);
   train_policy(policy, *p.reward, *p.path, table, [](std::int64_t) { return no_labels(); }, 1, 0, options);
-  const Estimate share = mean_estimate(sample_law(*policy.tuned, table, 1, kSamples, options.seed + 200).x.flatten().gt(0).to(at::kDouble));
+  const Estimate share = mean_estimate(sample_law(*policy.tuned, table, 1, kLawSamples, options.seed + 200).x.flatten().gt(0).to(at::kDouble));
   return {{cat(what, ", ", p.name), "share of the right mode", 0.5, share, 0.1 + 3 * share.se, broken, ""}};
 }
 
@@ -125,7 +123,7 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
     const TransitionTable table = table_of(sampler, *p.path);
     const Policy policy = control_policy(std::make_shared<MixtureModel>(p.base->mixture(), p.path), p.path, {"potential", 48, 2}, RandomStreams(value.seed));
     train_policy(policy, *p.reward, *p.path, table, [](std::int64_t) { return no_labels(); }, 1, p.target.log_z, value);
-    return law_rows(p, cat("value-regression, ", p.name), sample_law(*policy.tuned, table, 1, kSamples, value.seed + 200, p.base.get()), usual_tolerances(0.08), false);
+    return law_rows(p, cat("value-regression, ", p.name), sample_law(*policy.tuned, table, 1, kLawSamples, value.seed + 200, p.base.get()), usual_tolerances(0.08), false);
   }});
 
   TrainedOptions grpo = trained_by("flow-grpo", seed);

@@ -13,8 +13,6 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::int64_t kSamples = 20000;
-
 at::Tensor numbers(std::vector<double> values) { return at::tensor(values, at::kDouble); }
 
 std::shared_ptr<const VelocityField> gaussian_field(std::vector<double> center, double deviation, std::shared_ptr<const Path> path) {
@@ -41,12 +39,12 @@ std::vector<VerifyRow> chain_rows(const std::string& name, const VelocityField& 
   const ChainOptimum best = affine_chain_optimum(base, one, form, table), plain = affine_chain_law(base, one, form, table);
   const std::int64_t d = form.linear.size(0);
   const RandomStreams streams(seed);
-  const at::Tensor x_0 = prior_sample(streams, 0, 0, kSamples, {d}, at::kDouble);
-  const Condition labels{at::full({kSamples}, label, at::kLong)};
+  const at::Tensor x_0 = prior_sample(streams, 0, 0, kLawSamples, {d}, at::kDouble);
+  const Condition labels{at::full({kLawSamples}, label, at::kLong)};
   RolloutOptions keep;
   keep.keep_states = keep.keep_velocities = true;
   const Trajectory path = rollout(tuned, table, x_0, labels, keyed_noise(streams, 0, 0, x_0), keep);
-  at::Tensor cost = at::zeros({kSamples}, at::kDouble);
+  at::Tensor cost = at::zeros({kLawSamples}, at::kDouble);
   for (std::size_t k = 0; k < table.steps.size(); ++k) cost += control_cost(table.steps[k], path.velocities[k], base.velocity(path.states[k], time_tensor(table.steps[k].t, x_0), labels));
   const at::Tensor shift = best.mean - plain.mean;
   const double size = shift.norm().item<double>();
@@ -57,7 +55,7 @@ std::vector<VerifyRow> chain_rows(const std::string& name, const VelocityField& 
   if (control) return rows;
   const at::Tensor found = at::cov(path.last.t());
   const double relative = ((found - best.covariance).norm() / best.covariance.norm()).item<double>();
-  rows.push_back({name, "|cov - cov*| / |cov*|", 0, {relative, std::sqrt((static_cast<double>(d) + 1) / kSamples)}, 0.05 + 3 * std::sqrt((static_cast<double>(d) + 1) / kSamples), false, ""});
+  rows.push_back({name, "|cov - cov*| / |cov*|", 0, {relative, std::sqrt((static_cast<double>(d) + 1) / kLawSamples)}, 0.05 + 3 * std::sqrt((static_cast<double>(d) + 1) / kLawSamples), false, ""});
   rows.push_back({name, "control cost", best.cost, mean_estimate(cost), 0.06 * best.cost + 3 * mean_estimate(cost).se, false, ""});
   rows.push_back({name, "E r - cost, of the chain's optimum", best.reward - best.cost, net, 0.03 + 3 * net.se, false, ""});
   return rows;
@@ -124,7 +122,7 @@ std::vector<VerifyRow> lora_rows(std::uint64_t seed) {
   train_policy(policy, *p.reward, *p.path, table, [](std::int64_t) { return no_labels(); }, 1, p.target.log_z, options);
   LawTolerances tolerances;
   tolerances.covariance_fraction = 0.12;
-  return law_rows(p, cat(p.name, ", LoRA"), sample_law(*policy.tuned, table, 1, kSamples, seed + 420, p.base.get()), tolerances, false);
+  return law_rows(p, cat(p.name, ", LoRA"), sample_law(*policy.tuned, table, 1, kLawSamples, seed + 420, p.base.get()), tolerances, false);
 }
 
 std::vector<VerifyRow> lowrank_rows(std::uint64_t seed) {
@@ -136,7 +134,7 @@ std::vector<VerifyRow> lowrank_rows(std::uint64_t seed) {
   LawTolerances tolerances;
   tolerances.covariance_fraction = 0.08;
   const ChainOptimum chain = gaussian_chain_optimum(p, table);
-  return law_rows(p, cat(p.name, ", low-rank control"), sample_law(*policy.tuned, table, 1, kSamples, seed + 430, p.base.get()), tolerances, false, &chain);
+  return law_rows(p, cat(p.name, ", low-rank control"), sample_law(*policy.tuned, table, 1, kLawSamples, seed + 430, p.base.get()), tolerances, false, &chain);
 }
 
 }  // namespace

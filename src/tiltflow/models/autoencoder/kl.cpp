@@ -9,7 +9,7 @@
 namespace tiltflow {
 namespace {
 
-constexpr double kEpsilon = 1e-6;
+constexpr double kGroupNormEpsilon = 1e-6;
 
 class AutoencoderKl final : public Autoencoder {
  public:
@@ -50,7 +50,7 @@ class AutoencoderKl final : public Autoencoder {
 
  private:
   at::Tensor norm(const LayerContext& c, const std::string& name, const at::Tensor& x) const {
-    return at::group_norm(x, layout_.groups, c.p.at(name + ".weight"), c.p.at(name + ".bias"), kEpsilon);
+    return at::group_norm(x, layout_.groups, c.p.at(name + ".weight"), c.p.at(name + ".bias"), kGroupNormEpsilon);
   }
   at::Tensor residual(const LayerContext& c, const std::string& name, const at::Tensor& input) const {
     const at::Tensor y = block(c, input, [this, c, name](const at::Tensor& x) {

@@ -16,7 +16,7 @@ namespace tiltflow {
 namespace {
 
 constexpr double kMean[3] = {0.48145466, 0.4578275, 0.40821073}, kDeviation[3] = {0.26862954, 0.26130258, 0.27577711};
-constexpr double kEpsilon = 1e-5;
+constexpr double kLayerNormEpsilon = 1e-5;
 const std::string kTower = "vision_model.";
 
 ParameterSet expected_tensors(const ClipVisionConfig& c) {
@@ -80,7 +80,7 @@ ParameterSet vision_tensors(const ParameterSet& file) {
 }
 
 at::Tensor norm(const ParameterSet& p, const std::string& name, const at::Tensor& x) {
-  return at::layer_norm(x, {x.size(-1)}, p.at(name + ".weight"), p.at(name + ".bias"), kEpsilon);
+  return at::layer_norm(x, {x.size(-1)}, p.at(name + ".weight"), p.at(name + ".bias"), kLayerNormEpsilon);
 }
 
 }  // namespace

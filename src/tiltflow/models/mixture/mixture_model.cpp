@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <algorithm>
 
+#include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
@@ -48,7 +49,7 @@ GaussianMixture mixture_from_args(const std::map<std::string, std::string>& args
     std::vector<double> values = numbers(key, text(key));
     if (values.empty()) values = {missing};
     if (values.size() == 1) values.assign(rows.size(), values[0]);
-    if (values.size() != rows.size()) fail(ErrorKind::kConfig, cat("mixture argument ", key, ": ", values.size(), " numbers for ", rows.size(), " components"));
+    if (values.size() != rows.size()) fail(ErrorKind::kConfig, cat("mixture argument ", key, ": ", counted(values.size(), "number"), " for ", rows.size(), " components"));
     for (const double v : values) if (!(v > 0)) fail(ErrorKind::kConfig, cat("mixture argument ", key, ": ", v, " is not positive"));
     return at::tensor(values, at::kDouble);
   };

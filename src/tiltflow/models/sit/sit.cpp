@@ -1,6 +1,7 @@
 #include "tiltflow/models/sit/sit.h"
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/nn/embedding.h"
 #include "tiltflow/nn/fused.h"
@@ -121,7 +122,10 @@ class Sit final : public VelocityModel {
     at::Tensor h = linear_in(runtime_.precision, patchify(inputs[0]), patch_weight_.flatten(1), parameters_.at("x_embedder.proj.bias")) + parameters_.at("pos_embed");
     std::vector<at::Tensor> joined(blocks_.size());
     if (modulations_ && fused::takes(h)) joined = (*modulations_)(silu_c.to(at::kBFloat16)).chunk(config_.depth, 1);
-    for (std::size_t i = 0; i < blocks_.size(); ++i) h = runtime_.activation_checkpointing ? checkpointed(blocks_[i], h, silu_c) : run_block(blocks_[i], config_.num_heads, runtime_, h, silu_c, joined[i]);
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      check_stop();
+      h = runtime_.activation_checkpointing ? checkpointed(blocks_[i], h, silu_c) : run_block(blocks_[i], config_.num_heads, runtime_, h, silu_c, joined[i]);
+    }
     const std::vector<at::Tensor> m = apply(final_modulation_, silu_c, runtime_.precision).chunk(2, 1);
     return unpatchify(apply(final_, modulate(layer_norm(h), m[0], m[1]), runtime_.precision));
   }
