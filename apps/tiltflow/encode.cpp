@@ -7,6 +7,7 @@
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/dataset.h"
+#include "tiltflow/io/latents.h"
 #include "tiltflow/models/autoencoder/autoencoder.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"

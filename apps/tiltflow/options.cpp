@@ -87,8 +87,11 @@ void add_guidance_options(CLI::App& verb, Guidance& g) {
 
 CLI::Option* add_data_options(CLI::App& verb, DatasetConfig& data, const std::string& what) {
   auto* folder = verb.add_option("--data", data.path, what);
-  verb.add_option("--format", data.format, "of --data: idx, cifar or folder (one sub-folder a class)")->check(CLI::IsMember({"idx", "cifar", "folder"}))->needs(folder)->capture_default_str();
+  verb.add_option("--format", data.format, "of --data: idx, cifar, folder (one sub-folder a class) or numpy (a file .npz)")->check(CLI::IsMember({"idx", "cifar", "folder", "numpy"}))->needs(folder)->capture_default_str();
   verb.add_option("--size", data.size, "crop and resize the pictures to their central square of this size; 0: as they are")->check(CLI::NonNegativeNumber)->needs(folder)->capture_default_str();
+  verb.add_option("--channels", data.channels, "grey: every picture to one channel, rgb: to three, auto: three as soon as one picture is coloured")->check(CLI::IsMember({"auto", "grey", "rgb"}))->needs(folder)->capture_default_str();
+  verb.add_option("--alpha", data.alpha, "transparent pixels: drop (their colour stays, as in torchvision), white or black (composed on it), refuse")->check(CLI::IsMember({"drop", "white", "black", "refuse"}))->needs(folder)->capture_default_str();
+  verb.add_flag("--skip-bad", data.skip_bad, "leave out pictures that cannot be read, and say which")->needs(folder);
   return folder;
 }
 

@@ -4,6 +4,7 @@
 
 #include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/flow/prediction.h"
@@ -17,9 +18,12 @@
 namespace tiltflow {
 
 void bind(Fields& f, DatasetConfig& c) {
-  f.value("format", c.format, "idx (MNIST files), cifar (binary records), folder (one sub-folder a class) or latents (a file of `tiltflow encode`)", one_of({"idx", "cifar", "folder", "latents"}));
-  f.value("path", c.path, "folder that holds the data, or the file of latents");
+  f.value("format", c.format, "idx (MNIST files), cifar (binary records), folder (one sub-folder a class), numpy (arrays arr_0 and arr_1 of an .npz) or latents (a file of `tiltflow encode`)", one_of(data_formats()));
+  f.value("path", c.path, "folder that holds the data, or the file of arrays or latents");
   f.value("size", c.size, "crop and resize every picture to its central square of this size; 0: as they are", at_least_integer(0));
+  f.value("channels", c.channels, "grey: every picture to one channel, rgb: to three, auto: three as soon as one picture is coloured", one_of({"auto", "grey", "rgb"}));
+  f.value("alpha", c.alpha, "folder: what becomes of transparent pixels: drop (their colour stays, as in torchvision), white or black (composed on it), refuse", one_of({"drop", "white", "black", "refuse"}));
+  f.value("skip_bad", c.skip_bad, "folder: leave out pictures that cannot be read, and say which, instead of refusing the folder");
 }
 
 void bind(Fields& f, PretrainModelConfig& c) {
@@ -191,7 +195,19 @@ void pretrain_gan(PretrainSetup s, Run& run) {
 
 }  // namespace
 
+namespace {
+
+// What the run was trained on, with everything that was skipped, left aside or converted: data.json of the run.
+void record_data(const ImageDataset& data, const Run& run) {
+  if (!run.writes()) return;
+  const nlohmann::ordered_json record{{"items", data.size()}, {"shape", data.shape()}, {"classes", data.class_names}, {"notes", data.notes}, {"skipped", data.skipped}};
+  write_file_atomic(run.directory() / "data.json", record.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+}  // namespace
+
 void pretrain(PretrainSetup setup, Run& run) {
+  record_data(setup.data, run);
   if (setup.config.kind == "flow") pretrain_flow(std::move(setup), run);
   else if (setup.config.kind == "gan") pretrain_gan(std::move(setup), run);
   else pretrain_classifier(std::move(setup), run);
