@@ -8,6 +8,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/safetensors.h"
+#include "tiltflow/nn/machine_choices.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/process_group.h"
 
@@ -70,6 +71,7 @@ Run::Run(fs::path directory, const std::string& config_toml, bool resume) : dire
   make_directories(directory_ / "checkpoints");
   make_directories(samples());
   if (!fs::exists(config)) write_file_atomic(config, config_toml);
+  record_choices(choices_in(directory_));
   barrier();
 }
 
