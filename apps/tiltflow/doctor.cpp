@@ -7,6 +7,7 @@
 #include "tiltflow/base/machine.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/speed.h"
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/nn/fused_cuda.h"
 #include "tiltflow/nn/machine_choices.h"
@@ -25,7 +26,7 @@ void print_choices() {
   const std::filesystem::path file = choices_file(machine_key());
   std::cout << "measured on one piece of work: products of 256 x 256 at " << fixed(found.speeds.fp32, 0) << " GFLOP/s in fp32, " << fixed(found.speeds.bf16, 0) << " in bf16; precision = \"auto\" means "
             << (bf16_pays(found.speeds) ? "bf16" : "fp32") << " here\n";
-  std::cout << "kernels = \"auto\" takes (" << (file.empty() ? "measured in every process: there is no cache folder" : cat("kept in ", file.string())) << "):\n";
+  std::cout << "kernels = \"fused\" takes (oneDNN products: " << (can_pack() ? "fp32 and bf16" : "not in both precisions") << "; " << (file.empty() ? "measured in every process: there is no cache folder" : cat("kept in ", file.string())) << "):\n";
   for (std::size_t i = 0; i < way_slots().size(); ++i) {
     std::cout << "  " << pad_right(way_slots()[i].name, 62) << option_name(way_slots()[i], found.ways.chosen(i)) << "\n";
   }

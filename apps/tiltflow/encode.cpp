@@ -9,6 +9,7 @@
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/latents.h"
 #include "tiltflow/models/autoencoder/autoencoder.h"
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/precision.h"

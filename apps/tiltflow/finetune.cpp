@@ -23,7 +23,7 @@ void add_finetune(CLI::App& program, Action& action) {
       std::string resolved;
       const FinetuneConfig config = load_config<FinetuneConfig>(options->file, options->overrides(), &resolved);
       const std::filesystem::path out = options->out.empty() ? std::filesystem::path("runs") / std::filesystem::path(options->file).stem() : std::filesystem::path(options->out);
-      follow_choices(Run::choices_in(out));
+      follow_choices(choices_in(out));
       const FinetuneSetup setup = set_up(config);
       if (options->dry_run) {
         print_plan(setup, out);

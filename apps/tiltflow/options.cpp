@@ -98,7 +98,7 @@ CLI::Option* add_data_options(CLI::App& verb, DatasetConfig& data, const std::st
 void add_compute_options(CLI::App& verb, ComputeConfig& c) {
   verb.add_option("--device", c.device, "where networks compute: cpu, cuda, cuda:1 or another device of libtorch")->capture_default_str();
   verb.add_option("--precision", c.precision, "of matrix products: fp32, bf16, or auto (bf16 where this machine gains by it)")->check(CLI::IsMember({"fp32", "bf16", "auto"}))->capture_default_str();
-  verb.add_option("--kernels", c.kernels, "how transformer blocks run: auto (what was measured fastest here), fused or plain")->check(CLI::IsMember({"auto", "fused", "plain"}))->capture_default_str();
+  verb.add_option("--kernels", c.kernels, "how transformer blocks run: fused (each step as it was measured fastest here), fixed (by fixed rules) or plain")->check(CLI::IsMember({"fused", "fixed", "plain"}))->capture_default_str();
   verb.add_option("--activation-checkpointing", c.activation_checkpointing, "recompute blocks in the backward pass: less memory, more time (true or false)")->capture_default_str();
   verb.add_option("--graphs", c.graphs, "on CUDA: record network calls as CUDA graphs (true or false)")->capture_default_str();
   verb.add_option("--workers", c.workers, "pieces of work at a time; 0 = one per core")->check(CLI::NonNegativeNumber)->capture_default_str();

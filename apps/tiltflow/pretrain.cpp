@@ -22,7 +22,7 @@ void add_pretrain(CLI::App& program, Action& action) {
       std::string resolved;
       const PretrainConfig config = load_config<PretrainConfig>(options->file, options->overrides(), &resolved);
       const std::filesystem::path out = options->out.empty() ? std::filesystem::path("runs") / std::filesystem::path(options->file).stem() : std::filesystem::path(options->out);
-      follow_choices(Run::choices_in(out));
+      follow_choices(choices_in(out));
       PretrainSetup setup = set_up(config);
       if (options->dry_run) {
         print_plan(std::move(setup), out);

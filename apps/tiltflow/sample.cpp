@@ -6,6 +6,7 @@
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/generate.h"
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/reward/state_reward.h"
 #include "tiltflow/tensor/aten.h"

@@ -9,6 +9,7 @@
 
 #include "tests/support.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/nn/fused.h"
 #include "tiltflow/nn/instruction_sets.h"

@@ -123,7 +123,7 @@ TEST(program_options, KernelsAndBenches) {
   expect_message(run("bench forward --isa avx3"), 2, "'avx3' is unknown");
   for (const InstructionSet& set : instruction_sets()) {
     if (set.available && set.name != "sse4" && set.name != "avx2") continue;
-    const Outcome restricted = run(cat("bench forward --json --batch 1 --item 1 --repeats 1 --kernels fused --isa ", set.name));
+    const Outcome restricted = run(cat("bench forward --json --batch 1 --item 1 --repeats 1 --kernels fixed --isa ", set.name));
     if (!set.available) {
       expect_message(restricted, 2, cat("no ", set.name));
     } else {

@@ -4,6 +4,7 @@
 
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/nn/fused_cuda.h"
 #include "tiltflow/nn/kernels/kernels.h"
 #include "tiltflow/nn/machine_choices.h"
@@ -19,7 +20,7 @@ void bind(Fields& f, ComputeConfig& c) {
   f.value("device", c.device, "where networks compute: cpu, cuda, cuda:1 or another device of libtorch; everything around them stays on the CPU");
   f.value("precision", c.precision, "of matrix products: fp32, bf16, or auto (bf16 where this machine multiplies at least 1.2 times as fast in it); everything else is fp32", one_of({"fp32", "bf16", "auto"}));
   f.value("attention", c.attention, "math (batched products) or fused (libtorch's kernel)", one_of({"math", "fused"}));
-  f.value("kernels", c.kernels, "of transformer blocks: auto (for each step and size what a short measurement found fastest on this machine), fused (one pass per step, fixed rules) or plain (one operator after another; also when attention is math)", one_of({"auto", "fused", "plain"}));
+  f.value("kernels", c.kernels, "of transformer blocks: fused (one pass per step, each in the way that a short measurement found fastest on this machine), fixed (by fixed rules instead of measurements) or plain (one operator after another; also when attention is math)", one_of({"fused", "fixed", "plain"}));
   f.value("graphs", c.graphs, "on CUDA: record network calls as CUDA graphs, which launch all their kernels at once");
   f.value("memory_gb", c.memory_gb, "limit of the memory plan (item = 0), in 10^9 bytes; 0 = 80 % of what is free, half of it on a GPU", at_least(0));
   f.value("activation_checkpointing", c.activation_checkpointing, "recompute transformer blocks in the backward pass: less memory, more time");
@@ -31,34 +32,6 @@ std::string kernels_name(const ModelRuntime& runtime) {
   return fused::cuda::kBuilt && compute_device().is_cuda() ? "cuda" : "plain";
 }
 
-std::string precision_name(const ModelRuntime& runtime) { return runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"; }
-
-std::string slow_bf16(const ProductSpeeds& speeds) {
-  if (speeds.bf16 <= 0 || speeds.fp32 <= speeds.bf16) return "";
-  const double factor = speeds.fp32 / speeds.bf16;
-  return cat("bf16 products are ", factor < 10 ? fixed(factor, 1) : fixed(factor, 0), " times slower than fp32 ones on this ", compute_device().is_cpu() ? "processor" : "device");
-}
-
-namespace {
-
-MatmulPrecision resolved_precision(const std::string& name) {
-  if (name == "fp32") return MatmulPrecision::kFull;
-  const ProductSpeeds& speeds = machine_choices({.speeds = true}).speeds;
-  if (name == "auto") {
-    const bool half = bf16_pays(speeds);
-    log_info(cat("precision ", half ? "bf16" : "fp32", ": products run at ", fixed(speeds.fp32, 0), " GFLOP/s in fp32, ", fixed(speeds.bf16, 0), " in bf16"));
-    return half ? MatmulPrecision::kBf16 : MatmulPrecision::kFull;
-  }
-  const MatmulPrecision asked = parse_precision(name);
-  static std::string warned;  // once for each finding
-  const std::string slow = slow_bf16(speeds);
-  if (!slow.empty() && slow != warned) log_warn(cat(slow, "; set compute.precision = \"auto\""));
-  warned = slow;
-  return asked;
-}
-
-}  // namespace
-
 ModelRuntime apply(const ComputeConfig& c) {
   set_compute_device(c.device, world_rank() % world_local_size());
   int workers = static_cast<int>(c.workers);
@@ -66,13 +39,13 @@ ModelRuntime apply(const ComputeConfig& c) {
   if (workers == 0 && world_local_size() > 1) workers = std::max(1, hardware_cores() / world_local_size());  // processes of one machine divide its cores
   set_thread_policy({workers, static_cast<int>(c.threads)});
   ModelRuntime runtime;
-  runtime.precision = resolved_precision(c.precision);
+  runtime.precision = chosen_precision(c);
   runtime.attention = parse_attention(c.attention);
   runtime.activation_checkpointing = c.activation_checkpointing;
   runtime.fused = c.kernels != "plain" && c.attention == "fused";
   runtime.graphs = c.graphs;
   const bool half = runtime.precision == MatmulPrecision::kBf16;
-  if (c.kernels != "auto") set_ways({});
+  if (c.kernels == "fixed") set_ways({});
   else if (runtime.fused && compute_device().is_cpu()) machine_choices({.fp32_ways = !half, .bf16_ways = half});
   log_debug(cat("compute: ", compute_device().str(), ", ", thread_policy().workers, " workers x ", c.threads, " threads, ", precision_name(runtime), ", attention ", c.attention, ", kernels ", kernels_name(runtime)));
   return runtime;

@@ -5,7 +5,6 @@
 
 #include "tiltflow/config/fields.h"
 #include "tiltflow/models/velocity_model.h"
-#include "tiltflow/nn/ways_speed.h"
 
 namespace tiltflow {
 
@@ -15,7 +14,7 @@ struct ComputeConfig {
   std::string device = "cpu";  // where networks compute, see tensor/device
   std::string precision = "fp32";
   std::string attention = "fused";
-  std::string kernels = "auto";
+  std::string kernels = "fused";
   bool graphs = true;         // CUDA: calls recorded as CUDA graphs
   bool activation_checkpointing = false;
   double memory_gb = 0;       // what a memory plan may use; 0: 80 % of what is free
@@ -23,12 +22,7 @@ struct ComputeConfig {
 void bind(Fields& f, ComputeConfig& c);
 // "plain", "cuda", or the instruction set of the fused kernels.
 std::string kernels_name(const ModelRuntime& runtime);
-// Sets the thread policy and the device of the process and returns the network settings. What "auto" leaves open is decided by nn/machine_choices; a bf16 that
-// this machine does badly gets a warning.
+// Sets the thread policy and the device of the process and returns the network settings.
 ModelRuntime apply(const ComputeConfig& config);
-// "fp32" or "bf16".
-std::string precision_name(const ModelRuntime& runtime);
-// "bf16 products are 48 times slower than fp32 ones on this processor", or "" when they are not slower or were not measured.
-std::string slow_bf16(const ProductSpeeds& speeds);
 
 }  // namespace tiltflow

@@ -38,8 +38,8 @@ at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x) {
                       ways().product(half(g), ProductUse::kWeightGradient, g.size(0), x.size(1), g.size(1)) == ProductWay::kOneDnn;
   if (!onednn) return g.t().mm(x).to(at::kFloat);
   // The left factor has to be transposed: take the narrower one.
-  if (x.size(1) < g.size(1)) return transposed(onednn_product(transposed(x), g.t(), {}));
-  return onednn_product(transposed(g), x.t(), {});
+  if (x.size(1) < g.size(1)) return transposed(times_packed(transposed(x), g.t(), {}));
+  return times_packed(transposed(g), x.t(), {});
 }
 
 struct FusedLinear : Function<FusedLinear> {
@@ -53,7 +53,7 @@ struct FusedLinear : Function<FusedLinear> {
     context->save_for_backward({plan.weight_gradient ? x : at::Tensor(), back});
     context->saved_data["way"] = static_cast<std::int64_t>(plan.way);
     if (plan.way == ProductWay::kLibrary) return at::linear(x, plain(), b);
-    return onednn_product(x, packed ? copies->packed(weight, type, /*transposed=*/false) : plain(), b);
+    return times_packed(x, packed ? copies->packed(weight, type, /*transposed=*/false) : plain(), b);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -66,7 +66,7 @@ struct FusedLinear : Function<FusedLinear> {
     if (saved[1].defined() && context->needs_input_grad(0)) {
       const auto way = static_cast<ProductWay>(context->saved_data["way"].toInt());
       if (way == ProductWay::kLibrary) gx = g.mm(saved[1]);
-      else gx = onednn_product(g, way == ProductWay::kPacked ? saved[1] : saved[1].t(), {});
+      else gx = times_packed(g, way == ProductWay::kPacked ? saved[1] : saved[1].t(), {});
       std::vector<std::int64_t> sizes = gradients[0].sizes().vec();
       sizes.back() = gx.size(-1);
       gx = gx.view(sizes);

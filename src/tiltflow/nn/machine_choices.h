@@ -40,6 +40,8 @@ struct ChoiceNeeds {
 // ask alike. With ways needed, they come into force (set_ways).
 const MachineChoices& machine_choices(const ChoiceNeeds& needs);
 
+// In a run's folder.
+inline std::filesystem::path choices_in(const std::filesystem::path& run) { return run / "kernels.json"; }
 // Before a run's networks are made: what `file` holds, if it was written under the same key, goes before cache and measurements. A file of another machine is
 // ignored with a message, a missing one without.
 void follow_choices(const std::filesystem::path& file);

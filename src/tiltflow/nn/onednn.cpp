@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include "tiltflow/nn/linear.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -28,7 +29,7 @@ bool works(at::ScalarType type) {
   const at::NoGradGuard no_grad;
   try {  // bf16 needs AVX-512: the operator exists without it, and throws
     const at::Tensor ones = at::ones({16, 16}, type);
-    const at::Tensor made = onednn_product(ones, packed_weight(ones), {}) + onednn_product(ones, ones.t(), {});
+    const at::Tensor made = times_packed(ones, packed_weight(ones), {}) + times_packed(ones, ones.t(), {});
     return made.to(at::kFloat).sub(32).abs().max().item<float>() == 0;
   } catch (const std::exception&) {
     return false;
@@ -43,9 +44,11 @@ bool can_use_onednn(at::ScalarType type) {
   return type == at::kFloat ? full : type == at::kBFloat16 && half;
 }
 
+bool can_pack() { return can_use_onednn(at::kFloat) && can_use_onednn(at::kBFloat16); }
+
 at::Tensor packed_weight(const at::Tensor& weight) { return call(packing(), {weight, c10::IValue()}); }
 
-at::Tensor onednn_product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+at::Tensor times_packed(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   const c10::IValue shift = bias.defined() ? c10::IValue(bias.detach()) : c10::IValue();
   return call(product(), {x, weight, shift, "none", c10::List<std::optional<at::Scalar>>(), ""});
 }

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "tiltflow/nn/fused.h"
+#include "tiltflow/nn/linear.h"
 #include "tiltflow/nn/onednn.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/device.h"
@@ -59,11 +60,11 @@ std::vector<Work> product_candidates(const WaySlot& slot) {
         else out.push_back([x, w] { at::linear(x, w); });
         break;
       case ProductWay::kOneDnn:
-        if (gradient) out.push_back([x] { onednn_product(x.t(), x.t(), {}); });  // what is left out costs a twentieth
-        else out.push_back([x, w] { onednn_product(x, w, {}); });
+        if (gradient) out.push_back([x] { times_packed(x.t(), x.t(), {}); });  // what is left out costs a twentieth
+        else out.push_back([x, w] { times_packed(x, w, {}); });
         break;
       case ProductWay::kPacked:
-        out.push_back([x, packed = packed_weight(w)] { onednn_product(x, packed, {}); });
+        out.push_back([x, packed = packed_weight(w)] { times_packed(x, packed, {}); });
         break;
     }
   }
@@ -150,7 +151,7 @@ ProductSpeeds measure_product_speeds() {
       at::linear(a, a);
       synchronize_compute_device();
     }};
-    if (onednn) candidates.push_back([&] { onednn_product(a, a, {}); });
+    if (onednn) candidates.push_back([&] { times_packed(a, a, {}); });
     const double first = seconds_of(candidates.front());  // libraries set themselves up
     double least = std::min(first, seconds_of(candidates.front()));
     if (least < kVerySlow) {

@@ -166,10 +166,11 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   s.config = config;
   s.streams = RandomStreams(static_cast<std::uint64_t>(config.seed));
   Problems problems;
+  ModelRuntime runtime;
   std::shared_ptr<const Autoencoder> autoencoder;
   std::shared_ptr<const Reward> reward;
-  bool made = problems.check([&] { s.runtime = apply(config.compute); });
-  made = problems.check([&] { s.flow = load_flow_model(config.model, s.runtime); }) && made;
+  bool made = problems.check([&] { runtime = apply(config.compute); });
+  made = problems.check([&] { s.flow = load_flow_model(config.model, runtime); }) && made;
   const bool decodes = problems.check([&] { autoencoder = config.decoder.file.empty() ? nullptr : load_autoencoder(config.decoder); });
   const bool rewarded = problems.check([&] { reward = make_weighted_sum(config.reward); });
   problems.check([&] { if (!config.check.judge.empty()) load_classifier(config.check.judge); });  // what is read at the end is there
@@ -304,7 +305,7 @@ double measure_evaluations(const FinetuneSetup& setup) {
 TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   Policy policy = make_policy(setup.flow, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
   log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", counted(setup.flow.model->parameters().numel(), "parameter"), " (", format_bytes(policy.trainable.bytes()), ")"));
-  log_info(cat("sampler ", setup.table.name, ", ", counted(setup.table.size(), "step"), ", ", setup.flow.path->name(), " path; ", precision_name(setup.runtime), " products, attention ", setup.config.compute.attention));
+  log_info(cat("sampler ", setup.table.name, ", ", counted(setup.table.size(), "step"), ", ", setup.flow.path->name(), " path; ", setup.config.compute.precision, " products, attention ", setup.config.compute.attention));
   const bool fresh = !run.has_checkpoint();
   if (fresh) run.latest();  // forgets what a start that never reached its first checkpoint has logged
   const BaseStatistics base = fresh ? base_statistics(setup, *setup.for_evaluation(policy.base)) : stored_base_statistics(run);

@@ -68,7 +68,6 @@ void bind(Fields& f, FinetuneConfig& c);
 // Everything a configuration describes, loaded and checked: model, path, reward, sampler, labels.
 struct FinetuneSetup {
   FinetuneConfig config;
-  ModelRuntime runtime;
   FlowModel flow;
   std::shared_ptr<const StateReward> reward;
   bool reward_gradient = true;  // the reward has one: declared, or found at two samples of noise

@@ -11,6 +11,7 @@
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/model_file.h"
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/gan_training.h"
 #include "tiltflow/train/pretraining.h"
@@ -99,7 +100,7 @@ ImageDataset with_classes_of(const ImageDataset& train, ImageDataset test) {
 
 PretrainSetup set_up(const PretrainConfig& c) {
   const ModelRuntime runtime = apply(c.compute);
-  PretrainSetup s{c, nullptr, {}, {}, runtime};
+  PretrainSetup s{c, nullptr, {}, {}};
   if (c.kind == "flow") {
     s.model = create_velocity_model({c.model.family, c.model.args}, static_cast<std::uint64_t>(c.seed), runtime);
     if (!c.model.init.empty()) start_from_file(*s.model, c.model);
@@ -160,7 +161,7 @@ void pretrain_classifier(PretrainSetup s, Run& run) {
 void pretrain_gan(PretrainSetup s, Run& run) {
   const PretrainConfig& c = s.config;
   const GanConfig gan = gan_config_from_args(c.model.args);
-  GanObjective objective(gan, std::move(s.data), {c.batch, c.item, c.discriminator_steps}, static_cast<std::uint64_t>(c.seed), s.runtime.precision);
+  GanObjective objective(gan, std::move(s.data), {c.batch, c.item, c.discriminator_steps}, static_cast<std::uint64_t>(c.seed), chosen_precision(c.compute));
   const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
   const at::Tensor z = streams.normal(Purpose::kExact, 0, 0, 0, 8 * gan.num_classes, {gan.z_dim}), labels = at::arange(8 * gan.num_classes, at::kLong).div(8, "floor");  // eight of each class
   const auto finished = [&](const ParameterSet& average) {

@@ -44,7 +44,6 @@ struct PretrainSetup {
   std::unique_ptr<VelocityModel> model;  // flow: fresh, or with the weights of model.init; null otherwise
   ImageDataset data;
   ImageDataset held_out;  // classifier: the test split, with the training split's class numbers; empty when evaluate_on is another
-  ModelRuntime runtime;
 };
 // Reads and checks everything the configuration names: data, initial weights, constructor arguments. Throws kConfig, kBadFile.
 PretrainSetup set_up(const PretrainConfig& config);

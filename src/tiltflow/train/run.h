@@ -27,8 +27,6 @@ class Run {
   Run(std::filesystem::path directory, const std::string& config_toml, bool resume);
 
   const std::filesystem::path& directory() const { return directory_; }
-  // Which kernels this machine chose and what precision = "auto" became (nn/machine_choices): written with the run, followed when it is continued.
-  static std::filesystem::path choices_in(const std::filesystem::path& run) { return run / "kernels.json"; }
   std::filesystem::path samples() const { return directory_ / "samples"; }
 
   bool writes() const { return writes_; }  // only the first of several processes does; elsewhere log, save and picture do nothing
