@@ -21,7 +21,7 @@
 namespace tiltflow {
 namespace {
 
-at::Tensor draw(std::uint32_t key, at::IntArrayRef shape) { return RandomStreams(6).normal(Purpose::kProbe, key, 0, 0, 1, shape)[0]; }
+at::Tensor drawn(std::uint32_t key, at::IntArrayRef shape) { return RandomStreams(6).normal(Purpose::kProbe, key, 0, 0, 1, shape)[0]; }
 
 // Chooses the option of this name wherever a slot of that kind has it.
 Ways everywhere(WaySlot::Kind kind, const std::string& option) {
@@ -37,7 +37,7 @@ std::vector<at::Tensor> with_gradients(const std::function<at::Tensor(const std:
   const at::AutoGradMode grad(true);
   for (at::Tensor& input : inputs) input = input.detach().set_requires_grad(true);
   const at::Tensor y = function(inputs);
-  std::vector<at::Tensor> out = torch::autograd::grad({y}, inputs, {draw(9, y.sizes()).to(y.scalar_type())});
+  std::vector<at::Tensor> out = torch::autograd::grad({y}, inputs, {drawn(9, y.sizes()).to(y.scalar_type())});
   out.insert(out.begin(), y.detach());
   return out;
 }
@@ -78,7 +78,7 @@ std::string odd_choices() {
 TEST_F(nn_ways, EveryWayOfAProductAgreesWithDouble) {
   const auto in_double = [](const std::vector<at::Tensor>& in) { return at::linear(in[0], in[1], in[2]); };
   for (const auto& [rows, in, out] : {std::tuple{7, 40, 96}, std::tuple{200, 96, 40}, std::tuple{130, 300, 260}}) {
-    const std::vector<at::Tensor> inputs{draw(1, {1, rows, in}), draw(2, {out, in}), draw(3, {out})};
+    const std::vector<at::Tensor> inputs{drawn(1, {1, rows, in}), drawn(2, {out, in}), drawn(3, {out})};
     std::vector<at::Tensor> exact;
     for (const at::Tensor& input : inputs) exact.push_back(input.to(at::kDouble));
     const auto expected = with_gradients(in_double, exact);
@@ -100,13 +100,13 @@ TEST_F(nn_ways, EveryWayOfAttentionAndOfThePassesAgreesWithDouble) {
     const at::Tensor scores = at::matmul(parts[0], parts[1].transpose(-2, -1)) / std::sqrt(24.0);
     return at::matmul(scores.softmax(-1), parts[2]).transpose(1, 2).reshape({2, 49, heads * 24});
   };
-  const at::Tensor packed = draw(4, {2, 49, 3 * heads * 24});
+  const at::Tensor packed = drawn(4, {2, 49, 3 * heads * 24});
   const auto expected = with_gradients(in_double, {packed.to(at::kDouble)});
   for (const char* option : {"own", "flash", "math"}) {
     set_ways(everywhere(WaySlot::Kind::kAttention, option));
     expect_close(with_gradients([&](const std::vector<at::Tensor>& in) { return fused::attention(in[0], heads); }, {packed}), expected, 2e-5, option);
   }
-  const at::Tensor x = draw(5, {2, 9, 40}), row = draw(6, {2, 40}), scale = draw(7, {2, 40});
+  const at::Tensor x = drawn(5, {2, 9, 40}), row = drawn(6, {2, 40}), scale = drawn(7, {2, 40});
   const auto gelu = with_gradients([](const std::vector<at::Tensor>& in) { return at::gelu(in[0], "tanh"); }, {x.to(at::kDouble)});
   const auto norm = with_gradients([](const std::vector<at::Tensor>& in) { return at::layer_norm(in[0], {40}, {}, {}, 1e-6) * (in[2].unsqueeze(1) + 1) + in[1].unsqueeze(1); }, {x.to(at::kDouble), row.to(at::kDouble), scale.to(at::kDouble)});
   for (const char* option : {"own", "library"}) {
@@ -121,13 +121,13 @@ TEST_F(nn_ways, EveryInstructionSetsAttentionAgreesWithDouble) {
   const kernels::UsableKernels& usable = kernels::usable_kernels();
   for (const auto& [tokens, head] : {std::pair{49, 32}, std::pair{70, 17}, std::pair{5, 3}}) {
     const std::int64_t t = tokens, d = head, h = 2;
-    const at::Tensor packed = draw(10, {1, t, 3 * h * d});
+    const at::Tensor packed = drawn(10, {1, t, 3 * h * d});
     const auto in_double = [&](const std::vector<at::Tensor>& in) {
       const auto parts = in[0].view({1, t, 3, h, d}).permute({2, 0, 3, 1, 4}).unbind(0);
       return at::matmul((at::matmul(parts[0], parts[1].transpose(-2, -1)) / std::sqrt(static_cast<double>(d))).softmax(-1), parts[2]).transpose(1, 2).reshape({1, t, h * d});
     };
     const auto expected = with_gradients(in_double, {packed.to(at::kDouble)});
-    const at::Tensor cotangent = draw(9, expected[0].sizes());
+    const at::Tensor cotangent = drawn(9, expected[0].sizes());
     for (int i = 0; i < usable.count; ++i) {
       const kernels::Table<float>& table = usable.tables[i]->full;
       const at::Tensor out = at::empty({1, t, h * d}), sums = at::empty({1, h, t}), scratch = at::empty({table.attention_scratch(t, d)}), gradient = at::empty_like(packed);
