@@ -64,6 +64,13 @@ std::string first_line(const std::exception& error) {
   return text.substr(0, std::min(text.find('\n'), std::size_t{160}));
 }
 
+// "[/path/of/gloo.cc:553] Connection closed by peer [127.0.0.1]:42211. This is ..." -> "Connection closed by peer [127.0.0.1]:42211"
+std::string without_place(const std::string& text) {
+  const std::size_t place = text[0] == '[' ? text.find("] ") : std::string::npos;
+  const std::string rest = place == std::string::npos ? text : text.substr(place + 2);
+  return rest.substr(0, rest.find(". "));
+}
+
 // Gloo's messages name sockets; what matters is that somebody left.
 template <class Work>
 void together(const char* what, Work work) {
@@ -76,7 +83,7 @@ void together(const char* what, Work work) {
     world().partner_lost = true;
     wait_for_own_signal();
     check_stop();
-    fail(ErrorKind::kFailure, cat("rank ", world().info.rank, ": ", what, " failed, another process is gone: ", first_line(error)), "the message of the process that failed first says why");
+    fail(ErrorKind::kFailure, cat("rank ", world().info.rank, ": ", what, " failed, another process is gone (", without_place(first_line(error)), ")"), "the message of the process that failed first says why");
   }
 }
 
