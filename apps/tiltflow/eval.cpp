@@ -198,7 +198,7 @@ void add_eval(CLI::App& program, Action& action) {
   auto o = std::make_shared<EvalOptions>();
   auto* run = verb->add_option("--run", o->runs, "run directory of `tiltflow finetune`; exit 1 when the check fails; repeatable with --table")->allow_extra_args(false);
   o->sampler.steps = 40;
-  auto* model = add_model_options(*verb, o->model)->excludes(run);
+  add_model_options(*verb, o->model)->excludes(run);
   verb->add_option("--judge", o->judge, "classifier file: class accuracy, and features unless --features says otherwise; with --run in place of check.judge");
   verb->add_option("--decoder", o->decoder.file, "autoencoder of a latent model (folder or file in the names of diffusers)");
   auto* data = add_data_options(*verb, o->data, "real, held-out images: the test split, or all pictures of a folder that is not divided");
