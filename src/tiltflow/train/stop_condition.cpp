@@ -17,7 +17,7 @@ std::vector<std::string> words_of(const std::string& text) {
 }
 
 [[noreturn]] void fail_condition(const std::string& text, const std::string& what) {
-  fail(ErrorKind::kConfig, cat("train.stop_when: '", text, "': ", what),
+  fail(ErrorKind::kConfig, cat("the condition '", text, "': ", what),
        cat("write \"METRIC > NUMBER\" (also >=, <, <=; \"for N\" behind it: N times in a row), or a kind of warning: ", join(warning_kinds(), ", ")));
 }
 
