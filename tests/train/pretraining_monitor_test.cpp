@@ -13,7 +13,7 @@
 namespace tiltflow {
 namespace {
 
-const RandomStreams kStreams(4);
+const RandomStreams kMonitorStreams(4);
 
 SitConfig small_sit() {
   SitConfig c;
@@ -22,9 +22,9 @@ SitConfig small_sit() {
 }
 
 // Random pictures of two classes; class 1 has every `rare`-th.
-ImageDataset pictures(std::int64_t n, std::int64_t rare = 2) {
+ImageDataset two_class_pictures(std::int64_t n, std::int64_t rare = 2) {
   ImageDataset data;
-  data.images = kStreams.uniform(Purpose::kExact, static_cast<std::uint32_t>(n), 0, n, {1, 8, 8}).mul(255).to(at::kByte);
+  data.images = kMonitorStreams.uniform(Purpose::kExact, static_cast<std::uint32_t>(n), 0, n, {1, 8, 8}).mul(255).to(at::kByte);
   data.labels = at::arange(n).remainder(rare).eq(0).to(at::kLong);
   data.class_names = {"a", "b"};
   return data;
@@ -41,9 +41,9 @@ PretrainConfig small_config() {
 }  // namespace
 
 TEST(train_flip, MirrorsHalfWhateverThePieces) {
-  const at::Tensor x = kStreams.uniform(Purpose::kExact, 1, 0, 200, {1, 4, 6});
-  const at::Tensor whole = randomly_flipped(x, kStreams, 3, 0);
-  const at::Tensor parts = at::cat({randomly_flipped(x.narrow(0, 0, 70), kStreams, 3, 0), randomly_flipped(x.narrow(0, 70, 130), kStreams, 3, 70)});
+  const at::Tensor x = kMonitorStreams.uniform(Purpose::kExact, 1, 0, 200, {1, 4, 6});
+  const at::Tensor whole = randomly_flipped(x, kMonitorStreams, 3, 0);
+  const at::Tensor parts = at::cat({randomly_flipped(x.narrow(0, 0, 70), kMonitorStreams, 3, 0), randomly_flipped(x.narrow(0, 70, 130), kMonitorStreams, 3, 70)});
   EXPECT_TRUE(at::equal(whole, parts));
   std::int64_t mirrored = 0;
   for (std::int64_t i = 0; i < 200; ++i) {
@@ -52,7 +52,7 @@ TEST(train_flip, MirrorsHalfWhateverThePieces) {
     mirrored += flipped;
   }
   EXPECT_NEAR(static_cast<double>(mirrored), 100, 4 * std::sqrt(50.0));
-  EXPECT_FALSE(at::equal(whole, randomly_flipped(x, kStreams, 4, 0))) << "chosen anew in every step";
+  EXPECT_FALSE(at::equal(whole, randomly_flipped(x, kMonitorStreams, 4, 0))) << "chosen anew in every step";
 }
 
 TEST(train_flip, ReachesEveryKindOfTraining) {
@@ -63,7 +63,7 @@ TEST(train_flip, ReachesEveryKindOfTraining) {
     if (kind == "flow") c.model.args = to_args(small_sit());
     if (kind == "classifier") c.model.args = {{"input_size", "8"}, {"num_classes", "2"}}, c.noise = 0, c.shift = 0;
     if (kind == "gan") c.model.args = {{"image_size", "8"}, {"num_classes", "2"}, {"upsamplings", "1"}, {"base_channels", "4"}, {"d_base_channels", "4"}, {"feat_dim", "8"}, {"z_dim", "4"}};
-    PretrainSetup setup{c, nullptr, pictures(32), pictures(0)};
+    PretrainSetup setup{c, nullptr, two_class_pictures(32), two_class_pictures(0)};
     if (kind == "flow") setup.model = make_sit(small_sit(), init_sit(small_sit(), RandomStreams(1)));
     tiltflow::Run run(dir / cat(kind, flip), "x", false);
     pretrain(std::move(setup), run);
@@ -75,8 +75,8 @@ TEST(train_flip, ReachesEveryKindOfTraining) {
 TEST(train_validation, IsTheSameNumberWhoeverComputesIt) {
   const auto model = make_sit(small_sit(), init_sit(small_sit(), RandomStreams(1)));
   const auto path = make_path("linear");
-  const ImageDataset held_out = pictures(150);
-  const auto validate = [&](std::int64_t samples) { return flow_validation(*model, *path, {}, held_out, 2, samples, kStreams); };
+  const ImageDataset held_out = two_class_pictures(150);
+  const auto validate = [&](std::int64_t samples) { return flow_validation(*model, *path, {}, held_out, 2, samples, kMonitorStreams); };
   const auto before = thread_policy();
   set_thread_policy({1, 1});
   const auto one = validate(150);
@@ -88,20 +88,20 @@ TEST(train_validation, IsTheSameNumberWhoeverComputesIt) {
   EXPECT_NEAR(one.at("validation_loss"), 1 + x.square().mean().item<double>(), 4 * one.at("validation_loss_se"));
   EXPECT_GT(one.at("validation_loss_se"), 0);
   EXPECT_NEAR(validate(75).at("validation_loss_se") / one.at("validation_loss_se"), std::sqrt(2.0), 0.5);
-  EXPECT_TRUE(flow_validation(*model, *path, {}, pictures(0), 2, 8, kStreams).empty());
+  EXPECT_TRUE(flow_validation(*model, *path, {}, two_class_pictures(0), 2, 8, kMonitorStreams).empty());
 }
 
 TEST(train_held_out, AShareLeavesTheTraining) {
-  ImageDataset data = pictures(50);
+  ImageDataset data = two_class_pictures(50);
   data.images = at::arange(50).to(at::kByte).view({50, 1, 1, 1});
-  const ImageDataset all = data, held_out = held_out_data({"folder", "/nonexistent"}, 0.2, data, kStreams);
+  const ImageDataset all = data, held_out = held_out_data({"folder", "/nonexistent"}, 0.2, data, kMonitorStreams);
   EXPECT_EQ(held_out.size(), 10);
   EXPECT_EQ(data.size(), 40);
   const at::Tensor together = std::get<0>(at::cat({data.images, held_out.images}).flatten().sort());
   EXPECT_TRUE(at::equal(together, all.images.flatten()));
   EXPECT_TRUE(at::equal(held_out.labels, all.labels.index_select(0, held_out.images.flatten().to(at::kLong))));
-  ImageDataset tiny = pictures(2);
-  test::expect_error(ErrorKind::kConfig, "leaves nothing", [&] { held_out_data({"folder", "/nonexistent"}, 0.1, tiny, kStreams); });
+  ImageDataset tiny = two_class_pictures(2);
+  test::expect_error(ErrorKind::kConfig, "leaves nothing", [&] { held_out_data({"folder", "/nonexistent"}, 0.1, tiny, kMonitorStreams); });
 }
 
 // Two folders of classes and no split: what is read as test would be the training pictures.
@@ -110,20 +110,20 @@ TEST(train_held_out, TrainingPicturesAreNone) {
   const auto write = [&](const std::string& folder) {
     for (const char* name : {"a", "b"}) {
       make_directories(dir / folder / name);
-      for (int i = 0; i < 2; ++i) write_png(dir / folder / name / cat(i, ".png"), kStreams.uniform(Purpose::kExact, static_cast<std::uint32_t>(folder.size()), i, 1, {1, 8, 8})[0]);
+      for (int i = 0; i < 2; ++i) write_png(dir / folder / name / cat(i, ".png"), kMonitorStreams.uniform(Purpose::kExact, static_cast<std::uint32_t>(folder.size()), i, 1, {1, 8, 8})[0]);
     }
   };
   write("flat"), write("split/train"), write("split/test");
   for (const auto& [folder, expected] : {std::pair{"flat", 0}, {"split", 4}}) {
     const DatasetConfig config{"folder", (dir / folder).string()};
     ImageDataset training = read_dataset(config, "train");
-    EXPECT_EQ(held_out_data(config, 0, training, kStreams).size(), expected) << folder;
+    EXPECT_EQ(held_out_data(config, 0, training, kMonitorStreams).size(), expected) << folder;
     EXPECT_EQ(training.size(), 4);
   }
 }
 
 TEST(train_class_counts, InWords) {
-  EXPECT_EQ(class_counts(pictures(10, 5)), (std::vector<std::int64_t>{8, 2}));
+  EXPECT_EQ(class_counts(two_class_pictures(10, 5)), (std::vector<std::int64_t>{8, 2}));
   EXPECT_EQ(class_counts_text({8, 2}, {"a", "b"}), "a: 8, b: 2");
   std::vector<std::int64_t> many(30, 5);
   many[3] = 1;
@@ -134,7 +134,7 @@ TEST(train_pretrain, RunsShowPicturesValidationAndClasses) {
   const test::TempDir dir;
   PretrainConfig c = small_config();
   c.model.args = to_args(small_sit());
-  PretrainSetup setup{c, make_sit(small_sit(), init_sit(small_sit(), RandomStreams(1))), pictures(64, 16), pictures(30)};
+  PretrainSetup setup{c, make_sit(small_sit(), init_sit(small_sit(), RandomStreams(1))), two_class_pictures(64, 16), two_class_pictures(30)};
   tiltflow::Run run(dir / "run", "kind = \"flow\"\n", false);
   pretrain(std::move(setup), run);
   const at::Tensor picture = read_image(dir / "run/samples/samples-step-000002.png");
