@@ -2,6 +2,7 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/eval/report.h"
 #include "tiltflow/nn/machine_choices.h"
 #include "tiltflow/train/pretraining_run.h"
 #include "options.h"
@@ -31,6 +32,7 @@ void add_pretrain(CLI::App& program, Action& action) {
       }
       Run run(out, resolved, options->resume);
       pretrain(std::move(setup), run);
+      if (run.writes()) log_info(cat("wrote ", write_report(out).string()));
       return 0;
     };
   });
