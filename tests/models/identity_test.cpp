@@ -15,7 +15,7 @@ namespace {
 
 using Args = std::map<std::string, std::string>;
 
-SitConfig tiny() {
+SitConfig tiny_config() {
   SitConfig c;
   c.input_size = 4, c.patch_size = 2, c.in_channels = 1, c.hidden_size = 24, c.depth = 1, c.num_heads = 2, c.num_classes = 3;
   return c;
@@ -24,7 +24,7 @@ SitConfig tiny() {
 // A file whose metadata are `said`, as a trainer's names would become them.
 FlowModel load(const Args& said, const FlowModelConfig& asked = {}) {
   const test::TempDir dir;
-  write_safetensors(dir / "m.safetensors", init_sit(tiny(), RandomStreams(3)), said);
+  write_safetensors(dir / "m.safetensors", init_sit(tiny_config(), RandomStreams(3)), said);
   FlowModelConfig config = asked;
   config.file = (dir / "m.safetensors").string();
   return load_flow_model(config);
@@ -95,7 +95,7 @@ TEST(models_identity, SizesByName) {
   for (const char* name : {"SiT-S/2", "sit_s_2", "SiT-S-2"}) EXPECT_EQ(official_sit_size(name), "SiT-S/2") << name;
   EXPECT_EQ(official_sit_size("SiT-XL/8"), "SiT-XL/8");
   EXPECT_EQ(official_sit_size("SiT-M/2"), "");
-  SitConfig small = tiny();
+  SitConfig small = tiny_config();
   small.hidden_size = 384;
   small.num_heads = 6;
   const TensorFile file{init_sit(small, RandomStreams(0)), {{"args.model", "SiT-S/2"}}};
@@ -113,7 +113,7 @@ TEST(models_identity, TheTableOfLabelsIsReadByTheNumberOfClasses) {
 }
 
 TEST(models_identity, RowsNameTheirSources) {
-  const TensorFile file{init_sit(tiny(), RandomStreams(3)), {{"args.path_type", "GVP"}, {"args.epochs", "5"}}};
+  const TensorFile file{init_sit(tiny_config(), RandomStreams(3)), {{"args.path_type", "GVP"}, {"args.epochs", "5"}}};
   std::map<std::string, std::string> sources;
   const std::vector<IdentityRow> rows = model_identity(file, {{"prediction", "score"}}, "x");
   for (const IdentityRow& row : rows) sources[row.name] = row.value.empty() ? "?" : cat(row.value, " by ", row.source);

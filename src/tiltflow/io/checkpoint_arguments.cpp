@@ -12,6 +12,7 @@ using Arguments = std::map<std::string, std::string>;
 using Entries = std::vector<std::pair<std::string, const PickleNode*>>;
 
 constexpr std::size_t kMost = 2000;
+constexpr std::size_t kMostVisits = 100'000;  // shared nodes are visited once for every way to them
 constexpr int kDeepest = 8;
 constexpr const char* kOwn = "metadata";  // the dict of texts that write_torch_file puts beside the tensors
 
@@ -71,8 +72,8 @@ bool holds_state(const std::string& name, const PickleNode& node) {
   return false;
 }
 
-void collect(const std::string& name, const PickleNode& wrapped, Arguments& out, int depth) {
-  if (out.size() >= kMost || depth > kDeepest || is_tensor(wrapped)) return;
+void collect(const std::string& name, const PickleNode& wrapped, Arguments& out, std::size_t& visits, int depth) {
+  if (out.size() >= kMost || ++visits > kMostVisits || depth > kDeepest || is_tensor(wrapped)) return;
   const PickleNode& node = unwrapped(wrapped);
   if (is_scalar(node) || node.is(Kind::kNone)) {
     out[name] = text_of(node);
@@ -80,19 +81,20 @@ void collect(const std::string& name, const PickleNode& wrapped, Arguments& out,
   }
   const Entries entries = named_values(node);
   for (const auto& [key, value] : entries) {
-    if (!starts_with(key, "_")) collect(cat(name, ".", key), *value, out, depth + 1);
+    if (!starts_with(key, "_")) collect(cat(name, ".", key), *value, out, visits, depth + 1);
   }
   if (entries.empty() && !node.is(Kind::kPersistent)) out[name] = pickle_text(node);
 }
 
 void add_named(const Entries& entries, Arguments& out) {
+  std::size_t visits = 0;
   for (const auto& [name, value] : entries) {
     if (name == kOwn) {
       for (const auto& [key, text] : named_values(*value)) {
         if (text->is(Kind::kText)) out[key] = text->text;
       }
     } else if (!starts_with(name, "_") && !holds_state(name, unwrapped(*value))) {
-      collect(name, *value, out, 0);
+      collect(name, *value, out, visits, 0);
     }
   }
 }

@@ -61,16 +61,11 @@ Entry parse_entry(const std::string& name, const nlohmann::json& value, const st
   if (!dtype.is_string() || !shape.is_array() || !offsets.is_array() || offsets.size() != 2) bad("has a malformed header entry");
   Entry entry{name, at::kFloat, {}, 0, 0};
   const std::string type_name = dtype.get<std::string>();
-<<<<<<< HEAD
   const auto* type = std::find_if(std::begin(kElementTypes), std::end(kElementTypes), [&](const TypeName& t) { return type_name == t.name; });
-  if (type == std::end(kElementTypes)) bad(cat("has the unsupported type '", type_name, "'"));
-=======
-  const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const TypeName& t) { return type_name == t.name; });
-  if (type == std::end(kTypes)) {
+  if (type == std::end(kElementTypes)) {
     fail(ErrorKind::kBadFile, cat(label, " has the unsupported type '", type_name, "'"),
          type_name.starts_with("F8") ? "8-bit weights are not supported: save them as bfloat16 in Python" : "");
   }
->>>>>>> c717496 (A model keeps its identity: arguments in any container, one rule for weights, PEFT options by allow-list, foreign files named; convert keeps and stores it, inspect shows it)
   entry.type = type->type;
   std::uint64_t bytes = c10::elementSize(entry.type), extent = bytes;
   if (shape.size() > 16) bad("has more than 16 dimensions");

@@ -30,7 +30,7 @@ struct TorchFile::Storages {
 namespace {
 
 constexpr std::size_t kMaxPickle = std::size_t{1} << 31;
-constexpr int kMaxDepth = 64;
+constexpr int kDeepestTensor = 64;
 // LONG1 of the number 0x1950a86a20f9469cfc6c, the first pickle of the stream container (of any protocol)
 constexpr std::string_view kStreamMagic("\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e", 13);
 
@@ -173,7 +173,7 @@ at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std:
 
 // `made`: bytes of the tensors so far.
 void collect(const TorchFile& file, const PickleNode& node, const std::string& name, ParameterSet& out, std::uint64_t& made, int depth) {
-  if (depth > kMaxDepth) fail(ErrorKind::kBadFile, cat(file.where, ": is nested too deeply at '", name.substr(0, 80), "'"));
+  if (depth > kDeepestTensor) fail(ErrorKind::kBadFile, cat(file.where, ": is nested too deeply at '", name.substr(0, 80), "'"));
   const auto below = [&](const std::string& key, const PickleNode& child) { collect(file, child, name.empty() ? key : cat(name, ".", key), out, made, depth + 1); };
   if (is_tensor(node)) {
     out.add(name, make_tensor(file, node, name, made));
