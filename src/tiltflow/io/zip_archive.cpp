@@ -48,7 +48,7 @@ ZipArchive::ZipArchive(const MappedFile& file, std::string where) : bytes_(reint
   std::size_t end = bytes_.size() - 22;
   const std::size_t lowest = end > 65535 ? end - 65535 : 0;
   while (little(bytes_, end, 4) != kEnd) {
-    if (end == lowest) bad("has no zip directory (truncated?)");
+    if (end == lowest) bad(cat("has no zip directory at the end of its ", bytes_.size(), " bytes (truncated?)"));
     --end;
   }
   std::uint64_t count = little(bytes_, end + 10, 2), size = little(bytes_, end + 12, 4), offset = little(bytes_, end + 16, 4);
