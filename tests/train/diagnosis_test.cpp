@@ -127,7 +127,7 @@ TEST(train_diagnosis, ScaleBeyondTheBase) {
 TEST(train_diagnosis, SpreadIsThatWithinLabels) {
   const at::Tensor labels = at::arange(512).remainder(2), unit = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 512, {}, at::kDouble);
   EXPECT_TRUE(diagnose_base_rewards(unit + labels * 100, labels, {1}).empty());
-  EXPECT_EQ(diagnose_base_rewards(unit + labels * 100, {}, {1})[0].kind == "effective-size", false) << "without labels half of the samples carry all weight, which is enough";
+  EXPECT_TRUE(diagnose_base_rewards(unit + labels * 100, {}, {1}).empty()) << "without labels half of the samples carry all weight, which is enough";
   EXPECT_EQ(diagnose_base_rewards(unit * 30 + labels * 100, labels, {1})[0].kind, "scale");
 }
 

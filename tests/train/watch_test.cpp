@@ -157,7 +157,7 @@ TEST(train_reward_terms, EveryKindOfMethodLogsThem) {
   for (const std::string& name : {"adjoint-matching", "draft", "flow-grpo"}) {
     config.method.name = name;
     config.buffer_passes = name == "adjoint-matching" ? 2 : 1;
-    config.item = 4;
+    config.batch = config.item = 8;  // one group
     const FinetuneSetup setup = set_up(config);
     tiltflow::Run run(dir / name, "x", false);
     finetune(setup, run);

@@ -171,11 +171,11 @@ void pretrain_classifier(PretrainSetup s, Run& run) {
   if (!run.writes()) return;
   const auto file = run.directory() / "model.safetensors";
   save_classifier(file, config, result.average, {});  // before anything can go wrong with the evaluation
-  if (c.evaluate_on == "none") {
+  const bool on_test = c.evaluate_on == "test";
+  if (c.evaluate_on == "none" || (on_test && s.held_out.size() == 0)) {
     log_info("wrote " + file.string());
     return;
   }
-  const bool on_test = c.evaluate_on == "test";
   const ImageDataset& seen = on_test ? s.held_out : training;
   const double share = accuracy(Classifier(config, result.average), seen);
   save_classifier(file, config, result.average, {{on_test ? "tiltflow.test_accuracy" : "tiltflow.training_accuracy", fixed(share, 4)}});
