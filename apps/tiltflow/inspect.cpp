@@ -43,7 +43,7 @@ Model model_in(const std::string& path) {
     const StateDictFile file = read_state_dict(path);
     const TensorFile content{file.tensors, file.metadata};
     out.family = model_family(content.tensors, content.metadata);
-    if (!file.sections.empty()) out.weights = cat(file.section, " of ", join(file.sections, ", "));
+    if (!file.section.empty()) out.weights = cat(file.section, " of ", join(file.sections, ", "));
     if (!file.prefix.empty()) out.weights += cat(out.weights.empty() ? "" : ", ", "names without '", file.prefix, "'");
     out.identity = model_identity(content, {}, path);
   } catch (const Error& error) {

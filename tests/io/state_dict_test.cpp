@@ -5,6 +5,7 @@
 #include "tiltflow/io/state_dict.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/io/torch_file.h"
+#include "tiltflow/io/zip_archive.h"
 
 namespace tiltflow {
 namespace {
@@ -95,6 +96,16 @@ TEST(io_state_dict, SectionsOneLevelDeeper) {
   EXPECT_EQ(read_state_dict(dir / "x.pt").section, "ema_state_dict");
   EXPECT_EQ(read_state_dict(dir / "x.pt").prefix, "module.");
   EXPECT_EQ(read_tensors(dir / "x.pt").tensors.at("fc.weight")[0][0].item<double>(), 2);
+}
+
+// torch.save(model) instead of torch.save(model.state_dict()).
+TEST(io_state_dict, WholeModulesAreNamed) {
+  const test::TempDir dir;
+  const std::string module = "(itorch.nn\nLinear\n(dS'_parameters'\n(dsb";
+  for (const std::string& pickle : {module + ".", "(dS'model'\n" + module + "s."}) {
+    write_zip(dir / "x.pt", {{"archive/data.pkl", pickle}});
+    test::expect_error(ErrorKind::kBadFile, "holds a whole pickled torch.nn.Linear", [&] { read_tensors(dir / "x.pt"); });
+  }
 }
 
 // dict, argparse.Namespace, a subclass of dict, OmegaConf, ConfigDict, slots: the same values.

@@ -98,10 +98,19 @@ StateDictFile flat_file(TensorFile content, const std::string& section, const st
   return out;
 }
 
+// A module that was pickled whole, at the root or under a key.
+const PickleNode* pickled_module(const PickleNode& root) {
+  const auto is_module = [](const PickleNode& node) { return node.is(PickleNode::Kind::kObject) && node.state && node.state->find("_parameters"); };
+  if (is_module(root)) return &root;
+  for (const auto& [key, value] : root.entries) {
+    if (is_module(*value)) return value;
+  }
+  return nullptr;
+}
+
 [[noreturn]] void refuse_without_state_dict(const TorchFile& file) {
-  const PickleNode& root = *file.document.root;
-  if (root.is(PickleNode::Kind::kObject)) {
-    fail(ErrorKind::kBadFile, cat(file.where, " is a whole pickled ", root.text, ", which needs its code"),
+  if (const PickleNode* module = pickled_module(*file.document.root)) {
+    fail(ErrorKind::kBadFile, cat(file.where, " holds a whole pickled ", module->text, ", which needs its code"),
          "save its tensors in Python: torch.save(model.state_dict(), FILE)");
   }
   fail(ErrorKind::kBadFile, cat(file.where, ": holds no state dict"), "see `tiltflow inspect`");
