@@ -1,4 +1,9 @@
 // tiltflow bench: speed of this machine and of one Adjoint Matching iteration.
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
 #include <iostream>
 
 #include "tiltflow/base/error.h"
@@ -7,6 +12,7 @@
 #include "tiltflow/eval/speed.h"
 #include "tiltflow/eval/startup_speed.h"
 #include "tiltflow/models/runtime_config.h"
+#include "tiltflow/nn/instruction_sets.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/train/onestep.h"
@@ -32,6 +38,18 @@ nlohmann::ordered_json assign_speed(const std::string& file, const std::vector<O
   return bench_assign(*generator, read_targets(config.targets, *generator), options, feature_function(config.features));
 }
 
+// Starts this program again with the libraries restricted; they have read their variables by now.
+void restrict_to(const std::string& instruction_set) {
+  if (!restrict_environment(instruction_set)) return;
+  std::ifstream file("/proc/self/cmdline");
+  std::vector<std::string> words = split(std::string(std::istreambuf_iterator<char>(file), {}), '\0');
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.back() = nullptr;  // every word ends in a zero: behind the last is nothing
+  ::execv("/proc/self/exe", argv.data());
+  fail(ErrorKind::kFailure, cat("cannot start again for --isa: ", std::strerror(errno)));
+}
+
 }  // namespace
 
 void add_bench(CLI::App& program, Action& action) {
@@ -42,7 +60,7 @@ void add_bench(CLI::App& program, Action& action) {
     ComputeConfig compute;
     std::vector<std::string> args;
     SetOptions changes;
-    std::string config;
+    std::string config, isa;
     AssignBenchOptions assign;
   };
   auto* verb = program.add_subcommand("bench", "measure: am (one Adjoint Matching iteration), forward, vjp, train-step, pretrain (a step of the trainer), sample, assign (noise of one-step generators), gemm (matrix products), startup");
@@ -63,9 +81,11 @@ void add_bench(CLI::App& program, Action& action) {
   for (const char* name : {"--set", "--unset"}) verb->get_option(name)->needs(config);
   verb->add_option("--targets", o->assign.targets, "assign: targets")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_option("--reference-targets", o->assign.reference_targets, "assign: targets of the one-by-one procedure it is compared with; 0 = none")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb->add_option("--isa", o->isa, "restrict kernels to an instruction set: sse4, avx2, avx512 or avx512_bf16 (ours, libtorch's, oneDNN's and MKL's)");
   add_compute_options(*verb, o->compute);
   verb->callback([=, &action] {
     action = [o, verb] {
+      if (!o->isa.empty()) restrict_to(o->isa);
       if (o->name != "assign" && !o->config.empty()) fail(ErrorKind::kUsage, cat("--config belongs to `bench assign`, not to `bench ", o->name, "`"));
       o->am.runtime = apply(o->compute);
       if (!o->args.empty()) o->am.model.args = key_values(o->args);
@@ -75,7 +95,7 @@ void add_bench(CLI::App& program, Action& action) {
         const int workers = thread_policy().workers;
         out = {{"bench", "gemm"}, {"workers", workers}, {"fp32_gflops_one_core", gemm_peak(1, false)}, {"fp32_gflops", gemm_peak(workers, false)}, {"bf16_gflops", gemm_peak(workers, true)}, {"copy_gb_per_second", copy_rate(workers)}};
       } else if (o->name == "assign") {
-        if (!o->config.empty()) refuse_other_options(*verb, {"name", "--json", "--config", "--set", "--unset", "--targets", "--reference-targets"}, "on a configuration: --set changes its keys, e.g. --set compute.workers=1");
+        if (!o->config.empty()) refuse_other_options(*verb, {"name", "--json", "--isa", "--config", "--set", "--unset", "--targets", "--reference-targets"}, "on a configuration: --set changes its keys, e.g. --set compute.workers=1");
         out = assign_speed(o->config, o->changes.overrides(), o->assign, o->compute);
       } else if (o->name == "startup") {
         out = bench_startup(o->am.repeats);

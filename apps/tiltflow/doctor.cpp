@@ -7,8 +7,10 @@
 #include "tiltflow/base/machine.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/speed.h"
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/nn/fused_cuda.h"
+#include "tiltflow/nn/machine_choices.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/parallel.h"
@@ -16,11 +18,28 @@
 
 namespace tiltflow::app {
 
+namespace {
+
+// What was measured here, now or earlier, and where that is kept.
+void print_choices() {
+  const MachineChoices& found = machine_choices({.speeds = true, .fp32_ways = true, .bf16_ways = true});
+  const std::filesystem::path file = choices_file(machine_key());
+  std::cout << "measured on one piece of work: products of 256 x 256 at " << fixed(found.speeds.fp32, 0) << " GFLOP/s in fp32, " << fixed(found.speeds.bf16, 0) << " in bf16; precision = \"auto\" means "
+            << (bf16_pays(found.speeds) ? "bf16" : "fp32") << " here\n";
+  std::cout << "kernels = \"fused\" takes (oneDNN products: " << (can_pack() ? "fp32 and bf16" : "not in both precisions") << "; " << (file.empty() ? "measured in every process: there is no cache folder" : cat("kept in ", file.string())) << "):\n";
+  for (std::size_t i = 0; i < way_slots().size(); ++i) {
+    std::cout << "  " << pad_right(way_slots()[i].name, 62) << option_name(way_slots()[i], found.ways.chosen(i)) << "\n";
+  }
+}
+
+}  // namespace
+
 void add_doctor(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("doctor", "check the machine and the libraries");
   verb->callback([&action] {
     action = [] {
       std::cout << "libtorch " << TORCH_VERSION << ", CPU kernels " << at::get_cpu_capability() << ", fused kernels " << kernels_name(apply(ComputeConfig{})) << "\n";
+      print_choices();
       const Machine machine = read_machine("/");
       const UsableCores cores = usable_cores(machine);
       const UsableMemory memory = usable_memory(machine);
@@ -40,7 +59,7 @@ void add_doctor(CLI::App& program, Action& action) {
       const auto warn = [&](const std::string& text) { std::cout << "warning: " << text << "\n", ++problems; };
       if (single < 5) warn("matrix products are very slow: libtorch seems to use a reference BLAS");
       if (hardware_cores() > 1 && all < 1.3 * single) warn("several workers are hardly faster than one: is the machine busy, or are its cores shared?");
-      if (bf16 < all) warn("bf16 is slower than fp32 here: leave compute.precision at fp32");
+      if (const std::string slow = slow_bf16(machine_choices({.speeds = true}).speeds); !slow.empty()) warn(cat(slow, ": leave compute.precision at fp32 or auto"));
       std::cout << (problems ? "" : "all well\n") << std::flush;
       return 0;
     };

@@ -7,7 +7,9 @@
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/dataset.h"
+#include "tiltflow/io/latents.h"
 #include "tiltflow/models/autoencoder/autoencoder.h"
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/tensor/precision.h"
@@ -36,16 +38,16 @@ std::string fingerprint_of(const Autoencoder& autoencoder) {
 }
 
 int encode(EncodeOptions o) {
-  apply(o.compute);
+  const std::string precision = precision_name(apply(o.compute));
   o.autoencoder.args = key_values(o.args);
-  o.autoencoder.precision = o.compute.precision;
+  o.autoencoder.precision = precision;
   const auto autoencoder = load_autoencoder(o.autoencoder);
   const ImageDataset data = read_dataset(o.data, o.split);
   const std::int64_t n = data.size(), side = autoencoder->downscale();
   const std::vector<std::int64_t> shape = data.shape();
   if (shape[0] != 3) fail(ErrorKind::kBadFile, cat("the pictures have ", shape[0], " channel, the autoencoder takes 3"));
   if (shape[1] % side != 0 || shape[2] % side != 0) fail(ErrorKind::kBadFile, cat("the pictures are ", shape[1], " x ", shape[2], ": both sides must be multiples of ", side), "--size crops and resizes them");
-  const std::string source = cat(fingerprint(data), " by ", fingerprint_of(*autoencoder), " in ", o.compute.precision);
+  const std::string source = cat(fingerprint(data), " by ", fingerprint_of(*autoencoder), " in ", precision);
   if (std::filesystem::is_regular_file(o.out) && latents_source(o.out) == source) {
     log_info(cat(o.out, ": these ", n, " pictures are encoded already (checksum verified)"));
     return 0;

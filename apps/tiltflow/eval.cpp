@@ -105,6 +105,7 @@ int compare(const EvalOptions& o, const std::vector<Override>& changes, bool has
   for (const std::string& run : o.runs) said[run] = announce(run, changes);
   options.n = o.n, options.seeds = o.seeds, options.data = o.data, options.reference = o.reference, options.make_reference = o.make_reference;
   if (!o.features.empty()) options.features = o.features;
+  if (o.data.path.empty()) log_warn(o.reference.empty() ? "no real pictures: Frechet distance, precision and recall are left out; --data FOLDER gives all three, --reference FILE the first" : "precision and recall are left out: they need real pictures (--data FOLDER), not statistics");
   std::unique_ptr<Progress> progress;
   options.progress = [&](std::int64_t done, std::int64_t total) {
     if (!progress) progress = std::make_unique<Progress>("compare", total);
@@ -125,10 +126,18 @@ int compare(const EvalOptions& o, const std::vector<Override>& changes, bool has
   return 0;
 }
 
+void warn_if_singular(std::int64_t pictures, std::int64_t features, const std::string& what) {
+  const std::string note = singular_note(pictures, features, what);
+  if (!note.empty()) log_warn(note);
+}
+
 FeatureMoments reference_moments(const EvalOptions& o, const FeatureNetwork& network) {
   if (!o.reference.empty()) return read_moments(o.reference);
   const ImageDataset held_out = read_dataset(o.data, "test");
-  const FeatureMoments moments = feature_moments(features_of(network, at::arange(held_out.size()), [&](const at::Tensor& indices) { return held_out.batch(indices); }));
+  require_two_pictures(held_out.size(), o.data.path);
+  const at::Tensor features = features_of(network, at::arange(held_out.size()), [&](const at::Tensor& indices) { return held_out.batch(indices); });
+  warn_if_singular(held_out.size(), features.size(1), o.data.path);
+  const FeatureMoments moments = feature_moments(features);
   if (!o.make_reference.empty()) {
     write_moments(o.make_reference, moments, network.name);
     log_info("wrote " + o.make_reference);
@@ -138,7 +147,11 @@ FeatureMoments reference_moments(const EvalOptions& o, const FeatureNetwork& net
 
 int evaluate_model(const EvalOptions& o) {
   if (o.judge.empty() && o.features.empty()) fail(ErrorKind::kUsage, "eval --model needs --judge FILE (accuracy, features) or --features NETWORK");
-  if (o.reference.empty() && o.data.path.empty()) fail(ErrorKind::kUsage, "the Frechet distance needs --reference FILE (feature statistics) or --data FOLDER (held-out images)");
+  if (o.reference.empty() && o.data.path.empty()) {
+    const std::string network = o.features.empty() ? cat("--judge ", o.judge) : cat("--features ", o.features);
+    fail(ErrorKind::kUsage, cat("the Frechet distance of ", network, " has no reference: give --reference FILE (statistics of these features) or --data FOLDER (held-out images)"),
+         "--make-reference FILE beside --data writes such statistics");
+  }
   const FlowModel flow = o.model.load(apply(o.compute));
   const auto& model = flow.model;
   const auto judge = o.judge.empty() ? nullptr : load_classifier(o.judge);
@@ -148,6 +161,7 @@ int evaluate_model(const EvalOptions& o) {
   SamplerConfig sampler = o.sampler;
   sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
+  require_same_features(network, reference, model->sample_shape(), decode);
   nlohmann::ordered_json out{{"model", o.model.model.file}, {"sampler", sampler.name}, {"steps", sampler.steps}, {"samples", o.n}, {"guidance", o.guidance.scale}, {"features", network.name}, {"reference", o.reference.empty() ? cat(has_test_split(o.data) ? "test split of " : "pictures of ", o.data.path) : o.reference}};
   for (const bool conditional : {true, false}) {
     if (conditional && model->classes() == 0) continue;
@@ -184,7 +198,7 @@ void add_eval(CLI::App& program, Action& action) {
   auto o = std::make_shared<EvalOptions>();
   auto* run = verb->add_option("--run", o->runs, "run directory of `tiltflow finetune`; exit 1 when the check fails; repeatable with --table")->allow_extra_args(false);
   o->sampler.steps = 40;
-  auto* model = add_model_options(*verb, o->model)->excludes(run);
+  add_model_options(*verb, o->model)->excludes(run);
   verb->add_option("--judge", o->judge, "classifier file: class accuracy, and features unless --features says otherwise; with --run in place of check.judge");
   verb->add_option("--decoder", o->decoder.file, "autoencoder of a latent model (folder or file in the names of diffusers)");
   auto* data = add_data_options(*verb, o->data, "real, held-out images: the test split, or all pictures of a folder that is not divided");
@@ -218,7 +232,7 @@ void add_eval(CLI::App& program, Action& action) {
         return check(*o, changes_of_runs(*verb, *o, {}), verb->count("--n") > 0);
       }
       if (verb->count("--judge") > 0) fail(ErrorKind::kUsage, "--judge has no effect on --table", "--features takes a classifier file");
-      for (const char* name : {"--table", "--seeds", "--features", "--data", "--format", "--size", "--reference", "--make-reference", "--out"}) known.emplace_back(name);
+      for (const char* name : {"--table", "--seeds", "--features", "--data", "--format", "--size", "--channels", "--alpha", "--skip-bad", "--reference", "--make-reference", "--out"}) known.emplace_back(name);
       refuse_other_options(*verb, known, "on --table");
       return compare(*o, changes_of_runs(*verb, *o, {"--guidance"}), verb->count("--guidance") > 0);
     };

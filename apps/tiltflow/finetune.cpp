@@ -3,6 +3,7 @@
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/report.h"
+#include "tiltflow/nn/machine_choices.h"
 #include "tiltflow/train/finetuning.h"
 #include "tiltflow/train/start_check.h"
 #include "options.h"
@@ -21,8 +22,9 @@ void add_finetune(CLI::App& program, Action& action) {
       join_processes();
       std::string resolved;
       const FinetuneConfig config = load_config<FinetuneConfig>(options->file, options->overrides(), &resolved);
-      const FinetuneSetup setup = set_up(config);
       const std::filesystem::path out = options->out.empty() ? std::filesystem::path("runs") / std::filesystem::path(options->file).stem() : std::filesystem::path(options->out);
+      follow_choices(choices_in(out));
+      const FinetuneSetup setup = set_up(config);
       if (options->dry_run) {
         print_plan(setup, out);
         log_info("ok");

@@ -3,11 +3,13 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/json_lines.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/io/torch_file.h"
 #include "tiltflow/models/model_file.h"
+#include "tiltflow/models/model_identity.h"
 #include "tiltflow/tensor/aten.h"
 #include "verbs.h"
 
@@ -29,21 +31,57 @@ TensorFile read_everything(const std::string& path) {
   return out;
 }
 
-// Of the tensors as they are, or of one section of a checkpoint.
-std::string family_of(const TensorFile& content) {
-  std::string family = model_family(content.tensors, content.metadata);
-  for (const char* section : {"ema.", "model.", "state_dict."}) {
-    ParameterSet part;
-    for (const auto& [name, tensor] : content.tensors) if (starts_with(name, section)) part.add(name.substr(std::string_view(section).size()), tensor);
-    if (family.empty() && !part.empty()) family = model_family(part, {});
+// What loading would take of the file, or why it would take nothing.
+struct Model {
+  std::string family, weights, problem;
+  std::vector<IdentityRow> identity;
+};
+
+Model model_in(const std::string& path) {
+  Model out;
+  try {
+    const StateDictFile file = read_state_dict(path);
+    const TensorFile content{file.tensors, file.metadata};
+    out.family = model_family(content.tensors, content.metadata);
+    if (!file.sections.empty()) out.weights = cat(file.section, " of ", join(file.sections, ", "));
+    if (!file.prefix.empty()) out.weights += cat(out.weights.empty() ? "" : ", ", "names without '", file.prefix, "'");
+    out.identity = model_identity(content, {}, path);
+  } catch (const Error& error) {
+    out.problem = error.what();
   }
-  return family;
+  return out;
+}
+
+nlohmann::ordered_json identity_json(const Model& model) {
+  nlohmann::ordered_json out = nlohmann::ordered_json::object();
+  if (!model.weights.empty()) out["weights"] = model.weights;
+  if (!model.problem.empty()) out["problem"] = model.problem;
+  for (const IdentityRow& row : model.identity) {
+    out[row.name] = {{"value", row.value}, {"source", row.source}};
+    if (!row.problem.empty()) out[row.name]["problem"] = row.problem;
+  }
+  return out;
+}
+
+void print_identity(const Model& model) {
+  const auto line = [](const std::string& name, const std::string& value, const std::string& source) {
+    std::cout << "identity: " << pad_right(name, 20) << pad_right(value, 10) << (source.empty() ? "" : " from ") << source << "\n";
+  };
+  if (!model.weights.empty()) line("weights", model.weights, "");
+  for (const IdentityRow& row : model.identity) {
+    const bool flow = row.name == "path" || row.name == "prediction";
+    const std::string unsaid = row.name == "path" ? "(linear)" : row.name == "prediction" ? "(velocity)" : "?";
+    if (!row.problem.empty()) line(row.name, "?", row.problem);
+    else if (row.value.empty()) line(row.name, unsaid, flow ? "nothing: the default" : "nothing: give it with --model-arg");
+    else line(row.name, row.value, row.source);
+  }
+  if (!model.problem.empty()) std::cout << "identity: " << model.problem << "\n";
 }
 
 }  // namespace
 
 void add_inspect(CLI::App& program, Action& action) {
-  auto* verb = program.add_subcommand("inspect", "list the tensors, statistics and metadata of a model file");
+  auto* verb = program.add_subcommand("inspect", "list the tensors, statistics, metadata and identity of a model file");
   auto file = std::make_shared<std::string>();
   auto json = std::make_shared<bool>(false);
   verb->add_option("file", *file, "safetensors, sharded safetensors (index.json) or PyTorch checkpoint")->required();
@@ -51,8 +89,9 @@ void add_inspect(CLI::App& program, Action& action) {
   verb->callback([=, &action] {
     action = [file, json] {
       const TensorFile content = read_everything(*file);
-      const std::string family = family_of(content);
-      nlohmann::ordered_json out{{"file", *file}, {"looks_like", family.empty() ? "unknown" : family}, {"tensors", nlohmann::ordered_json::array()}, {"parameters", content.tensors.numel()}, {"bytes", content.tensors.bytes()}, {"metadata", content.metadata}};
+      const Model model = model_in(*file);
+      const std::string& family = model.family;
+      nlohmann::ordered_json out{{"file", *file}, {"looks_like", family.empty() ? "unknown" : family}, {"tensors", nlohmann::ordered_json::array()}, {"parameters", content.tensors.numel()}, {"bytes", content.tensors.bytes()}, {"metadata", content.metadata}, {"identity", identity_json(model)}};
       for (const auto& [name, tensor] : content.tensors) {
         const at::Tensor values = tensor.to(at::kDouble);
         const std::int64_t bad = tensor.numel() - at::isfinite(values).sum().item<std::int64_t>();
@@ -73,6 +112,7 @@ void add_inspect(CLI::App& program, Action& action) {
         std::cout << "\n";
       }
       for (const auto& [key, value] : content.metadata) std::cout << key << " = " << value << "\n";
+      print_identity(model);
       std::cout << content.tensors.size() << " tensors, " << content.tensors.numel() << " numbers, " << format_bytes(content.tensors.bytes()) << "; looks like: " << out["looks_like"].get<std::string>() << std::endl;
       return 0;
     };

@@ -13,6 +13,7 @@
 #include "tiltflow/eval/table.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/safetensors.h"
+#include "tiltflow/nn/machine_choices.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/onestep.h"
 #include "tiltflow/train/start_check.h"
@@ -43,6 +44,7 @@ Loaded load(const OneStepOptions& o, const char* suffix) {
   Loaded l;
   l.config = load_config<OneStepConfig>(o.file, o.overrides(), &l.resolved);
   l.out = o.out.empty() ? fs::path("runs") / (fs::path(o.file).stem().string() + suffix) : fs::path(o.out);
+  follow_choices(choices_in(l.out));
   l.runtime = apply(l.config.compute);
   return l;
 }
@@ -81,6 +83,8 @@ int assign(const OneStepOptions& o) {
     options.warm = warm.get();
   }
   options.out = l.out, options.request = l.resolved + (o.warm.empty() ? "" : cat("# from the noises of ", o.warm, "\n")), options.shard = o.shard, options.shards = o.shards, options.retry_failed = o.retry_failed;
+  make_directories(l.out);
+  record_choices(choices_in(l.out));
   Progress progress("assign", static_cast<std::int64_t>(targets.size()));
   options.progress = [&](std::int64_t done, double loss) { progress.update(done, cat("loss ", compact(loss, 3))); };
   const AssignSummary s = run_assignment(*generator, assigner, c.assign, targets, streams, options);

@@ -87,15 +87,18 @@ void add_guidance_options(CLI::App& verb, Guidance& g) {
 
 CLI::Option* add_data_options(CLI::App& verb, DatasetConfig& data, const std::string& what) {
   auto* folder = verb.add_option("--data", data.path, what);
-  verb.add_option("--format", data.format, "of --data: idx, cifar or folder (one sub-folder a class)")->check(CLI::IsMember({"idx", "cifar", "folder"}))->needs(folder)->capture_default_str();
+  verb.add_option("--format", data.format, "of --data: idx, cifar, folder (one sub-folder a class) or numpy (a file .npz)")->check(CLI::IsMember({"idx", "cifar", "folder", "numpy"}))->needs(folder)->capture_default_str();
   verb.add_option("--size", data.size, "crop and resize the pictures to their central square of this size; 0: as they are")->check(CLI::NonNegativeNumber)->needs(folder)->capture_default_str();
+  verb.add_option("--channels", data.channels, "grey: every picture to one channel, rgb: to three, auto: three as soon as one picture is coloured")->check(CLI::IsMember({"auto", "grey", "rgb"}))->needs(folder)->capture_default_str();
+  verb.add_option("--alpha", data.alpha, "transparent pixels: drop (their colour stays, as in torchvision), white or black (composed on it), refuse")->check(CLI::IsMember({"drop", "white", "black", "refuse"}))->needs(folder)->capture_default_str();
+  verb.add_flag("--skip-bad", data.skip_bad, "leave out pictures that cannot be read, and say which")->needs(folder);
   return folder;
 }
 
 void add_compute_options(CLI::App& verb, ComputeConfig& c) {
   verb.add_option("--device", c.device, "where networks compute: cpu, cuda, cuda:1 or another device of libtorch")->capture_default_str();
-  verb.add_option("--precision", c.precision, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}))->capture_default_str();
-  verb.add_option("--kernels", c.kernels, "fused or plain: how transformer blocks run")->check(CLI::IsMember({"fused", "plain"}))->capture_default_str();
+  verb.add_option("--precision", c.precision, "of matrix products: fp32, bf16, or auto (bf16 where this machine gains by it)")->check(CLI::IsMember({"fp32", "bf16", "auto"}))->capture_default_str();
+  verb.add_option("--kernels", c.kernels, "how transformer blocks run: fused (each step as it was measured fastest here), fixed (by fixed rules) or plain")->check(CLI::IsMember({"fused", "fixed", "plain"}))->capture_default_str();
   verb.add_option("--activation-checkpointing", c.activation_checkpointing, "recompute blocks in the backward pass: less memory, more time (true or false)")->capture_default_str();
   verb.add_option("--graphs", c.graphs, "on CUDA: record network calls as CUDA graphs (true or false)")->capture_default_str();
   verb.add_option("--workers", c.workers, "pieces of work at a time; 0 = one per core")->check(CLI::NonNegativeNumber)->capture_default_str();

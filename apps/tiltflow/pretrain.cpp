@@ -2,6 +2,8 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/eval/report.h"
+#include "tiltflow/nn/machine_choices.h"
 #include "tiltflow/train/pretraining_run.h"
 #include "options.h"
 #include "plan.h"
@@ -21,6 +23,7 @@ void add_pretrain(CLI::App& program, Action& action) {
       std::string resolved;
       const PretrainConfig config = load_config<PretrainConfig>(options->file, options->overrides(), &resolved);
       const std::filesystem::path out = options->out.empty() ? std::filesystem::path("runs") / std::filesystem::path(options->file).stem() : std::filesystem::path(options->out);
+      follow_choices(choices_in(out));
       PretrainSetup setup = set_up(config);
       if (options->dry_run) {
         print_plan(std::move(setup), out);
@@ -29,6 +32,7 @@ void add_pretrain(CLI::App& program, Action& action) {
       }
       Run run(out, resolved, options->resume);
       pretrain(std::move(setup), run);
+      if (run.writes()) log_info(cat("wrote ", write_report(out).string()));
       return 0;
     };
   });

@@ -6,6 +6,7 @@
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/generate.h"
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/reward/state_reward.h"
 #include "tiltflow/tensor/aten.h"
@@ -45,7 +46,8 @@ std::pair<std::int64_t, std::int64_t> parse_shard(const std::string& text) {
 int sample_to_folder(SampleOptions o) {
   const int local = world_from_environment().local_size;
   if (o.compute.workers == 0 && local > 1) o.compute.workers = std::max(1, hardware_cores() / local);
-  FlowModel flow = o.model.load(apply(o.compute));
+  const ModelRuntime runtime = apply(o.compute);
+  FlowModel flow = o.model.load(runtime);
   if (!o.lora.empty()) flow.model = flow.model->rebind(merge_adapters(flow.model->parameters(), read_adapters(o.lora, o.strength)), {});
   o.sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
@@ -63,7 +65,7 @@ int sample_to_folder(SampleOptions o) {
   const SamplerConfig& s = o.sampler;  // every flag that changes samples: parts of different requests must not mix
   options.request["sampler_details"] = cat("shift ", s.shift, " eta ", s.parameter, " rtol ", s.rtol, " atol ", s.atol, " epsilon ", s.epsilon, " diffusion ", s.sde.form, " ", s.sde.norm, " last step ", s.sde.last_step, " ", s.sde.last_step_size);
   options.request["guidance_details"] = cat("channels ", o.guidance.channels, " from ", o.guidance.begin, " to ", o.guidance.end);
-  options.request["precision"] = o.compute.precision, options.request["model_args"] = join(o.model.args, " ");
+  options.request["precision"] = precision_name(runtime), options.request["model_args"] = join(o.model.args, " ");
   if (!o.decoder.file.empty()) options.request["decoder"] = o.decoder.file;
   if (!o.lora.empty()) options.request["lora"] = o.lora, options.request["lora_strength"] = compact(o.strength);
   Progress progress("sample", options.shards == 1 ? options.n : (options.n + options.shards - 1) / options.shards);

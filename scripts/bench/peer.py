@@ -137,13 +137,14 @@ def am():
 
 
 work = {"forward": forward, "sample": sample, "vjp": vjp, "train-step": train_step, "am": am}[a.work]
-seconds = []
+seconds, cpu_seconds = [], []
 for repeat in range(a.repeats + 1):
-    begin = time.perf_counter()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     work()
     if on_gpu:
         torch.cuda.synchronize()
     if repeat:
         seconds.append(time.perf_counter() - begin)
-print(json.dumps({"seconds_min": min(seconds), "seconds_median": sorted(seconds)[len(seconds) // 2], 
+        cpu_seconds.append(time.process_time() - cpu_begin)
+print(json.dumps({"seconds_min": min(seconds), "seconds_median": sorted(seconds)[len(seconds) // 2], "cpu_seconds_min": min(cpu_seconds),
                   "peak_memory_mb": (torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e6}))

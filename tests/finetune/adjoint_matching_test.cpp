@@ -264,6 +264,10 @@ TEST(finetune_am, ClippingDropsGradientsAndIsCounted) {
     std::map<std::string, double> metrics{{"reward", 0}, {"reward_square", 0}, {"weight", 1}, {"weight_square", 1}};
     quantile.end_step(metrics);
     EXPECT_LT(again.run(quantile), first);
+    // The same batch again: the half above its median is clipped.
+    const at::AutoGradMode grad(true);
+    const LossReport report = quantile.loss(again.context(), quantile.collect(again.context(), 5, 0, 12, false), 12);
+    EXPECT_NEAR(report.metrics.averages().at("clip_rate"), 0.5, 1e-12);
     // the state that a resume needs is complete
     AdjointMatching copy(config);
     copy.restore(quantile.state());

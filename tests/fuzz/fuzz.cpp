@@ -18,7 +18,10 @@
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
+#include "tiltflow/io/npy.h"
 #include "tiltflow/io/npz.h"
+#include "tiltflow/io/picture.h"
+#include "tiltflow/io/latents.h"
 #include "tiltflow/io/pickle.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/models/autoencoder/autoencoder.h"
@@ -52,10 +55,18 @@ std::map<std::string, Target> targets(const fs::path& folder) {
   out["model"] = {{file("tests/golden/sit/sit_a_ema.safetensors")}, [](const fs::path& f, const Bytes&) { load_velocity_model(f, {{"num_heads", "4"}}); }};
   out["autoencoder"] = {{file("tests/golden/diffusers/taesd/diffusion_pytorch_model.safetensors")}, [](const fs::path& f, const Bytes&) { load_autoencoder(f); }};
   out["clip"] = {{file("tests/golden/clip/vision_gelu/model.safetensors")}, [](const fs::path& f, const Bytes&) { load_clip_vision(f); }};
-  out["png"] = {{file("docs/images/ink-before-after.png"), encode_png(at::rand({3, 9, 7}))}, [](const fs::path&, const Bytes& b) { decode_png(b, "x"); }};
-  out["jpeg"] = {{encode_jpeg(at::rand({3, 17, 23})), encode_jpeg(at::rand({1, 8, 8}))}, [](const fs::path&, const Bytes& b) { decode_jpeg(b, "x"); }};
+  const auto pictures = [](std::initializer_list<const char*> names) {
+    Target target{{}, [](const fs::path&, const Bytes& b) { decode_picture(b, "x"); }};
+    for (const char* name : names) target.seeds.push_back(file((std::string("tests/golden/pictures/") + name).c_str()));
+    return target;
+  };
+  out["png"] = pictures({"rgb.png", "palette-trns.png", "interlaced.png", "grey16.png", "grey2bit.png"});
+  out["jpeg"] = pictures({"rgb.jpg", "grey.jpg", "progressive.jpg", "ycck.jpg", "rotated.jpg"});
+  out["webp"] = pictures({"lossy.webp", "lossless.webp", "alpha.webp", "animated.webp"});
+  out["bmp"] = pictures({"rgb.bmp", "bilevel.bmp", "rgb565.bmp", "four-bit-top-down.bmp", "masks-with-alpha.bmp"});
+  out["npy"] = {{file("tests/golden/numpy/version2.npy"), file("tests/golden/numpy/version3.npy")}, [](const fs::path&, const Bytes& b) { parse_npy(b, "x"); }};
   out["config"] = {{file("recipes/mnist-ink.toml"), file("recipes/mnist-class.toml")}, [](const fs::path& f, const Bytes&) { load_config<FinetuneConfig>(f, {}); }};
-  out["npz"] = {{file("tests/golden/numpy/statistics.npz")}, [](const fs::path& f, const Bytes&) { read_npz(f); }};
+  out["npz"] = {{file("tests/golden/numpy/statistics.npz"), file("tests/golden/numpy/arrays.npz")}, [](const fs::path& f, const Bytes&) { read_npz(f); }};
   out["json-lines"] = {{"{\"step\": 1, \"loss\": 0.5}\n{\"step\": 2}\n"}, [](const fs::path& f, const Bytes&) { read_json_lines(f); }};
   out["labels"] = {{"1, 2, 3\n4 5\n"}, [](const fs::path&, const Bytes& b) { parse_labels(b, "x"); }};
   write_file_atomic(folder / "adapter_model.safetensors", file("tests/golden/lora/peft_linear_rslora/adapter_model.safetensors"));
@@ -70,6 +81,9 @@ std::map<std::string, Target> targets(const fs::path& folder) {
                   write_file_atomic(folder / "idx/train-images-idx3-ubyte", b);
                   read_dataset({"idx", (folder / "idx").string()}, "train");
                 }};
+  LatentFile latents{at::rand({2, 1, 2, 2}), at::rand({2, 1, 2, 2}), at::arange(2), 0.5, 0, "x"};
+  write_latents(folder / "latents", latents);
+  out["latents"] = {{read_file(folder / "latents")}, [](const fs::path& f, const Bytes&) { read_latents(f); }};
   return out;
 }
 

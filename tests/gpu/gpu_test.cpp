@@ -1,6 +1,7 @@
 // What a GPU computes beside the CPU in double: kernels, recorded calls, training, resuming. Skipped where libtorch finds no CUDA device.
 #include <c10/core/CachingDeviceAllocator.h>
 
+#include "tests/same_bytes.h"
 #include "tests/support.h"
 #include "tests/train/small_run.h"
 #include "tiltflow/base/strings.h"
@@ -241,7 +242,7 @@ TEST_F(gpu_train, RunsMoveTheWeightsAsOnTheCpuAndResumeExactly) {
       std::filesystem::copy(there, resumed, std::filesystem::copy_options::recursive);
       for (const char* late : {"checkpoints/step-000004", "checkpoints/step-000006"}) std::filesystem::remove_all(resumed / late);
       std::filesystem::remove(resumed / "model.safetensors");
-      EXPECT_TRUE(test::run_on("cuda", config, resumed, true) == whole) << name << " did not resume to the same bytes";
+      EXPECT_TRUE(test::same_bytes(test::run_on("cuda", config, resumed, true), whole)) << name << " did not resume to the same bytes";
     }
   }
 }

@@ -3,6 +3,7 @@
 #include "tests/support.h"
 #include "tiltflow/eval/parity.h"
 #include "tiltflow/io/dataset.h"
+#include "tiltflow/io/latents.h"
 #include "tiltflow/reward/state_reward.h"
 
 namespace tiltflow {

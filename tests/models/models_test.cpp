@@ -96,7 +96,7 @@ TEST(models_file, RoundTripKeepsArchitectureAndPath) {
   const auto model = make_sit(tiny(), init_sit(tiny(), RandomStreams(3)));
   save_velocity_model(dir / "m.safetensors", *model, model->parameters(), {{"tiltflow.path", "gvp"}});
   const LoadedModel loaded = load_velocity_model(dir / "m.safetensors");
-  EXPECT_EQ(loaded.path_name, "gvp");
+  EXPECT_EQ(loaded.path.value, "gvp");
   EXPECT_EQ(loaded.model->spec().args, model->spec().args);
   EXPECT_EQ(loaded.model->classes(), 3);
 

@@ -190,6 +190,11 @@ TEST(policy_lora, BadInput) {
   PolicyConfig config;
   config.kind = "lora", config.targets = {"*.nothing"};
   test::expect_error(ErrorKind::kConfig, "match no layer", [&] { make_policy(flow_of(model), config, 0); });
+  config.targets = {"*.qkv", "*.attn.porj"};  // one of them is mistyped
+  test::expect_error(ErrorKind::kConfig, "'*.attn.porj' matches nothing in this model", [&] { make_policy(flow_of(model), config, 0); });
+  config.kind = "full", config.trainable = {"blocks.1.*", "blocks.7.*"};
+  test::expect_error(ErrorKind::kConfig, "policy.trainable: 'blocks.7.*' matches nothing", [&] { make_policy(flow_of(model), config, 0); });
+  test::expect_error(ErrorKind::kConfig, "'blocks.7.*' matches nothing", [&] { trainable_bytes(flow_of(model), config); });
   ParameterSet stray;
   stray.add("base_model.model.blocks.0.attn.qkv.lora_A.weight", at::zeros({2, 16}));
   test::expect_error(ErrorKind::kBadFile, "incomplete", [&] { adapters_from(stray, 1); });

@@ -19,8 +19,8 @@ TEST(program_check, DryRunsFindEverythingAndLeaveNothing) {
   const std::string out = (dir / "r").string();
   const std::string wrong = cat(kTiny, "--set method.name=flow-grpo --set method.group=4 --set check.judge=/nonexistent --set decoder.file=/missing ");
   const std::vector<std::string> found{"3 problems", "item = 2 is no multiple", "/missing", "/nonexistent"};
-  expect_parts(run(cat("finetune recipes/methods-mnist-ink.toml", wrong, "--dry-run --out ", out)), 3, found);
-  expect_parts(run(cat("config check recipes/methods-mnist-ink.toml", wrong)), 3, found);
+  expect_parts(run(cat("finetune recipes/methods-mnist-ink.toml", wrong, "--dry-run --out ", out)), 4, found);
+  expect_parts(run(cat("config check recipes/methods-mnist-ink.toml", wrong)), 4, found);
   expect_message(run(cat("finetune recipes/mnist-ink.toml", kTiny, "--set check.judge=/nonexistent --out ", out)), 4, "/nonexistent");
   EXPECT_FALSE(std::filesystem::exists(out)) << "a start that failed claims no folder";
   expect_parts(run(cat("finetune recipes/mnist-ink.toml", kTiny, "--set train.steps=1 --dry-run --out ", out)), 0, {"1 step of 4 trajectories", "ok\n"});

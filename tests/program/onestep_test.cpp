@@ -1,6 +1,7 @@
 // One-step generators through the program: every verb, interruptions, bad targets.
 #include <nlohmann/json.hpp>
 
+#include "tests/same_bytes.h"
 #include "program.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
@@ -46,7 +47,7 @@ struct Scene {
     return kills;
   }
   void expect_same(const std::string& a, const std::string& b, const std::vector<std::string>& files) const {
-    for (const std::string& file : files) EXPECT_TRUE(read_file(dir / a / file) == read_file(dir / b / file)) << file;
+    for (const std::string& file : files) EXPECT_TRUE(test::same_files(dir / a / file, dir / b / file));
   }
 };
 

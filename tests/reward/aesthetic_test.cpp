@@ -23,7 +23,7 @@ TEST(models_clip, EmbeddingsAndGradientsEqualTheReference) {
   for (const std::map<std::string, std::string>& wrong : {std::map<std::string, std::string>{{"num_heads", "2"}}, {{"num_heads", "3"}, {"activation", "gelu"}}}) {
     EXPECT_FALSE(compare_with_reference(*load_clip_vision(folder("openclip_quickgelu.pt"), wrong), golden("openclip_quickgelu_io"))[0].ok());
   }
-  test::expect_error(ErrorKind::kBadFile, "no CLIP image tower", [] { load_clip_vision(test::golden("sit_a_ema.safetensors")); });
+  test::expect_error(ErrorKind::kBadFile, "not a CLIP image tower", [] { load_clip_vision(test::golden("sit_a_ema.safetensors")); });
   test::expect_error(ErrorKind::kConfig, "do not divide into 7 heads", [] { load_clip_vision(folder("openclip_quickgelu.pt"), {{"num_heads", "7"}}); });
 }
 

@@ -5,6 +5,7 @@
 
 #include "tests/support.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/config/fields.h"
 
 namespace tiltflow {
 
@@ -59,6 +60,49 @@ TEST(structure_size, FilesStayReadable) {
       EXPECT_LE(lines, 400) << entry.path();
     }
   }
+}
+
+namespace {
+
+struct Mutant {
+  std::string name, file, old, changed, tests;
+};
+struct Mutants {
+  std::vector<Mutant> mutant;
+};
+void bind(Fields& f, Mutant& m) {
+  f.value("name", m.name, "");
+  f.value("file", m.file, "");
+  f.value("old", m.old, "");
+  f.value("new", m.changed, "");
+  f.value("tests", m.tests, "");
+}
+void bind(Fields& f, Mutants& m) { f.list("mutant", m.mutant); }
+
+std::size_t occurrences(const std::string& text, const std::string& part) {
+  std::size_t count = 0;
+  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
+}  // namespace
+
+// The faults of scripts/mutants stay applicable: whoever changes such a line changes the list with it.
+TEST(structure_mutants, EveryFaultAppliesToTheSources) {
+  const auto list = load_config<Mutants>(test::source_dir() / "scripts/mutants.toml", {}).mutant;
+  EXPECT_GE(list.size(), 40u);
+  std::set<std::string> names, folders;
+  for (const Mutant& m : list) {
+    EXPECT_TRUE(names.insert(m.name).second) << m.name << " is there twice";
+    EXPECT_NE(m.old, m.changed) << m.name;
+    EXPECT_FALSE(m.tests.empty()) << m.name;
+    const std::size_t count = occurrences(read_file(test::source_dir() / m.file), m.old);
+    EXPECT_EQ(count, 1u) << "scripts/mutants.toml, " << m.name << ": `" << m.old << "` occurs " << count << " times in " << m.file
+                         << "; adapt `old` and `new`, or choose another fault";
+    const std::vector<std::string> parts = split(m.file, '/');
+    folders.insert(parts[parts[0] == "src" ? 2 : 0]);
+  }
+  for (const auto& [folder, arrows] : kMayInclude) EXPECT_TRUE(folders.count(folder)) << "no fault in src/tiltflow/" << folder;
 }
 
 }  // namespace tiltflow

@@ -135,7 +135,9 @@ TEST(train_stop, AnyMomentIsContinuedExactly) {
         const std::filesystem::path out = dir / cat("stopped-", number++);
         EXPECT_EQ(train_toy(out, period, {moment, step}, false), "") << "it was not stopped";
         const bool exactly = period == 1 && moment != Moment::kBetweenItems;  // there another worker may have taken the last item already
-        if (exactly) EXPECT_EQ(newest_checkpoint(out), cat("step-00000", step)) << "the last whole step";
+        if (exactly) {
+          EXPECT_EQ(newest_checkpoint(out), cat("step-00000", step)) << "the last whole step";
+        }
         EXPECT_EQ(train_toy(out, period, {}, true), whole) << "moment " << static_cast<int>(moment) << ", step " << step << ", period " << period;
         EXPECT_EQ(log_of(out), log_of(dir / "whole")) << "moment " << static_cast<int>(moment) << ", step " << step << ", period " << period;
       }

@@ -20,7 +20,7 @@ int exit_code(ErrorKind kind) noexcept {
     case ErrorKind::kNonFinite: return 5;
     case ErrorKind::kStopped: return 75;
   }
-  return 1;
+  return static_cast<int>(kind);  // kinds that other folders add are numbered by their exit code
 }
 
 }  // namespace tiltflow

@@ -5,7 +5,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include <cerrno>
 #include <cstdlib>
@@ -38,32 +37,6 @@ std::string read_file(const std::filesystem::path& path, std::size_t limit) {
     if (content.size() + static_cast<std::size_t>(n) > limit) fail(ErrorKind::kBadFile, cat(path.string(), " is larger than the allowed ", limit, " bytes"));
     content.append(buffer, static_cast<std::size_t>(n));
   }
-}
-
-std::string read_file_gz(const std::filesystem::path& path, std::size_t limit) {
-  std::string raw = read_file(path, limit);
-  if (raw.size() < 2 || static_cast<unsigned char>(raw[0]) != 0x1f || static_cast<unsigned char>(raw[1]) != 0x8b) return raw;
-  z_stream stream{};
-  if (inflateInit2(&stream, 16 + MAX_WBITS) != Z_OK) fail(ErrorKind::kFailure, "zlib could not start");
-  stream.next_in = reinterpret_cast<Bytef*>(raw.data());
-  stream.avail_in = static_cast<uInt>(raw.size());
-  std::string content;
-  char buffer[1 << 16];
-  int status = Z_OK;
-  while (status != Z_STREAM_END) {
-    stream.next_out = reinterpret_cast<Bytef*>(buffer);
-    stream.avail_out = sizeof buffer;
-    status = inflate(&stream, Z_NO_FLUSH);
-    const std::size_t got = sizeof buffer - stream.avail_out;
-    const bool too_large = content.size() + got > limit;
-    if ((status != Z_OK && status != Z_STREAM_END) || too_large || (status == Z_OK && got == 0)) {
-      inflateEnd(&stream);
-      fail(ErrorKind::kBadFile, cat(path.string(), too_large ? ": decompressed size exceeds the limit" : ": broken or truncated gzip data"));
-    }
-    content.append(buffer, got);
-  }
-  inflateEnd(&stream);
-  return content;
 }
 
 void make_directories(const std::filesystem::path& path) {

@@ -11,7 +11,8 @@ namespace tiltflow {
 
 // Throws kBadFile when missing or unreadable, or larger than `limit` bytes.
 std::string read_file(const std::filesystem::path& path, std::size_t limit = std::size_t{1} << 32);
-// As read_file, decompressing when the content starts with the gzip magic. `limit` bounds the decompressed size.
+// As read_file, decompressing when the content starts with the gzip magic: all members one after the other, zero bytes between and
+// after them ignored, anything else there an error, as Python's gzip does it. `limit` bounds the decompressed size.
 std::string read_file_gz(const std::filesystem::path& path, std::size_t limit = std::size_t{1} << 32);
 
 // Writes to a temporary name beside `path`, fsyncs, renames, fsyncs the folder: `path` has the old or the new content.

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/html.h"
 #include "tiltflow/eval/svg_text.h"
@@ -27,8 +28,11 @@ RealImages real_images(const ComparisonOptions& o, const FeatureNetwork& network
   if (!o.reference.empty()) out.moments = read_moments(o.reference);
   if (o.data.path.empty()) return out;
   const ImageDataset data = read_dataset(o.data, "test");
+  require_two_pictures(data.size(), o.data.path);
   out.features = features_of(network, at::arange(std::min<std::int64_t>(data.size(), 10000)), [&](const at::Tensor& indices) { return data.batch(indices); });
   const FeatureMoments moments = feature_moments(out.features);
+  const std::string singular = singular_note(out.features.size(0), out.features.size(1), o.data.path);
+  if (!singular.empty()) log_warn(singular);
   if (!out.moments) out.moments = moments;
   if (!o.make_reference.empty()) write_moments(o.make_reference, moments, network.name);
   return out;

@@ -214,15 +214,26 @@ std::string table_text(const GeneratorComparison& c) {
 
 namespace {
 
-// One figure of every row as marks with error bars, the generators in the order of the table.
+std::string unit_of_figure(const std::string& name) {
+  static const std::map<std::string, std::string> units{{"matched error", "mean square"},
+                                                        {"held-out error", "mean square"},
+                                                        {"class accuracy", "share"},
+                                                        {"Frechet", "squared distance of judge features"},
+                                                        {"variance within classes", "relative to real pictures"},
+                                                        {"distance to base", "mean square"}};
+  const auto known = units.find(name);
+  return known == units.end() ? "" : known->second;
+}
+
+// One figure of every row as marks with error bars, the generators in the order of the table and in one colour each.
 Chart chart_of(const GeneratorComparison& c, std::size_t figure) {
   const std::string name = c.rows.front().figures[figure].first;
-  Chart chart{name, {"row of the table"}, {name}};
+  Chart chart{name, {"row of the table"}, {name, unit_of_figure(name)}};
   chart.marks = true;
   for (std::size_t i = 0; i < c.rows.size(); ++i) {
     const std::optional<Estimate> e = c.rows[i].figures[figure].second;
-    if (!e) continue;
-    Series one{c.rows[i].name, {static_cast<double>(i + 1)}, {e->value}, {e->se}};
+    Series one{c.rows[i].name};
+    if (e) one = {c.rows[i].name, {static_cast<double>(i + 1)}, {e->value}, {e->se}};
     chart.series.push_back(std::move(one));
   }
   return chart;

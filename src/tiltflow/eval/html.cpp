@@ -125,7 +125,7 @@ std::string chart_figures(const std::vector<Chart>& charts) {
 std::string picture_figure(const std::string& png, const std::string& caption) {
   constexpr std::uint32_t kReadable = 560;  // pixels across that small pictures are enlarged towards
   const auto [width, height] = size_of_png(png);
-  const std::uint32_t factor = width > 0 ? std::max<std::uint32_t>(1, kReadable / width) : 1;
+  const std::uint32_t factor = width > 0 ? std::max<std::uint32_t>(1, (kReadable + width / 2) / width) : 1;
   const std::string size = width > 0 ? cat(" width=\"", width * factor, "\" height=\"", height * factor, "\"") : "";
   const std::string image = cat("<img alt=\"", xml_text(caption), "\"", size, " src=\"", data_link("image/png", png), "\">");
   return enlargeable("picture", "picture-" + hexadecimal(fnv1a(caption + png)), caption, image, xml_text(caption));

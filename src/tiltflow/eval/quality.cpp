@@ -1,5 +1,6 @@
 #include "tiltflow/eval/quality.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tiltflow/base/error.h"
@@ -28,15 +29,55 @@ FeatureNetwork make_feature_network(const std::string& name) {
   return {name, [clip](const at::Tensor& images) { return clip->embed_images(images); }};
 }
 
+namespace {
+
+bool is_numpy(const std::filesystem::path& file) { return file.extension() == ".npz" || file.extension() == ".npy"; }
+
+FeatureMoments moments_of_npz(const std::filesystem::path& file) {
+  const ParameterSet t = read_npz(file, {"mu", "sigma"});
+  if (t.contains("mu") && t.contains("sigma")) return {t.at("mu").to(at::kDouble), t.at("sigma").to(at::kDouble), 0};
+  const std::vector<std::string> names = npz_names(file);
+  const bool pictures = std::find(names.begin(), names.end(), "arr_0") != names.end();
+  fail(ErrorKind::kBadFile, cat(file.string(), ": no feature statistics ('mu' and 'sigma'); it has ", names.empty() ? "no arrays" : join(names, ", ")),
+       pictures ? "pictures (arr_0) are given as --data FILE --format numpy" : "make them with --make-reference");
+}
+
+FeatureMoments moments_of_tensors(const std::filesystem::path& file) {
+  const ParameterSet t = read_safetensors(file).tensors;
+  if (!t.contains("mean") || !t.contains("covariance")) fail(ErrorKind::kBadFile, cat(file.string(), ": no feature statistics ('mean' and 'covariance')"), "make them with --make-reference");
+  const bool counted = t.contains("count") && t.at("count").numel() == 1;
+  return {t.at("mean").to(at::kDouble), t.at("covariance").to(at::kDouble), counted ? t.at("count").item<double>() : 0};
+}
+
+}  // namespace
+
 FeatureMoments read_moments(const std::filesystem::path& file) {
-  const bool npz = file.extension() == ".npz";
-  const ParameterSet t = npz ? read_npz(file) : read_safetensors(file).tensors;
-  const char *mean = npz ? "mu" : "mean", *covariance = npz ? "sigma" : "covariance";
-  if (!t.contains(mean) || !t.contains(covariance)) fail(ErrorKind::kBadFile, cat(file.string(), ": no feature statistics ('", mean, "' and '", covariance, "')"), "make them with --make-reference");
-  FeatureMoments m{t.at(mean).to(at::kDouble), t.at(covariance).to(at::kDouble), t.contains("count") && t.at("count").numel() == 1 ? t.at("count").item<double>() : 0};
+  const FeatureMoments m = is_numpy(file) ? moments_of_npz(file) : moments_of_tensors(file);
+  const auto bad = [&](const std::string& what) { fail(ErrorKind::kBadFile, cat(file.string(), ": ", what)); };
   const std::int64_t n = m.mean.numel();
-  if (m.mean.dim() != 1 || m.covariance.sizes() != at::IntArrayRef{n, n} || !m.covariance.isfinite().all().item<bool>() || !m.mean.isfinite().all().item<bool>()) fail(ErrorKind::kBadFile, cat(file.string(), ": mean and covariance do not fit each other or are not finite"));
+  if (m.mean.dim() != 1 || m.covariance.sizes() != at::IntArrayRef{n, n}) bad(cat("a mean ", shape_text(m.mean.sizes()), " and a covariance ", shape_text(m.covariance.sizes()), " do not fit each other"));
+  if (!m.covariance.isfinite().all().item<bool>() || !m.mean.isfinite().all().item<bool>()) bad("mean and covariance are not finite");
+  const double skew = (m.covariance - m.covariance.t()).abs().max().item<double>();
+  if (skew > 1e-4 * m.covariance.abs().max().item<double>()) bad("the covariance is not symmetric");
   return m;
+}
+
+void require_two_pictures(std::int64_t pictures, const std::string& what) {
+  if (pictures >= 2) return;
+  fail(ErrorKind::kBadFile, cat(what, ": statistics need at least 2 pictures, and more than there are features for a regular covariance; found ", pictures), "a Frechet distance usually stands on 10,000 pictures and more");
+}
+
+std::string singular_note(std::int64_t pictures, std::int64_t features, const std::string& what) {
+  if (pictures > features) return "";
+  return cat(what, ": statistics of ", pictures, " pictures in ", features, " features have a singular covariance; the Frechet distance needs more than ", features, " of them");
+}
+
+void require_same_features(const FeatureNetwork& network, const FeatureMoments& reference, at::IntArrayRef shape, const Decoder& decode) {
+  std::vector<std::int64_t> one{1};
+  one.insert(one.end(), shape.begin(), shape.end());
+  const std::int64_t found = features_of(network, at::zeros(one), decode).size(1);
+  const std::int64_t expected = reference.mean.numel();
+  if (found != expected) fail(ErrorKind::kBadFile, cat("the reference has statistics of ", expected, " features, ", network.name, " makes ", found, " of the model's pictures"), "they were made with another network (--features), or from pictures of another size or number of channels (--size, --channels)");
 }
 
 void write_moments(const std::filesystem::path& file, const FeatureMoments& m, const std::string& network) {

@@ -20,6 +20,12 @@ FeatureNetwork make_feature_network(const std::string& name);
 // Feature statistics of real images. Read: a file of `write_moments`, or an npz with mu and sigma (pytorch-fid and others; its count is
 // unknown, 0). Throws kBadFile.
 FeatureMoments read_moments(const std::filesystem::path& file);
+// Fewer than two pictures have no covariance: kBadFile, naming `what`.
+void require_two_pictures(std::int64_t pictures, const std::string& what);
+// "", or a sentence that the covariance is singular, since there are no more pictures than features.
+std::string singular_note(std::int64_t pictures, std::int64_t features, const std::string& what);
+// Throws kBadFile when the network makes of the model's states (of `shape`, one sample) another number of features than the reference has.
+void require_same_features(const FeatureNetwork& network, const FeatureMoments& reference, at::IntArrayRef shape, const Decoder& decode = identity_decoder());
 // By its suffix: .npz (mu, sigma) or safetensors (mean, covariance, count, the network's name as metadata). Atomic.
 void write_moments(const std::filesystem::path& file, const FeatureMoments& moments, const std::string& network);
 

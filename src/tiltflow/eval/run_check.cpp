@@ -6,6 +6,7 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/report.h"
+#include "tiltflow/nn/machine_choices.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -16,6 +17,7 @@ constexpr std::uint32_t kCheckKey = 0xffffe000u;  // of random labels; no traini
 
 FinishedRun load_finished_run(const std::filesystem::path& run, const std::vector<Override>& changes) {
   const FinetuneConfig config = load_config<FinetuneConfig>(run / "config.toml", changes);
+  follow_choices(choices_in(run));
   FlowModelConfig file;
   file.file = (run / "model.safetensors").string();
   try {

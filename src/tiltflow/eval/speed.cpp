@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <functional>
+#include <limits>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
@@ -88,6 +90,7 @@ std::shared_ptr<const VelocityModel> random_model(const ModelSpec& spec, ModelRu
 
 struct Timing {
   std::vector<double> seconds;  // sorted
+  double cpu_seconds = std::numeric_limits<double>::infinity();  // of the process, all threads: least of the repetitions; other programs disturb it less
   double peak = 0;              // GFLOP/s of matrix products: best between the repetitions, on a GPU after them
   double memory = 0;            // peak bytes, of the device if there is one
   Allocations allocations;      // of one repetition, the last, on the CPU
@@ -108,9 +111,11 @@ Timing measure(std::int64_t repeats, const ModelRuntime& runtime, const std::fun
   for (std::int64_t repeat = cpu ? 0 : -1; repeat <= repeats; ++repeat) {
     const Allocations before = allocations_so_far();
     const auto begin = Clock::now();
+    const std::clock_t cpu_begin = std::clock();
     work(std::max<std::int64_t>(0, repeat));
     synchronize_compute_device();
     if (repeat > 0) out.seconds.push_back(since(begin));
+    if (repeat > 0) out.cpu_seconds = std::min(out.cpu_seconds, static_cast<double>(std::clock() - cpu_begin) / CLOCKS_PER_SEC);
     const Allocations now = allocations_so_far();
     out.allocations = {now.count - before.count, now.bytes - before.bytes};
     if (cpu) out.products(runtime);
@@ -123,6 +128,7 @@ void add_figures(nlohmann::ordered_json& out, const Timing& timing, const ModelR
   const double rate = forwards_per_sample * static_cast<double>(batch) * sit_forward_gflop(model) / timing.seconds.front();
   out.update({{"device", compute_device().str()}, {"precision", runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"}, {"kernels", kernels_name(runtime)}, {"workers", thread_policy().workers}, {"threads_per_worker", thread_policy().intra_op},
               {"seconds_min", timing.seconds.front()}, {"seconds_median", timing.seconds[timing.seconds.size() / 2]}, {"repeats", timing.seconds.size()},
+              {"cpu_seconds_min", timing.cpu_seconds},
               {"network_evaluations_per_sample", forwards_per_sample}, {"forward_gflop_per_sample", sit_forward_gflop(model)}, {"gflops", rate},
               {"gemm_peak_gflops", timing.peak}, {"fraction_of_gemm_peak", rate / timing.peak}, {"peak_memory_mb", timing.memory / 1e6},
               {"allocations", timing.allocations.count}, {"allocated_mb", timing.allocations.bytes / 1e6}});
@@ -207,15 +213,20 @@ nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& o) {
   count_allocations();
   Allocations before;
   auto begin = Clock::now();
+  std::clock_t cpu_begin = std::clock();
   TrainHooks hooks;
   hooks.label = "bench";
   hooks.after_step = [&](std::int64_t step, const ParameterSet&) {
     synchronize_compute_device();
-    if (step > 1) timing.seconds.push_back(since(begin));
+    if (step > 1) {
+      timing.seconds.push_back(since(begin));
+      timing.cpu_seconds = std::min(timing.cpu_seconds, static_cast<double>(std::clock() - cpu_begin) / CLOCKS_PER_SEC);
+    }
     const Allocations now = allocations_so_far();
     timing.allocations = {now.count - before.count, now.bytes - before.bytes};
     if (compute_device().is_cpu()) timing.products(o.runtime);
     before = allocations_so_far(), begin = Clock::now();
+    cpu_begin = std::clock();
   };
   train(config, objective, run, hooks);
   timing.finish(o.runtime);

@@ -156,7 +156,7 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
   }
   at::Tensor rewards;
   for (const at::Tensor& end : ends) {
-    add(rewards, context.reward.reward().score(context.reward.decode(end), context.reward.reward().prepare(batch.labels)));
+    add(rewards, context.reward.score_with_graph(end, batch.labels));
     if (context.bonus) add(rewards, context.bonus(batch.start, end, batch.labels));
   }
   rewards = rewards / static_cast<double>(ends.size());

@@ -2,7 +2,6 @@
 
 #include <csetjmp>
 #include <cstdio>
-#include <cstring>
 #include <vector>
 // libjpeg needs <cstdio> first
 #include <jpeglib.h>
@@ -12,12 +11,11 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/caption.h"
+#include "tiltflow/io/picture.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
 namespace {
-
-constexpr std::int64_t kMaxSide = 16384;
 
 // [C, H, W] fp32 in [0, 1] -> [H, W, C] bytes
 at::Tensor to_bytes(const at::Tensor& image) {
@@ -25,12 +23,6 @@ at::Tensor to_bytes(const at::Tensor& image) {
     fail(ErrorKind::kFailure, "a picture needs shape [1 or 3, H, W]");
   }
   return image.detach().to(at::kFloat).mul(255).add(0.5).clamp(0, 255).to(at::kByte).permute({1, 2, 0}).contiguous();
-}
-
-at::Tensor from_bytes(const std::vector<std::uint8_t>& bytes, std::int64_t height, std::int64_t width, std::int64_t channels) {
-  at::Tensor out = at::empty({height, width, channels}, at::kByte);
-  std::memcpy(out.data_ptr(), bytes.data(), bytes.size());
-  return out.permute({2, 0, 1}).to(at::kFloat).div(255).contiguous();
 }
 
 void append_png(png_structp png, png_bytep data, png_size_t size) {
@@ -68,22 +60,6 @@ std::string encode_png(const at::Tensor& image, const std::map<std::string, std:
   return out;
 }
 
-at::Tensor decode_png(const std::string& bytes, const std::string& name) {
-  png_image image{};
-  image.version = PNG_IMAGE_VERSION;
-  if (!png_image_begin_read_from_memory(&image, bytes.data(), bytes.size())) fail(ErrorKind::kBadFile, cat(name, ": ", image.message));
-  if (image.width > kMaxSide || image.height > kMaxSide) {
-    png_image_free(&image);
-    fail(ErrorKind::kBadFile, cat(name, ": picture of ", image.width, "x", image.height, " is too large"));
-  }
-  const bool color = image.format & PNG_FORMAT_FLAG_COLOR;
-  image.format = color ? PNG_FORMAT_RGB : PNG_FORMAT_GRAY;
-  std::vector<std::uint8_t> pixels(PNG_IMAGE_SIZE(image));
-  const png_color black{0, 0, 0};
-  if (!png_image_finish_read(&image, &black, pixels.data(), 0, nullptr)) fail(ErrorKind::kBadFile, cat(name, ": ", image.message));
-  return from_bytes(pixels, image.height, image.width, color ? 3 : 1);
-}
-
 namespace {
 struct JpegErrors {
   jpeg_error_mgr manager;
@@ -95,7 +71,6 @@ void jpeg_fail(j_common_ptr info) {
   (*info->err->format_message)(info, errors->message);
   std::longjmp(errors->jump, 1);
 }
-void jpeg_silent(j_common_ptr, int) {}
 }  // namespace
 
 std::string encode_jpeg(const at::Tensor& image, int quality) {
@@ -131,43 +106,12 @@ std::string encode_jpeg(const at::Tensor& image, int quality) {
   return out;
 }
 
-at::Tensor decode_jpeg(const std::string& bytes, const std::string& name) {
-  jpeg_decompress_struct info{};
-  JpegErrors errors;
-  info.err = jpeg_std_error(&errors.manager);
-  errors.manager.error_exit = jpeg_fail;
-  errors.manager.emit_message = jpeg_silent;
-  std::vector<std::uint8_t> pixels;
-  if (setjmp(errors.jump)) {
-    jpeg_destroy_decompress(&info);
-    fail(ErrorKind::kBadFile, cat(name, ": ", errors.message));
-  }
-  jpeg_create_decompress(&info);
-  jpeg_mem_src(&info, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size());
-  jpeg_read_header(&info, TRUE);
-  if (info.image_width > kMaxSide || info.image_height > kMaxSide) {
-    jpeg_destroy_decompress(&info);
-    fail(ErrorKind::kBadFile, cat(name, ": picture is too large"));
-  }
-  info.out_color_space = info.num_components == 1 ? JCS_GRAYSCALE : JCS_RGB;
-  jpeg_start_decompress(&info);
-  const std::size_t row_bytes = static_cast<std::size_t>(info.output_width) * static_cast<std::size_t>(info.output_components);
-  pixels.resize(row_bytes * info.output_height);
-  while (info.output_scanline < info.output_height) {
-    JSAMPROW row = pixels.data() + info.output_scanline * row_bytes;
-    jpeg_read_scanlines(&info, &row, 1);
-  }
-  jpeg_finish_decompress(&info);
-  const at::Tensor out = from_bytes(pixels, info.output_height, info.output_width, info.output_components);
-  jpeg_destroy_decompress(&info);
-  return out;
+at::Tensor decode_image(const std::string& bytes, const std::string& name) {
+  return decode_picture(bytes, name).bytes.to(at::kFloat).div(255);
 }
 
 at::Tensor read_image(const std::filesystem::path& path) {
-  const std::string bytes = read_file(path, std::size_t{1} << 28);
-  if (starts_with(bytes, "\x89PNG")) return decode_png(bytes, path.string());
-  if (starts_with(bytes, "\xff\xd8")) return decode_jpeg(bytes, path.string());
-  fail(ErrorKind::kBadFile, cat(path.string(), ": neither PNG nor JPEG"));
+  return read_picture_file(path).bytes.to(at::kFloat).div(255);
 }
 
 void write_png(const std::filesystem::path& path, const at::Tensor& image, const std::map<std::string, std::string>& text) {

@@ -1,4 +1,4 @@
-// Pictures: PNG and JPEG files, and grids of samples. Images are [C, H, W] or [N, C, H, W] fp32 in [0, 1], C = 1 or 3.
+// Pictures made here: PNG and JPEG files, and grids of samples; other people's files are read by io/picture. Images are [C, H, W] or [N, C, H, W] fp32 in [0, 1], C = 1 or 3.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,10 +12,10 @@ namespace tiltflow {
 
 // PNG bytes of one image; `text` becomes tEXt chunks. Values are clamped, scaled by 255 and rounded.
 std::string encode_png(const at::Tensor& image, const std::map<std::string, std::string>& text = {});
-at::Tensor decode_png(const std::string& bytes, const std::string& name);   // [3 or 1, H, W]; throws kBadFile
 std::string encode_jpeg(const at::Tensor& image, int quality = 92);
-at::Tensor decode_jpeg(const std::string& bytes, const std::string& name);  // throws kBadFile
-at::Tensor read_image(const std::filesystem::path& path);                   // by content, not by name
+// [1 or 3, H, W]; any format of io/picture, alpha dropped. Throw kBadFile.
+at::Tensor decode_image(const std::string& bytes, const std::string& name);
+at::Tensor read_image(const std::filesystem::path& path);
 void write_png(const std::filesystem::path& path, const at::Tensor& image, const std::map<std::string, std::string>& text = {});
 
 // Rows of `columns` images with a 2-pixel black border, as torchvision's make_grid. [N, C, H, W] -> [C, H', W']. With

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
+#include <vector>
 
 #include "tiltflow/tensor/parameters.h"
 
@@ -10,8 +12,9 @@ namespace tiltflow {
 
 // Atomic; uint8, int32, int64, fp32 and fp64 tensors, stored uncompressed. Throws kFailure for other types.
 void write_npz(const std::filesystem::path& path, const ParameterSet& arrays);
-// Arrays by name, stored or deflated; the types above, little-endian, C or Fortran order. Never unpickles: object arrays are
-// refused. Throws kBadFile.
-ParameterSet read_npz(const std::filesystem::path& path);
+// Arrays by name, stored or deflated, of all types that parse_npy (io/npy) reads; an .npy file is an archive of one array, arr_0.
+// With `wanted` only these are read, if they are there: what stands beside them does not matter. Throws kBadFile.
+ParameterSet read_npz(const std::filesystem::path& path, const std::vector<std::string>& wanted = {});
+std::vector<std::string> npz_names(const std::filesystem::path& path);  // of all arrays; throws kBadFile
 
 }  // namespace tiltflow

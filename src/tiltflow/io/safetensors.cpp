@@ -9,6 +9,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/io/foreign_file.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -50,7 +51,7 @@ nlohmann::json parse_header(const std::string& text, const std::string& where) {
   }
 }
 
-Entry parse_entry(const std::string& name, const nlohmann::json& value, std::uint64_t data_size, const std::string& where) {
+Entry parse_entry(const std::string& name, const nlohmann::json& value, const std::string& where) {
   const std::string label = cat(where, ": tensor '", name, "'");
   const auto bad = [&](const std::string& why) { fail(ErrorKind::kBadFile, cat(label, " ", why)); };
   if (!value.is_object() || !value.contains("dtype") || !value.contains("shape") || !value.contains("data_offsets")) bad("lacks dtype, shape or data_offsets");
@@ -61,7 +62,10 @@ Entry parse_entry(const std::string& name, const nlohmann::json& value, std::uin
   Entry entry{name, at::kFloat, {}, 0, 0};
   const std::string type_name = dtype.get<std::string>();
   const auto* type = std::find_if(std::begin(kElementTypes), std::end(kElementTypes), [&](const TypeName& t) { return type_name == t.name; });
-  if (type == std::end(kElementTypes)) bad(cat("has the unsupported type '", type_name, "'"));
+  if (type == std::end(kElementTypes)) {
+    fail(ErrorKind::kBadFile, cat(label, " has the unsupported type '", type_name, "'"),
+         type_name.starts_with("F8") ? "8-bit weights are not supported: save them as bfloat16 in Python" : "");
+  }
   entry.type = type->type;
   std::uint64_t bytes = c10::elementSize(entry.type), extent = bytes;
   if (shape.size() > 16) bad("has more than 16 dimensions");
@@ -77,7 +81,7 @@ Entry parse_entry(const std::string& name, const nlohmann::json& value, std::uin
   for (const auto& offset : offsets) if (!offset.is_number_unsigned()) bad("has an offset that is not a non-negative integer");
   entry.begin = offsets[0].get<std::uint64_t>();
   entry.end = offsets[1].get<std::uint64_t>();
-  if (entry.begin > entry.end || entry.end > data_size) bad(cat("has offsets [", entry.begin, ", ", entry.end, ") outside the ", data_size, " data bytes (truncated file?)"));
+  if (entry.begin > entry.end) bad(cat("has offsets [", entry.begin, ", ", entry.end, "), which run backwards"));
   if (entry.end - entry.begin != bytes) bad(cat("spans ", entry.end - entry.begin, " bytes, its shape needs ", bytes));
   return entry;
 }
@@ -87,11 +91,12 @@ Entry parse_entry(const std::string& name, const nlohmann::json& value, std::uin
 TensorFile read_safetensors(const std::filesystem::path& path) {
   const std::string where = path.string();
   const MappedFile file(path);
+  refuse_foreign_file({reinterpret_cast<const char*>(file.data()), std::min(file.size(), kForeignHead)}, where);
   if (file.size() < 8) fail(ErrorKind::kBadFile, cat(where, ": too short for a safetensors file (", file.size(), " bytes)"));
   std::uint64_t header_size = 0;
   std::memcpy(&header_size, file.data(), 8);
   if (header_size > kMaxHeader) fail(ErrorKind::kBadFile, cat(where, ": header length ", header_size, " exceeds the limit of ", kMaxHeader, " bytes"), "is this a safetensors file?");
-  if (header_size > file.size() - 8) fail(ErrorKind::kBadFile, cat(where, ": header of ", header_size, " bytes does not fit in the file (truncated?)"), "is this a safetensors file?");
+  if (header_size > file.size() - 8) fail(ErrorKind::kBadFile, cat(where, ": its header of ", header_size, " bytes does not fit in the ", file.size(), " bytes of the file (truncated?)"), "copy or download it again");
   const std::uint64_t data_size = file.size() - 8 - header_size;
   const nlohmann::json header = parse_header(std::string(reinterpret_cast<const char*>(file.data()) + 8, header_size), where);
   if (!header.is_object()) fail(ErrorKind::kBadFile, where + ": header is not a JSON object");
@@ -106,7 +111,7 @@ TensorFile read_safetensors(const std::filesystem::path& path) {
         out.metadata[key] = text.get<std::string>();
       }
     } else {
-      entries.push_back(parse_entry(name, value, data_size, where));
+      entries.push_back(parse_entry(name, value, where));
     }
   }
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name); });
@@ -115,6 +120,10 @@ TensorFile read_safetensors(const std::filesystem::path& path) {
     if (entry.begin < expected) fail(ErrorKind::kBadFile, cat(where, ": tensor '", entry.name, "' overlaps its neighbour"));
     if (entry.begin > expected) fail(ErrorKind::kBadFile, cat(where, ": unused bytes before tensor '", entry.name, "'"));
     expected = entry.end;
+  }
+  if (expected > data_size) {
+    fail(ErrorKind::kBadFile, cat(where, " is cut: its header describes ", 8 + header_size + expected, " bytes, the file has ", file.size()),
+         "copy or download it again");
   }
   if (expected != data_size) fail(ErrorKind::kBadFile, cat(where, ": ", data_size - expected, " unused bytes at the end"));
 

@@ -9,13 +9,23 @@
 
 namespace tiltflow {
 
-enum class TensorFormat { kSafetensors, kShardedSafetensors, kTorch };
-// Throws kBadFile when the file cannot be read. Everything that is nothing else counts as safetensors, whose reader complains.
+enum class TensorFormat { kSafetensors, kSharded, kTorch };
+// Throws kBadFile when the file cannot be read or is known to be something else (foreign_file).
 TensorFormat tensor_format(const std::filesystem::path& path);
 
-// `section`: which state dict of a PyTorch checkpoint ("ema", "model", ...). Empty: the bare state dict, else "ema", "model",
-// "state_dict" or the first there is, in this order; the choice is logged. Other formats have no sections. A trainer's `args` become
-// metadata "args.NAME". Throws kBadFile.
+struct StateDictFile {
+  ParameterSet tensors;
+  std::map<std::string, std::string> metadata;
+  std::string section;                // which state dict was taken, "" when there is only one
+  std::vector<std::string> sections;  // all there were
+  std::string prefix;                 // removed from every name
+};
+
+// One state dict of any format by the rules of state_dict.h; a choice is logged. `section`: "" to let the rules choose.
+// What a checkpoint says beside its tensors becomes metadata: "args.NAME" and so on (checkpoint_arguments.h). Shards of
+// an index may be safetensors or PyTorch files. Throws kBadFile.
+StateDictFile read_state_dict(const std::filesystem::path& path, const std::string& section = "");
+// Its tensors and metadata alone; a section that was chosen is the metadata entry "section".
 TensorFile read_tensors(const std::filesystem::path& path, const std::string& section = "");
 
 // "<base>.safetensors.index.json" with its shards beside it, each at most `shard_bytes` (one larger tensor has a shard of its own).

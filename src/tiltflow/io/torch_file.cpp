@@ -8,6 +8,8 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/io/foreign_file.h"
+#include "tiltflow/io/torch_types.h"
 #include "tiltflow/io/zip_archive.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -28,18 +30,13 @@ struct TorchFile::Storages {
 namespace {
 
 constexpr std::size_t kMaxPickle = std::size_t{1} << 31;
-constexpr int kMaxDepth = 64;
-// LONG1 of the number 0x1950a86a20f9469cfc6c in a protocol-2 pickle
-constexpr std::string_view kStreamMagic("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e", 15);
+constexpr int kDeepestTensor = 64;
+// LONG1 of the number 0x1950a86a20f9469cfc6c, the first pickle of the stream container (of any protocol)
+constexpr std::string_view kStreamMagic("\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e", 13);
 
-struct StorageType {
-  const char* name;    // torch.<name>Storage
-  const char* dtype;   // torch.<dtype>
-  at::ScalarType type;
-};
-constexpr StorageType kTypes[] = {{"Double", "float64", at::kDouble}, {"Float", "float32", at::kFloat}, {"Half", "float16", at::kHalf}, {"BFloat16", "bfloat16", at::kBFloat16},
-                                  {"Long", "int64", at::kLong}, {"Int", "int32", at::kInt}, {"Short", "int16", at::kShort}, {"Char", "int8", at::kChar},
-                                  {"Byte", "uint8", at::kByte}, {"Bool", "bool", at::kBool}};
+bool looks_like_stream(std::string_view bytes) {
+  return starts_with(bytes, "\x80") && bytes.substr(0, 32).find(kStreamMagic) != std::string_view::npos;
+}
 
 [[noreturn]] void bad(const TorchFile& file, const std::string& name, const std::string& why) { fail(ErrorKind::kBadFile, cat(file.where, ": tensor '", name, "' ", why)); }
 
@@ -65,8 +62,8 @@ StorageId storage_id(const TorchFile& file, const std::string& name, const Pickl
   if (ends_with(type, ".UntypedStorage")) {
     out.untyped = true;
   } else {
-    const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const StorageType& t) { return type == cat("torch.", t.name, "Storage") || type == cat("torch.cuda.", t.name, "Storage"); });
-    if (found == std::end(kTypes)) bad(file, name, cat("has the unsupported storage ", type));
+    const auto* found = std::find_if(std::begin(kTorchTypes), std::end(kTorchTypes), [&](const TorchType& t) { return type == cat("torch.", t.storage, "Storage") || type == cat("torch.cuda.", t.storage, "Storage"); });
+    if (found == std::end(kTorchTypes)) bad(file, name, cat("has the unsupported storage ", type));
     out.type = found->type;
   }
   out.view_elements = out.elements;
@@ -124,7 +121,9 @@ void find_raw_storages(const TorchFile& file, const PickleDocument& keys, std::s
     std::memcpy(&elements, bytes.data() + position, 8);
     position += 8;
     const std::uint64_t width = widths[key->text];
-    if (elements > (bytes.size() - position) / width) fail(ErrorKind::kBadFile, cat(file.where, ": storage '", key->text, "' of ", elements, " elements leaves the file (truncated?)"));
+    if (elements > (bytes.size() - position) / width) {
+      fail(ErrorKind::kBadFile, cat(file.where, ": storage '", key->text, "' of ", elements, " elements leaves the ", bytes.size(), " bytes of the file (truncated?)"), "copy or download it again");
+    }
     out[key->text] = bytes.substr(position, elements * width);
     position += elements * width;
   }
@@ -155,9 +154,9 @@ TorchFile read_stream(const std::filesystem::path& path, std::shared_ptr<TorchFi
 TorchFile read_archive(const std::filesystem::path& path, std::shared_ptr<TorchFile::Storages> storages) {
   TorchFile file{path.string(), {}, nullptr};
   storages->zip = std::make_unique<ZipArchive>(storages->file, file.where);
+  refuse_foreign_archive(*storages->zip, file.where);
   std::string entry;
   for (const std::string& name : storages->zip->names()) {
-    if (ends_with(name, "/constants.pkl")) fail(ErrorKind::kBadFile, cat(file.where, ": a TorchScript archive, which holds code"), "save the weights alone: torch.save(model.state_dict(), FILE)");
     if (ends_with(name, "/data.pkl") && std::count(name.begin(), name.end(), '/') == 1) entry = name;
   }
   if (entry.empty()) fail(ErrorKind::kBadFile, cat(file.where, ": a zip archive without data.pkl, not a PyTorch checkpoint"));
@@ -174,7 +173,7 @@ at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std:
 
 // `made`: bytes of the tensors so far.
 void collect(const TorchFile& file, const PickleNode& node, const std::string& name, ParameterSet& out, std::uint64_t& made, int depth) {
-  if (depth > kMaxDepth) fail(ErrorKind::kBadFile, cat(file.where, ": is nested too deeply at '", name.substr(0, 80), "'"));
+  if (depth > kDeepestTensor) fail(ErrorKind::kBadFile, cat(file.where, ": is nested too deeply at '", name.substr(0, 80), "'"));
   const auto below = [&](const std::string& key, const PickleNode& child) { collect(file, child, name.empty() ? key : cat(name, ".", key), out, made, depth + 1); };
   if (is_tensor(node)) {
     out.add(name, make_tensor(file, node, name, made));
@@ -196,12 +195,16 @@ bool has_tensor(const PickleNode& node) {
 
 }  // namespace
 
-bool looks_like_torch_file(std::string_view first_bytes) { return looks_like_zip(first_bytes) || starts_with(first_bytes, kStreamMagic); }
+bool looks_like_torch_file(std::string_view first_bytes) { return looks_like_zip(first_bytes) || looks_like_stream(first_bytes); }
 
 TorchFile read_torch_file(const std::filesystem::path& path) {
   auto storages = std::make_shared<TorchFile::Storages>(path);
   if (looks_like_zip(storages->bytes())) return read_archive(path, std::move(storages));
-  if (starts_with(storages->bytes(), kStreamMagic)) return read_stream(path, std::move(storages));
+  if (looks_like_stream(storages->bytes())) return read_stream(path, std::move(storages));
+  refuse_foreign_file(storages->bytes(), path.string());
+  if (starts_with(storages->bytes(), "\x80")) {
+    fail(ErrorKind::kBadFile, cat(path.string(), " is a Python pickle that torch.save did not write"), "save the tensors in Python: torch.save(state_dict, FILE)");
+  }
   fail(ErrorKind::kBadFile, cat(path.string(), ": not a PyTorch checkpoint"));
 }
 
@@ -215,13 +218,14 @@ namespace {
 at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std::string& name, std::uint64_t& made) {
   std::string function;
   const auto* arguments = tensor_call(node, &function);
-  if (!arguments || arguments->size() < 4 || (ends_with(function, "_v3") && arguments->size() < 7)) bad(file, name, "is built in an unknown way");
+  if (!arguments) fail(ErrorKind::kBadFile, cat(file.where, ": '", name, "' is ", pickle_text(node, 40), ", not a plain tensor"));
+  if (arguments->size() < 4 || (ends_with(function, "_v3") && arguments->size() < 7)) bad(file, name, "is built in an unknown way");
   const StorageId id = storage_id(file, name, *(*arguments)[0]);
   at::ScalarType type = id.type;
   if (ends_with(function, "_v3")) {
     const PickleNode& dtype = *(*arguments)[6];
-    const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const StorageType& t) { return dtype.text == cat("torch.", t.dtype); });
-    if (found == std::end(kTypes)) bad(file, name, cat("has the unsupported type ", pickle_text(dtype, 40)));
+    const auto* found = std::find_if(std::begin(kTorchTypes), std::end(kTorchTypes), [&](const TorchType& t) { return dtype.text == cat("torch.", t.dtype); });
+    if (found == std::end(kTorchTypes)) bad(file, name, cat("has the unsupported type ", pickle_text(dtype, 40)));
     type = found->type;
   } else if (id.untyped) {
     bad(file, name, "has a storage without a type");
@@ -271,88 +275,52 @@ ParameterSet tensors_below(const TorchFile& file, const PickleNode& node) {
   ParameterSet found;
   std::uint64_t made = 0;
   collect(file, node, "", found, made, 0);
-  const auto wrapped = [](const auto& item) { return starts_with(item.first, "module."); };
-  if (found.empty() || !std::all_of(found.begin(), found.end(), wrapped)) return found;
-  ParameterSet out;
-  for (const auto& [name, tensor] : found) out.add(name.substr(7), tensor);
-  return out;
+  return found;
 }
+
+namespace {
+
+// A dict of tensors at `node` or one level below, by its dotted name.
+void find_sections(const std::string& name, const PickleNode& node, std::vector<std::string>& out, int depth) {
+  if (has_tensor(node)) {
+    out.push_back(name);
+    return;
+  }
+  if (depth == 0 || !node.is(Kind::kDict) || node.find("param_groups")) return;
+  for (const auto& [key, value] : node.entries) {
+    if (key->is(Kind::kText)) find_sections(cat(name, ".", key->text), *value, out, depth - 1);
+  }
+}
+
+}  // namespace
 
 std::vector<std::string> state_dict_sections(const TorchFile& file) {
   const PickleNode& root = *file.document.root;
   if (has_tensor(root)) return {""};
   std::vector<std::string> out;
-  if (root.is(Kind::kDict)) for (const auto& [key, value] : root.entries) if (key->is(Kind::kText) && has_tensor(*value)) out.push_back(key->text);
+  if (!root.is(Kind::kDict)) return out;
+  for (const auto& [key, value] : root.entries) {
+    if (key->is(Kind::kText)) find_sections(key->text, *value, out, 1);
+  }
   return out;
 }
 
+const PickleNode* state_dict_node(const TorchFile& file, const std::string& section) {
+  const PickleNode* node = file.document.root;
+  if (section.empty()) return node;
+  if (const PickleNode* whole = node->find(section)) return whole;
+  const std::size_t dot = section.find('.');
+  const PickleNode* outer = dot == std::string::npos ? nullptr : node->find(section.substr(0, dot));
+  return outer ? outer->find(section.substr(dot + 1)) : nullptr;
+}
+
 ParameterSet state_dict(const TorchFile& file, const std::string& section) {
-  const PickleNode* node = section.empty() ? file.document.root : file.document.root->find(section);
+  const PickleNode* node = state_dict_node(file, section);
   if (!node || !has_tensor(*node)) {
     const std::vector<std::string> sections = state_dict_sections(file);
     fail(ErrorKind::kBadFile, cat(file.where, section.empty() ? ": is no bare state dict" : cat(": has no state dict '", section, "'")), sections.empty() ? "see `tiltflow inspect`" : cat("it has: ", join(sections, ", ")));
   }
   return tensors_below(file, *node);
-}
-
-namespace {
-
-// Emits the few opcodes that a dict of tensors needs, protocol 2.
-class Writer {
- public:
-  std::string out{"\x80\x02", 2};
-  void text(std::string_view s) { out += 'X', number(s.size(), 4), out += s; }
-  void integer(std::int64_t value) {
-    if (value >= 0 && value < 256) out += 'K', number(static_cast<std::uint64_t>(value), 1);
-    else if (value >= 0 && value < 65536) out += 'M', number(static_cast<std::uint64_t>(value), 2);
-    else if (value >= std::numeric_limits<std::int32_t>::min() && value <= std::numeric_limits<std::int32_t>::max()) out += 'J', number(static_cast<std::uint64_t>(value), 4);
-    else out += "\x8a\x08", number(static_cast<std::uint64_t>(value), 8);
-  }
-  void integers(at::IntArrayRef values) {
-    out += '(';
-    for (const std::int64_t value : values) integer(value);
-    out += 't';
-  }
-  void global(std::string_view module, std::string_view name) { out += 'c', out += module, out += '\n', out += name, out += '\n'; }
-  void number(std::uint64_t value, int width) { for (int i = 0; i < width; ++i) out += static_cast<char>(value >> (8 * i) & 0xff); }
-};
-
-}  // namespace
-
-void write_torch_file(const std::filesystem::path& path, const std::vector<std::pair<std::string, ParameterSet>>& sections) {
-  Writer w;
-  std::vector<at::Tensor> kept;
-  const auto dict = [&](const ParameterSet& tensors) {
-    w.out += "}(";
-    for (const auto& [name, original] : tensors) {
-      const at::Tensor tensor = original.detach().to(at::kCPU).contiguous();
-      const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const StorageType& t) { return t.type == tensor.scalar_type(); });
-      if (type == std::end(kTypes)) fail(ErrorKind::kFailure, cat("tensor '", name, "' has a type that a PyTorch file cannot hold here"));
-      w.text(name);
-      w.global("torch._utils", "_rebuild_tensor_v2");
-      w.out += "((";
-      w.text("storage"), w.global("torch", cat(type->name, "Storage")), w.text(std::to_string(kept.size())), w.text("cpu"), w.integer(tensor.numel());
-      w.out += "tQ";
-      w.integer(0), w.integers(tensor.sizes()), w.integers(tensor.strides());
-      w.out += '\x89';
-      w.global("collections", "OrderedDict");
-      w.out += ")RtR";
-      kept.push_back(tensor);
-    }
-    w.out += 'u';
-  };
-  if (sections.size() == 1 && sections[0].first.empty()) {
-    dict(sections[0].second);
-  } else {
-    w.out += "}(";
-    for (const auto& [name, tensors] : sections) w.text(name), dict(tensors);
-    w.out += 'u';
-  }
-  w.out += '.';
-  std::vector<ZipPiece> pieces{{"archive/data.pkl", w.out}, {"archive/byteorder", "little"}};
-  for (std::size_t i = 0; i < kept.size(); ++i) pieces.push_back({cat("archive/data/", i), {static_cast<const char*>(kept[i].data_ptr()), kept[i].nbytes()}});
-  pieces.push_back({"archive/version", "3\n"});
-  write_zip(path, pieces);
 }
 
 }  // namespace tiltflow

@@ -48,7 +48,7 @@ ZipArchive::ZipArchive(const MappedFile& file, std::string where) : bytes_(reint
   std::size_t end = bytes_.size() - 22;
   const std::size_t lowest = end > 65535 ? end - 65535 : 0;
   while (little(bytes_, end, 4) != kEnd) {
-    if (end == lowest) bad("has no zip directory (truncated?)");
+    if (end == lowest) bad(cat("has no zip directory at the end of its ", bytes_.size(), " bytes (truncated?)"));
     --end;
   }
   std::uint64_t count = little(bytes_, end + 10, 2), size = little(bytes_, end + 12, 4), offset = little(bytes_, end + 16, 4);
@@ -121,7 +121,9 @@ std::string ZipArchive::read(const std::string& name, std::size_t limit) const {
   if (e.method == 0) return std::string(stored(name));
   if (e.method != Z_DEFLATED) fail(ErrorKind::kBadFile, cat(where_, ": zip entry '", name, "' uses the unknown compression ", e.method));
   const std::string_view packed = packed_bytes(name, e);
-  if (packed.size() > std::numeric_limits<uInt>::max()) fail(ErrorKind::kBadFile, cat(where_, ": zip entry '", name, "' is too large"));
+  constexpr std::uint64_t kBestRatio = 1032;  // of deflate: what promises more is damaged
+  if (e.size / kBestRatio > packed.size()) fail(ErrorKind::kBadFile, cat(where_, ": zip entry '", name, "' is damaged"));
+  if (std::max<std::uint64_t>(packed.size(), e.size) > std::numeric_limits<uInt>::max()) fail(ErrorKind::kBadFile, cat(where_, ": zip entry '", name, "' is too large"));
   std::string out(static_cast<std::size_t>(e.size), '\0');
   z_stream stream{};
   if (inflateInit2(&stream, -MAX_WBITS) != Z_OK) fail(ErrorKind::kFailure, "zlib could not start");

@@ -37,7 +37,12 @@ Check<std::string> empty_or(std::vector<std::string> names) {
   return [names](const std::string& v) { return v.empty() ? std::string() : one_of(names)(v); };
 }
 
-const std::string& first_given(const std::string& a, const std::string& b, const std::string& c) { return !a.empty() ? a : !b.empty() ? b : c; }
+// What was asked for, else what the file says, else `otherwise`. Throws kBadFile when the file is needed and not understood.
+std::string decide(const std::string& given, const Stated& stated, const std::string& otherwise, const std::string& file, const std::string& hint) {
+  if (!given.empty()) return given;
+  if (!stated.problem.empty()) fail(ErrorKind::kBadFile, cat(file, ": ", stated.problem), hint);
+  return stated.value.empty() ? otherwise : stated.value;
+}
 
 }  // namespace
 
@@ -80,10 +85,10 @@ FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime, a
   if (config.file.empty()) fail(ErrorKind::kConfig, "model.file is missing", "the base model, e.g. model.file = \"assets/mnist-sit.safetensors\"");
   LoadedModel loaded = load_velocity_model(config.file, config.args, runtime, dtype, config.weights);
   FlowModel out;
-  out.path = make_path(first_given(config.path, loaded.path_name, "linear"));
+  out.path = make_path(decide(config.path, loaded.path, "linear", config.file, cat("decide with --path or model.path: ", join(path_names(), ", "))));
   const auto own_path = loaded.model->spec().args.find("path");  // of models that are exact on one path only
   if (own_path != loaded.model->spec().args.end() && own_path->second != out.path->name()) fail(ErrorKind::kConfig, cat("model.path = \"", out.path->name(), "\": ", config.file, " belongs to the ", own_path->second, " path"));
-  out.prediction = first_given(config.prediction, loaded.prediction, "velocity");
+  out.prediction = decide(config.prediction, loaded.prediction, "velocity", config.file, cat("decide with --prediction or model.prediction: ", join(predictions(), ", ")));
   if (const auto said = loaded.metadata.find("tiltflow.aggregate"); said != loaded.metadata.end()) out.aggregate = said->second;
   if (!config.aggregate.empty()) out.aggregate = config.aggregate;
   if (std::find(aggregates().begin(), aggregates().end(), out.aggregate) == aggregates().end()) fail(ErrorKind::kBadFile, cat(config.file, ": tiltflow.aggregate = '", out.aggregate, "' is unknown"), "known: " + join(aggregates(), ", "));

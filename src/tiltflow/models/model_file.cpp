@@ -1,17 +1,19 @@
 #include "tiltflow/models/model_file.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/models/generator/generator.h"
 #include "tiltflow/models/mixture/mixture_model.h"
+#include "tiltflow/models/foreign_model.h"
 #include "tiltflow/models/mlp/mlp.h"
+#include "tiltflow/models/model_identity.h"
 #include "tiltflow/models/product/product_model.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/tensor/aten.h"
@@ -73,8 +75,19 @@ std::unique_ptr<VelocityModel> build(const std::string& family, const ParameterS
     require_fit(init_control(config, base->sample_shape(), base->classes(), RandomStreams(0)), control, where);
     return std::make_unique<ControlledModel>(std::move(base), make_path(path->second), config, control);
   }
-  fail(ErrorKind::kBadFile, cat(where, family.empty() ? ": not a model tiltflow knows" : ": holds a " + family + ", not a velocity model"),
-       "velocity models: " + join(velocity_model_families(), ", ") + "; see `tiltflow inspect`");
+  refuse_model(where, {tensors, {{"tiltflow.family", family}}}, "a velocity model", "velocity models: " + join(velocity_model_families(), ", ") + "; see `tiltflow inspect`");
+}
+
+// DiT and SiT have the same tensors; when nothing but the name speaks, it is said.
+void warn_of_dit(const std::filesystem::path& path, const StatedIdentity& stated) {
+  const std::string name = path.filename().string();
+  if (stated.args.count("model") || name.find("DiT") == std::string::npos || name.find("SiT") != std::string::npos) return;
+  log_warn(cat(path.string(), ": named like a DiT, whose tensors are those of a SiT; a DiT predicts noise at 1000 discrete times and is not sampled correctly here"));
+}
+
+std::string with_article(const std::string& found) {
+  if (starts_with(found, "a ") || starts_with(found, "an ")) return found;
+  return cat(std::string_view("AEIOUaeiou").find(found[0]) == std::string_view::npos ? "a " : "an ", found);
 }
 
 }  // namespace
@@ -98,6 +111,7 @@ Args model_metadata(Args metadata, const ModelSpec& spec) {
 
 std::string model_family(const ParameterSet& tensors, const Args& metadata) {
   if (const auto found = metadata.find("tiltflow.family"); found != metadata.end()) return found->second;
+  if (const std::string relative = foreign_sit(tensors); !relative.empty()) return relative;
   if (looks_like_sit(tensors)) return "sit";
   if (const std::string generator = generator_family(tensors, metadata); !generator.empty()) return generator;
   const auto has = [&](const char* name) { return tensors.contains(name); };
@@ -106,7 +120,14 @@ std::string model_family(const ParameterSet& tensors, const Args& metadata) {
   if (has("vision_model.embeddings.class_embedding") || has("visual.class_embedding")) return "CLIP";
   if (has("layers.0.weight") && has("layers.7.bias") && !has("layers.1.weight")) return "aesthetic head";
   if (tensors.contains("conv3.weight") && tensors.contains("fc2.weight")) return "classifier";
-  return "";
+  return foreign_model(tensors);
+}
+
+void refuse_model(const std::filesystem::path& path, const TensorFile& file, const std::string& wanted, const std::string& hint) {
+  std::string found = model_family(file.tensors, file.metadata);
+  if (found.empty()) found = configured_class(path);
+  if (found.empty()) fail(ErrorKind::kBadFile, cat(path.string(), ": not a model tiltflow knows; ", wanted, " is expected"), hint);
+  fail(ErrorKind::kBadFile, cat(path.string(), ": holds ", with_article(found), ", not ", wanted), hint);
 }
 
 const std::vector<std::string>& velocity_model_families() {
@@ -118,25 +139,17 @@ LoadedModel load_velocity_model(const std::filesystem::path& path, const Args& o
   const std::string where = path.string();
   TensorFile file = read_tensors(path, section);
   const std::string family = model_family(file.tensors, file.metadata);
-  Args args = metadata_args(file.metadata, where);
-  for (const auto& [key, value] : overrides) args[key] = value;
+  if (family.empty()) refuse_model(path, file, "a velocity model", "velocity models: " + join(velocity_model_families(), ", ") + "; see `tiltflow inspect`");
+  const StatedIdentity stated = stated_identity(file.metadata);
+  Args args;
+  for (const auto& [name, said] : constructor_arguments(file, family, stated, overrides, where)) args[name] = said.value;
+  if (family == "sit") warn_of_dit(path, stated);
   LoadedModel out;
   const ParameterSet tensors = cast(file.tensors, dtype);
   for (const auto& [name, tensor] : tensors) require_finite(tensor, cat(where, ": tensor '", name, "'"));
   out.model = build(family, tensors, args, runtime, where);
-  // Ours, else what SiT's trainer wrote: Linear, GVP, VP.
-  const auto lower = [&](const char* ours, const char* trainers) {
-    for (const char* key : {ours, trainers}) {
-      const auto found = file.metadata.find(key);
-      if (found == file.metadata.end()) continue;
-      std::string name = found->second;
-      std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
-      return name;
-    }
-    return std::string();
-  };
-  out.path_name = lower("tiltflow.path", "args.path_type");
-  out.prediction = lower("tiltflow.prediction", "args.prediction");
+  out.path = stated.path;
+  out.prediction = stated.prediction;
   out.metadata = std::move(file.metadata);
   return out;
 }
@@ -166,7 +179,7 @@ void save_velocity_model(const std::filesystem::path& path, const VelocityModel&
 
 std::shared_ptr<const Classifier> load_classifier(const std::filesystem::path& path) {
   TensorFile file = read_tensors(path);
-  if (model_family(file.tensors, file.metadata) != "classifier") fail(ErrorKind::kBadFile, cat(path.string(), ": not a classifier"), "train one with `tiltflow pretrain` and kind = \"classifier\"");
+  if (model_family(file.tensors, file.metadata) != "classifier") refuse_model(path, file, "a classifier", "train one with `tiltflow pretrain` and kind = \"classifier\"");
   const ClassifierConfig config = classifier_config_from_args(metadata_args(file.metadata, path.string()));
   return std::make_shared<Classifier>(config, cast(file.tensors, at::kFloat));
 }

@@ -7,15 +7,17 @@
 #include <memory>
 #include <string>
 
+#include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/classifier/classifier.h"
+#include "tiltflow/models/stated_identity.h"
 #include "tiltflow/models/velocity_model.h"
 
 namespace tiltflow {
 
 struct LoadedModel {
   std::unique_ptr<VelocityModel> model;
-  std::string path_name;                        // interpolation path from the metadata, "" when the file does not say
-  std::string prediction;                       // likewise: velocity, noise, score
+  Stated path;                                  // interpolation path by what the file says, see stated_identity.h
+  Stated prediction;                            // likewise: velocity, noise, score
   std::map<std::string, std::string> metadata;
 };
 
@@ -38,8 +40,10 @@ std::map<std::string, std::string> model_metadata(std::map<std::string, std::str
 std::map<std::string, std::string> metadata_args(const std::map<std::string, std::string>& metadata, const std::string& where);
 
 // "sit", "mlp", "controlled", "gaussian-mixture", "product", "classifier", "gan", "mlp-generator", "vae", from metadata, else from the tensors; also names what other loaders read
-// (AutoencoderKL, AutoencoderTiny, CLIP, aesthetic head); "" = unknown.
+// (AutoencoderKL, AutoencoderTiny, CLIP, aesthetic head) and what nobody here reads (foreign_model.h); "" = unknown.
 std::string model_family(const ParameterSet& tensors, const std::map<std::string, std::string>& metadata);
 const std::vector<std::string>& velocity_model_families();
+// Throws kBadFile: what the file holds instead of `wanted` ("a velocity model"), and the hint.
+[[noreturn]] void refuse_model(const std::filesystem::path& path, const TensorFile& file, const std::string& wanted, const std::string& hint);
 
 }  // namespace tiltflow

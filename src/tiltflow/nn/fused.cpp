@@ -1,8 +1,6 @@
 #include "tiltflow/nn/fused.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <mutex>
@@ -10,9 +8,10 @@
 #include <thread>
 
 #include "tiltflow/base/error.h"
-#include "tiltflow/nn/device_attention.h"
 #include "tiltflow/nn/fused_cuda.h"
+#include "tiltflow/nn/fused_parts.h"
 #include "tiltflow/nn/kernels/kernels.h"
+#include "tiltflow/nn/ways.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow::fused {
@@ -24,7 +23,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-bool half(const at::Tensor& x) { return x.scalar_type() == at::kBFloat16; }
 const Bf16* half_data(const at::Tensor& x) { return static_cast<const Bf16*>(x.const_data_ptr()); }
 Bf16* half_out(const at::Tensor& x) { return static_cast<Bf16*>(x.data_ptr()); }
 
@@ -39,10 +37,6 @@ Shape shape_of(const at::Tensor& x, const at::Tensor& row) {
   const Shape s{x.size(0), x.size(1), x.size(2)};
   if (x.dim() != 3 || row.dim() != 2 || row.size(1) != s.c || (row.size(0) != 1 && row.size(0) != s.n) || row.scalar_type() != at::kFloat) fail(ErrorKind::kFailure, "fused kernels: one fp32 row per sample is expected");
   return s;
-}
-
-void once_differentiable() {
-  if (at::GradMode::is_enabled()) fail(ErrorKind::kFailure, "fused kernels have no second derivatives", "set compute.kernels = \"plain\"");
 }
 
 SampleRows from(const SampleRows& rows, std::int64_t sample) { return {rows.data + sample * rows.stride, rows.stride}; }
@@ -207,116 +201,21 @@ struct Gelu : Function<Gelu> {
   }
 };
 
-struct Attention : Function<Attention> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& packed_in, std::int64_t heads) {
-    const at::Tensor packed = packed_in.contiguous();
-    const std::vector<at::Tensor> in = heads_of(packed, heads);
-    const auto [out, log_sum] = at::_scaled_dot_product_flash_attention_for_cpu(in[0], in[1], in[2]);
-    context->saved_data["heads"] = heads;
-    context->save_for_backward({packed, out, log_sum});
-    return out.transpose(1, 2).reshape({packed.size(0), packed.size(1), packed.size(2) / 3});
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
-    once_differentiable();
-    const variable_list saved = context->get_saved_variables();
-    const at::Tensor &packed = saved[0], &out = saved[1];
-    const std::int64_t heads = context->saved_data["heads"].toInt();
-    const std::vector<at::Tensor> in = heads_of(packed, heads);
-    const at::Tensor g = gradients[0].reshape({packed.size(0), packed.size(1), heads, -1}).transpose(1, 2);
-    const auto [gq, gk, gv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(g, in[0], in[1], in[2], out, saved[2], 0.0, false);
-    const at::Tensor result = at::empty_like(packed);
-    std::vector<at::Tensor> to = heads_of(result, heads);
-    to[0].copy_(gq), to[1].copy_(gk), to[2].copy_(gv);
-    return {result, at::Tensor()};
-  }
-};
-
-template <class T>
-bool own_kernel(const kernels::Table<T>& table, std::int64_t tokens, std::int64_t head) { return tokens <= table.max_tokens && head % table.head_multiple == 0; }
-
-// Our own kernels, in the type of `packed`.
-struct OwnAttention : Function<OwnAttention> {
-  // work(first head, last head, scratch), heads shared among libtorch's threads.
-  template <class Work>
-  static void over_heads(std::int64_t heads, std::int64_t scratch_size, const Work& work) {
-    at::parallel_for(0, heads, 1, [&](std::int64_t first, std::int64_t last) { work(first, last, at::empty({scratch_size}, at::kFloat).data_ptr<float>()); });
-  }
-
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& packed_in, std::int64_t heads) {
-    const at::Tensor packed = packed_in.contiguous();
-    const std::int64_t n = packed.size(0), t = packed.size(1), d = packed.size(2) / (3 * heads);
-    const at::Tensor out = at::empty({n, t, heads * d}, packed.options()), log_sum = at::empty({n, heads, t}, at::kFloat);
-    float* sums = log_sum.data_ptr<float>();
-    const auto run = [&](const auto& table, const auto* in, auto* to) {
-      over_heads(n * heads, table.attention_scratch(t, d), [&](std::int64_t first, std::int64_t last, float* scratch) { table.attention(in, to, sums, scratch, first, last, t, heads, d); });
-    };
-    if (half(packed)) run(kernels::kernels().half, half_data(packed), half_out(out));
-    else run(kernels::kernels().full, packed.const_data_ptr<float>(), out.data_ptr<float>());
-    context->saved_data["heads"] = heads;
-    context->save_for_backward({packed, out, log_sum});
-    return out;
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
-    once_differentiable();
-    const variable_list saved = context->get_saved_variables();
-    const at::Tensor &packed = saved[0], &out = saved[1], g = gradients[0].contiguous(), result = at::empty_like(packed);
-    const float* sums = saved[2].const_data_ptr<float>();
-    const std::int64_t heads = context->saved_data["heads"].toInt(), n = packed.size(0), t = packed.size(1), d = packed.size(2) / (3 * heads);
-    const auto run = [&](const auto& table, const auto* in, const auto* made, const auto* cotangent, auto* to) {
-      over_heads(n * heads, table.attention_scratch(t, d), [&](std::int64_t first, std::int64_t last, float* scratch) { table.attention_backward(in, made, cotangent, sums, to, scratch, first, last, t, heads, d); });
-    };
-    if (half(packed)) run(kernels::kernels().half, half_data(packed), half_data(out), half_data(g), half_out(result));
-    else run(kernels::kernels().full, packed.const_data_ptr<float>(), out.const_data_ptr<float>(), g.const_data_ptr<float>(), result.data_ptr<float>());
-    return {result, at::Tensor()};
-  }
-};
-
-// Who asks for gradients, known before the graph is.
-struct LinearNeeds {
-  bool input = false, weight = false, packed = false;
-};
-
-struct FusedLinear : Function<FusedLinear> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const std::shared_ptr<WeightCopies>& copies, const LinearNeeds& needs) {
-    const at::ScalarType type = x.scalar_type();
-    const at::Tensor b = bias.defined() && half(x) ? copies->half_bias(bias) : bias;
-    const auto plain = [&] { return half(x) ? copies->half_weight(weight) : weight; };
-    at::Tensor back;  // of the input's gradient
-    if (needs.input) back = needs.packed ? copies->packed(weight, type, /*transposed=*/true) : plain();
-    context->save_for_backward({needs.weight ? x : at::Tensor(), back});
-    context->saved_data["packed"] = needs.packed;
-    return needs.packed ? times_packed(x, copies->packed(weight, type, /*transposed=*/false), b) : at::linear(x, plain(), b);
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
-    once_differentiable();
-    const variable_list saved = context->get_saved_variables();
-    const at::Tensor g = gradients[0].reshape({-1, gradients[0].size(-1)});
-    at::Tensor gx, g_weight, g_bias;
-    if (saved[1].defined() && context->needs_input_grad(0)) {
-      std::vector<std::int64_t> sizes = gradients[0].sizes().vec();
-      gx = context->saved_data["packed"].toBool() ? times_packed(g, saved[1], {}) : g.mm(saved[1]);
-      sizes.back() = gx.size(-1), gx = gx.view(sizes);
-    }
-    if (context->needs_input_grad(1)) g_weight = g.t().mm(saved[0].reshape({-1, saved[0].size(-1)})).to(at::kFloat);
-    if (context->needs_input_grad(2)) g_bias = g.sum(0, /*keepdim=*/false, at::kFloat);
-    return {gx, g_weight, g_bias, at::Tensor(), at::Tensor()};
-  }
-};
-
-// Measured: in fp32, packed products of narrow layers with few rows are slower; in bf16 all are faster.
-bool packing_pays(const at::Tensor& x, const at::Tensor& weight) {
-  const std::int64_t rows = x.numel() / std::max<std::int64_t>(1, x.size(-1));
-  return can_pack() && rows > 0 && (half(x) || rows >= 128 || std::min(weight.size(0), weight.size(1)) >= 256);
-}
-
 }  // namespace
+
+void once_differentiable() {
+  if (at::GradMode::is_enabled()) fail(ErrorKind::kFailure, "fused kernels have no second derivatives", "set compute.kernels = \"plain\"");
+}
 
 bool takes(const at::Tensor& x) { return x.scalar_type() == at::kFloat && (x.device().is_cpu() || (cuda::kBuilt && x.is_cuda() && x.size(-1) % 4 == 0)); }
 
-at::Tensor modulated_norm(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale, at::ScalarType out) { return ModulatedNorm::apply(x, shift, scale, out); }
+at::Tensor modulated_norm(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale, at::ScalarType out) {
+  if (x.device().is_cpu() && ways().pass(out == at::kBFloat16, Pass::kNorm) == PassWay::kLibrary) {
+    const at::Tensor normed = at::layer_norm(x, {x.size(-1)}, {}, {}, 1e-6);
+    return at::addcmul(shift.unsqueeze(1), normed, scale.unsqueeze(1) + 1).to(out);
+  }
+  return ModulatedNorm::apply(x, shift, scale, out);
+}
 at::Tensor gated_sum(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y) { return GatedSum::apply(x, gate, y); }
 GatedNormed gated_norm(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y, const at::Tensor& shift, const at::Tensor& scale) {
   if (x.device().is_cpu()) {
@@ -326,24 +225,9 @@ GatedNormed gated_norm(const at::Tensor& x, const at::Tensor& gate, const at::Te
   const variable_list made = GatedNorm::apply(x, gate, y, shift, scale);
   return {made[0], made[1]};
 }
-at::Tensor gelu(const at::Tensor& x) { return x.device().is_cpu() ? Gelu::apply(x) : at::gelu(x, "tanh"); }
-at::Tensor attention(const at::Tensor& packed, std::int64_t heads) {
-  if (!packed.device().is_cpu()) return device_attention(packed, heads);
-  const std::int64_t tokens = packed.size(1), head = packed.size(2) / (3 * heads);
-  const bool own = half(packed) ? own_kernel(kernels::kernels().half, tokens, head) : own_kernel(kernels::kernels().full, tokens, head);
-  if (own) return OwnAttention::apply(packed, heads);
-  // libtorch's bf16 kernel spends its time on setting up products of single blocks; its fp32 kernel is faster.
-  return Attention::apply(packed.to(at::kFloat), heads).to(packed.scalar_type());
-}
-
-at::Tensor linear(const Linear& layer, const at::Tensor& x, bool packing) {
-  const bool graph = at::GradMode::is_enabled();
-  LinearNeeds needs{graph && x.requires_grad(), graph && layer.weight.requires_grad()};
-  needs.packed = packing && x.device().is_cpu() && !needs.weight && packing_pays(x, layer.weight);  // a weight in training changes before its copies have paid for themselves
-  const at::Tensor y = FusedLinear::apply(x, layer.weight, layer.bias, layer.copies, needs);
-  if (!layer.adapter.a.defined()) return y;
-  const at::Tensor down = at::linear(x, layer.adapter.a.to(x.scalar_type()));
-  return add_low_rank(y, down, layer.adapter.b.to(x.scalar_type()), layer.adapter.scale);
+at::Tensor gelu(const at::Tensor& x) {
+  const bool own = x.device().is_cpu() && ways().pass(half(x), Pass::kGelu) == PassWay::kOwn;
+  return own ? Gelu::apply(x) : at::gelu(x, "tanh");
 }
 
 int threads_of_a_pass() {

@@ -1,10 +1,8 @@
 #include "tiltflow/nn/linear.h"
 
-#include <ATen/Context.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-
 #include <map>
 
+#include "tiltflow/nn/onednn.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
@@ -22,23 +20,6 @@ std::shared_ptr<WeightCopies> copies_of(const at::Tensor& weight) {
   return found;
 }
 
-using Operation = std::optional<c10::OperatorHandle>;
-const Operation& packing() {
-  static const Operation found = c10::Dispatcher::singleton().findSchema({"mkldnn::_reorder_linear_weight", ""});
-  return found;
-}
-const Operation& packed_product() {
-  static const Operation found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
-  return found;
-}
-
-at::Tensor call(const Operation& operation, torch::jit::Stack stack) {
-  operation->callBoxed(&stack);
-  return stack[0].toTensor();
-}
-
-at::Tensor packed(const at::Tensor& weight) { return call(packing(), {weight, c10::IValue()}); }
-
 }  // namespace
 
 Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters, const std::string& name) {
@@ -48,27 +29,6 @@ Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters, c
   if (const auto found = adapters.find(name); found != adapters.end()) layer.adapter = found->second;
   layer.copies = copies_of(layer.weight);
   return layer;
-}
-
-bool can_pack() {
-  static const bool can = [] {
-    if (!at::hasMKLDNN() || !packing() || !packed_product()) return false;
-    const at::NoGradGuard no_grad;
-    try {  // bf16 needs AVX-512: the operator exists without it, and throws
-      for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
-        const at::Tensor ones = at::ones({16, 16}, type);
-        if (times_packed(ones, tiltflow::packed(ones), {}).to(at::kFloat).sub(16).abs().max().item<float>() != 0) return false;
-      }
-    } catch (const std::exception&) {
-      return false;
-    }
-    return true;
-  }();
-  return can;
-}
-
-at::Tensor times_packed(const at::Tensor& x, const at::Tensor& packed_weight, const at::Tensor& bias) {
-  return call(packed_product(), {x, packed_weight, bias.defined() ? c10::IValue(bias.detach()) : c10::IValue(), "none", c10::List<std::optional<at::Scalar>>(), ""});
 }
 
 at::Tensor WeightCopies::of(const at::Tensor& tensor, int slot) {
@@ -84,7 +44,7 @@ at::Tensor WeightCopies::of(const at::Tensor& tensor, int slot) {
   at::Tensor made = tensor.detach();
   if (slot != 2 && slot != 3) made = made.to(at::kBFloat16);
   if (slot == 3 || slot == 5) made = made.t().contiguous();
-  if (slot >= 2) made = tiltflow::packed(made);
+  if (slot >= 2) made = packed_weight(made);
   copy = {made, tensor.const_data_ptr(), version};
   return made;
 }

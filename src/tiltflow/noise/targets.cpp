@@ -1,11 +1,15 @@
 #include "tiltflow/noise/targets.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string_view>
 
 #include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
 
@@ -14,35 +18,51 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::vector<Target> from_files(const std::vector<fs::path>& files, const std::vector<std::int64_t>& labels, std::int64_t size) {
+std::function<at::Tensor()> picture_in(const fs::path& file, const PictureOptions& options) {
+  return [file, options] { return state_of_bytes(read_picture(file, options)); };
+}
+
+std::vector<Target> from_files(const PictureList& list, const PictureOptions& options) {
   std::vector<Target> out;
-  for (std::size_t i = 0; i < files.size(); ++i) {
-    out.push_back({static_cast<std::int64_t>(i), files[i].string(), [file = files[i], size] { return state_of_bytes(read_picture(file, size)); }, [label = labels[i]] { return label; }});
+  for (std::size_t i = 0; i < list.files.size(); ++i) {
+    out.push_back({static_cast<std::int64_t>(i), list.files[i].string(), picture_in(list.files[i], options), [label = list.labels[i]] { return label; }});
   }
   return out;
 }
 
-// One JSON object a line. A broken line is a bad target, not a bad list.
-std::vector<Target> from_pairs(const fs::path& folder, std::int64_t size) {
+std::optional<std::int64_t> label_in(const nlohmann::json& entry) {
+  const auto found = entry.find("label");
+  if (found == entry.end() || !found->is_number()) return std::nullopt;
+  if (found->is_number_integer()) return found->get<std::int64_t>();
+  const double value = found->get<double>();  // 3.0, as tables with gaps write whole numbers
+  if (value != std::floor(value) || std::abs(value) > 1e15) return std::nullopt;
+  return static_cast<std::int64_t>(value);
+}
+
+// One line of pairs.jsonl. A broken line is a bad target, not a bad list.
+Target target_of_line(std::int64_t id, const std::string& line, const std::string& where, const fs::path& folder, const PictureOptions& options) {
+  const nlohmann::json entry = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!entry.is_object() || !entry.contains("image") || !entry["image"].is_string()) {
+    const auto broken = [where]() -> at::Tensor { fail(ErrorKind::kBadFile, where + ": expected a JSON object with a string \"image\""); };
+    return {id, where, broken, [] { return std::int64_t{0}; }};
+  }
+  const fs::path given = entry["image"].get<std::string>();
+  const auto label = [where, found = label_in(entry)]() -> std::int64_t {
+    if (!found) fail(ErrorKind::kBadFile, where + ": no whole number \"label\", which this generator needs");
+    return *found;
+  };
+  return {id, given.string(), picture_in(given.is_absolute() ? given : folder / given, options), label};
+}
+
+std::vector<Target> from_pairs(const fs::path& folder, const PictureOptions& options) {
   const fs::path list = folder / "pairs.jsonl";
   std::vector<Target> out;
+  std::int64_t number = 0;
   for (const std::string& line : split(read_file(list, std::size_t{1} << 30), '\n')) {
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const std::int64_t id = static_cast<std::int64_t>(out.size());
-    const std::string where = cat(list.string(), ":", id + 1);
-    const nlohmann::json entry = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!entry.is_object() || !entry.contains("image") || !entry["image"].is_string()) {
-      const auto broken = [where]() -> at::Tensor { fail(ErrorKind::kBadFile, where + ": expected a JSON object with a string \"image\""); };
-      out.push_back({id, where, broken, [] { return std::int64_t{0}; }});
-      continue;
-    }
-    const fs::path given = entry["image"].get<std::string>(), file = given.is_absolute() ? given : folder / given;
-    const bool labelled = entry.contains("label") && entry["label"].is_number_integer();
-    const std::int64_t label = labelled ? entry["label"].get<std::int64_t>() : 0;
-    out.push_back({id, given.string(), [file, size] { return state_of_bytes(read_picture(file, size)); }, [labelled, label, where]() -> std::int64_t {
-                     if (!labelled) fail(ErrorKind::kBadFile, where + ": no whole number \"label\", which this generator needs");
-                     return label;
-                   }});
+    ++number;
+    const std::string_view content = number == 1 && starts_with(line, "\xef\xbb\xbf") ? std::string_view(line).substr(3) : std::string_view(line);
+    if (content.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    out.push_back(target_of_line(static_cast<std::int64_t>(out.size()), std::string(content), cat(list.string(), ":", number), folder, options));
   }
   return out;
 }
@@ -54,6 +74,7 @@ void bind(Fields& f, TargetsConfig& c) {
   f.value("path", c.path, "folder that holds the target images");
   f.value("split", c.split, "train or test", one_of({"train", "test"}));
   f.value("size", c.size, "crop and resize every picture to its central square of this size; 0: as they are", at_least_integer(0));
+  f.value("alpha", c.alpha, "folder, pairs: what becomes of transparent pixels: drop (their colour stays, as in torchvision), white or black (composed on it), refuse", one_of({"drop", "white", "black", "refuse"}));
   f.value("first", c.first, "first target", at_least_integer(0));
   f.value("count", c.count, "number of targets; 0 = all from the first on", at_least_integer(0));
 }
@@ -61,12 +82,16 @@ void bind(Fields& f, TargetsConfig& c) {
 std::vector<Target> list_targets(const TargetsConfig& c) {
   if (c.path.empty()) fail(ErrorKind::kConfig, "targets.path is missing", "the folder of the target images, e.g. targets.path = \"data/mnist\"");
   std::vector<Target> all;
-  const DatasetConfig dataset{c.format, c.path, c.size};
+  DatasetConfig dataset{c.format, c.path, c.size};
+  dataset.alpha = c.alpha;
+  const PictureOptions options = picture_options(dataset);
   if (c.format == "pairs") {
-    all = from_pairs(c.path, c.size);
+    all = from_pairs(c.path, options);
   } else if (c.format == "folder") {
     const PictureList list = list_pictures(dataset, c.split);
-    all = from_files(list.files, list.labels, c.size);
+    for (const std::string& note : list.notes) log_warn(note);
+    for (const std::string& broken : list.broken) log_warn(broken);
+    all = from_files(list, options);
   } else {
     const auto data = std::make_shared<const ImageDataset>(read_dataset(dataset, c.split));
     for (std::int64_t i = 0; i < data->size(); ++i) {

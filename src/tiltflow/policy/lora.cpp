@@ -4,31 +4,68 @@
 #include <cmath>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
-#include <regex>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/tensor_file.h"
+#include "tiltflow/io/weight_files.h"
+#include "tiltflow/policy/peft_config.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {
 namespace {
 constexpr std::string_view kPrefix = "base_model.model.", kA = ".lora_A.weight", kB = ".lora_B.weight", kWeight = ".weight";
 constexpr const char *kTensors = "adapter_model.safetensors", *kConfig = "adapter_config.json";
+
+// What the names of other adapters say.
+struct Foreign {
+  const char* part;
+  const char* what;
+};
+constexpr Foreign kForeign[] = {
+    {"lora_unet_", "a LoRA of kohya's trainer, for a UNet"},
+    {"lora_te", "a LoRA of kohya's trainer, for a text encoder"},
+    {".lora_down.", "a LoRA in kohya's names"},
+    {".lora_up.", "a LoRA in kohya's names"},
+    {".lora.down.", "a LoRA in the old names of diffusers"},
+    {".lora.up.", "a LoRA in the old names of diffusers"},
+    {"hada_w", "a LoHa adapter"},
+    {"lokr_w", "a LoKr adapter"},
+    {"lora_magnitude_vector", "a part of DoRA"},
+    {"lora_embedding_", "the LoRA of an embedding"},
+    {".lora_A.bias", "a bias of the adapter (lora_bias)"},
+    {".lora_B.bias", "a bias of the adapter (lora_bias)"},
+    {"base_layer", "a tensor of an unmerged PEFT model"},
+    {"modules_to_save", "a module that was trained whole (modules_to_save)"},
+    {".lora_A.", "of an adapter with a name: save it with save_pretrained"},
+    {".lora_B.", "of an adapter with a name: save it with save_pretrained"},
+};
+
+[[noreturn]] void refuse_tensor(const std::string& name) {
+  const auto* found = std::find_if(std::begin(kForeign), std::end(kForeign), [&](const Foreign& f) { return name.find(f.part) != std::string::npos; });
+  const std::string what = found == std::end(kForeign) ? "not a LoRA tensor" : cat(found->what, ", not a LoRA tensor of PEFT");
+  fail(ErrorKind::kBadFile, cat("'", name, "' is ", what), "expected NAME.lora_A.weight and NAME.lora_B.weight of the official SiT's layers");
+}
+
 }  // namespace
 
 AdapterSet adapters_from(const ParameterSet& tensors, double scale) {
   AdapterSet out;
+  if (tensors.empty()) fail(ErrorKind::kBadFile, "the adapter has no tensors");
   for (const auto& [full_name, tensor] : tensors) {
     const std::string name = starts_with(full_name, kPrefix) ? full_name.substr(kPrefix.size()) : full_name;
     if (ends_with(name, kA)) out[name.substr(0, name.size() - kA.size())].a = tensor;
     else if (ends_with(name, kB)) out[name.substr(0, name.size() - kB.size())].b = tensor;
-    else fail(ErrorKind::kBadFile, cat("'", full_name, "' is not a LoRA tensor"), "expected NAME.lora_A.weight and NAME.lora_B.weight");
+    else refuse_tensor(full_name);
+    if (tensor.dim() == 4) {
+      fail(ErrorKind::kBadFile, cat("'", full_name, "' is the LoRA of a convolution ", shape_text(tensor.sizes())), "only linear layers are adapted here");
+    }
   }
   for (auto& [layer, adapter] : out) {
     const bool fits = adapter.a.defined() && adapter.b.defined() && adapter.a.dim() == 2 && adapter.b.dim() == 2 && adapter.a.size(0) == adapter.b.size(1);
-    if (!fits) fail(ErrorKind::kBadFile, cat("the LoRA tensors of '", layer, "' are incomplete or do not fit each other"));
+    const char* missing = !adapter.a.defined() ? "lora_A is missing" : !adapter.b.defined() ? "lora_B is missing" : "they do not fit each other";
+    if (!fits) fail(ErrorKind::kBadFile, cat("the LoRA tensors of '", layer, "' are incomplete: ", missing));
     adapter.scale = scale;
   }
   return out;
@@ -48,64 +85,17 @@ void write_adapters(const std::filesystem::path& folder, const ParameterSet& tra
   write_file_atomic(folder / kConfig, config.dump(2) + "\n");
 }
 
-namespace {
-
-// PEFT's adapter_config.json: how every layer is scaled.
-class PeftScale {
- public:
-  explicit PeftScale(const std::filesystem::path& file) : where_(file.string()) {
-    try {
-      const nlohmann::json config = nlohmann::json::parse(read_file(file, std::size_t{1} << 24));
-      if (config.value("peft_type", "LORA") != "LORA") fail(ErrorKind::kBadFile, cat(where_, ": peft_type ", config["peft_type"].dump(), " is not LORA"));
-      for (const char* unsupported : {"use_dora", "fan_in_fan_out", "use_qalora", "lora_bias"}) if (config.contains(unsupported) && config[unsupported] == true) fail(ErrorKind::kBadFile, cat(where_, ": ", unsupported, " is not supported"), "merge the adapter with PEFT and load the merged model");
-      alpha_ = config.at("lora_alpha").get<double>();
-      root_ = config.value("use_rslora", false);
-      if (config.contains("alpha_pattern")) patterns_ = config["alpha_pattern"].get<std::map<std::string, double>>();
-    } catch (const nlohmann::json::exception& error) {
-      fail(ErrorKind::kBadFile, cat(where_, ": not an adapter configuration: ", error.what()));
-    }
-    if (!(alpha_ > 0) || !std::isfinite(alpha_)) fail(ErrorKind::kBadFile, cat(where_, ": lora_alpha must be positive"));
-  }
-  double operator()(const std::string& layer, std::int64_t rank) const {
-    double alpha = alpha_;
-    for (const auto& [pattern, value] : patterns_) if (ends_like(layer, pattern)) { alpha = value; break; }
-    return alpha / (root_ ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
-  }
-
- private:
-  // Patterns are regular expressions for the end of a name. They come from a file and the matcher backtracks, so what could
-  // take for ever is refused: more than two repetitions, or a repeated group.
-  bool ends_like(const std::string& layer, const std::string& pattern) const {
-    const auto repeats = [](char c) { return c == '*' || c == '+' || c == '?' || c == '{'; };
-    bool hard = pattern.size() > 200 || layer.size() > 200 || std::count_if(pattern.begin(), pattern.end(), repeats) > 2;
-    for (std::size_t i = 1; i < pattern.size(); ++i) hard = hard || (pattern[i - 1] == ')' && repeats(pattern[i]));
-    if (hard) fail(ErrorKind::kBadFile, cat(where_, ": alpha_pattern '", pattern, "' is too complicated"), "merge the adapter with PEFT and load the merged model");
-    try {
-      return std::regex_match(layer, std::regex("(.*\\.)?(" + pattern + ")"));
-    } catch (const std::regex_error&) {
-      fail(ErrorKind::kBadFile, cat(where_, ": alpha_pattern '", pattern, "' is no regular expression"));
-    }
-  }
-  std::string where_;
-  double alpha_ = 1;
-  bool root_ = false;
-  std::map<std::string, double> patterns_;
-};
-
-}  // namespace
-
 AdapterSet read_adapters(const std::filesystem::path& path, double strength) {
   std::filesystem::path tensors = path;
   if (std::filesystem::is_directory(path)) {
-    tensors = path / kTensors;
-    if (!std::filesystem::exists(tensors)) tensors = path / "adapter_model.bin";
+    tensors = find_weights(path, {"adapter_model"});
   }
   const TensorFile file = read_tensors(tensors);
   const std::filesystem::path config = tensors.parent_path() / kConfig;
   if (tensors.stem() == "adapter_model" && std::filesystem::exists(config)) {
-    const PeftScale scale(config);
+    const PeftConfig peft(config);
     AdapterSet out = adapters_from(file.tensors, 1);
-    for (auto& [layer, adapter] : out) adapter.scale = strength * scale(layer, adapter.a.size(0));
+    for (auto& [layer, adapter] : out) adapter.scale = strength * peft.scale(layer, adapter.a.size(0));
     return out;
   }
   const auto number = [&](const char* key) {

@@ -14,7 +14,7 @@ AdapterSet adapters_from(const ParameterSet& tensors, double scale);
 
 // A folder as PEFT writes it: adapter_model.safetensors and adapter_config.json; the scale is alpha / rank.
 void write_adapters(const std::filesystem::path& folder, const ParameterSet& trained, std::int64_t rank, double alpha);
-// Such a folder (rslora and alpha_pattern included), or a tensor file beside its configuration or with rank and lora_alpha
+// Such a folder (options: peft_config.h), or a tensor file beside its configuration or with rank and lora_alpha
 // in the metadata; `strength` multiplies the scale: 0 = base, 1 = as trained. Throws kBadFile, also for DoRA and others.
 AdapterSet read_adapters(const std::filesystem::path& path, double strength);
 

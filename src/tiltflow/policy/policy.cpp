@@ -48,6 +48,33 @@ namespace {
 bool trains(const VelocityModel& model, const std::string& name, const std::vector<std::string>& patterns) {
   return !model.is_buffer(name) && std::any_of(patterns.begin(), patterns.end(), [&](const std::string& p) { return matches_pattern(name, p); });
 }
+// Names with their numbers as '*', each once: "blocks.*.attn.qkv".
+std::vector<std::string> kinds_of_names(const std::vector<std::string>& names) {
+  std::vector<std::string> out;
+  for (const std::string& name : names) {
+    std::vector<std::string> parts = split(name, '.');
+    for (std::string& part : parts) if (!part.empty() && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; })) part = "*";
+    const std::string kind = join(parts, ".");
+    if (std::find(out.begin(), out.end(), kind) == out.end()) out.push_back(kind);
+  }
+  return out;
+}
+
+// A mistyped pattern beside good ones would train less than was meant.
+void require_every_pattern_matches(const std::string& key, const std::vector<std::string>& patterns, const std::vector<std::string>& names) {
+  for (const std::string& pattern : patterns) {
+    if (std::any_of(names.begin(), names.end(), [&](const std::string& name) { return matches_pattern(name, pattern); })) continue;
+    const std::vector<std::string> kinds = kinds_of_names(names);
+    fail(ErrorKind::kConfig, cat(key, ": '", pattern, "' matches nothing in this model", did_you_mean(pattern, kinds)), cat("there are: ", join(kinds, ", ")));
+  }
+}
+
+std::vector<std::string> trainable_names(const VelocityModel& model) {
+  std::vector<std::string> out;
+  for (const auto& [name, tensor] : model.parameters()) if (!model.is_buffer(name)) out.push_back(name);
+  return out;
+}
+
 [[noreturn]] void nothing_trains(const VelocityModel& model, const std::vector<std::string>& patterns) {
   if (std::all_of(model.parameters().begin(), model.parameters().end(), [&](const auto& entry) { return model.is_buffer(entry.first); })) fail(ErrorKind::kConfig, cat("a model of family ", model.spec().family, " has nothing to train"), "use policy.kind = \"control\"");
   fail(ErrorKind::kConfig, cat("policy.trainable matches no tensor: ", join(patterns, ", ")), cat("tensors are named like ", model.parameters().names().back()));
@@ -64,6 +91,7 @@ Policy full_policy(const VelocityModel& model, const std::vector<std::string>& t
     if (mine) policy.trainable.add(name, weights.at(name));
   }
   if (policy.trainable.empty()) nothing_trains(model, trainable);
+  require_every_pattern_matches("policy.trainable", trainable, trainable_names(model));
   policy.base = model.rebind(base, {});
   policy.tuned = model.rebind(std::move(weights), {});
   policy.backward_cost = 2;
@@ -85,6 +113,7 @@ Policy lora_policy(const VelocityModel& model, const PolicyConfig& config, const
   }
   if (model.linear_layers().empty()) fail(ErrorKind::kConfig, cat("a model of family ", model.spec().family, " has no layers for adapters"), "use policy.kind = \"control\"");
   if (adapters.empty()) fail(ErrorKind::kConfig, cat("policy.targets match no layer: ", join(config.targets, ", ")), cat("layers are named like ", model.linear_layers().front(), ", ", model.linear_layers()[std::min<std::size_t>(2, model.linear_layers().size() - 1)]));
+  if (config.targets != PolicyConfig{}.targets) require_every_pattern_matches("policy.targets", config.targets, model.linear_layers());
   const ParameterSet weights = frozen(model.parameters());  // one copy, shared
   policy.base = model.rebind(weights, {});
   policy.tuned = model.rebind(weights, std::move(adapters));
@@ -123,6 +152,7 @@ double trainable_bytes(const FlowModel& flow, const PolicyConfig& config) {
   double bytes = 0;
   for (const auto& [name, tensor] : flow.model->parameters()) if (trains(*flow.model, name, config.trainable)) bytes += static_cast<double>(tensor.nbytes());
   if (bytes == 0) nothing_trains(*flow.model, config.trainable);
+  require_every_pattern_matches("policy.trainable", config.trainable, trainable_names(*flow.model));
   return bytes;
 }
 

@@ -37,10 +37,10 @@ struct Policy {
   int backward_cost = 2;
 };
 
-// Throws kConfig when no tensor matches. Tensors that do not are shared with the base.
+// Throws kConfig when a pattern matches no tensor. Tensors that match none are shared with the base.
 Policy full_policy(const VelocityModel& model, const std::vector<std::string>& trainable = {"*"});
 // Adapters: A uniform as in PEFT (Kaiming, a = sqrt 5), B zero. Trainable names are PEFT's: NAME.lora_A.weight,
-// NAME.lora_B.weight. Throws kConfig when no layer matches the targets.
+// NAME.lora_B.weight. Throws kConfig when a target matches no layer (of the default list: when none does).
 Policy lora_policy(const VelocityModel& model, const PolicyConfig& config, const RandomStreams& streams);
 // A network beside the frozen model; its output starts at zero. Trainable names: control.*.
 Policy control_policy(std::shared_ptr<const VelocityModel> model, std::shared_ptr<const Path> path, const ControlConfig& config, const RandomStreams& streams);

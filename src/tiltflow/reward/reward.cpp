@@ -59,6 +59,7 @@ class WeightedSum final : public Reward {
     for (const auto& part : parts_) out.push_back(part.get());
     return out;
   }
+  std::vector<double> scales() const override { return scales_; }
 
  private:
   std::vector<double> scales_;

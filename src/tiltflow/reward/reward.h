@@ -32,6 +32,7 @@ class Reward {
   // Images [N, C, H, W] (nominally in [0, 1], not clamped) or vectors [N, d] -> [N]. Differentiable if info() says so.
   virtual at::Tensor score(const at::Tensor& samples, const RewardCondition& condition) const = 0;
   virtual std::vector<const Reward*> terms() const { return {this}; }  // of a sum: its parts
+  virtual std::vector<double> scales() const { return {1}; }  // of the terms
 };
 
 // One [[reward]] section; a sum of terms is the reward.

@@ -39,19 +39,56 @@ Decoder decoder_of(const FlowModel& flow, std::shared_ptr<const Autoencoder> aut
   return [one = std::move(one), agents, how = flow.aggregate](const at::Tensor& x) { return one(aggregated(x, agents, how)); };
 }
 
-at::Tensor StateReward::score(const at::Tensor& state, const at::Tensor& labels, bool shared) const {
+namespace {
+
+// Of images; the score carries the graph.
+TermScores score_images(const Reward& reward, const at::Tensor& images, const at::Tensor& labels) {
+  const std::vector<const Reward*> parts = reward.terms();
+  const std::vector<double> scales = reward.scales();
+  TermScores out;
+  std::vector<at::Tensor> columns;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const at::Tensor part = parts[i]->score(images, parts[i]->prepare(labels));
+    if (part.dim() != 1 || part.size(0) != images.size(0)) fail(ErrorKind::kFailure, cat("reward ", parts[i]->info().name, " returned ", shape_text(part.sizes()), "; expected one number a sample, [", images.size(0), "]"));
+    const at::Tensor scaled = parts[i] == &reward ? part : part * scales[i];
+    out.score = out.score.defined() ? out.score + scaled : scaled;
+    columns.push_back(part.detach());
+  }
+  out.terms = at::stack(columns, 1);
+  return out;
+}
+
+}  // namespace
+
+StateReward StateReward::observed(std::function<void(const TermScores&)> observer) const {
+  StateReward out = *this;
+  out.observer_ = std::move(observer);
+  return out;
+}
+
+at::Tensor StateReward::score_with_graph(const at::Tensor& state, const at::Tensor& labels) const {
+  const TermScores scored = score_images(*reward_, decoder_(state), labels);
+  if (observer_) observer_({scored.score.detach(), scored.terms});
+  return scored.score;
+}
+
+at::Tensor StateReward::score(const at::Tensor& state, const at::Tensor& labels, bool shared) const { return score_terms(state, labels, shared).score; }
+
+TermScores StateReward::score_terms(const at::Tensor& state, const at::Tensor& labels, bool shared) const {
   constexpr std::int64_t kPiece = 32;  // bounds the memory of decoders and large reward networks
   const std::int64_t rank = shared ? world_rank() : 0, size = shared ? world_size() : 1, pieces = (state.size(0) + kPiece - 1) / kPiece;
-  const at::Tensor out = at::zeros({state.size(0)}, state.options());
+  const std::int64_t terms = static_cast<std::int64_t>(reward_->terms().size());
+  const TermScores out{at::zeros({state.size(0)}, state.options()), at::zeros({state.size(0), terms}, state.options())};
   parallel_for((pieces - rank + size - 1) / size, [&](std::int64_t mine) {
     const at::NoGradGuard no_grad;
     const std::int64_t begin = (rank + mine * size) * kPiece, n = std::min(kPiece, state.size(0) - begin);
-    const at::Tensor score = reward_->score(decoder_(state.narrow(0, begin, n)), reward_->prepare(labels.defined() ? labels.narrow(0, begin, n) : labels));
-    if (score.dim() != 1 || score.size(0) != n) fail(ErrorKind::kFailure, cat("reward ", reward_->info().name, " returned ", shape_text(score.sizes()), "; expected one number a sample, [", n, "]"));
-    out.narrow(0, begin, n).copy_(score);
+    const TermScores piece = score_images(*reward_, decoder_(state.narrow(0, begin, n)), labels.defined() ? labels.narrow(0, begin, n) : labels);
+    out.score.narrow(0, begin, n).copy_(piece.score);
+    out.terms.narrow(0, begin, n).copy_(piece.terms);
   });
-  if (size > 1) all_reduce_sum({out});
-  require_finite(out, cat("reward ", reward_->info().name));
+  if (size > 1) all_reduce_sum({out.score, out.terms});
+  require_finite(out.score, cat("reward ", reward_->info().name));
+  if (observer_) observer_(out);
   return out;
 }
 
@@ -59,7 +96,7 @@ ScoreAndGradient StateReward::score_and_gradient(const at::Tensor& state, const 
   if (!reward_->info().has_gradient) fail(ErrorKind::kConfig, cat("reward ", reward_->info().name, " has no gradient, this method needs one"));
   const at::AutoGradMode grad(true);
   const at::Tensor input = state.detach().set_requires_grad(true);
-  const at::Tensor score = reward_->score(decoder_(input), reward_->prepare(labels));
+  const at::Tensor score = score_with_graph(input, labels);
   require_finite(score, cat("reward ", reward_->info().name));
   if (!score.requires_grad()) fail(ErrorKind::kConfig, cat("reward ", reward_->info().name, " has no gradient: its score is computed outside autograd"));
   const at::Tensor gradient = torch::autograd::grad({score.sum()}, {input}, {}, false, false, true)[0];

@@ -27,6 +27,12 @@ struct ScoreAndGradient {
   at::Tensor gradient;  // d score_i / d state_i, like the state
 };
 
+// Scores with the terms they are made of, before their scales (Reward::terms).
+struct TermScores {
+  at::Tensor score;  // [N]
+  at::Tensor terms;  // [N, terms], without graph
+};
+
 class StateReward {
  public:
   StateReward(std::shared_ptr<const Reward> reward, Decoder decoder) : reward_(std::move(reward)), decoder_(std::move(decoder)) {}
@@ -36,10 +42,15 @@ class StateReward {
   // scores its pieces of 32, all get everything.
   at::Tensor score(const at::Tensor& state, const at::Tensor& labels, bool shared = false) const;
   ScoreAndGradient score_and_gradient(const at::Tensor& state, const at::Tensor& labels) const;
+  at::Tensor score_with_graph(const at::Tensor& state, const at::Tensor& labels) const;  // differentiable; in one piece, unchecked
+  TermScores score_terms(const at::Tensor& state, const at::Tensor& labels, bool shared = false) const;  // as score
+  // The same reward, which shows every scoring to `observer` (without graph, in the thread that asked).
+  StateReward observed(std::function<void(const TermScores&)> observer) const;
 
  private:
   std::shared_ptr<const Reward> reward_;
   Decoder decoder_;
+  std::function<void(const TermScores&)> observer_;  // or empty
 };
 
 // What autograd gives of one term of a reward: no graph at all (integers, no_grad, another program), a gradient that is exactly zero, or a gradient.

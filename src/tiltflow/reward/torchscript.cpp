@@ -35,7 +35,7 @@ void require_torchscript_file(const std::string& file) {
   if (!std::filesystem::exists(file)) fail(ErrorKind::kBadFile, cat("reward torchscript: ", file, " is not there"), "reward.file names the module");
   if (std::filesystem::is_directory(file)) fail(ErrorKind::kBadFile, cat("reward torchscript: ", file, " is a folder"), kHowToSave);
   const MappedFile mapped(file);
-  if (!looks_like_zip({reinterpret_cast<const char*>(mapped.data()), std::min<std::size_t>(mapped.size(), 4)})) {
+  if (!looks_like_zip({reinterpret_cast<const char*>(mapped.data()), mapped.size()})) {
     fail(ErrorKind::kBadFile, cat("reward torchscript: ", file, ": not a TorchScript module"), cat("a module is a program with its weights; ", kHowToSave));
   }
   const std::vector<std::string> names = ZipArchive(mapped, file).names();
@@ -102,7 +102,7 @@ class TorchScriptReward final : public Reward {
     const at::Tensor scores = beside(samples, answer.toTensor());
     const bool fits = scores.numel() == samples.size(0) && (scores.dim() == 0 || scores.size(0) == samples.size(0));
     if (!fits) {
-      fail(ErrorKind::kConfig, cat("reward ", info_.name, ": forward returned a tensor ", shape_text(scores.sizes()), "; ", expected), "leave the batch as the first dimension; take no mean over it");
+      fail(ErrorKind::kConfig, cat("reward ", info_.name, ": forward returned a tensor ", shape_text(scores.sizes()), "; ", expected), "leave the batch as the first dimension and take no mean over it; a traced module keeps the N of its example where that entered a shape");
     }
     if (scores.is_complex()) fail(ErrorKind::kConfig, cat("reward ", info_.name, ": forward returned complex numbers; ", expected));
     return scores.reshape({samples.size(0)}).to(samples.scalar_type());

@@ -1,6 +1,8 @@
 #include "tiltflow/sampler/labels.h"
 
 #include <cmath>
+#include <cstdlib>
+#include <string_view>
 
 #include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
@@ -49,6 +51,59 @@ void bind(Fields& f, LabelConfig& c) {
 
 namespace {
 
+constexpr std::size_t kMaxLabelFile = std::size_t{1} << 28;
+
+struct Word {
+  std::string text;
+  std::int64_t line = 1;
+};
+
+std::string_view without_byte_order_mark(std::string_view text, const std::string& what) {
+  constexpr std::string_view kUtf8 = "\xef\xbb\xbf";
+  const bool utf16 = starts_with(text, "\xff\xfe") || starts_with(text, "\xfe\xff");
+  if (utf16) fail(ErrorKind::kConfig, cat(what, ": UTF-16 text"), "save it as UTF-8");
+  return starts_with(text, kUtf8) ? text.substr(kUtf8.size()) : text;
+}
+
+// What stands between commas and white space. Throws kConfig when that is nothing.
+std::vector<Word> words_of(const std::string& all, const std::string& what) {
+  constexpr std::string_view kSeparators = " ,\t\r\n";
+  std::vector<Word> out;
+  std::int64_t line = 1;
+  bool inside = false;
+  for (const char c : without_byte_order_mark(all, what)) {
+    const bool separates = kSeparators.find(c) != std::string_view::npos;
+    if (!separates && !inside) out.push_back({"", line});
+    if (!separates) out.back().text += c;
+    inside = !separates;
+    if (c == '\n') ++line;
+  }
+  if (out.empty()) fail(ErrorKind::kConfig, cat(what, ": no numbers"));
+  return out;
+}
+
+std::string place(const std::string& what, std::int64_t line) { return starts_with(what, "--") ? what : cat(what, ", line ", line); }
+
+// "labels.txt, line 3: 'x' is not a label"
+[[noreturn]] void refuse(const Word& word, const std::string& what, const char* expected, const std::string& hint) {
+  std::string shown = word.text.substr(0, 20);
+  for (char& c : shown) c = c >= ' ' && c < 127 ? c : '?';
+  fail(ErrorKind::kConfig, cat(place(what, word.line), ": '", shown, "' is not a ", expected), hint);
+}
+
+double number_of(const Word& word, const std::string& what) {
+  char* end = nullptr;
+  const double value = std::strtod(word.text.c_str(), &end);
+  if (end == word.text.c_str() || *end != 0 || !std::isfinite(value)) refuse(word, what, "number", "numbers are separated by commas or white space");
+  return value;
+}
+
+std::int64_t label_of(const Word& word, const std::string& what) {
+  const double value = number_of(word, what);
+  if (value != std::floor(value) || std::abs(value) > 1e15) refuse(word, what, "label", "labels are whole numbers");
+  return static_cast<std::int64_t>(value);
+}
+
 LabelSource with_dropout(LabelSource source, double share, std::int64_t null_label, const RandomStreams& streams, std::uint32_t step) {
   if (share <= 0) return source;
   return [=](std::int64_t first, std::int64_t n) {
@@ -56,11 +111,21 @@ LabelSource with_dropout(LabelSource source, double share, std::int64_t null_lab
   };
 }
 
+// "labels.txt, line 3: " for the label at `index` of a file; "" without a file.
+std::string place_in_file(const std::string& file, std::size_t index) {
+  if (file.empty()) return "";
+  return cat(file, ", line ", words_of(read_file(file, kMaxLabelFile), file).at(index).line, ": ");
+}
+
+void require_in_range(const LabelConfig& c, std::int64_t classes) {
+  for (std::size_t i = 0; i < c.list.size(); ++i) {
+    if (c.list[i] >= 0 && c.list[i] <= classes) continue;
+    fail(ErrorKind::kConfig, cat(place_in_file(c.file, i), "label ", c.list[i], " is out of range: classes 0..", classes - 1, ", ", classes, " for none"));
+  }
+}
+
 LabelSource chosen_labels(const LabelConfig& c, std::int64_t classes, const RandomStreams& streams, std::uint32_t step, std::int64_t offset) {
   if (classes < 1) fail(ErrorKind::kConfig, cat("labels.kind = \"", c.kind, "\" needs a class-conditional model"));
-  const auto require = [&](std::int64_t label, const std::string& what) {
-    if (label < 0 || label > classes) fail(ErrorKind::kConfig, cat(what, " ", label, " is out of range: classes 0..", classes - 1, ", ", classes, " for none"));
-  };
   if (c.kind == "fixed" && c.label >= classes) fail(ErrorKind::kConfig, cat("labels.label ", c.label, " is out of range, the model has ", counted(classes, "class", "classes")), "labels.kind = \"none\" is unconditional");
   if (c.kind == "uniform") return uniform_labels(streams, step, classes);
   if (c.kind == "fixed") {
@@ -70,9 +135,9 @@ LabelSource chosen_labels(const LabelConfig& c, std::int64_t classes, const Rand
     if (static_cast<std::int64_t>(c.weights.size()) != classes) fail(ErrorKind::kConfig, cat(c.weights.size(), " label weights for ", counted(classes, "class", "classes")));
     return weighted_labels(streams, step, c.weights);
   }
-  const std::vector<std::int64_t> list = with_file_read(c).list;
-  for (const std::int64_t label : list) require(label, c.file.empty() ? "label" : cat(c.file, ": label"));
-  const LabelSource source = listed_labels(list);
+  const LabelConfig read = with_file_read(c);
+  require_in_range(read, classes);
+  const LabelSource source = listed_labels(read.list);
   return [source, offset](std::int64_t first, std::int64_t n) { return source(first + offset, n); };
 }
 
@@ -84,32 +149,23 @@ LabelSource make_labels(const LabelConfig& c, std::int64_t classes, const Random
 
 LabelConfig with_file_read(LabelConfig config) {
   if (config.kind != "file") return config;
-  config.list = parse_labels(read_file(config.file, std::size_t{1} << 28), config.file);
+  config.list.clear();
+  for (const Word& word : words_of(read_file(config.file, kMaxLabelFile), config.file)) {
+    config.list.push_back(label_of(word, config.file));
+  }
   config.kind = "list";
   return config;
 }
 
 std::vector<std::int64_t> parse_labels(const std::string& text, const std::string& what) {
   std::vector<std::int64_t> out;
-  for (const double value : parse_numbers(text, what)) {
-    if (value != std::floor(value) || std::abs(value) > 1e15) fail(ErrorKind::kConfig, cat(what, ": ", value, " is not a label"), "labels are whole numbers");
-    out.push_back(static_cast<std::int64_t>(value));
-  }
+  for (const Word& word : words_of(text, what)) out.push_back(label_of(word, what));
   return out;
 }
 
 std::vector<double> parse_numbers(const std::string& text, const std::string& what) {
   std::vector<double> out;
-  const char* at = text.c_str();
-  while (true) {
-    while (*at == ' ' || *at == ',' || *at == '\n' || *at == '\r' || *at == '\t') ++at;
-    if (!*at) break;
-    char* end = nullptr;
-    out.push_back(std::strtod(at, &end));
-    if (end == at || !std::isfinite(out.back())) fail(ErrorKind::kConfig, cat(what, ": '", std::string(at).substr(0, 20), "' is not a number"), "numbers are separated by commas or white space");
-    at = end;
-  }
-  if (out.empty()) fail(ErrorKind::kConfig, cat(what, ": no numbers"));
+  for (const Word& word : words_of(text, what)) out.push_back(number_of(word, what));
   return out;
 }
 

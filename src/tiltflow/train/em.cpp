@@ -7,6 +7,7 @@
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/models/model_file.h"
+#include "tiltflow/nn/machine_choices.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/onestep.h"
 
@@ -66,6 +67,7 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out, co
   std::shared_ptr<const Generator> first = open_generator(config.generator, runtime), current = first;
   make_directories(out);
   if (!fs::exists(stored)) write_file_atomic(stored, request);
+  record_choices(choices_in(out));
   std::shared_ptr<const Generator> anchor = first;
   if (!config.sft.anchor_file.empty()) {
     anchor = open_generator_file(config.generator, config.sft.anchor_file, config.generator.section, runtime);

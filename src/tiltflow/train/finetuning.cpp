@@ -16,6 +16,7 @@
 #include "tiltflow/tensor/process_group.h"
 #include "tiltflow/train/memory_plan.h"
 #include "tiltflow/train/monitoring.h"
+#include "tiltflow/train/reward_terms.h"
 
 namespace tiltflow {
 
@@ -220,8 +221,8 @@ FinetuneObjective::FinetuneObjective(const FinetuneSetup& setup, Policy policy, 
   if (c.surrogate.every > 0) surrogate_ = std::make_unique<Surrogate>(c.surrogate, setup_.flow.model->sample_shape(), setup_.flow.model->classes(), static_cast<std::uint64_t>(c.seed));
 }
 
-FinetuneContext FinetuneObjective::context() const {
-  FinetuneContext out{policy_, surrogate_ ? surrogate_->reward() : *setup_.reward, *setup_.flow.path, setup_.table, setup_.streams, labels_, setup_.flow.model->sample_shape(), at::kFloat, log_z_};
+FinetuneContext FinetuneObjective::context(const StateReward& reward) const {
+  FinetuneContext out{policy_, reward, *setup_.flow.path, setup_.table, setup_.streams, labels_, setup_.flow.model->sample_shape(), at::kFloat, log_z_};
   if (modes_) out.bonus = [this](const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& labels) { return modes_->bonus(x_0, x_1, labels); };
   return out;
 }
@@ -245,11 +246,21 @@ std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
 LossReport FinetuneObjective::item(std::int64_t i) {
   const std::int64_t first = i * setup_.config.item, n = std::min(setup_.config.item, setup_.config.batch - first);
   const bool reuse = setup_.config.buffer_passes > 1;
-  const FinetuneContext context = this->context();
-  if (!reuse) return method_->loss(context, method_->collect(context, step_, first, n, false), setup_.config.batch);
-  Batch& kept = buffer_[static_cast<std::size_t>(i)];
-  if (pass_ == 0) kept = method_->collect(context, step_, first, n, true);
-  return method_->loss(context, kept, setup_.config.batch);
+  const TermMeter meter(surrogate_ ? surrogate_->reward() : *setup_.reward);
+  const FinetuneContext context = this->context(meter.reward());
+  const std::vector<std::string> suffixes = surrogate_ ? std::vector<std::string>{} : term_suffixes(setup_.config.reward);
+  if (reuse) {
+    Batch& kept = buffer_[static_cast<std::size_t>(i)];
+    if (pass_ == 0) {
+      kept = method_->collect(context, step_, first, n, true);
+      meter.add_to(kept.metrics, suffixes, kept.rewards, n);
+    }
+    return method_->loss(context, kept, setup_.config.batch);
+  }
+  const Batch batch = method_->collect(context, step_, first, n, false);
+  LossReport report = method_->loss(context, batch, setup_.config.batch);
+  meter.add_to(report.metrics, suffixes, batch.rewards, n);
+  return report;
 }
 
 namespace {
@@ -309,25 +320,29 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   const bool fresh = !run.has_checkpoint();
   if (fresh) run.latest();  // forgets what a start that never reached its first checkpoint has logged
   const BaseStatistics base = fresh ? base_statistics(setup, *setup.for_evaluation(policy.base)) : stored_base_statistics(run);
-  log_info(cat("base: reward ", compact(base.reward), " +- ", compact(base.reward_se, 2), ", log Z ", compact(base.log_z), " +- ", compact(base.log_z_se, 2), " (ESS ", fixed(base.ess, 0), " of ", setup.config.evaluation.base_samples, ")"));
+  const std::vector<std::string> suffixes = term_suffixes(setup.config.reward);
+  log_info(cat("base: reward ", compact(base.reward), " +- ", compact(base.reward_se, 2), unscaled_text(base.unscaled, suffixes, "base_"), ", log Z ", compact(base.log_z), " +- ", compact(base.log_z_se, 2), " (ESS ", fixed(base.ess, 0), " of ", setup.config.evaluation.base_samples, ")"));
 
   const Policy plain = policy;  // without counters, for evaluation
   Monitor monitor(setup, plain, base, run);
   FinetuneObjective objective(setup, std::move(policy), make_method(setup.config.method), base.log_z);
   TrainHooks hooks;
   hooks.label = "finetune";
+  hooks.facts = facts_of(setup, base);
   hooks.note = [&](const std::map<std::string, double>& m) {
     const auto cost = m.find("control_cost");
-    return cat("reward ", compact(m.at("reward")), cost == m.end() ? "" : cat("  cost ", compact(cost->second, 3), "  gap ", compact(base.log_z - m.at("reward") + cost->second, 3)), "  loss ", compact(m.at("loss"), 3));
+    return cat("reward ", compact(m.at("reward")), unscaled_text(m, suffixes), cost == m.end() ? "" : cat("  cost ", compact(cost->second, 3), "  gap ", compact(base.log_z - m.at("reward") + cost->second, 3)), "  loss ", compact(m.at("loss"), 3));
   };
   const std::int64_t every = setup.config.evaluation.every;
   if (fresh) {
-    run.log(0, {{"base_reward", base.reward}, {"base_reward_se", base.reward_se}, {"log_z", base.log_z}, {"log_z_se", base.log_z_se}, {"base_ess", base.ess}});
-    if (every > 0) monitor.evaluate(plain.trainable, 0);
+    run.log(0, metrics_of(base));
+    for (const RunWarning& warning : base.warnings) warn(run, 0, warning);
+    if (every > 0) run.log(0, monitor.evaluate(plain.trainable, 0));
     run.save({0, {{"weights", plain.trainable}, {"average", plain.trainable}, {"optimizer", AdamW(setup.config.train.optimizer, plain.trainable).state()}}}, setup.config.train.keep_checkpoints);
   }
-  hooks.after_step = [&](std::int64_t step, const ParameterSet& average) {
-    if (every > 0 && (step % every == 0 || step == setup.config.train.steps)) monitor.evaluate(average, step);
+  hooks.evaluate = [&](std::int64_t step, const ParameterSet& average) {
+    const bool due = every > 0 && (step % every == 0 || step == setup.config.train.steps);
+    return due ? monitor.evaluate(average, step) : std::map<std::string, double>{};
   };
   const TrainResult result = train(setup.config.train, objective, run, hooks);
   if (!run.writes()) return result;

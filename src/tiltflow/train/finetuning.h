@@ -97,7 +97,8 @@ class FinetuneObjective final : public Objective {
   const Policy& policy() const { return policy_; }
 
  private:
-  FinetuneContext context() const;
+  FinetuneContext context() const { return context(surrogate_ ? surrogate_->reward() : *setup_.reward); }
+  FinetuneContext context(const StateReward& reward) const;
   const FinetuneSetup& setup_;
   Policy policy_;
   std::shared_ptr<CountingField> counted_base_, counted_tuned_;
@@ -108,13 +109,6 @@ class FinetuneObjective final : public Objective {
   std::vector<Batch> buffer_;
   std::int64_t step_ = 0, pass_ = 0;
   double log_z_;
-};
-
-// Statistics of base samples that metrics refer to.
-struct BaseStatistics {
-  double reward = 0, reward_se = 0;   // E_base r
-  double log_z = 0, log_z_se = 0;     // log E_base exp(r)
-  double ess = 0;                     // effective sample size of the importance weights
 };
 
 // Network evaluations per sample and optimiser step, a backward pass counted as the policy says: measured on one piece of work (a mean over

@@ -62,7 +62,9 @@ LossReport GanObjective::item(std::int64_t i) {
     report.loss = loss * share;
     return report;
   }
-  const at::Tensor real = discriminator_.score(data_.batch(indices) * 2 - 1, labels), loss = hinge_losses(real, fake).discriminator;
+  at::Tensor pictures = data_.batch(indices);
+  if (options_.flip) pictures = randomly_flipped(pictures, streams_, static_cast<std::uint32_t>(step_), begin);
+  const at::Tensor real = discriminator_.score(pictures * 2 - 1, labels), loss = hinge_losses(real, fake).discriminator;
   report.metrics.add("discriminator_loss", loss.item<double>() * static_cast<double>(n), static_cast<double>(n));
   report.metrics.add("real_score", real.sum().item<double>(), static_cast<double>(n));
   report.metrics.add("fake_score", fake.sum().item<double>(), static_cast<double>(n));

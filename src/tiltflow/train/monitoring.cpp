@@ -11,6 +11,7 @@
 #include "tiltflow/reward/importance.h"
 #include "tiltflow/sampler/lean_adjoint.h"
 #include "tiltflow/tensor/aten.h"
+#include "tiltflow/train/reward_terms.h"
 
 namespace tiltflow {
 namespace {
@@ -20,8 +21,36 @@ constexpr std::uint32_t kEvaluationKey = 0xfffff000u, kBaseKey = 0xfffff001u;
 
 constexpr std::int64_t kCompared = 8, kMapped = 6;  // pictures
 constexpr std::int64_t kAcross = 4, kCellWidth = 112;  // of them in a row of the comparison, and pixels of one
+constexpr std::int64_t kGradients = 32;              // samples whose reward gradient is looked at
 
 double standard_error(const at::Tensor& x) { return x.size(0) > 1 ? x.std().item<double>() / std::sqrt(static_cast<double>(x.size(0))) : 0; }
+
+// Means of the terms and their standard errors: PREFIXreward_unscaled*, ..._se.
+std::map<std::string, double> unscaled_metrics(const std::string& prefix, const at::Tensor& terms, const std::vector<RewardTerm>& config) {
+  std::map<std::string, double> out;
+  const std::vector<std::string> suffixes = term_suffixes(config);
+  for (std::size_t i = 0; i < suffixes.size(); ++i) {
+    const at::Tensor one = terms.select(1, static_cast<std::int64_t>(i)).to(at::kDouble);
+    const std::string name = cat(prefix, "reward_unscaled", suffixes[i]);
+    out[name] = one.mean().item<double>();
+    out[name + "_se"] = standard_error(one);
+  }
+  return out;
+}
+
+// Share of the first samples, kGradients at most, at which the reward's gradient vanishes altogether.
+double share_of_zero_gradients(const StateReward& reward, const Draws& draws) {
+  constexpr std::int64_t kPiece = 16;  // bounds the memory of decoders
+  const std::int64_t n = std::min(kGradients, draws.x.size(0));
+  std::int64_t zero = 0;
+  for (std::int64_t begin = 0; begin < n; begin += kPiece) {
+    const std::int64_t count = std::min(kPiece, n - begin);
+    const at::Tensor labels = draws.labels.defined() ? draws.labels.narrow(0, begin, count) : draws.labels;
+    const at::Tensor gradient = reward.score_and_gradient(draws.x.narrow(0, begin, count), labels).gradient;
+    zero += gradient.flatten(1).eq(0).all(1).sum().item<std::int64_t>();
+  }
+  return static_cast<double>(zero) / static_cast<double>(n);
+}
 
 std::string show(const at::Tensor& values, std::int64_t i) { return fixed(values[i].item<double>(), 2); }
 
@@ -46,10 +75,32 @@ BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& 
   options.progress = [&](std::int64_t done) { progress.update(done); };
   const Draws draws = draw(base, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kBaseKey), options);
   if (needs_reward_gradient(setup.config)) check_gradient(setup, draws);
-  const at::Tensor r = setup.reward->score(draws.x, draws.labels, /*shared=*/true).to(at::kDouble);
+  const TermScores scores = setup.reward->score_terms(draws.x, draws.labels, /*shared=*/true);
+  const at::Tensor r = scores.score.to(at::kDouble);
   require_varied(r, setup.reward->reward().info().name);
   const ImportanceWeights weights = importance_weights(r, draws.labels);
-  return {r.mean().item<double>(), standard_error(r), weights.log_z, weights.log_z_se, weights.ess};
+  BaseStatistics out{r.mean().item<double>(), standard_error(r), weights.log_z, weights.log_z_se, weights.ess};
+  out.unscaled = unscaled_metrics("base_", scores.terms, setup.config.reward);
+  out.warnings = diagnose_base_rewards(r, draws.labels, setup.reward->reward().scales());
+  if (!needs_reward_gradient(setup.config)) return out;
+  if (const auto found = diagnose_zero_gradients(share_of_zero_gradients(*setup.reward, draws))) out.warnings.push_back(*found);
+  return out;
+}
+
+std::map<std::string, double> metrics_of(const BaseStatistics& b) {
+  std::map<std::string, double> out = b.unscaled;
+  out.insert({{"base_reward", b.reward}, {"base_reward_se", b.reward_se}, {"log_z", b.log_z}, {"log_z_se", b.log_z_se}, {"base_ess", b.ess}});
+  return out;
+}
+
+RunFacts facts_of(const FinetuneSetup& setup, const BaseStatistics& base) {
+  const FinetuneConfig& c = setup.config;
+  RunFacts out;
+  out.batch = c.batch, out.item = c.item, out.buffer_passes = c.buffer_passes;
+  const bool same_law = c.guidance.mode == "none" || c.guidance.mode == "full";  // rollouts sample what base samples are of
+  const bool same_reward = c.surrogate.every == 0 && c.modes.codes == 0;
+  if (same_law && same_reward) out.base = RunFacts::Base{base.reward, base.reward_se};
+  return out;
 }
 
 // What base_statistics found when the run began.
@@ -57,12 +108,14 @@ BaseStatistics stored_base_statistics(const Run& run) {
   for (const auto& line : read_json_lines(run.directory() / "metrics.jsonl")) {
     if (!line.contains("log_z")) continue;
     const auto number = [&](const char* key) { return number_from_json(line.at(key)); };
-    return {number("base_reward"), number("base_reward_se"), number("log_z"), number("log_z_se"), number("base_ess")};
+    BaseStatistics out{number("base_reward"), number("base_reward_se"), number("log_z"), number("log_z_se"), number("base_ess")};
+    for (const auto& [key, value] : line.items()) if (starts_with(key, "base_reward_unscaled")) out.unscaled[key] = number_from_json(value);
+    return out;
   }
   fail(ErrorKind::kBadFile, cat((run.directory() / "metrics.jsonl").string(), " lacks the line with the base statistics"), "start afresh in another folder with --out");
 }
 
-void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
+std::map<std::string, double> Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
   const FinetuneConfig& config = setup_.config;
   const SwappedWeights swapped(policy_.trainable, average);
   const auto tuned = setup_.for_evaluation(policy_.tuned), base = setup_.for_evaluation(policy_.base);
@@ -82,9 +135,10 @@ void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
     const auto field = own.active() ? guided(policy_.tuned, own, setup_.flow.model->classes()) : tuned;
     ode_samples = draw(*field, ode, *setup_.flow.path, shape, setup_.streams, labels, same).x;
   }
-  const at::Tensor r = setup_.reward->score(draws.x, draws.labels, /*shared=*/true).to(at::kDouble);
+  const TermScores scores = setup_.reward->score_terms(draws.x, draws.labels, /*shared=*/true);
+  const at::Tensor r = scores.score.to(at::kDouble);
   const at::Tensor ode_rewards = ode_samples.defined() ? setup_.reward->score(ode_samples, draws.labels, /*shared=*/true).to(at::kDouble) : at::Tensor();
-  if (!run_.writes()) return;  // the rest is for one process
+  if (!run_.writes()) return {};  // the rest is for one process
   std::map<std::string, double> metrics{{"eval_reward", r.mean().item<double>()}, {"eval_reward_se", standard_error(r)}, {"eval_sample_min", draws.x.min().item<double>()}, {"eval_sample_max", draws.x.max().item<double>()},
                                         {"eval_sample_mean", draws.x.mean().item<double>()}, {"eval_sample_deviation", draws.x.std().item<double>()}};
   if (draws.cost.defined()) {  // a stochastic sampler
@@ -95,13 +149,18 @@ void Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
                     {"eval_path_gap", sharp.gap}, {"eval_path_gap_se", sharp.gap_se}, {"eval_path_ess", sharp.ess}, {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base_.reward) / cost : 0}});
   }
   if (ode_rewards.defined()) metrics["eval_ode_reward"] = ode_rewards.mean().item<double>(), metrics["eval_ode_reward_se"] = standard_error(ode_rewards);
-  run_.log(step, metrics);
+  metrics.merge(unscaled_metrics("eval_", scores.terms, config.reward));
+  if (needs_reward_gradient(config)) metrics["eval_reward_gradient_zero"] = share_of_zero_gradients(*setup_.reward, draws);
   run_.histogram("eval_rewards", step, r);
-  if (draws.x.dim() != 4) return;
+  if (draws.x.dim() == 4) pictures(draws, r, *tuned, *base, step);
+  return metrics;
+}
+
+void Monitor::pictures(const Draws& draws, const at::Tensor& r, const VelocityField& tuned, const VelocityField& base, std::int64_t step) {
   const std::int64_t shown = std::min<std::int64_t>(32, draws.x.size(0));
   run_.picture("samples", step, enlarge(image_grid(setup_.reward->decode(draws.prediction.narrow(0, 0, shown)).clamp(0, 1), 8), 2));
-  compare_pictures(draws, r, *base, step);
-  heat_maps(*tuned, *base, step);
+  compare_pictures(draws, r, base, step);
+  heat_maps(tuned, base, step);
 }
 
 // Blocks of two rows: above the base, below the tuned model from the same noise and label, with the rewards.

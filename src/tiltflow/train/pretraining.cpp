@@ -39,6 +39,12 @@ at::Tensor BatchOrder::indices(std::int64_t step) {
   return at::tensor(std::vector<std::int64_t>(begin, begin + batch_), at::kLong);
 }
 
+at::Tensor randomly_flipped(const at::Tensor& pictures, const RandomStreams& streams, std::uint32_t step, std::int64_t first) {
+  constexpr std::uint32_t kFlip = 7;  // substep that nothing else of this purpose uses
+  const at::Tensor flips = streams.normal(Purpose::kAugment, step, kFlip, first, pictures.size(0), {}) > 0;
+  return at::where(flips.view({-1, 1, 1, 1}), pictures.flip({3}), pictures);
+}
+
 at::Tensor training_times(const Path& path, const FlowMatchingOptions& options, const at::Tensor& u) {
   const bool vp = path.name() == "vp", plain = options.prediction == "velocity";
   const double inset = options.epsilon >= 0 ? options.epsilon : vp ? 1e-5 : plain ? 0 : 1e-3;
@@ -81,7 +87,8 @@ LossReport FlowMatchingObjective::item(std::int64_t i) {
   const std::int64_t begin = i * options_.item, end = std::min(options_.batch, begin + options_.item), n = end - begin;
   const auto step = static_cast<std::uint32_t>(step_);
   const at::Tensor indices = indices_.narrow(0, begin, n);
-  const at::Tensor data = data_.states(indices, [&] { return streams_.normal(Purpose::kAugment, step, 0, begin, n, model_->sample_shape()); });
+  at::Tensor data = data_.states(indices, [&] { return streams_.normal(Purpose::kAugment, step, 0, begin, n, model_->sample_shape()); });
+  if (options_.flip) data = randomly_flipped(data, streams_, step, begin);
   const at::Tensor noise = streams_.normal(Purpose::kPrior, step, 0, begin, n, model_->sample_shape());
   const at::Tensor u = options_.time_sampling == "logit-normal" ? streams_.normal(Purpose::kTime, step, 0, begin, n, {}).sigmoid()
                                                          : streams_.uniform(Purpose::kTime, step, begin, n);
@@ -111,6 +118,7 @@ LossReport ClassificationObjective::item(std::int64_t i) {
   const auto step = static_cast<std::uint32_t>(step_);
   const at::Tensor indices = indices_.narrow(0, begin, n);
   at::Tensor images = data_.batch(indices);
+  if (options_.flip) images = randomly_flipped(images, streams_, step, begin);
   if (options_.shift > 0) {
     const at::Tensor dy = streams_.integers(Purpose::kAugment, 2 * step, begin, n, 2 * options_.shift + 1), dx = streams_.integers(Purpose::kAugment, 2 * step + 1, begin, n, 2 * options_.shift + 1);
     const at::Tensor padded = at::constant_pad_nd(images, {options_.shift, options_.shift, options_.shift, options_.shift});

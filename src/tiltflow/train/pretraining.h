@@ -33,7 +33,11 @@ struct FlowMatchingOptions {
   std::string prediction = "velocity";    // what the network is trained to answer
   std::string loss_weight = "none";       // of noise and score losses: none, velocity (eta/beta)^2, likelihood eta/beta^2
   double epsilon = -1;                    // times stay this far inside [0, 1]; -1 = SiT's: 0 for velocity (vp 1e-5), else 1e-3 (vp 1e-5)
+  bool flip = false;                      // mirror half of the pictures, chosen anew in every step
 };
+
+// Each picture [n, C, H, W] mirrored left to right with probability one half, keyed by step and sample: the same whatever the pieces and workers.
+at::Tensor randomly_flipped(const at::Tensor& pictures, const RandomStreams& streams, std::uint32_t step, std::int64_t first);
 
 // SiT's losses, per sample the mean over pixels: velocity |out - (alpha' x_1 + beta' x_0)|^2, noise w |out - x_0|^2,
 // score w |beta out + x_0|^2. [N]. `network` is the raw network, not a velocity.
@@ -67,6 +71,7 @@ struct ClassificationOptions {
   double noise = 0.3;         // inputs get Gaussian noise of a deviation uniform in [0, noise]: a smoother judge
   std::int64_t shift = 2;     // random translation in pixels
   double label_smoothing = 0;
+  bool flip = false;
 };
 
 class ClassificationObjective final : public Objective {

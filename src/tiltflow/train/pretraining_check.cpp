@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/precision.h"
 #include "tiltflow/train/gan_training.h"
@@ -30,7 +31,7 @@ void check_start(PretrainSetup s) {
     FlowMatchingObjective objective(std::move(s.model), make_path(c.model.path), std::move(s.data), {c.batch, item, c.label_dropout, c.time_sampling, c.model.prediction, c.loss_weight, c.epsilon}, seed);
     try_first_item(objective);
   } else if (c.kind == "gan") {
-    GanObjective objective(gan_config_from_args(c.model.args), std::move(s.data), {c.batch, item, c.discriminator_steps}, seed, parse_precision(c.compute.precision));
+    GanObjective objective(gan_config_from_args(c.model.args), std::move(s.data), {c.batch, item, c.discriminator_steps}, seed, chosen_precision(c.compute));
     try_first_item(objective);
   } else {
     ClassificationObjective objective(classifier_config_from_args(c.model.args), std::move(s.data), {c.batch, item, c.noise, c.shift, c.label_smoothing}, seed);

@@ -4,12 +4,14 @@
 
 #include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/flow/prediction.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/model_file.h"
+#include "tiltflow/models/precision_choice.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/gan_training.h"
 #include "tiltflow/train/pretraining.h"
@@ -17,9 +19,18 @@
 namespace tiltflow {
 
 void bind(Fields& f, DatasetConfig& c) {
-  f.value("format", c.format, "idx (MNIST files), cifar (binary records), folder (one sub-folder a class) or latents (a file of `tiltflow encode`)", one_of({"idx", "cifar", "folder", "latents"}));
-  f.value("path", c.path, "folder that holds the data, or the file of latents");
+  f.value("format", c.format, "idx (MNIST files), cifar (binary records), folder (one sub-folder a class), numpy (arrays arr_0 and arr_1 of an .npz) or latents (a file of `tiltflow encode`)", one_of(data_formats()));
+  f.value("path", c.path, "folder that holds the data, or the file of arrays or latents");
   f.value("size", c.size, "crop and resize every picture to its central square of this size; 0: as they are", at_least_integer(0));
+  f.value("channels", c.channels, "grey: every picture to one channel, rgb: to three, auto: three as soon as one picture is coloured", one_of({"auto", "grey", "rgb"}));
+  f.value("alpha", c.alpha, "folder: what becomes of transparent pixels: drop (their colour stays, as in torchvision), white or black (composed on it), refuse", one_of({"drop", "white", "black", "refuse"}));
+  f.value("skip_bad", c.skip_bad, "folder: leave out pictures that cannot be read, and say which, instead of refusing the folder");
+}
+
+void bind(Fields& f, PretrainDataConfig& c) {
+  bind(f, static_cast<DatasetConfig&>(c));
+  f.value("flip", c.flip, "mirror half of the pictures left to right, chosen anew in every step; not for digits and letters");
+  f.value("held_out", c.held_out, "share of the training pictures kept for validation; 0: the test split, when there is one", between(0, 0.5));
 }
 
 void bind(Fields& f, PretrainModelConfig& c) {
@@ -46,6 +57,7 @@ void bind(Fields& f, PretrainConfig& c) {
   f.value("evaluate_on", c.evaluate_on, "classifier: pictures whose accuracy is measured at the end: test (that split must be there), train (named so) or none", one_of({"test", "train", "none"}));
   f.section("data", c.data);
   f.section("model", c.model);
+  f.section("evaluation", c.evaluation);
   f.section("compute", c.compute);
   f.section("train", c.train);
 }
@@ -77,20 +89,6 @@ ImageDataset test_pictures(const DatasetConfig& data) {
   return read_dataset(data, "test");
 }
 
-// The numbers of the training split's classes; folders are numbered in their order, which differs when one is missing. Throws kBadFile.
-ImageDataset with_classes_of(const ImageDataset& train, ImageDataset test) {
-  if (test.shape() != train.shape()) fail(ErrorKind::kBadFile, cat("the test pictures are ", shape_text(test.shape()), ", the training pictures ", shape_text(train.shape())), "give a size (data.size) to crop and resize all of them");
-  std::vector<std::int64_t> numbers;
-  for (const std::string& name : test.class_names) {
-    const auto found = std::find(train.class_names.begin(), train.class_names.end(), name);
-    if (found == train.class_names.end()) fail(ErrorKind::kBadFile, cat("class '", name, "' of the test pictures is not among the training pictures"));
-    numbers.push_back(found - train.class_names.begin());
-  }
-  test.labels = at::tensor(numbers, at::kLong).index_select(0, test.labels);
-  test.class_names = train.class_names;
-  return test;
-}
-
 }  // namespace
 
 PretrainSetup set_up(const PretrainConfig& c) {
@@ -105,19 +103,53 @@ PretrainSetup set_up(const PretrainConfig& c) {
     classifier_config_from_args(c.model.args);
   }
   if (c.kind != "flow" && c.data.format == "latents") fail(ErrorKind::kConfig, cat("a ", c.kind, " is trained on pictures, not on latents"));
+  if (c.data.flip && c.data.format == "latents") fail(ErrorKind::kConfig, "data.flip mirrors pictures, not latents");
   s.data = read_dataset(c.data, "train");
-  if (c.kind == "classifier" && c.evaluate_on == "test") s.held_out = with_classes_of(s.data, test_pictures(c.data));
+  if (c.kind == "classifier" && c.evaluate_on == "test" && c.data.held_out == 0) s.held_out = with_classes_of(s.data, test_pictures(c.data));
+  else s.held_out = held_out_data(c.data, c.data.held_out, s.data, RandomStreams(static_cast<std::uint64_t>(c.seed)));
   if (c.kind == "gan") require_gan_data(gan_config_from_args(c.model.args), s.data);
   return s;
 }
 
 namespace {
 
-void pretrain_flow(PretrainSetup s, Run& run) {
-  const PretrainConfig& c = s.config;
-  FlowMatchingObjective objective(std::move(s.model), make_path(c.model.path), std::move(s.data), {c.batch, c.item, c.label_dropout, c.time_sampling, c.model.prediction, c.loss_weight, c.epsilon}, static_cast<std::uint64_t>(c.seed));
+// What every kind has: a label, and what the classes of its data say.
+TrainHooks hooks_of(const PretrainSetup& s) {
+  const std::vector<std::int64_t> counts = class_counts(s.data);
+  log_info(cat(s.data.size(), " items to train on (", class_counts_text(counts, s.data.class_names), "), ", s.held_out.size(), " held out"));
+  if (s.held_out.size() == 0) log_info("no validation: the data have no test split (data.held_out keeps a share of them)");
   TrainHooks hooks;
   hooks.label = "pretrain";
+  if (const auto warning = diagnose_class_balance(counts, s.data.class_names)) hooks.warnings.push_back(*warning);
+  hooks.facts.loss_falls = s.config.kind != "gan";
+  return hooks;
+}
+
+using Evaluation = std::function<std::map<std::string, double>(std::int64_t step, const ParameterSet& average)>;
+
+// At every evaluation.every steps and at the end, in the first process.
+Evaluation when_due(const PretrainConfig& c, const Run& run, Evaluation evaluate) {
+  return [every = c.evaluation.every, steps = c.train.steps, writes = run.writes(), evaluate = std::move(evaluate)](std::int64_t step, const ParameterSet& average) {
+    const bool due = every > 0 && writes && (step % every == 0 || step == steps);
+    return due ? evaluate(step, average) : std::map<std::string, double>{};
+  };
+}
+
+void pretrain_flow(PretrainSetup s, Run& run) {
+  const PretrainConfig& c = s.config;
+  const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
+  const std::shared_ptr<const Path> path = make_path(c.model.path);
+  const FlowMatchingOptions options{c.batch, c.item, c.label_dropout, c.time_sampling, c.model.prediction, c.loss_weight, c.epsilon, c.data.flip};
+  TrainHooks hooks = hooks_of(s);
+  FlowMatchingObjective objective(std::move(s.model), path, std::move(s.data), options, static_cast<std::uint64_t>(c.seed));
+  hooks.evaluate = when_due(c, run, [&](std::int64_t step, const ParameterSet& average) {
+    const SwappedWeights swapped(objective.trainable(), average);
+    const VelocityModel& model = objective.model();
+    const std::shared_ptr<const VelocityField> network(&model, [](const VelocityField*) {});  // the objective's
+    const at::Tensor picture = flow_pictures(network, model, path, c.model.prediction, c.label_dropout > 0, c.evaluation.sampler_steps, streams);
+    if (picture.defined()) run.picture("samples", step, picture);
+    return flow_validation(model, *path, options, s.held_out, model.classes(), c.evaluation.samples, streams);
+  });
   const TrainResult result = train(c.train, objective, run, hooks);
   if (!run.writes()) return;
   ParameterSet all;  // trained weights (averaged) plus buffers
@@ -129,24 +161,22 @@ void pretrain_flow(PretrainSetup s, Run& run) {
 
 void pretrain_classifier(PretrainSetup s, Run& run) {
   const PretrainConfig& c = s.config;
-  const ImageDataset held_out = std::move(s.held_out);
+  const ClassifierConfig config = classifier_config_from_args(c.model.args);
   const ImageDataset training = s.data;
-  ClassificationObjective objective(classifier_config_from_args(c.model.args), std::move(s.data),
-                                    {c.batch, c.item, c.noise, c.shift, c.label_smoothing}, static_cast<std::uint64_t>(c.seed));
-  TrainHooks hooks;
-  hooks.label = "pretrain";
+  TrainHooks hooks = hooks_of(s);
+  hooks.evaluate = when_due(c, run, [&](std::int64_t, const ParameterSet& average) { return classifier_validation(Classifier(config, average), s.held_out, c.evaluation.samples); });
+  ClassificationObjective objective(config, std::move(s.data), {c.batch, c.item, c.noise, c.shift, c.label_smoothing, c.data.flip}, static_cast<std::uint64_t>(c.seed));
   hooks.note = [](const std::map<std::string, double>& m) { return cat("loss ", compact(m.at("loss")), "  accuracy ", fixed(100 * m.at("train_accuracy"), 1), " %"); };
   const TrainResult result = train(c.train, objective, run, hooks);
   if (!run.writes()) return;
   const auto file = run.directory() / "model.safetensors";
-  const ClassifierConfig& config = objective.classifier().config();
   save_classifier(file, config, result.average, {});  // before anything can go wrong with the evaluation
   if (c.evaluate_on == "none") {
     log_info("wrote " + file.string());
     return;
   }
   const bool on_test = c.evaluate_on == "test";
-  const ImageDataset& seen = on_test ? held_out : training;
+  const ImageDataset& seen = on_test ? s.held_out : training;
   const double share = accuracy(Classifier(config, result.average), seen);
   save_classifier(file, config, result.average, {{on_test ? "tiltflow.test_accuracy" : "tiltflow.training_accuracy", fixed(share, 4)}});
   const std::string pictures = on_test ? counted(seen.size(), "held-out image") : cat("the ", counted(seen.size(), "training image"));
@@ -156,33 +186,30 @@ void pretrain_classifier(PretrainSetup s, Run& run) {
 void pretrain_gan(PretrainSetup s, Run& run) {
   const PretrainConfig& c = s.config;
   const GanConfig gan = gan_config_from_args(c.model.args);
-  GanObjective objective(gan, std::move(s.data), {c.batch, c.item, c.discriminator_steps}, static_cast<std::uint64_t>(c.seed), parse_precision(c.compute.precision));
   const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
   const at::Tensor z = streams.normal(Purpose::kExact, 0, 0, 0, 8 * gan.num_classes, {gan.z_dim}), labels = at::arange(8 * gan.num_classes, at::kLong).div(8, "floor");  // eight of each class
+  TrainHooks hooks = hooks_of(s);
+  GanObjective objective(gan, std::move(s.data), {c.batch, c.item, c.discriminator_steps, c.data.flip}, static_cast<std::uint64_t>(c.seed), chosen_precision(c.compute));
   const auto finished = [&](const ParameterSet& average) {
     auto generator = objective.averaged(average);
     if (c.train.average_decay > 0) recalibrate(*generator, streams, 60, c.batch);
     return generator;
   };
-  const auto picture = [&](const Generator& generator, std::int64_t step) {
+  hooks.evaluate = when_due(c, run, [&](std::int64_t step, const ParameterSet& average) {
     const at::NoGradGuard no_grad;
-    if (is_picture(generator.sample_shape())) run.picture("samples", step, image_grid((generator.generate(z, labels) + 1) / 2, 8));
-  };
-  TrainHooks hooks;
-  hooks.label = "pretrain";
+    const auto generator = finished(average);
+    if (is_picture(generator->sample_shape())) run.picture("samples", step, image_grid((generator->generate(z, labels) + 1) / 2, 8));
+    return gan_validation(objective.discriminator(), *generator, s.held_out, c.evaluation.samples, streams);
+  });
   double d = 0, g = 0;
   hooks.note = [&](const std::map<std::string, double>& m) {
     if (m.count("generator_loss")) g = m.at("generator_loss");
     else d = m.at("discriminator_loss");
     return cat("discriminator ", compact(d, 3), "  generator ", compact(g, 3));
   };
-  hooks.after_step = [&](std::int64_t step, const ParameterSet& average) {
-    if (step % c.train.checkpoint_every == 0 && step < c.train.steps) picture(*finished(average), step);
-  };
   const TrainResult result = train(c.train, objective, run, hooks);
   if (!run.writes()) return;
   const auto generator = finished(result.average);
-  picture(*generator, result.steps);
   const auto file = run.directory() / "model.safetensors";
   save_generator(file, *generator, generator->parameters(), {{"tiltflow.steps", std::to_string(result.steps)}});
   write_safetensors(run.directory() / "discriminator.safetensors", objective.discriminator().parameters());
@@ -191,7 +218,19 @@ void pretrain_gan(PretrainSetup s, Run& run) {
 
 }  // namespace
 
+namespace {
+
+// What the run was trained on, with everything that was skipped, left aside or converted: data.json of the run.
+void record_data(const ImageDataset& data, const Run& run) {
+  if (!run.writes()) return;
+  const nlohmann::ordered_json record{{"items", data.size()}, {"shape", data.shape()}, {"classes", data.class_names}, {"notes", data.notes}, {"skipped", data.skipped}};
+  write_file_atomic(run.directory() / "data.json", record.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+}  // namespace
+
 void pretrain(PretrainSetup setup, Run& run) {
+  record_data(setup.data, run);
   if (setup.config.kind == "flow") pretrain_flow(std::move(setup), run);
   else if (setup.config.kind == "gan") pretrain_gan(std::move(setup), run);
   else pretrain_classifier(std::move(setup), run);

@@ -9,11 +9,18 @@
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/models/velocity_model.h"
+#include "tiltflow/train/pretraining_monitor.h"
 #include "tiltflow/train/trainer.h"
 
 namespace tiltflow {
 
 void bind(Fields& f, DatasetConfig& c);
+
+struct PretrainDataConfig : DatasetConfig {
+  bool flip = false;
+  double held_out = 0;  // share of the training items for validation; 0: the set's test split, if it has one
+};
+void bind(Fields& f, PretrainDataConfig& c);
 
 struct PretrainModelConfig {
   std::string family = "sit", path = "linear", prediction = "velocity", init;
@@ -32,8 +39,9 @@ struct PretrainConfig {
   double label_smoothing = 0;
   std::int64_t discriminator_steps = 1;
   std::string evaluate_on = "test";  // classifier: whose accuracy is measured at the end
-  DatasetConfig data{"idx", "data/mnist"};
+  PretrainDataConfig data{{"idx", "data/mnist"}};
   PretrainModelConfig model;
+  PretrainEvaluation evaluation;
   ComputeConfig compute;
   TrainConfig train;
 };
@@ -43,7 +51,7 @@ struct PretrainSetup {
   PretrainConfig config;
   std::unique_ptr<VelocityModel> model;  // flow: fresh, or with the weights of model.init; null otherwise
   ImageDataset data;
-  ImageDataset held_out;  // classifier: the test split, with the training split's class numbers; empty when evaluate_on is another
+  ImageDataset held_out;  // never trained on, with the training split's class numbers; may be empty
 };
 // Reads and checks everything the configuration names: data, initial weights, constructor arguments. Throws kConfig, kBadFile.
 PretrainSetup set_up(const PretrainConfig& config);

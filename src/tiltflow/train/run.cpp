@@ -8,6 +8,7 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/safetensors.h"
+#include "tiltflow/nn/machine_choices.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/process_group.h"
 
@@ -70,6 +71,7 @@ Run::Run(fs::path directory, const std::string& config_toml, bool resume) : dire
   make_directories(directory_ / "checkpoints");
   make_directories(samples());
   if (!fs::exists(config)) write_file_atomic(config, config_toml);
+  record_choices(choices_in(directory_));
   barrier();
 }
 
@@ -138,13 +140,24 @@ void Run::save(const Checkpoint& checkpoint, std::int64_t keep) {
   for (std::size_t i = 0; i + static_cast<std::size_t>(std::max<std::int64_t>(1, keep)) < done.size(); ++i) fs::remove_all(done[i]);
 }
 
+void Run::open_logs() {
+  if (metrics_) return;
+  metrics_ = std::make_unique<JsonLines>(directory_ / "metrics.jsonl");
+  events_ = std::make_unique<EventWriter>(directory_, first_step_);
+  for (const auto& [name, value] : shown_again_.items()) if (name != "step") events_->scalar(event_tag(name), first_step_, number_from_json(value));
+}
+
+void Run::note(std::int64_t step, const std::vector<std::pair<std::string, std::string>>& words) {
+  if (!writes_) return;
+  open_logs();
+  nlohmann::ordered_json line{{"step", step}};
+  for (const auto& [name, text] : words) line[name] = text;
+  metrics_->write(line);
+}
+
 void Run::log(std::int64_t step, const std::map<std::string, double>& metrics) {
   if (!writes_) return;
-  if (!metrics_) {
-    metrics_ = std::make_unique<JsonLines>(directory_ / "metrics.jsonl");
-    events_ = std::make_unique<EventWriter>(directory_, first_step_);
-    for (const auto& [name, value] : shown_again_.items()) if (name != "step") events_->scalar(event_tag(name), first_step_, number_from_json(value));
-  }
+  open_logs();
   nlohmann::ordered_json line{{"step", step}};
   for (const auto& [name, value] : metrics) line[name] = json_number(value);
   metrics_->write(line);

@@ -7,6 +7,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "tiltflow/io/json_lines.h"
 #include "tiltflow/io/tensorboard.h"
@@ -37,10 +39,13 @@ class Run {
   void save(const Checkpoint& checkpoint, std::int64_t keep);
 
   void log(std::int64_t step, const std::map<std::string, double>& metrics);
+  // A line of words, e.g. a warning, beside the metrics.
+  void note(std::int64_t step, const std::vector<std::pair<std::string, std::string>>& words);
   void histogram(const std::string& name, std::int64_t step, const at::Tensor& values);          // event file only
   void picture(const std::string& name, std::int64_t step, const at::Tensor& image);  // samples/NAME-step-000100.png + event
 
  private:
+  void open_logs();
   std::filesystem::path directory_;
   bool writes_ = true;
   std::int64_t first_step_ = 0;  // that this process logs; a continued run repeats what came after its checkpoint

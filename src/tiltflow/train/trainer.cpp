@@ -141,6 +141,11 @@ void saving_on_stop(LastStep& last, Run& run, std::int64_t keep, const std::func
   }
 }
 
+[[noreturn]] void fail_diverged(const Run& run, std::int64_t step, const std::string& reason) {
+  fail(kDiverged, cat("stopped by train.stop_when after step ", step, ": ", reason, "; this state and the checkpoints before it are in ", (run.directory() / "checkpoints").string()),
+       "change what the warnings name and start afresh; --resume goes on from this state, or from the one before when the newest folder of checkpoints is removed");
+}
+
 }  // namespace
 
 void bind(Fields& f, TrainConfig& c) {
@@ -148,6 +153,14 @@ void bind(Fields& f, TrainConfig& c) {
   f.value("average_decay", c.average_decay, "decay of the averaged weights (EMA); 0 = use the raw weights", between(0, 0.999999));
   f.value("checkpoint_every", c.checkpoint_every, "steps between checkpoints", at_least_integer(1));
   f.value("keep_checkpoints", c.keep_checkpoints, "how many of the newest checkpoints to keep", at_least_integer(1));
+  f.value("stop_when", c.stop_when, "end the run early (exit 6) when one of these holds: [\"control_cost > 1000\", \"loss > 5 for 20\"], or a kind of warning, e.g. \"control-cost\" (docs/warnings.md)");
+  for (const std::string& condition : c.stop_when) {
+    try {
+      parse_stop_condition(condition);
+    } catch (const Error& error) {
+      f.problem("stop_when", cat(error.what(), "; ", error.hint()));
+    }
+  }
   bind(f, c.optimizer);
 }
 
@@ -159,7 +172,16 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
   std::int64_t step = start.step;
   broadcast_from_first(trainable.tensors());
   LastStep last(objective, optimizer, average, step, start.followed);
+  RunFacts facts = hooks.facts;
+  facts.gradient_clip = config.optimizer.gradient_clip;
+  Watch watch(parse_stop_conditions(config.stop_when), facts, run);
+  if (step == 0) for (const RunWarning& warning : hooks.warnings) warn(run, 0, warning);
   const auto follow = [&] {
+    const std::map<std::string, double> figures = hooks.evaluate ? hooks.evaluate(step, average.values()) : std::map<std::string, double>{};
+    if (!figures.empty()) {
+      run.log(step, figures);
+      watch.observe(step, figures);
+    }
     if (hooks.after_step) hooks.after_step(step, average.values());
     last.followed(hooks.changes_state);
   };
@@ -191,11 +213,14 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
         run.log(step + 1, metrics);
       });
       ++step;
+      watch.observe(step, metrics);
       progress.update(step, hooks.note ? hooks.note(metrics) : cat("loss ", compact(result.loss)));
       follow();
-      due = due || step % config.checkpoint_every == 0 || step == config.steps;
+      const std::string reason = all_gather(watch.stop_reason()).front();
+      due = due || step % config.checkpoint_every == 0 || step == config.steps || !reason.empty();
       if (!due || !complete) continue;
-      last.save(run, config.keep_checkpoints);
+      last.save(run, config.keep_checkpoints + (reason.empty() ? 0 : 1));
+      if (!reason.empty()) fail_diverged(run, step, reason);
       due = false;
     }
   });

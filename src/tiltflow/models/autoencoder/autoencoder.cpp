@@ -10,7 +10,9 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/tensor_file.h"
+#include "tiltflow/io/weight_files.h"
 #include "tiltflow/models/autoencoder/layers.h"
+#include "tiltflow/models/model_file.h"
 #include "tiltflow/tensor/activation_checkpoint.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/device.h"
@@ -133,8 +135,7 @@ std::shared_ptr<const Autoencoder> load_autoencoder(const std::filesystem::path&
   std::filesystem::path folder = path, file = path;
   if (std::filesystem::is_directory(path)) {
     if (std::filesystem::exists(path / "model_index.json")) folder = path / "vae";
-    file = folder / "diffusion_pytorch_model.safetensors";
-    if (!std::filesystem::exists(file)) file = folder / "diffusion_pytorch_model.bin";
+    file = find_weights(folder, {"diffusion_pytorch_model"});
   } else {
     folder = path.parent_path();
   }
@@ -143,8 +144,12 @@ std::shared_ptr<const Autoencoder> load_autoencoder(const std::filesystem::path&
     config = Json::parse(read_file(folder / "config.json", std::size_t{1} << 24), nullptr, false);
     if (!config.is_object()) fail(ErrorKind::kBadFile, cat((folder / "config.json").string(), ": not a JSON object"));
   }
+  const TensorFile content = read_tensors(file);
+  if (!content.tensors.contains("decoder.layers.0.weight") && !content.tensors.contains("decoder.conv_in.weight")) {
+    refuse_model(file, content, "an autoencoder", "AutoencoderKL or AutoencoderTiny in the names of diffusers");
+  }
   ParameterSet tensors;
-  for (const auto& [name, tensor] : read_tensors(file).tensors) tensors.add(name, to_compute_device(tensor.is_floating_point() ? tensor.to(dtype) : tensor));
+  for (const auto& [name, tensor] : content.tensors) tensors.add(name, to_compute_device(tensor.is_floating_point() ? tensor.to(dtype) : tensor));
   for (const auto& [name, tensor] : tensors) require_finite(tensor, cat(file.string(), ": tensor '", name, "'"));
   const bool tiny = tensors.contains("decoder.layers.0.weight");
   std::shared_ptr<Autoencoder> out = tiny ? make_tiny(std::move(tensors), runtime, file.string())

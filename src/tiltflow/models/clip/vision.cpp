@@ -9,6 +9,8 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/tensor_file.h"
+#include "tiltflow/io/weight_files.h"
+#include "tiltflow/models/model_file.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/device.h"
 
@@ -133,11 +135,12 @@ std::shared_ptr<const ClipVision> load_clip_vision(const std::filesystem::path& 
   for (const auto& [key, value] : args) if (key != "num_heads" && key != "activation") fail(ErrorKind::kConfig, cat("CLIP has no argument '", key, "'", did_you_mean(key, {"num_heads", "activation"})), "known: num_heads, activation");
   std::filesystem::path file = path;
   if (std::filesystem::is_directory(path)) {
-    file = path / "model.safetensors";
-    if (!std::filesystem::exists(file)) file = path / "pytorch_model.bin";
+    file = find_weights(path, {"model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model"});
   }
   const std::string where = file.string();
-  const ParameterSet tensors = vision_tensors(read_tensors(file).tensors);
+  const TensorFile content = read_tensors(file);
+  const ParameterSet tensors = vision_tensors(content.tensors);
+  if (tensors.empty()) refuse_model(file, content, "a CLIP image tower", "names of Hugging Face, OpenAI and open_clip are known");
   for (const auto& [name, tensor] : tensors) require_finite(tensor, cat(where, ": tensor '", name, "'"));
   const auto tensor = [&](const std::string& name, std::int64_t dim) {
     if (!tensors.contains(name) || tensors.at(name).dim() != dim) fail(ErrorKind::kBadFile, cat(where, ": no CLIP image tower ('", name, "' is missing)"), "Hugging Face, OpenAI and open_clip names are known");
@@ -153,7 +156,9 @@ std::shared_ptr<const ClipVision> load_clip_vision(const std::filesystem::path& 
   c.mlp = tensor(kTower + "encoder.layers.0.mlp.fc1.weight", 2).size(0);
   c.heads = std::max<std::int64_t>(1, c.width / 64);
   const std::filesystem::path beside = file.parent_path() / "config.json";
-  if ((file.stem() == "model" || file.stem() == "pytorch_model") && std::filesystem::exists(beside)) {
+  const std::string name = file.filename().string();
+  const bool published = starts_with(name, "model.") || starts_with(name, "pytorch_model.");  // with the name of a variant, or none
+  if (published && std::filesystem::exists(beside)) {
     nlohmann::json config = nlohmann::json::parse(read_file(beside, std::size_t{1} << 24), nullptr, false);
     if (config.is_object() && config.contains("vision_config")) config = config["vision_config"];
     if (!config.is_object()) fail(ErrorKind::kBadFile, cat(beside.string(), ": not a CLIP configuration"));

@@ -1,5 +1,6 @@
 #include "tiltflow/models/sit/config.h"
 
+#include <cctype>
 #include <cmath>
 #include <cstdlib>
 
@@ -95,7 +96,18 @@ bool looks_like_sit(const ParameterSet& tensors) {
   return tensors.contains("x_embedder.proj.weight") && tensors.contains("final_layer.linear.weight") && tensors.contains("pos_embed");
 }
 
-SitConfig infer_sit_config(const ParameterSet& tensors, const std::map<std::string, std::string>& args) {
+std::string official_sit_size(const std::string& text) {
+  std::string word;
+  for (const char c : text) word += c == '_' || c == '/' ? '-' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  for (const Size& size : kSizes) {
+    for (const int patch : {2, 4, 8}) {
+      if (word == cat("SIT-", size.name, "-", patch)) return cat("SiT-", size.name, "/", patch);
+    }
+  }
+  return "";
+}
+
+SitConfig shown_sit_config(const ParameterSet& tensors) {
   const auto bad = [](const std::string& why) { fail(ErrorKind::kBadFile, "SiT checkpoint: " + why); };
   const at::Tensor patch = tensors.at("x_embedder.proj.weight"), positions = tensors.at("pos_embed"), last = tensors.at("final_layer.linear.weight");
   if (patch.dim() != 4 || patch.size(2) != patch.size(3)) bad("x_embedder.proj.weight is not [hidden, channels, patch, patch]");
@@ -116,6 +128,12 @@ SitConfig infer_sit_config(const ParameterSet& tensors, const std::map<std::stri
   c.learn_sigma = last.size(0) == 2 * c.patch_size * c.patch_size * c.in_channels;
   c.num_heads = 0;
   for (const Size& size : kSizes) if (size.width == c.hidden_size) c.num_heads = size.heads;
+  return c;
+}
+
+SitConfig infer_sit_config(const ParameterSet& tensors, const std::map<std::string, std::string>& args) {
+  SitConfig c = shown_sit_config(tensors);
+  const std::int64_t rows = c.num_classes + 1;
   const bool heads_known = c.num_heads > 0 || args.count("num_heads") || args.count("size");
   if (!heads_known) c.num_heads = 1;
   c = sit_config_from_args(args, c);
@@ -124,6 +142,7 @@ SitConfig infer_sit_config(const ParameterSet& tensors, const std::map<std::stri
          "give it: --model-arg num_heads=N, or model.args.num_heads in a config");
   }
   if (c.num_classes == rows) c.null_class = false;
+  else if (!c.null_class && !args.count("num_classes")) c.num_classes = rows;
   return c;
 }
 

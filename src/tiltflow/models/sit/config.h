@@ -30,6 +30,13 @@ SitConfig sit_preset(const std::string& name);
 SitConfig sit_config_from_args(const std::map<std::string, std::string>& args, SitConfig start = {});
 std::map<std::string, std::string> to_args(const SitConfig& config);
 
+// "SiT-XL/2" with whatever separators and case -> its official spelling; "" for every other text.
+std::string official_sit_size(const std::string& text);
+
+// What the tensors show: everything but the number of heads, which is that of the official size with the same width, or 0.
+// Throws kBadFile for tensors that are no SiT's.
+SitConfig shown_sit_config(const ParameterSet& tensors);
+
 // Everything but the number of heads shows in the tensors. `args` (from metadata or the user) wins over what is inferred;
 // without num_heads the official size with that width is assumed, else kBadFile asks for it.
 SitConfig infer_sit_config(const ParameterSet& tensors, const std::map<std::string, std::string>& args);

@@ -35,6 +35,8 @@ struct Table {
   // for the backward pass. Sums in fp32.
   void (*attention)(const T* packed, T* out, float* log_sum, float* scratch, std::int64_t first, std::int64_t last, std::int64_t t, std::int64_t h, std::int64_t d);
   void (*attention_backward)(const T* packed, const T* out, const T* g, const float* log_sum, T* g_packed, float* scratch, std::int64_t first, std::int64_t last, std::int64_t t, std::int64_t h, std::int64_t d);
+  // [t, d] with rows `from_row` apart -> its transpose in fp32, [d, width], zero beyond t.
+  void (*transpose)(const T* from, std::int64_t from_row, float* to, std::int64_t t, std::int64_t d, std::int64_t width);
   std::int64_t (*attention_scratch)(std::int64_t t, std::int64_t d);  // fp32 numbers that both may use as scratch
   std::int64_t max_tokens;                                            // with more, libtorch's attention is as fast or takes less memory
   std::int64_t head_multiple;                                         // d is a multiple of it
@@ -47,7 +49,7 @@ struct Kernels {
   Table<float> full;
   Table<Bf16> half;
 };
-// One for every instruction set that this processor has; the best is the last. (Room for all of them; the rest is null.)
+// One for every instruction set that this processor has and that ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA allow; the best is the last. (Room for all of them; the rest is null.)
 struct UsableKernels {
   const Kernels* tables[4] = {};
   int count = 0;

@@ -144,26 +144,29 @@ void gated_sum_backward(const float* g, SampleRows gate, const T* y, T* gy, floa
 
 constexpr std::int64_t kPanel = 64;  // queries; even
 
-using Vector = float __attribute__((vector_size(64), aligned(4)));
-#ifdef __AVX512F__
-constexpr int kWide = 2;  // vectors across: 6 x 2 sums stay in registers
+// One register of the target; the sums of 6 rows x 2 registers stay in registers, of which AVX2 and SSE have 16.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
 #else
-constexpr int kWide = 1;
+constexpr int kLanes = 4;  // SSE, NEON
 #endif
+using Vector = float __attribute__((vector_size(4 * kLanes), aligned(4)));
 
 template <int Rows, int Across>
 TILTFLOW_INLINE void product_block(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t depth, bool add) {
   Vector sum[Rows][Across] = {};
-  if (add) for (int i = 0; i < Rows; ++i) for (int j = 0; j < Across; ++j) sum[i][j] = *reinterpret_cast<const Vector*>(c + i * c_row + 16 * j);
+  if (add) for (int i = 0; i < Rows; ++i) for (int j = 0; j < Across; ++j) sum[i][j] = *reinterpret_cast<const Vector*>(c + i * c_row + kLanes * j);
   for (std::int64_t k = 0; k < depth; ++k) {
     Vector right[Across];
-    for (int j = 0; j < Across; ++j) right[j] = *reinterpret_cast<const Vector*>(b + k * b_row + 16 * j);
+    for (int j = 0; j < Across; ++j) right[j] = *reinterpret_cast<const Vector*>(b + k * b_row + kLanes * j);
     for (int i = 0; i < Rows; ++i) {
       const float left = a[i * a_row + k * a_column];
       for (int j = 0; j < Across; ++j) sum[i][j] += left * right[j];
     }
   }
-  for (int i = 0; i < Rows; ++i) for (int j = 0; j < Across; ++j) *reinterpret_cast<Vector*>(c + i * c_row + 16 * j) = sum[i][j];
+  for (int i = 0; i < Rows; ++i) for (int j = 0; j < Across; ++j) *reinterpret_cast<Vector*>(c + i * c_row + kLanes * j) = sum[i][j];
 }
 
 template <int Across>
@@ -174,11 +177,11 @@ TILTFLOW_INLINE void product_rows(const float* a, std::int64_t a_row, std::int64
   for (; i < rows; ++i) product_block<1, Across>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, depth, add);
 }
 
-// c [rows, columns] = a b, or c += a b, for any strides of a; b and c row-major, columns a multiple of 16.
+// c [rows, columns] = a b, or c += a b, for any strides of a; b and c row-major, columns a multiple of kLanes.
 void product(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row, float* c, std::int64_t c_row, std::int64_t rows, std::int64_t depth, std::int64_t columns, bool add = false) {
   std::int64_t j = 0;
-  for (; j + 16 * kWide <= columns; j += 16 * kWide) product_rows<kWide>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, depth, add);
-  for (; j < columns; j += 16) product_rows<1>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, depth, add);
+  for (; j + 2 * kLanes <= columns; j += 2 * kLanes) product_rows<2>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, depth, add);
+  if (j < columns) product_rows<1>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, depth, add);
 }
 
 // [t, d] with stride `from_row` -> fp32 rows of width `width` (>= d, zero beyond), times `factor`.
@@ -190,11 +193,50 @@ void rows_of(const T* from, std::int64_t from_row, float* to, std::int64_t t, st
   }
 }
 
-// The transpose: [d, width], zero beyond t.
+using Four = float __attribute__((vector_size(16), aligned(4)));
+
+template <class T>
+TILTFLOW_INLINE Four load_four(const T* from) {
+  return Four{load(from[0]), load(from[1]), load(from[2]), load(from[3])};
+}
+
+// Four rows and columns of [t, d] to four rows and columns of [d, width].
+template <class T>
+TILTFLOW_INLINE void transpose_four(const T* from, std::int64_t from_row, float* to, std::int64_t width) {
+  const Four a = load_four(from);
+  const Four b = load_four(from + from_row);
+  const Four c = load_four(from + 2 * from_row);
+  const Four d = load_four(from + 3 * from_row);
+  const Four ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Four ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Four cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Four cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const auto row = [&](std::int64_t i) -> Four& { return *reinterpret_cast<Four*>(to + i * width); };
+  row(0) = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5);
+  row(1) = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
+  row(2) = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+  row(3) = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+}
+
+// The transpose: [d, width], zero beyond t. In tiles of one cache line a side.
 template <class T>
 void columns_of(const T* from, std::int64_t from_row, float* to, std::int64_t t, std::int64_t d, std::int64_t width) {
-  for (std::int64_t k = 0; k < d; ++k) for (std::int64_t i = t; i < width; ++i) to[k * width + i] = 0;
-  for (std::int64_t i = 0; i < t; ++i) for (std::int64_t k = 0; k < d; ++k) to[k * width + i] = load(from[i * from_row + k]);
+  constexpr std::int64_t kTile = 16;
+  const std::int64_t whole_t = t / 4 * 4;
+  const std::int64_t whole_d = d / 4 * 4;
+  for (std::int64_t i = 0; i < whole_t; i += kTile) {
+    const std::int64_t i_end = i + kTile < whole_t ? i + kTile : whole_t;
+    for (std::int64_t k = 0; k < whole_d; k += kTile) {
+      const std::int64_t k_end = k + kTile < whole_d ? k + kTile : whole_d;
+      for (std::int64_t column = k; column < k_end; column += 4) {
+        for (std::int64_t row = i; row < i_end; row += 4) transpose_four(from + row * from_row + column, from_row, to + column * width + row, width);
+      }
+    }
+  }
+  for (std::int64_t k = 0; k < d; ++k) {
+    for (std::int64_t i = k < whole_d ? whole_t : 0; i < t; ++i) to[k * width + i] = load(from[i * from_row + k]);
+    for (std::int64_t i = t; i < width; ++i) to[k * width + i] = 0;
+  }
 }
 
 // fp32 [t, d], rows `width` apart -> rows `row` apart.
@@ -203,7 +245,7 @@ void write_rows(const float* from, std::int64_t width, T* to, std::int64_t row, 
   for (std::int64_t i = 0; i < t; ++i) for (std::int64_t k = 0; k < d; ++k) to[i * row + k] = store<T>(from[i * width + k]);
 }
 
-// p = exp(factor (p - max p)) of one row; `width` (a multiple of 16, >= t) numbers, what lies beyond t counts as nothing. Returns the sum of p; log_sum
+// p = exp(factor (p - max p)) of one row; `width` (>= t) numbers, what lies beyond t counts as nothing. Returns the sum of p; log_sum
 // is log sum exp(factor p) of the row that came.
 TILTFLOW_INLINE float exponentials(float* __restrict p, std::int64_t t, std::int64_t width, float factor, float* log_sum) {
   for (std::int64_t j = t; j < width; ++j) p[j] = -1e30F;
@@ -224,67 +266,77 @@ TILTFLOW_INLINE float inner_product(const T* __restrict a, const T* __restrict b
   return sum;
 }
 
-std::int64_t attention_scratch(std::int64_t t, std::int64_t d) { return 2 * padded(d) * padded(t) + 3 * t * padded(d) + 3 * kPanel * padded(d) + 2 * kPanel * padded(t); }
+constexpr std::int64_t in_registers(std::int64_t length) { return (length + kLanes - 1) / kLanes * kLanes; }
+
+// Floats from one row to the next: an odd number of cache lines, so that the rows of a column do not fall into the same few sets of the cache.
+constexpr std::int64_t stride_of(std::int64_t width) { return width / 16 % 2 == 0 ? width + 16 : width; }
+
+std::int64_t attention_scratch(std::int64_t t, std::int64_t d) {
+  const std::int64_t ts = stride_of(padded(t)), ds = stride_of(padded(d));
+  return 2 * padded(d) * ts + 3 * t * ds + 3 * kPanel * ds + 2 * kPanel * ts;
+}
 
 template <class T>
 void attention(const T* packed, T* out, float* log_sum, float* scratch, std::int64_t first, std::int64_t last, std::int64_t t, std::int64_t h, std::int64_t d) {
-  const std::int64_t tp = padded(t), dp = padded(d), row = 3 * h * d, out_row = h * d;
-  float *const keys = scratch, *const values = keys + dp * tp, *const queries = values + t * dp, *const scores = queries + kPanel * dp, *const result = scores + kPanel * tp;
+  const std::int64_t tp = in_registers(t), dp = in_registers(d), ts = stride_of(padded(t)), ds = stride_of(padded(d)), row = 3 * h * d, out_row = h * d;
+  float *const keys = scratch, *const values = keys + dp * ts, *const queries = values + t * ds, *const scores = queries + kPanel * ds, *const result = scores + kPanel * ts;
   const float factor = 1.0F / __builtin_sqrtf(static_cast<float>(d));
   for (std::int64_t s = first; s < last; ++s) {
     const T* q = packed + (s / h) * t * row + (s % h) * d;
     T* to = out + (s / h) * t * out_row + (s % h) * d;
-    columns_of(q + h * d, row, keys, t, d, tp);
-    rows_of(q + 2 * h * d, row, values, t, d, dp, 1.0F);
+    columns_of(q + h * d, row, keys, t, d, ts);
+    rows_of(q + 2 * h * d, row, values, t, d, ds, 1.0F);
     for (std::int64_t begin = 0; begin < t; begin += kPanel) {
       const std::int64_t n = t - begin < kPanel ? t - begin : kPanel;
-      rows_of(q + begin * row, row, queries, n, d, dp, 1.0F);
-      product(queries, dp, 1, keys, tp, scores, tp, n, d, tp);
+      rows_of(q + begin * row, row, queries, n, d, ds, 1.0F);
+      product(queries, ds, 1, keys, ts, scores, ts, n, d, tp);
       float inverse[kPanel];
-      for (std::int64_t i = 0; i < n; ++i) inverse[i] = 1.0F / exponentials(scores + i * tp, t, tp, factor, log_sum + s * t + begin + i);
-      product(scores, tp, 1, values, dp, result, dp, n, t, dp);
-      for (std::int64_t i = 0; i < n; ++i) for (std::int64_t k = 0; k < d; ++k) to[(begin + i) * out_row + k] = store<T>(result[i * dp + k] * inverse[i]);
+      for (std::int64_t i = 0; i < n; ++i) inverse[i] = 1.0F / exponentials(scores + i * ts, t, tp, factor, log_sum + s * t + begin + i);
+      product(scores, ts, 1, values, ds, result, ds, n, t, dp);
+      for (std::int64_t i = 0; i < n; ++i) for (std::int64_t k = 0; k < d; ++k) to[(begin + i) * out_row + k] = store<T>(result[i * ds + k] * inverse[i]);
     }
   }
 }
 
 template <class T>
 void attention_backward(const T* packed, const T* out, const T* g, const float* log_sum, T* g_packed, float* scratch, std::int64_t first, std::int64_t last, std::int64_t t, std::int64_t h, std::int64_t d) {
-  const std::int64_t tp = padded(t), dp = padded(d), row = 3 * h * d, out_row = h * d;
-  float *const keys = scratch, *const values = keys + dp * tp, *const key_rows = values + dp * tp, *const g_keys = key_rows + t * dp, *const g_values = g_keys + t * dp;
-  float *const queries = g_values + t * dp, *const cotangent = queries + kPanel * dp, *const result = cotangent + kPanel * dp, *const scores = result + kPanel * dp, *const slopes = scores + kPanel * tp;
+  const std::int64_t tp = in_registers(t), dp = in_registers(d), ts = stride_of(padded(t)), ds = stride_of(padded(d)), row = 3 * h * d, out_row = h * d;
+  float *const keys = scratch, *const values = keys + dp * ts, *const key_rows = values + dp * ts, *const g_keys = key_rows + t * ds, *const g_values = g_keys + t * ds;
+  float *const queries = g_values + t * ds, *const cotangent = queries + kPanel * ds, *const result = cotangent + kPanel * ds, *const scores = result + kPanel * ds, *const slopes = scores + kPanel * ts;
   const float factor = 1.0F / __builtin_sqrtf(static_cast<float>(d));
   for (std::int64_t s = first; s < last; ++s) {
     const std::int64_t at = (s / h) * t * row + (s % h) * d, out_at = (s / h) * t * out_row + (s % h) * d;
     const T* q = packed + at;
-    columns_of(q + h * d, row, keys, t, d, tp);
-    rows_of(q + h * d, row, key_rows, t, d, dp, 1.0F);
-    columns_of(q + 2 * h * d, row, values, t, d, tp);
+    columns_of(q + h * d, row, keys, t, d, ts);
+    rows_of(q + h * d, row, key_rows, t, d, ds, factor);
+    columns_of(q + 2 * h * d, row, values, t, d, ts);
     for (std::int64_t begin = 0; begin < t; begin += kPanel) {
       const std::int64_t n = t - begin < kPanel ? t - begin : kPanel;
       const T* gr = g + out_at + begin * out_row;
-      rows_of(q + begin * row, row, queries, n, d, dp, factor);
-      rows_of(gr, out_row, cotangent, n, d, dp, 1.0F);
-      product(queries, dp, 1, keys, tp, scores, tp, n, d, tp);
-      product(cotangent, dp, 1, values, tp, slopes, tp, n, d, tp);  // g V^T
+      rows_of(q + begin * row, row, queries, n, d, ds, factor);
+      rows_of(gr, out_row, cotangent, n, d, ds, 1.0F);
+      product(queries, ds, 1, keys, ts, scores, ts, n, d, tp);
+      product(cotangent, ds, 1, values, ts, slopes, ts, n, d, tp);  // g V^T
       for (std::int64_t i = 0; i < n; ++i) {
-        float *__restrict p = scores + i * tp, *__restrict m = slopes + i * tp;
+        float *__restrict p = scores + i * ts, *__restrict m = slopes + i * ts;
         const float l = log_sum[s * t + begin + i], inner = inner_product(gr + i * out_row, out + out_at + (begin + i) * out_row, d);
-        for (std::int64_t j = 0; j < tp; ++j) p[j] = exp_of(p[j] - l), m[j] = p[j] * (m[j] - inner);
+        for (std::int64_t j = 0; j < tp; ++j) {
+          p[j] = exp_of(p[j] - l);
+          m[j] = p[j] * (m[j] - inner);
+        }
       }
-      product(scores, 1, tp, cotangent, dp, g_values, dp, t, n, dp, begin > 0);  // P^T g
-      product(slopes, 1, tp, queries, dp, g_keys, dp, t, n, dp, begin > 0);
-      product(slopes, tp, 1, key_rows, dp, result, dp, n, t, dp);
-      for (std::int64_t i = 0; i < n * dp; ++i) result[i] *= factor;
-      write_rows(result, dp, g_packed + at + begin * row, row, n, d);
+      product(scores, 1, ts, cotangent, ds, g_values, ds, t, n, dp, begin > 0);  // P^T g
+      product(slopes, 1, ts, queries, ds, g_keys, ds, t, n, dp, begin > 0);
+      product(slopes, ts, 1, key_rows, ds, result, ds, n, t, dp);
+      write_rows(result, ds, g_packed + at + begin * row, row, n, d);
     }
-    write_rows(g_keys, dp, g_packed + at + h * d, row, t, d);
-    write_rows(g_values, dp, g_packed + at + 2 * h * d, row, t, d);
+    write_rows(g_keys, ds, g_packed + at + h * d, row, t, d);
+    write_rows(g_values, ds, g_packed + at + 2 * h * d, row, t, d);
   }
 }
 
 template <class T>
-constexpr Table<T> kTable{gelu<T>, gelu_backward<T>, modulated_norm<T>, modulated_norm_backward<T>, gated_sum<T>, gated_sum_backward<T>, attention<T>, attention_backward<T>, attention_scratch, 1024, 1};
+constexpr Table<T> kTable{gelu<T>, gelu_backward<T>, modulated_norm<T>, modulated_norm_backward<T>, gated_sum<T>, gated_sum_backward<T>, attention<T>, attention_backward<T>, columns_of<T>, attention_scratch, 1024, 1};
 
 }  // namespace
 }  // namespace tiltflow::kernels

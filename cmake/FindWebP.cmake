@@ -1,0 +1,11 @@
+# libwebp with its demultiplexer, as WebP::WebP; Debian 12 ships no CMake files for it.
+find_path(WEBP_INCLUDE_DIR webp/demux.h)
+find_library(WEBP_LIBRARY webp)
+find_library(WEBP_DEMUX_LIBRARY webpdemux)
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(WebP REQUIRED_VARS WEBP_LIBRARY WEBP_DEMUX_LIBRARY WEBP_INCLUDE_DIR)
+if(WebP_FOUND AND NOT TARGET WebP::WebP)
+  add_library(WebP::WebP INTERFACE IMPORTED)
+  target_include_directories(WebP::WebP INTERFACE ${WEBP_INCLUDE_DIR})
+  target_link_libraries(WebP::WebP INTERFACE ${WEBP_DEMUX_LIBRARY} ${WEBP_LIBRARY})
+endif()
