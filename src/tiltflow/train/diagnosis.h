@@ -43,7 +43,7 @@ struct RunFacts {
 };
 
 // Signs in the history up to its last line; at most one of each kind. Cost: linear in its length.
-std::vector<RunWarning> diagnose(const MetricHistory& history, const RunFacts& facts);
+std::vector<RunWarning> diagnose(MetricHistory history, const RunFacts& facts);
 
 // What base samples say before training. rewards [N] scaled, labels [N] or undefined; `scales`: of the reward's terms.
 std::vector<RunWarning> diagnose_base_rewards(const at::Tensor& rewards, const at::Tensor& labels, const std::vector<double>& scales);
