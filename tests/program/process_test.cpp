@@ -61,7 +61,7 @@ TEST(program_processes, LeftoverVariablesAreNamed) {
 // A killed child takes the others along and is named; what was computed is saved. A killed launcher takes its children along.
 TEST(program_processes, LaunchersAndChildrenDieTogether) {
   const test::TempDir dir;
-  const std::string start = cat("$TILTFLOW --procs 2 finetune recipes/mnist-ink.toml", kTiny, "--set train.steps=100000 --set train.checkpoint_every=50000 --set evaluation.every=0 --out $D/r --resume");
+  const std::string start = cat("$TILTFLOW --procs 2 finetune recipes/mnist-ink.toml", kTiny, "--set buffer_passes=1 --set train.steps=100000 --set train.checkpoint_every=50000 --set evaluation.every=0 --out $D/r --resume");
   const std::string until = "for i in $(seq 1500); do grep -qs '\"loss\"' $D/r/metrics.jsonl && break; sleep 0.02; done\nkids=$(pgrep -P $pid)\n";
   Outcome outcome = shell(dir, cat(start, " &\npid=$!\n", until, "set -- $kids\nkill -KILL $2\nwait $pid"));
   EXPECT_EQ(outcome.code, 128 + SIGKILL) << outcome.err;
@@ -76,9 +76,9 @@ TEST(program_processes, LaunchersAndChildrenDieTogether) {
 
 TEST(program_signals, AHangUpSavesAndAnIgnoredOneDoesNothing) {
   const test::TempDir dir;
-  const std::string ask = cat("finetune recipes/mnist-ink.toml", kTiny, "--set train.checkpoint_every=50000 --set evaluation.every=0 ");
+  const std::string ask = cat("finetune recipes/mnist-ink.toml", kTiny, "--set buffer_passes=1 --set train.checkpoint_every=50000 --set evaluation.every=0 ");
   const Outcome outcome = shell(dir, cat("$TILTFLOW ", ask, "--set train.steps=100000 --out $D/r &\npid=$!\n",
-                                         "(trap '' HUP; exec $TILTFLOW ", ask, "--set train.steps=40 --out $D/ignored) &\nother=$!\n",
+                                         "(trap '' HUP; exec $TILTFLOW ", ask, "--set train.steps=20 --out $D/ignored) &\nother=$!\n",
                                          "for r in r ignored; do for i in $(seq 1500); do grep -qs '\"loss\"' $D/$r/metrics.jsonl && break; sleep 0.02; done; done\n",
                                          "kill -HUP $pid $other\nwait $other\necho $?\nwait $pid"));
   EXPECT_EQ(outcome.code, 75) << outcome.err;

@@ -127,11 +127,13 @@ void add_cpu_quotas(const fs::path& root, Machine& machine) {
   for (const fs::path& folder : group_folders(root, "")) {
     const std::vector<std::string> words = first_line(folder / "cpu.max");
     if (words.size() < 2) continue;
-    const std::optional<double> quota = number_of(words[0]), period = number_of(words[1]);
+    const std::optional<double> quota = number_of(words[0]);
+    const std::optional<double> period = number_of(words[1]);
     if (quota && period && *period > 0) machine.cpu_quotas.push_back({(folder / "cpu.max").string(), *quota / *period, -1});
   }
   for (const fs::path& folder : group_folders(root, "cpu")) {
-    const std::optional<double> quota = number_in(folder / "cpu.cfs_quota_us"), period = number_in(folder / "cpu.cfs_period_us");
+    const std::optional<double> quota = number_in(folder / "cpu.cfs_quota_us");
+    const std::optional<double> period = number_in(folder / "cpu.cfs_period_us");
     if (quota && period && *quota > 0 && *period > 0) machine.cpu_quotas.push_back({(folder / "cpu.cfs_quota_us").string(), *quota / *period, -1});
   }
 }
