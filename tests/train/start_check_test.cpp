@@ -13,7 +13,7 @@ namespace {
 // A TorchScript reward in place of the judge's.
 FinetuneConfig with_module(const test::TempDir& dir, const std::string& body, const std::string& method) {
   torch::jit::Module module("R");
-  module.define("def forward(self, x):\n" + body);
+  module.define("def forward(self, x):\n" + body + "\n");
   module.save((dir / "r.pt").string());
   FinetuneConfig config = test::small_run(dir);
   config.reward[0] = RewardTerm{};
