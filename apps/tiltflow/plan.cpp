@@ -25,10 +25,10 @@ RecipeKind kind_of_recipe(const std::string& file, const std::vector<Override>& 
   return fields.has("kind") ? RecipeKind::kPretraining : RecipeKind::kFinetuning;
 }
 
-void print_plan(const FinetuneSetup& s, const std::filesystem::path& out) {
+void print_plan(const FinetuneSetup& s, const std::filesystem::path& out, bool resume) {
   Problems problems;
   problems.check([&] { check_start(s); });
-  if (!out.empty()) problems.check([&] { check_output_folder(out, output_bytes(s)); });
+  if (!out.empty()) problems.check([&] { check_output_folder(out, output_bytes(s), resume); });
   problems.raise();
   const Policy policy = make_policy(s.flow, s.config.policy, 0);
   const VelocityModel& model = *s.flow.model;
@@ -41,14 +41,14 @@ void print_plan(const FinetuneSetup& s, const std::filesystem::path& out) {
   log_info(cat(counted(s.config.train.steps, "step"), " of ", counted(s.config.batch, "trajectory", "trajectories"), destination(out)));
 }
 
-void print_plan(PretrainSetup s, const std::filesystem::path& out) {
+void print_plan(PretrainSetup s, const std::filesystem::path& out, bool resume) {
   const PretrainConfig config = s.config;
   const std::string model = s.model ? cat(s.model->spec().family, " with ", counted(s.model->parameters().numel(), "parameter")) : config.kind;
   const std::int64_t images = s.data.size();
   const double bytes = s.model ? 4 * static_cast<double>(config.train.keep_checkpoints + 2) * s.model->parameters().bytes() : 0;
   Problems problems;
   problems.check([&] { check_start(std::move(s)); });
-  if (!out.empty()) problems.check([&] { check_output_folder(out, bytes); });
+  if (!out.empty()) problems.check([&] { check_output_folder(out, bytes, resume); });
   problems.raise();
   log_info(model);
   log_info(cat(counted(images, "image"), "; ", counted(config.train.steps, "step"), " of ", config.batch, destination(out)));

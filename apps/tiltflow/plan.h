@@ -17,9 +17,10 @@ namespace tiltflow::app {
 enum class RecipeKind { kFinetuning, kPretraining, kOneStep, kComparison };
 RecipeKind kind_of_recipe(const std::string& file, const std::vector<Override>& changes);
 
-// Each checks everything first and throws all problems together. `out`: the run's folder, which must be free to be made; "" when it is not known.
-void print_plan(const FinetuneSetup& setup, const std::filesystem::path& out);
-void print_plan(PretrainSetup setup, const std::filesystem::path& out);
+// Each checks everything first and throws all problems together. `out`: the run's folder, which must be free to be made unless its run is resumed; ""
+// when it is not known.
+void print_plan(const FinetuneSetup& setup, const std::filesystem::path& out, bool resume = false);
+void print_plan(PretrainSetup setup, const std::filesystem::path& out, bool resume = false);
 void print_plan(const OneStepConfig& config);
 void print_plan(const std::vector<ComparedRun>& runs);
 

@@ -16,7 +16,7 @@ namespace {
 
 RewardTerm saved(const test::TempDir& dir, const std::string& body, const std::string& arguments = "x") {
   torch::jit::Module module("R");
-  module.define("def forward(self, " + arguments + "):\n" + body);
+  module.define("def forward(self, " + arguments + "):\n" + body + "\n");
   RewardTerm term;
   term.name = "torchscript";
   term.file = (dir / "r.pt").string();

@@ -13,7 +13,7 @@ namespace {
 // A TorchScript reward in place of the judge's.
 FinetuneConfig with_module(const test::TempDir& dir, const std::string& body, const std::string& method) {
   torch::jit::Module module("R");
-  module.define("def forward(self, x):\n" + body);
+  module.define("def forward(self, x):\n" + body + "\n");
   module.save((dir / "r.pt").string());
   FinetuneConfig config = test::small_run(dir);
   config.reward[0] = RewardTerm{};
@@ -122,6 +122,10 @@ TEST(train_start_check, FoldersThatCannotBeMade) {
   EXPECT_NO_THROW(check_output_folder(dir / "a/b/c", 1));
   EXPECT_FALSE(std::filesystem::exists(dir / "a"));
   test::expect_error(ErrorKind::kConfig, "is no folder", [&] { check_output_folder(dir / "file/run", 1); });
+  make_directories(dir / "old/checkpoints/step-000002");
+  write_file_atomic(dir / "old/config.toml", "");
+  test::expect_error(ErrorKind::kConfig, "already holds a run", [&] { check_output_folder(dir / "old", 1); });
+  EXPECT_NO_THROW(check_output_folder(dir / "old", 1, /*resume=*/true));
   test::expect_error(ErrorKind::kConfig, "the run needs about", [&] { check_output_folder(dir / "run", 1e18); });
 }
 

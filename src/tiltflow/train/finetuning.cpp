@@ -171,10 +171,10 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   std::shared_ptr<const Autoencoder> autoencoder;
   std::shared_ptr<const Reward> reward;
   bool made = problems.check([&] { runtime = apply(config.compute); });
-  made = problems.check([&] { s.flow = load_flow_model(config.model, runtime); }) && made;
-  const bool decodes = problems.check([&] { autoencoder = config.decoder.file.empty() ? nullptr : load_autoencoder(config.decoder); });
+  made = problems.check("model", [&] { s.flow = load_flow_model(config.model, runtime); }) && made;
+  const bool decodes = problems.check("decoder.file", [&] { autoencoder = config.decoder.file.empty() ? nullptr : load_autoencoder(config.decoder); });
   const bool rewarded = problems.check([&] { reward = make_weighted_sum(config.reward); });
-  problems.check([&] { if (!config.check.judge.empty()) load_classifier(config.check.judge); });  // what is read at the end is there
+  problems.check("check.judge", [&] { if (!config.check.judge.empty()) load_classifier(config.check.judge); });  // what is read at the end is there
   const bool labelled = problems.check([&] { s.config.labels = with_file_read(config.labels); });
   const bool chosen = problems.check([&] { require_groups_fit(*make_method(config.method), config.batch, config.item); });
   if (!made) problems.raise();

@@ -108,7 +108,10 @@ double output_bytes(const FinetuneSetup& s) {
   return static_cast<double>(s.config.train.keep_checkpoints + 1) * checkpoint + weights + 2 * trained;
 }
 
-void check_output_folder(const fs::path& folder, double bytes) {
+void check_output_folder(const fs::path& folder, double bytes, bool resume) {
+  const fs::path checkpoints = folder / "checkpoints";
+  const bool trained = fs::exists(folder / "config.toml") && fs::is_directory(checkpoints) && !fs::is_empty(checkpoints);
+  if (trained && !resume) fail(ErrorKind::kConfig, cat("the folder ", folder.string(), " already holds a run"), "continue it with --resume, or choose another folder with --out");
   fs::path there = fs::absolute(folder);
   while (!fs::exists(there) && there.has_relative_path()) there = there.parent_path();
   if (!fs::is_directory(there)) fail(ErrorKind::kConfig, cat("the folder ", folder.string(), " cannot be made: ", there.string(), " is no folder"), "choose another folder with --out");
