@@ -28,7 +28,7 @@ void print_choices() {
             << (bf16_pays(found.speeds) ? "bf16" : "fp32") << " here\n";
   std::cout << "kernels = \"fused\" takes (oneDNN products: " << (can_pack() ? "fp32 and bf16" : "not in both precisions") << "; " << (file.empty() ? "measured in every process: there is no cache folder" : cat("kept in ", file.string())) << "):\n";
   for (std::size_t i = 0; i < way_slots().size(); ++i) {
-    std::cout << "  " << pad_right(way_slots()[i].name, 62) << option_name(way_slots()[i], found.ways.chosen(i)) << "\n";
+    std::cout << "  " << pad_right(way_slots()[i].name, 68) << option_name(way_slots()[i], found.ways.chosen(i)) << "\n";
   }
 }
 

@@ -46,6 +46,8 @@ void expect_close(const std::vector<at::Tensor>& found, const std::vector<at::Te
   for (std::size_t i = 0; i < found.size(); ++i) EXPECT_LT(test::relative_error(found[i], expected[i]), tolerance) << what << ", result " << i;
 }
 
+}  // namespace
+
 // Fixed rules come back, and the cache of the user is left alone.
 class nn_ways : public ::testing::Test {
  protected:
@@ -64,6 +66,8 @@ class nn_ways : public ::testing::Test {
   test::TempDir folder_;
   std::string cache_before_;
 };
+
+namespace {
 
 // Text in which every choice is the last option there is, which no measurement would find.
 std::string odd_choices() {
