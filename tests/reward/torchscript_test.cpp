@@ -4,6 +4,7 @@
 
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/strings.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/io/torch_file.h"
 #include "tiltflow/io/zip_archive.h"
