@@ -14,6 +14,7 @@ const FreeKey kSteps{"train.steps",
                      "cosine and linear schedules are computed over the new length from here on"};
 const FreeKey kCheckpoints{"train.checkpoint_every", "from here on"};
 const FreeKey kKept{"train.keep_checkpoints", "from here on"};
+const FreeKey kStop{"train.stop_when", "from here on"};
 const FreeKey kPrecision{"compute.precision", "products are rounded otherwise from here on"};
 const FreeKey kMachine{"compute.*", "a setting of the machine; sums may be rounded otherwise"};
 
@@ -66,6 +67,7 @@ const FreeKeys& finetune_keys() {
   static const FreeKeys keys = joined({kSteps,
                                        kCheckpoints,
                                        kKept,
+                                       kStop,
                                        item_key("item"),
                                        {"evaluation.every", "from here on"},
                                        {"evaluation.samples", "from here on"},
@@ -76,14 +78,16 @@ const FreeKeys& finetune_keys() {
 }
 
 FreeKeys pretrain_keys(const std::string& kind) {
-  FreeKeys keys = joined({kSteps, kCheckpoints, kKept}, machine_keys());
+  FreeKeys keys = joined({kSteps, kCheckpoints, kKept, kStop}, machine_keys());
+  keys.push_back({"evaluation.*", "from here on"});
+  keys.push_back({"evaluate_on", "of the judge's accuracy at the end"});
   if (kind != "gan")
     keys.push_back(item_key("item"));  // a GAN's normalisation sees one piece at a time
   return keys;
 }
 
 FreeKeys sft_keys(const std::string& batch_norm) {
-  FreeKeys keys = joined({kSteps, kCheckpoints, kKept}, machine_keys());
+  FreeKeys keys = joined({kSteps, kCheckpoints, kKept, kStop}, machine_keys());
   if (batch_norm == "frozen")
     keys.push_back(item_key("sft.item"));  // else its statistics are of one piece
   return joined(keys, unread({"targets.*", "features", "assign.*", "em.*", "align.*", "reward*",
