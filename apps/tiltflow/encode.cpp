@@ -2,6 +2,7 @@
 #include <mutex>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/folder_claim.h"
 #include "tiltflow/base/hash.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
@@ -48,6 +49,7 @@ int encode(EncodeOptions o) {
   if (shape[0] != 3) fail(ErrorKind::kBadFile, cat("the pictures have ", shape[0], " channel, the autoencoder takes 3"));
   if (shape[1] % side != 0 || shape[2] % side != 0) fail(ErrorKind::kBadFile, cat("the pictures are ", shape[1], " x ", shape[2], ": both sides must be multiples of ", side), "--size crops and resizes them");
   const std::string source = cat(fingerprint(data), " by ", fingerprint_of(*autoencoder), " in ", precision);
+  const FolderClaim claim = FolderClaim::of_file(o.out);
   if (std::filesystem::is_regular_file(o.out) && latents_source(o.out) == source) {
     log_info(cat(o.out, ": these ", n, " pictures are encoded already (checksum verified)"));
     return 0;

@@ -196,7 +196,7 @@ int evaluate_model(const EvalOptions& o) {
 void add_eval(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("eval", "tilted-law check of a run (--run), runs in a table (--run --table), or quality of a model (--model)");
   auto o = std::make_shared<EvalOptions>();
-  auto* run = verb->add_option("--run", o->runs, "run directory of `tiltflow finetune`; exit 1 when the check fails; repeatable with --table")->allow_extra_args(false);
+  auto* run = verb->add_option("run,--run", o->runs, "run directory of `tiltflow finetune`; exit 1 when the check fails; repeatable with --table")->allow_extra_args(false);
   o->sampler.steps = 40;
   add_model_options(*verb, o->model)->excludes(run);
   verb->add_option("--judge", o->judge, "classifier file: class accuracy, and features unless --features says otherwise; with --run in place of check.judge");

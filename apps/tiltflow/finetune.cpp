@@ -20,7 +20,7 @@ void add_finetune(CLI::App& program, Action& action) {
     action = [options] {
       const StopKeeper keeper("continue with --resume");
       join_processes();
-      std::string resolved;
+      ResolvedConfig resolved;
       const FinetuneConfig config = load_config<FinetuneConfig>(options->file, options->overrides(), &resolved);
       const std::filesystem::path out = options->out.empty() ? std::filesystem::path("runs") / std::filesystem::path(options->file).stem() : std::filesystem::path(options->out);
       follow_choices(choices_in(out));
@@ -31,7 +31,7 @@ void add_finetune(CLI::App& program, Action& action) {
         return 0;
       }
       check_start(setup);
-      Run run(out, resolved, options->resume);
+      Run run(out, options->start(resolved, finetune_keys(), reread_config<FinetuneConfig>));
       finetune(setup, run);
       if (!run.writes()) return 0;
       log_info(cat("wrote ", (out / "model.safetensors").string(), " and ", write_report(out).string()));

@@ -5,6 +5,7 @@
 #include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/folder_claim.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/signals.h"
@@ -14,6 +15,7 @@
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/nn/machine_choices.h"
+#include "tiltflow/noise/store.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/onestep.h"
 #include "tiltflow/train/start_check.h"
@@ -35,7 +37,7 @@ struct OneStepOptions : ConfigOptions {
 
 struct Loaded {
   OneStepConfig config;
-  std::string resolved;
+  ResolvedConfig resolved;
   fs::path out;
   ModelRuntime runtime;
 };
@@ -49,8 +51,8 @@ Loaded load(const OneStepOptions& o, const char* suffix) {
   return l;
 }
 
-void refuse_existing(const fs::path& marker, const fs::path& out, bool resume) {
-  if (fs::exists(marker) && !resume) fail(ErrorKind::kConfig, cat("the folder ", out.string(), " already holds such a run"), "continue it with --resume, or choose another folder with --out");
+void refuse_existing(bool begun, const fs::path& out, bool resume) {
+  if (begun && !resume) fail(ErrorKind::kConfig, cat("the folder ", out.string(), " already holds such a run"), "continue it with --resume, or choose another folder with --out");
 }
 
 // The last lines of a dry run whose checks have passed.
@@ -73,7 +75,7 @@ int assign(const OneStepOptions& o) {
     print_plan(c);
     return finish_plan(cat(counted(static_cast<std::int64_t>(targets.size()), "target"), "; ", c.assign.map, ", ", c.assign.restarts, " of ", counted(c.assign.screen, "start"), ", ", counted(c.assign.steps, "step")), l.out);
   }
-  if (o.shards == 1) refuse_existing(l.out / "store/request.toml", l.out, o.resume || o.retry_failed);
+  if (o.shards == 1) refuse_existing(has_results(l.out / "store"), l.out, o.resume || o.retry_failed);
   const StopKeeper keeper("continue with --resume");
   AssignRunOptions options;
   std::unique_ptr<AssignedSet> warm;
@@ -82,7 +84,13 @@ int assign(const OneStepOptions& o) {
     if (warm->noise.size(1) != noise_size(*generator)) fail(ErrorKind::kBadFile, cat(o.warm, ": its noise has ", warm->noise.size(1), " numbers, the generator takes ", noise_size(*generator)));
     options.warm = warm.get();
   }
-  options.out = l.out, options.request = l.resolved + (o.warm.empty() ? "" : cat("# from the noises of ", o.warm, "\n")), options.shard = o.shard, options.shards = o.shards, options.retry_failed = o.retry_failed;
+  options.start = o.start(l.resolved, assign_keys(), reread_config<OneStepConfig>);
+  if (!o.warm.empty()) {  // a further input of the request
+    options.start.config = cat("warm = '", o.warm, "'\n", options.start.config);
+    options.start.inputs["warm"] = fingerprint_of(o.warm, PathKind::kAll);
+    options.start.reread = {};
+  }
+  options.out = l.out, options.shard = o.shard, options.shards = o.shards, options.retry_failed = o.retry_failed;
   make_directories(l.out);
   record_choices(choices_in(l.out));
   Progress progress("assign", static_cast<std::int64_t>(targets.size()));
@@ -116,7 +124,7 @@ int tune(const OneStepOptions& o) {
     }
   }
   const StopKeeper keeper("continue with --resume");
-  Run run(l.out, l.resolved, o.resume);
+  Run run(l.out, o.start(l.resolved, sft_keys(c.sft.batch_norm), reread_config<OneStepConfig>));
   const SftResult result = sft(generator, anchor, pairs, c, run);
   log_info(cat("wrote ", result.file.string(), std::isfinite(result.validation) ? cat("; held-out matched loss ", compact(result.validation)) : ""));
   return 0;
@@ -129,9 +137,9 @@ int em(const OneStepOptions& o) {
     const auto targets = static_cast<std::int64_t>(list_targets(l.config.targets).size());
     return finish_plan(cat(counted(l.config.em.rounds, "round"), " over ", counted(targets, "target")), l.out);
   }
-  refuse_existing(l.out / "config.toml", l.out, o.resume);
+  refuse_existing(has_results(l.out / "round-01/assign/store"), l.out, o.resume);
   const StopKeeper keeper("continue with --resume");
-  const std::vector<EmRound> rounds = run_em(l.config, l.out, l.resolved);
+  const std::vector<EmRound> rounds = run_em(l.config, l.out, o.start(l.resolved, em_keys(), reread_config<OneStepConfig>));
   TextTable table{{"round", "J after assigning", "J after training", "accepted step"}};
   Series j;
   for (std::size_t i = 0; i < rounds.size(); ++i) {
@@ -165,6 +173,7 @@ int align(const OneStepOptions& o) {
     return finish_plan(cat("reward ", reward->info().name, ", ", counted(c.align.steps, "step"), " on ", counted(c.align.batch, "sample")), l.out);
   }
   if (fs::exists(l.out / "align.json")) fail(ErrorKind::kConfig, cat("the folder ", l.out.string(), " already holds such a run"), "choose another folder with --out");
+  const FolderClaim claim(l.out);
   const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
   std::vector<std::int64_t> labels = c.align.labels;
   for (const std::int64_t label : labels) if (label < 0) fail(ErrorKind::kConfig, cat("align.labels: ", label, " is no class"), "leave align.labels empty for all classes in turn");
@@ -203,6 +212,7 @@ int align(const OneStepOptions& o) {
     progress.update(static_cast<std::int64_t>(all.size()));
   }
   write_file_atomic(l.out / "report.html", html_page("tiltflow align-noise", body));
+  write_file_atomic(l.out / "inputs.json", inputs_text(fingerprints_of(l.resolved.inputs)));
   write_file_atomic(l.out / "align.json", all.dump(1) + "\n");
   if (o.json) std::cout << all.dump() << std::endl;
   return 0;
@@ -212,7 +222,10 @@ std::shared_ptr<OneStepOptions> add_verb(CLI::App& program, Action& action, cons
   auto* verb = program.add_subcommand(name, what);
   auto o = std::make_shared<OneStepOptions>();
   add_config_options(*verb, *o);
-  if (!resumable) verb->remove_option(verb->get_option("--resume"));
+  if (!resumable) {
+    verb->remove_option(verb->get_option("--accept-inputs"));
+    verb->remove_option(verb->get_option("--resume"));
+  }
   verb->footer(example);
   verb->callback([=, &action] { action = [=] { return work(*o); }; });
   if (made) *made = verb;

@@ -21,8 +21,13 @@ void add_config_options(CLI::App& verb, ConfigOptions& options) {
   verb.add_option("config", options.file, "TOML file; shipped ones are in recipes/")->required();
   add_set_options(verb, options);
   verb.add_option("--out", options.out, "run directory (default: runs/<name of the config file>)");
-  verb.add_flag("--resume", options.resume, "continue the run in the directory if there is one");
+  auto* resume = verb.add_flag("--resume", options.resume, "continue the run in the directory if there is one");
+  verb.add_flag("--accept-inputs", options.accept_inputs, "continue although files that the run reads have changed, and record them")->needs(resume);
   verb.add_flag("--dry-run", options.dry_run, "check everything, print the plan, write nothing");
+}
+
+RunStart ConfigOptions::start(const ResolvedConfig& resolved, const FreeKeys& free, std::string (*reread)(const std::filesystem::path&)) const {
+  return {resolved.toml, world_rank() == 0 ? read_inputs_of(resolved.inputs, free) : Inputs{}, resume, accept_inputs, free, reread};
 }
 
 void join_processes() {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tiltflow/config/override.h"
+#include "tiltflow/config/resume.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/models/flow_model.h"
 #include "tiltflow/models/runtime_config.h"
@@ -27,7 +28,9 @@ void add_set_options(CLI::App& verb, SetOptions& options);
 struct ConfigOptions : SetOptions {
   std::string file;
   std::string out;
-  bool resume = false, dry_run = false;
+  bool resume = false, accept_inputs = false, dry_run = false;
+  // How a run of this configuration begins; only the first process reads the files. `reread`: see RunStart.
+  RunStart start(const ResolvedConfig& resolved, const FreeKeys& free, std::string (*reread)(const std::filesystem::path&)) const;
 };
 void add_config_options(CLI::App& verb, ConfigOptions& options);
 

@@ -20,7 +20,7 @@ void add_pretrain(CLI::App& program, Action& action) {
     action = [options] {
       const StopKeeper keeper("continue with --resume");
       join_processes();
-      std::string resolved;
+      ResolvedConfig resolved;
       const PretrainConfig config = load_config<PretrainConfig>(options->file, options->overrides(), &resolved);
       const std::filesystem::path out = options->out.empty() ? std::filesystem::path("runs") / std::filesystem::path(options->file).stem() : std::filesystem::path(options->out);
       follow_choices(choices_in(out));
@@ -30,7 +30,7 @@ void add_pretrain(CLI::App& program, Action& action) {
         log_info("ok");
         return 0;
       }
-      Run run(out, resolved, options->resume);
+      Run run(out, options->start(resolved, pretrain_keys(config.kind), reread_config<PretrainConfig>));
       pretrain(std::move(setup), run);
       if (run.writes()) log_info(cat("wrote ", write_report(out).string()));
       return 0;

@@ -43,6 +43,14 @@ std::pair<std::int64_t, std::int64_t> parse_shard(const std::string& text) {
   fail(ErrorKind::kUsage, cat("--shard ", text, ": expected I/N with I from 0 to N - 1"));
 }
 
+std::vector<InputPath> inputs_of(const SampleOptions& o) {
+  std::vector<InputPath> out{{"model", o.model.model.file, PathKind::kWeights}};
+  if (!o.lora.empty()) out.push_back({"lora", o.lora, PathKind::kWeights});
+  if (!o.decoder.file.empty()) out.push_back({"decoder", o.decoder.file, PathKind::kWeights});
+  if (starts_with(o.labels, "@")) out.push_back({"labels", o.labels.substr(1), PathKind::kAll});
+  return out;
+}
+
 int sample_to_folder(SampleOptions o) {
   const int local = world_from_environment().local_size;
   if (o.compute.workers == 0 && local > 1) o.compute.workers = std::max(1, hardware_cores() / local);
@@ -58,6 +66,7 @@ int sample_to_folder(SampleOptions o) {
   const WorldInfo world = world_from_environment();  // no exchange is needed: every process draws its parts
   options.shard = world.rank, options.shards = world.size;
   if (!o.shard.empty()) std::tie(options.shard, options.shards) = parse_shard(o.shard);
+  if (options.shards > 1 && options.overwrite) fail(ErrorKind::kUsage, "--overwrite: one shard would remove what another draws", "remove the folder first, or choose another --out");
   options.out = o.out, options.png = !o.no_png;
   if (o.labels == "all") options.columns = std::min<std::int64_t>(16, flow.model->classes());
   options.request = {{"model", o.model.model.file}, {"weights", o.model.model.weights}, {"path", flow.path->name()}, {"prediction", flow.prediction}, {"sampler", o.sampler.name},
@@ -68,6 +77,7 @@ int sample_to_folder(SampleOptions o) {
   options.request["precision"] = precision_name(runtime), options.request["model_args"] = join(o.model.args, " ");
   if (!o.decoder.file.empty()) options.request["decoder"] = o.decoder.file;
   if (!o.lora.empty()) options.request["lora"] = o.lora, options.request["lora_strength"] = compact(o.strength);
+  options.inputs = fingerprints_of(inputs_of(o));
   Progress progress("sample", options.shards == 1 ? options.n : (options.n + options.shards - 1) / options.shards);
   options.progress = [&](std::int64_t done) { progress.update(done); };
   const auto autoencoder = o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder);
@@ -104,7 +114,8 @@ void add_sample(CLI::App& program, Action& action) {
   verb->add_flag("--keep-noise", g.keep_noise, "store the initial noise too, as tensor noise (safetensors only)");
   verb->add_flag("--no-png", o->no_png, "no PNG file for every sample");
   verb->add_option("--part", g.part, "samples per part; an interruption loses at most one")->check(CLI::PositiveNumber)->capture_default_str();
-  verb->add_flag("--resume", g.resume, "continue an interrupted call");
+  auto* resume = verb->add_flag("--resume", g.resume, "continue an interrupted call");
+  verb->add_flag("--overwrite", g.overwrite, "remove the samples that the folder holds")->excludes(resume);
   verb->add_option("--shard", o->shard, "I/N: this process draws every N-th part; the last one packs")->type_name("I/N");
   verb->footer("Example:\n  tiltflow sample --model assets/mnist-sit.safetensors --labels all --n 80 --out digits\n  tiltflow sample --model assets/mnist-sit.safetensors --labels uniform --n 50000 --pack npz --no-png --resume --out digits50k");
   verb->callback([=, &action] { action = [o] { return sample_to_folder(*o); }; });

@@ -238,7 +238,7 @@ struct Scene {
   AssignSummary run(const std::string& name, std::int64_t shard = 0, std::int64_t shards = 1, bool retry = false) {
     const Assigner assigner(*generator, config, kAssignStreams);
     AssignRunOptions o;
-    o.out = dir / name, o.request = "request", o.shard = shard, o.shards = shards, o.retry_failed = retry;
+    o.out = dir / name, o.start.config = "a = 1\n", o.shard = shard, o.shards = shards, o.retry_failed = retry;
     return run_assignment(*generator, assigner, config, targets, kAssignStreams, o);
   }
   std::string text(const std::string& file) const { return read_file(dir / file); }
@@ -272,8 +272,8 @@ TEST(noise_assign_run, InterruptionsAndShardsLeaveNoTrace) {
   EXPECT_TRUE(test::same_bytes(s.text("cut/assigned.safetensors"), s.text("whole/assigned.safetensors")));
   const Assigner assigner(*s.generator, s.config, kAssignStreams);
   AssignRunOptions other;
-  other.out = s.dir / "cut", other.request = "another";
-  test::expect_error(ErrorKind::kConfig, "another request", [&] { run_assignment(*s.generator, assigner, s.config, s.targets, kAssignStreams, other); });
+  other.out = s.dir / "cut", other.start.config = "a = 2\n";
+  test::expect_error(ErrorKind::kConfig, "another configuration", [&] { run_assignment(*s.generator, assigner, s.config, s.targets, kAssignStreams, other); });
 }
 
 TEST(noise_assign_run, BadTargetsBecomeFailuresAndCanBeTriedAgain) {

@@ -76,7 +76,7 @@ TEST(program_compare, SaysWhatIsWrongBeforeItBegins) {
     expect_message(run(cat("compare ", at, "/r.toml --out ", at, "/out")), 3, why);
     EXPECT_FALSE(std::filesystem::exists(dir / "out/runs"));
   };
-  const std::string head = "config = \"recipes/methods-mixture.toml\"\nsamples = 100\nseeds = [0]\n", draft = "[[run]]\nname = \"a\"\nset = [\"method.name=draft\"]\n";
+  const std::string head = "config = \"" + (source_dir() / "recipes/methods-mixture.toml").string() + "\"\nsamples = 100\nseeds = [0]\n", draft = "[[run]]\nname = \"a\"\nset = [\"method.name=draft\"]\n";
   refused(head + "evaluations = 1000\n", "compares nothing");
   refused(head + draft, "no budget");
   refused("evaluations = 1000\n" + draft, "config is missing");

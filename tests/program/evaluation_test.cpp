@@ -159,7 +159,7 @@ TEST(program_options, PretrainingAndSamplingChoices) {
   EXPECT_NE(noise, weighted);
   EXPECT_NE(plain, inside);
   const auto samples = [&](const std::string& flags) {
-    const Outcome outcome = run(cat("sample --n 2 --steps 3 --no-png --out ", at, "/s ", flags));
+    const Outcome outcome = run(cat("sample --n 2 --steps 3 --no-png --overwrite --out ", at, "/s ", flags));
     EXPECT_EQ(outcome.code, 0) << outcome.err;
     return read_safetensors(dir / "s/samples.safetensors").tensors.at("samples");
   };

@@ -68,7 +68,7 @@ TEST(program_onestep, KilledRunsContinueToTheSameFiles) {
   s.expect_same("e1", "e2", {"model.safetensors", "em.json", "round-02/assign/assigned.safetensors", "round-02/model.safetensors"});
   EXPECT_NE(read_file(s.dir / "e1/report.html").find("data:image/png;base64"), std::string::npos);
   expect_message(s.verb("assign", "a", longer), 3, "already holds");
-  expect_message(s.verb("assign", "a", "--resume --set assign.steps=13"), 3, "another request");
+  expect_message(s.verb("assign", "a", "--resume --set assign.steps=13"), 3, "another configuration");
   expect_message(s.verb("em", "e1"), 3, "already holds");
 }
 

@@ -123,7 +123,7 @@ steps = 3
   outcome = run(cat("sample --model ", at, "/base/model.safetensors --n 2 --steps 2 --decoder ", tae, " --out ", at, "/s"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(read_image(dir / "s/000000.png").sizes().vec(), (std::vector<std::int64_t>{3, 32, 32}));
-  write_file_atomic(dir / "tune.toml", cat("[model]\nfile = \"", at, "/base/model.safetensors\"\n[decoder]\nfile = \"", tae, "\"\n[[reward]]\nname = \"ink\"\n"));
+  write_file_atomic(dir / "tune.toml", cat("[model]\nfile = \"", at, "/base/model.safetensors\"\n[decoder]\nfile = \"", (test::source_dir() / tae).string(), "\"\n[[reward]]\nname = \"ink\"\n"));
   outcome = run(cat("finetune ", at, "/tune.toml --out ", at, "/tuned", kTiny));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_TRUE(std::filesystem::exists(dir / "tuned/model.safetensors"));
@@ -237,7 +237,7 @@ TEST(program_flags, WeightsAdaptersAndDiffusionsAreUsed) {
   expect_message(run(parity + " --weights emma"), 4, "no state dict 'emma'");
 
   const auto samples = [&](const std::string& flags) {
-    const Outcome outcome = run(cat("sample --model assets/mnist-sit.safetensors --n 1 --steps 4 --out ", at, "/s ", flags));
+    const Outcome outcome = run(cat("sample --model assets/mnist-sit.safetensors --n 1 --steps 4 --overwrite --out ", at, "/s ", flags));
     EXPECT_EQ(outcome.code, 0) << flags << outcome.err;
     return read_safetensors(dir / "s/samples.safetensors").tensors.at("samples");
   };

@@ -189,7 +189,7 @@ struct EmScene {
 
 TEST(train_em, TheObjectiveNeverRises) {
   EmScene s;
-  const std::vector<EmRound> rounds = run_em(s.c, s.dir / "em", "r");
+  const std::vector<EmRound> rounds = run_em(s.c, s.dir / "em", {"a = 1\n"});
   double before = INFINITY;
   for (const EmRound& r : rounds) {
     EXPECT_LE(r.after_assign, before);
@@ -200,22 +200,22 @@ TEST(train_em, TheObjectiveNeverRises) {
   // Broken on purpose: noises drawn anew, as the reference does it.
   EmScene cold;
   cold.c.em.warm_start = false;
-  const std::vector<EmRound> other = run_em(cold.c, cold.dir / "em", "r");
+  const std::vector<EmRound> other = run_em(cold.c, cold.dir / "em", {"a = 1\n"});
   EXPECT_TRUE(other[1].after_assign > other[0].after_train || other[2].after_assign > other[1].after_train);
 }
 
 TEST(train_em, AStepThatDoesNotHelpIsRejectedAndFinishedWorkIsKept) {
   EmScene s;
   s.c.em.rounds = 1, s.c.sft.validation = 0, s.c.train.optimizer.learning_rate = 50;  // the last weights, far away
-  const std::vector<EmRound> rounds = run_em(s.c, s.dir / "em", "r");
+  const std::vector<EmRound> rounds = run_em(s.c, s.dir / "em", {"a = 1\n"});
   EXPECT_EQ(rounds[0].step, 0);
   EXPECT_EQ(rounds[0].after_train, rounds[0].after_assign);
   const ParameterSet kept = read_safetensors(s.dir / "em/model.safetensors").tensors, start = read_safetensors(s.dir / "g.safetensors").tensors;
   for (const auto& [name, tensor] : start) EXPECT_TRUE(at::equal(tensor, kept.at(name)));
   const std::string table = read_file(s.dir / "em/em.json");
-  run_em(s.c, s.dir / "em", "r");
+  run_em(s.c, s.dir / "em", {"a = 1\n"});
   EXPECT_TRUE(test::same_bytes(read_file(s.dir / "em/em.json"), table));
-  test::expect_error(ErrorKind::kConfig, "another configuration", [&] { run_em(s.c, s.dir / "em", "q"); });
+  test::expect_error(ErrorKind::kConfig, "another configuration", [&] { run_em(s.c, s.dir / "em", {"a = 2\n"}); });
 }
 
 TEST(train_gan, BothNetworksLearnInTurn) {

@@ -303,16 +303,6 @@ TEST(train_finetune, BufferReusesTrajectoriesAndLogsEss) {
   EXPECT_EQ(reused, 4);
 }
 
-TEST(train_run, OtherConfigurationsAndForeignFoldersAreRefused) {
-  const test::TempDir dir;
-  { tiltflow::Run run(dir / "r", "a = 1\n", false); }
-  test::expect_error(ErrorKind::kConfig, "already holds a run", [&] { tiltflow::Run(dir / "r", "a = 1\n", false); });
-  test::expect_error(ErrorKind::kConfig, "stored `a = 1`, now `a = 2`", [&] { tiltflow::Run(dir / "r", "a = 2\n", true); });
-  std::filesystem::create_directories(dir / "foreign");
-  write_file_atomic(dir / "foreign/letter.txt", "dear");
-  test::expect_error(ErrorKind::kConfig, "not a run", [&] { tiltflow::Run(dir / "foreign", "", false); });
-}
-
 TEST(train_memory, PiecesShrinkAndActivationsAreRecomputedBeforeItFails) {
   const auto model = create_velocity_model({"sit", {{"input_size", "16"}, {"in_channels", "4"}, {"hidden_size", "64"}, {"depth", "6"}, {"num_heads", "4"}, {"num_classes", "3"}, {"patch_size", "2"}}}, 0);
   const MemoryNeed need = memory_need(*model, 1e5, 20);
@@ -336,19 +326,6 @@ TEST(train_memory, ItemZeroFollowsThePlan) {
   const FinetuneSetup planned = set_up(config);
   EXPECT_GE(planned.config.item, 1);
   EXPECT_LE(planned.config.item, config.batch);
-}
-
-TEST(train_run, IncompleteCheckpointsDoNotCount) {
-  const test::TempDir dir;
-  tiltflow::Run run(dir / "r", "", false);
-  ParameterSet set;
-  set.add("w", at::ones({2}));
-  run.save({3, {{"weights", set}}}, 2);
-  std::filesystem::create_directories(dir / "r/checkpoints/step-000009");
-  EXPECT_EQ(run.latest()->step, 3);
-  for (std::int64_t step : {4, 5, 6}) run.save({step, {{"weights", set}}}, 2);
-  EXPECT_EQ(run.latest()->step, 6);
-  EXPECT_FALSE(std::filesystem::exists(dir / "r/checkpoints/step-000004"));
 }
 
 TEST(train_pretrain, FlowMatchingLearnsAndSamplesEveryImageOnce) {

@@ -10,6 +10,7 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/config/conversion.h"
+#include "tiltflow/config/paths.h"
 #include "tiltflow/config/toml_text.h"
 
 namespace tiltflow {
@@ -43,12 +44,14 @@ struct Fields::Impl {
   toml::table root, output;
   struct FromOutside {
     std::string origin, text;
+    std::filesystem::path base;
   };
   std::map<const toml::node*, FromOutside> override_nodes;  // with everything below them
   std::vector<Override> unset;
   std::vector<Scope> scopes;
   std::vector<std::string> problems;
   std::vector<ResolvedValue> resolved;
+  std::vector<InputPath> inputs;
   std::set<const toml::node*> seen;
   std::vector<std::string> known;  // every key offered, for suggestions
   std::set<std::string> free_tables, empty_lists;
@@ -106,6 +109,21 @@ struct Fields::Impl {
       if (const std::string wrong = check(target); !wrong.empty()) complain(*node, key, cat(wrong, ", found ", toml_text(*node)));
     }
     record(key, node, target, doc);
+  }
+
+  // The folder that paths of a value are relative to.
+  std::filesystem::path base_of(const toml::node* node) const {
+    if (!node) return {};
+    const auto found = override_nodes.find(node);
+    if (found != override_nodes.end()) return found->second.base;
+    return std::filesystem::absolute(file).parent_path();
+  }
+  // Makes one path absolute and notes it. `name` has the index of a list behind the key.
+  void place(const toml::node* node, const std::string& key, const std::string& name, std::string& target, PathKind kind) {
+    if (target.empty()) return;
+    if (const std::string wrong = misread_path(target, base_of(node)); !wrong.empty()) complain(*node, key, cat("= \"", target, "\" ", wrong));
+    target = located(target, base_of(node));
+    inputs.push_back({scopes.back().prefix + name, target, kind});
   }
 
   void find_unknown(const toml::table& table, const std::string& prefix) {
@@ -198,7 +216,7 @@ toml::node* Fields::Impl::step_into(toml::node& node, const std::vector<KeyPart>
 
 void Fields::Impl::apply_override(const Override& change) {
   if (change.unset) return remove(change);
-  const FromOutside from{change.origin, change.text.size() > 60 ? change.text.substr(0, 57) + "..." : change.text};
+  const FromOutside from{change.origin, change.text.size() > 60 ? change.text.substr(0, 57) + "..." : change.text, change.base};
   const std::string where = cat(from.origin, " ", from.text);
   const std::size_t equals = equals_of(change.text);
   if (equals == std::string::npos || equals == 0) fail(ErrorKind::kUsage, cat(where, ": expected key=value"));
@@ -279,6 +297,20 @@ void Fields::value(const std::string& key, std::vector<std::int64_t>& t, const s
 void Fields::value(const std::string& key, std::vector<double>& t, const std::string& doc) { impl_->value<std::vector<double>>(key, t, doc, {}); }
 void Fields::value(const std::string& key, std::vector<std::string>& t, const std::string& doc) { impl_->value<std::vector<std::string>>(key, t, doc, {}); }
 
+void Fields::path(const std::string& key, std::string& target, PathKind kind, const std::string& doc, const std::vector<std::string>& words) {
+  toml::node* node = impl_->find(key);
+  if (node) impl_->converted(*node, key, target);
+  if (std::find(words.begin(), words.end(), target) == words.end()) impl_->place(node, key, key, target, kind);
+  impl_->record(key, node, target, doc);
+}
+
+void Fields::path(const std::string& key, std::vector<std::string>& target, PathKind kind, const std::string& doc) {
+  toml::node* node = impl_->find(key);
+  if (node) impl_->converted(*node, key, target);
+  for (std::size_t i = 0; i < target.size(); ++i) impl_->place(node, key, cat(key, "[", i, "]"), target[i], kind);
+  impl_->record(key, node, target, doc);
+}
+
 void Fields::table(const std::string& key, std::map<std::string, std::string>& target, const std::string& doc) {
   toml::node* node = impl_->find(key);
   impl_->free_tables.insert(impl_->scopes.back().prefix + key);
@@ -356,6 +388,8 @@ void Fields::finish() {
 }
 
 const std::vector<ResolvedValue>& Fields::resolved() const { return impl_->resolved; }
+
+const std::vector<InputPath>& Fields::inputs() const { return impl_->inputs; }
 
 std::string Fields::resolved_toml() const {
   return toml_document(impl_->output);

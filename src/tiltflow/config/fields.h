@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "tiltflow/base/inputs.h"
 #include "tiltflow/config/override.h"
 
 namespace tiltflow {
@@ -49,6 +50,10 @@ class Fields {
   void value(const std::string& key, std::vector<std::int64_t>& target, const std::string& doc);
   void value(const std::string& key, std::vector<double>& target, const std::string& doc);
   void value(const std::string& key, std::vector<std::string>& target, const std::string& doc);
+  // Files or folders that are read: relative to the configuration's folder, on the command line to the working directory; targets
+  // become absolute. Empty ones stay empty, and so do `words`, which name no file.
+  void path(const std::string& key, std::string& target, PathKind kind, const std::string& doc, const std::vector<std::string>& words = {});
+  void path(const std::string& key, std::vector<std::string>& target, PathKind kind, const std::string& doc);
   // A free table of scalars, kept as text (model arguments by their official names).
   void table(const std::string& key, std::map<std::string, std::string>& target, const std::string& doc);
 
@@ -74,6 +79,7 @@ class Fields {
   // Throws kConfig with every problem found: wrong types and ranges, unknown keys with a suggestion; all with lines.
   void finish();
   const std::vector<ResolvedValue>& resolved() const;
+  const std::vector<InputPath>& inputs() const;  // the paths that are not empty
   std::string resolved_toml() const;  // a document that reproduces this configuration
 
  private:
@@ -85,13 +91,33 @@ class Fields {
   std::unique_ptr<Impl> impl_;
 };
 
-// Reads `file` with overrides into a copy of `start`; complete in one call. `resolved` (if given) receives the document.
+// What a configuration says beside its record.
+struct ResolvedConfig {
+  std::string toml;               // a document that reproduces it, from any directory
+  std::vector<InputPath> inputs;  // the files it names
+};
+
+// Reads `file` with overrides into a copy of `start`; complete in one call. `resolved` (if given) receives the rest.
 template <class Record>
-Record load_config(const std::filesystem::path& file, const std::vector<Override>& overrides, std::string* resolved_toml = nullptr, Record start = {}) {
+Record load_config(const std::filesystem::path& file, const std::vector<Override>& overrides, ResolvedConfig* resolved, Record start = {}) {
   Fields fields(file, overrides);
   bind(fields, start);
   fields.finish();
-  if (resolved_toml) *resolved_toml = fields.resolved_toml();
+  if (resolved) *resolved = {fields.resolved_toml(), fields.inputs()};
+  return start;
+}
+// The document of a stored configuration, with the keys that it lacks at their defaults.
+template <class Record>
+std::string reread_config(const std::filesystem::path& file) {
+  ResolvedConfig resolved;
+  load_config<Record>(file, {}, &resolved);
+  return resolved.toml;
+}
+template <class Record>
+Record load_config(const std::filesystem::path& file, const std::vector<Override>& overrides, std::string* resolved_toml = nullptr, Record start = {}) {
+  ResolvedConfig resolved;
+  start = load_config<Record>(file, overrides, &resolved, std::move(start));
+  if (resolved_toml) *resolved_toml = std::move(resolved.toml);
   return start;
 }
 

@@ -18,9 +18,12 @@ std::vector<Override> command_line_overrides(const std::vector<std::string>& set
   return out;
 }
 
-std::vector<Override> overrides_from(const std::string& origin, const std::vector<std::string>& set) {
+std::vector<Override> overrides_from(const std::string& origin, const std::vector<std::string>& set, const std::filesystem::path& base) {
   std::vector<Override> out;
-  for (const std::string& text : set) out.emplace_back(text, origin);
+  for (const std::string& text : set) {
+    out.emplace_back(text, origin);
+    out.back().base = base;
+  }
   return out;
 }
 

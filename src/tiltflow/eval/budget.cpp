@@ -1,5 +1,6 @@
 #include "tiltflow/eval/budget.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tiltflow/base/error.h"
@@ -20,7 +21,7 @@ double measure_seconds(const std::filesystem::path& config, std::vector<Override
   const FinetuneSetup setup = set_up(load_config<FinetuneConfig>(config, overrides, &resolved));
   std::filesystem::remove_all(folder);
   {
-    Run run(folder, resolved, false);
+    Run run(folder, resolved, /*resume=*/false);
     finetune(setup, run);
   }
   double sum = 0, count = 0;
@@ -60,14 +61,29 @@ PlannedRun plan_run(const std::filesystem::path& config, const std::vector<Overr
   return out;
 }
 
+namespace {
+
+// Whether the finished run in `folder` is the one that `start` describes. Its check is forgotten when [check] has changed since.
+bool is_finished(const std::filesystem::path& folder, const RunStart& start) {
+  const auto of_check = [](const std::string& key) { return starts_with(key, "check."); };
+  const StoredStart stored = stored_start(folder);
+  const std::vector<KeyChange> changes = require_same_start(stored, start);
+  if (std::any_of(changes.begin(), changes.end(), [](const KeyChange& change) { return change.key == "train.steps"; })) return false;
+  Inputs judges;
+  for (const auto& [name, fingerprint] : start.inputs) if (of_check(name)) judges[name] = fingerprint;
+  const bool other_judge = !changed_inputs(read_inputs(stored.inputs), judges).empty();
+  if (other_judge || std::any_of(changes.begin(), changes.end(), [&](const KeyChange& change) { return of_check(change.key); })) std::filesystem::remove(folder / "check.json");
+  store_start(stored, start, changes);
+  return true;
+}
+
+}  // namespace
+
 bool train_unless_there(const PlannedRun& run, const std::filesystem::path& folder) {
-  if (std::filesystem::exists(folder / "model.safetensors")) {  // read again: a run of an older version lacks keys that are at their defaults
-    std::string stored;
-    load_config<FinetuneConfig>(folder / "config.toml", {}, &stored);
-    if (stored == run.resolved) return false;
-  }
+  const RunStart start{run.resolved.toml, read_inputs_of(run.resolved.inputs, finetune_keys()), /*resume=*/true, false, finetune_keys(), reread_config<FinetuneConfig>};
+  if (std::filesystem::exists(folder / "model.safetensors") && is_finished(folder, start)) return false;
   const FinetuneSetup setup = set_up(run.config);
-  Run directory(folder, run.resolved, /*resume=*/true);
+  Run directory(folder, start);
   finetune(setup, directory);
   return true;
 }

@@ -18,7 +18,7 @@ struct Budget {
 
 struct PlannedRun {
   FinetuneConfig config;
-  std::string resolved;         // its configuration as a document
+  ResolvedConfig resolved;      // its document, and the files it reads
   double evaluations = 0;       // of a step, over the whole batch; 0 when there is no budget of evaluations
 };
 // The configuration with train.steps as the budget pays for them (the smaller number when both are given). A run already begun in `folder` keeps

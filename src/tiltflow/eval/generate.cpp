@@ -1,11 +1,12 @@
 #include "tiltflow/eval/generate.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/file_lock.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/eval/sample_folder.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/npz.h"
 #include "tiltflow/io/safetensors.h"
@@ -36,28 +37,6 @@ std::vector<Part> parts_of(const GenerateOptions& o) {
 
 // How many of a part's samples are in grid.png.
 std::int64_t in_grid(const Part& part, const GenerateOptions& o) { return std::clamp<std::int64_t>(o.first + o.grid - part.first, 0, part.n); }
-
-// Refuses a folder with another request; forgets its parts when nothing of them is wanted. False when the request is
-// complete already.
-bool prepare(const GenerateOptions& o) {
-  make_directories(o.out);
-  nlohmann::ordered_json request(o.request);
-  request["n"] = std::to_string(o.n), request["first"] = std::to_string(o.first), request["part"] = std::to_string(o.part);
-  const std::string text = request.dump(1) + "\n";
-  const std::filesystem::path file = o.out / "request.json";
-  const FileLock lock(o.out / ".lock");
-  if (o.resume || o.shards > 1) {
-    if (std::filesystem::exists(file)) {
-      if (read_file(file) != text) fail(ErrorKind::kConfig, cat(o.out.string(), " holds samples of another request"), cat("compare ", file.string(), ", or choose another --out"));
-      if (!std::filesystem::exists(o.out / "parts")) return false;  // packed
-    }
-  } else {
-    std::filesystem::remove_all(o.out / "parts");
-  }
-  make_directories(o.out / "parts");
-  write_file_atomic(file, text);
-  return true;
-}
 
 bool is_image(const at::Tensor& x) { return x.dim() == 4 && is_picture(x.sizes().slice(1)); }
 
@@ -118,7 +97,8 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
                         const LabelSource& labels, const std::function<at::Tensor(const at::Tensor&)>& decode, const GenerateOptions& o) {
   if (o.shards < 1 || o.shard < 0 || o.shard >= o.shards) fail(ErrorKind::kConfig, cat("shard ", o.shard, " of ", o.shards, " does not exist"), "shards count from 0");
   GenerateResult result;
-  if (!prepare(o)) {
+  const SampleFolder folder = open_sample_folder(o);
+  if (folder.finished) {
     result.complete = true, result.kept = o.n;
     return result;
   }
@@ -152,7 +132,7 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
     if (draws.evaluations > result.evaluations) result.evaluations = draws.evaluations, result.accepted = draws.accepted, result.rejected = draws.rejected;
   }
   // Whoever finds all parts packs them; a shard that comes later finds none.
-  const FileLock lock(o.out / ".lock");
+  const ProcessLock lock(o.out / ".lock-pack");
   result.complete = !std::filesystem::exists(o.out / "parts") || std::all_of(parts.begin(), parts.end(), [](const Part& part) { return std::filesystem::exists(part.file); });
   if (result.complete && std::filesystem::exists(o.out / "parts")) {
     pack(parts, decode, o);

@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 
+#include "tiltflow/base/inputs.h"
 #include "tiltflow/sampler/sample.h"
 
 namespace tiltflow {
@@ -16,12 +17,14 @@ struct GenerateOptions {
   std::int64_t part = 256;                     // samples per part: what an interruption can lose
   std::int64_t shard = 0, shards = 1;          // this process draws every shards-th part
   bool resume = false;                         // keep the parts that are there; several shards always do
+  bool overwrite = false;                      // remove what the folder holds of `tiltflow sample`
   bool png = true;                             // one PNG file a sample (image models)
   std::string pack = "safetensors";            // safetensors: samples.safetensors as drawn; npz: samples.npz, uint8 [N, H, W, C]; none
   bool keep_noise = false;                     // also the initial noise, tensor "noise" (safetensors only)
   std::int64_t grid = 64;                      // pictures in grid.png; 0 = none
   std::int64_t columns = 8;
   std::map<std::string, std::string> request;  // what was asked for; parts of another request are refused
+  Inputs inputs;                               // the files it reads; an entry of `request` with the name of one is not compared
   std::function<void(std::int64_t done)> progress;
 };
 

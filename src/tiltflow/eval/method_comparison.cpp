@@ -9,6 +9,7 @@
 #include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/folder_claim.h"
 #include "tiltflow/base/problems.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/method_comparison_page.h"
@@ -121,7 +122,7 @@ std::vector<Override> overrides_of(const ComparedRun& run, const ComparisonRecip
   std::vector<Override> out = set;
   for (const ComparedMethod& m : recipe.run) {
     if (m.name != run.method) continue;
-    for (const Override& change : overrides_from(cat("set of the [[run]] ", m.name), m.set)) out.push_back(change);
+    for (const Override& change : overrides_from(cat("set of the [[run]] ", m.name), m.set, recipe.folder)) out.push_back(change);
   }
   for (std::size_t i = 0; i < plain.reward.size(); ++i) out.emplace_back(cat("reward[", i, "].scale=", shortest(plain.reward[i].scale * run.scale)), "scales of the recipe");
   out.emplace_back(cat("seed=", run.seed), "seeds of the recipe");
@@ -137,15 +138,15 @@ void bind(Fields& f, ComparedMethod& c) {
 
 void bind(Fields& f, ComparisonRecipe& c) {
   f.value("title", c.title, "headline of the page");
-  f.value("config", c.config, "fine-tuning configuration that all runs share");
+  f.path("config", c.config, PathKind::kAll, "fine-tuning configuration that all runs share");
   f.value("set", c.set, "configuration keys of all runs, e.g. [\"batch=32\"]");
   f.value("seeds", c.seeds, "every method is run with each of them");
   f.value("scales", c.scales, "factors on the scales of all rewards; every method is run with each of them");
   f.value("evaluations", c.evaluations, "network evaluations of a run; 0 = no such budget", at_least(0));
   f.value("seconds", c.seconds, "seconds of training of a run; 0 = no such budget; with evaluations: a second set of runs", at_least(0));
   f.value("samples", c.samples, "samples that a model is measured with", at_least_integer(100));
-  f.value("features", c.features, "network of diversity and Frechet distance: pixels, a classifier file, a CLIP");
-  f.value("reference", c.reference, "feature statistics of real data (eval --make-reference, or npz); empty = the base model's samples");
+  f.path("features", c.features, PathKind::kWeights, "network of diversity and Frechet distance: pixels, a classifier file, a CLIP", {"pixels"});
+  f.path("reference", c.reference, PathKind::kAll, "feature statistics of real data (eval --make-reference, or npz); empty = the base model's samples");
   f.value("reach", c.reach, "time-to-reward: share of the way from the base's reward to the best method's", between(0.01, 1));
   f.list("held_out", c.held_out);
   f.list("run", c.run);
@@ -185,6 +186,7 @@ namespace {
 
 struct Prepared {
   Comparison comparison;
+  ResolvedConfig recipe;
   fs::path config;               // of the task
   std::vector<Override> set;     // keys of all runs
   FinetuneSetup setup;           // without a method's keys, factor 1
@@ -193,14 +195,14 @@ struct Prepared {
 // Every method's keys are read here, before the first run: a slip in the last one should not show after an hour.
 Prepared prepare(const fs::path& file, const std::vector<Override>& overrides, const std::vector<Override>& extra) {
   Prepared out;
-  out.comparison.recipe = load_config<ComparisonRecipe>(file, overrides);
+  out.comparison.recipe = load_config<ComparisonRecipe>(file, overrides, &out.recipe);
+  out.comparison.recipe.folder = fs::absolute(file).parent_path();
   const ComparisonRecipe& recipe = out.comparison.recipe;
   out.comparison.runs = planned_comparison(recipe);
   if (recipe.config.empty()) fail(ErrorKind::kConfig, "config is missing: the fine-tuning configuration that all runs share");
-  out.set = overrides_from("set of the recipe", recipe.set);
+  out.set = overrides_from("set of the recipe", recipe.set, recipe.folder);
   out.set.insert(out.set.end(), extra.begin(), extra.end());
-  const fs::path beside = file.parent_path() / recipe.config;
-  out.config = fs::exists(beside) ? beside : fs::path(recipe.config);
+  out.config = recipe.config;
   out.setup = set_up(load_config<FinetuneConfig>(out.config, out.set));
   for (const ComparedRun& run : out.comparison.runs) {
     if (run.seed == recipe.seeds[0] && run.scale == recipe.scales[0]) load_config<FinetuneConfig>(out.config, overrides_of(run, recipe, out.setup.config, out.set));
@@ -237,7 +239,9 @@ Comparison compare_methods(const fs::path& file, const std::vector<Override>& ov
   if (!c.recipe.reference.empty()) yardstick.reference = read_moments(c.recipe.reference);
   std::string held_out;  // figures on disk belong to what they were measured with
   for (const RewardTerm& term : c.recipe.held_out) held_out += describe(term);
-  make_directories(out);
+  Json content = Json::object();  // and to the files of that time
+  for (const InputPath& one : prepared.recipe.inputs) if (one.name != "config") content[one.name] = fingerprint_of(one.path, one.kind).sha256;
+  const FolderClaim claim(out);
   c.base = measure(yardstick, *setup.for_check(setup.flow.model), nullptr, 1, out / "base");
   for (std::size_t i = 0; i < c.runs.size(); ++i) {
     ComparedRun& run = c.runs[i];
@@ -248,7 +252,7 @@ Comparison compare_methods(const fs::path& file, const std::vector<Override>& ov
       const PlannedRun planned = plan_run(config, overrides_of(run, c.recipe, setup.config, set), budget, folder);
       const bool trained = train_unless_there(planned, folder);
       const fs::path kept = folder / "figures.json";
-      const Json request{{"samples", c.recipe.samples}, {"features", c.recipe.features}, {"reference", c.recipe.reference}, {"held_out", held_out}};
+      const Json request{{"samples", c.recipe.samples}, {"features", c.recipe.features}, {"reference", c.recipe.reference}, {"held_out", held_out}, {"files", content}, {"model", fingerprint_of(folder / "model.safetensors", PathKind::kAll).sha256}};
       const Json stored = !trained && fs::exists(kept) ? Json::parse(read_file(kept)) : Json();
       if (stored.is_object() && stored.value("request", Json()) == request) {
         run.figures = figures_from_json(stored);

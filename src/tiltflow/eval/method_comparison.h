@@ -21,7 +21,8 @@ void bind(Fields& f, ComparedMethod& c);
 
 struct ComparisonRecipe {
   std::string title;
-  std::string config;                    // of the fine-tuning that all runs share; seen from the recipe's folder, else from here
+  std::filesystem::path folder;          // of the recipe itself: what the paths in `set` are relative to
+  std::string config;                    // of the fine-tuning that all runs share
   std::vector<std::string> set;          // configuration keys of all runs
   std::vector<std::int64_t> seeds{0, 1, 2};
   std::vector<double> scales{1};         // factors on the scales of all rewards

@@ -1,9 +1,11 @@
 #include "tiltflow/eval/run_check.h"
 
 #include <map>
+#include <optional>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/folder_claim.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/report.h"
 #include "tiltflow/nn/machine_choices.h"
@@ -15,8 +17,26 @@ namespace {
 constexpr std::uint32_t kCheckKey = 0xffffe000u;  // of random labels; no training step uses it
 }  // namespace
 
+namespace {
+
+// The tuned model is compared with the base, under the reward and decoder, that it was trained with.
+void require_files_of_training(const std::filesystem::path& run, const std::vector<InputPath>& inputs) {
+  const Inputs before = read_inputs(run / "inputs.json");
+  std::vector<InputPath> same;  // not those that --set names anew
+  for (const InputPath& one : inputs) {
+    const auto found = before.find(one.name);
+    const bool of_training = !find_free(finetune_keys(), one.name) && one.name != "policy.start";
+    if (of_training && found != before.end() && found->second.path == one.path) same.push_back(one);
+  }
+  require_same_inputs(before, fingerprints_of(same), cat("the run in ", run.string()), "put the files back, or train in another folder; --set KEY=FILE evaluates with another file knowingly");
+}
+
+}  // namespace
+
 FinishedRun load_finished_run(const std::filesystem::path& run, const std::vector<Override>& changes) {
-  const FinetuneConfig config = load_config<FinetuneConfig>(run / "config.toml", changes);
+  ResolvedConfig resolved;
+  const FinetuneConfig config = load_config<FinetuneConfig>(run / "config.toml", changes, &resolved);
+  require_files_of_training(run, resolved.inputs);
   follow_choices(choices_in(run));
   FlowModelConfig file;
   file.file = (run / "model.safetensors").string();
@@ -48,6 +68,8 @@ std::vector<std::string> changed_keys(const std::filesystem::path& run, const st
 
 TiltedCheck check_run(const std::filesystem::path& run, const std::vector<Override>& changes) {
   const auto [setup, tuned] = load_finished_run(run, changes);
+  std::optional<FolderClaim> claim;
+  if (changes.empty()) claim.emplace(run);
   const FinetuneConfig& config = setup.config;
   TiltedCheckOptions options;
   options.base_samples = config.check.base_samples, options.tuned_samples = config.check.tuned_samples;

@@ -6,6 +6,7 @@
 #include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/folder_claim.h"
 #include "tiltflow/base/problems.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/budget.h"
@@ -90,7 +91,7 @@ std::vector<SweptRun> check_sweep(const SweepOptions& o) {
 
 std::vector<SweptRun> sweep(const SweepOptions& o, const std::function<void(std::size_t, const SweptRun&)>& begins) {
   std::vector<SweptRun> runs = planned_runs(o);
-  make_directories(o.out);
+  const FolderClaim claim(o.out);
   for (std::size_t i = 0; i < runs.size(); ++i) {
     SweptRun& run = runs[i];
     if (begins) begins(i, run);

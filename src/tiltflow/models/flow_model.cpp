@@ -47,9 +47,9 @@ std::string decide(const std::string& given, const Stated& stated, const std::st
 }  // namespace
 
 void bind(Fields& f, FlowModelConfig& c) {
-  f.value("file", c.file, "base model: safetensors, sharded safetensors or a PyTorch checkpoint");
+  f.path("file", c.file, PathKind::kWeights, "base model: safetensors, sharded safetensors or a PyTorch checkpoint");
   f.value("family", c.family, "instead of a file: gaussian-mixture, the exact flow of the mixture in args (weights, means, deviations)", empty_or({"gaussian-mixture"}));
-  f.value("agents", c.agents, "instead of a file: model files that are steered together; their samples are stacked");
+  f.path("agents", c.agents, PathKind::kWeights, "instead of a file: model files that are steered together; their samples are stacked");
   f.value("aggregate", c.aggregate, "what rewards see of several agents: mean, sum or max of their samples; empty = what the file says, else mean", empty_or(aggregates()));
   f.value("weights", c.weights, "PyTorch checkpoint: which state dict, e.g. ema or model; empty = ema when there is one");
   f.value("path", c.path, "interpolation path: linear, gvp, vp; empty = what the file says, else linear", empty_or(path_names()));

@@ -5,6 +5,7 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/folder_claim.h"
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/image.h"
@@ -159,10 +160,11 @@ AssignTargets read_targets(const TargetsConfig& config, const Generator& generat
 }
 
 AssignSummary run_assignment(const Generator& generator, const Assigner& assigner, const AssignConfig& config, const std::vector<Target>& targets, const RandomStreams& streams, const AssignRunOptions& o) {
+  const FolderClaim claim(o.out, lane(o.shard, o.shards));
   AssignSummary summary;
   summary.targets = static_cast<std::int64_t>(targets.size());
   const std::int64_t size = noise_size(generator), chunks = (summary.targets + config.chunk - 1) / config.chunk;
-  const auto open = [&](std::int64_t shard) { return AssignStore(o.out / "store", o.request, size, summary.targets, lane(shard, o.shards)); };
+  const auto open = [&](std::int64_t shard) { return AssignStore(o.out / "store", o.start, size, summary.targets, lane(shard, o.shards)); };
   AssignStore store = open(o.shard);
   at::Tensor transport;
   double sum = 0;

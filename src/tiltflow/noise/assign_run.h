@@ -3,6 +3,7 @@
 
 #include <filesystem>
 
+#include "tiltflow/config/resume.h"
 #include "tiltflow/noise/assign.h"
 #include "tiltflow/noise/diagnostics.h"
 #include "tiltflow/noise/targets.h"
@@ -26,7 +27,7 @@ AssignTargets read_targets(const TargetsConfig& config, const Generator& generat
 
 struct AssignRunOptions {
   std::filesystem::path out;
-  std::string request;                // text that identifies the request; another one in the folder is refused
+  RunStart start;                     // identifies the request; another one in the folder is refused
   std::uint32_t round = 0;            // keys random starts
   const AssignedSet* warm = nullptr;  // continue from these noises, matched by id
   std::int64_t shard = 0, shards = 1; // this process takes every shards-th chunk

@@ -73,7 +73,7 @@ class NoisePredictionGenerator final : public Generator {
 }  // namespace
 
 void bind(Fields& f, GeneratorConfig& c) {
-  f.value("file", c.file, "one-step generator (GAN, MLP, VAE decoder) or flow model: safetensors or a PyTorch checkpoint");
+  f.path("file", c.file, PathKind::kWeights, "one-step generator (GAN, MLP, VAE decoder) or flow model: safetensors or a PyTorch checkpoint");
   f.value("section", c.section, "PyTorch checkpoint: which state dict; empty = the generator, or ema");
   f.table("args", c.args, "constructor arguments that the file does not say");
   f.value("path", c.path, "flow models: interpolation path when the file does not say");

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -24,15 +25,22 @@ struct AssignStore::Close {
   int file;
 };
 
-AssignStore::AssignStore(fs::path folder, const std::string& request, std::int64_t size, std::int64_t targets, const std::string& lane)
+bool has_results(const fs::path& store) {
+  std::error_code none;
+  const fs::directory_iterator entries(store, none);
+  return std::any_of(begin(entries), end(entries), [](const auto& entry) {
+    const std::string name = entry.path().filename().string();
+    return starts_with(name, "log") && ends_with(name, ".jsonl") && entry.file_size() > 0;
+  });
+}
+
+AssignStore::AssignStore(fs::path folder, const RunStart& start, std::int64_t size, std::int64_t targets, const std::string& lane)
     : folder_(std::move(folder)), rows_path_(folder_ / cat("rows", lane, ".bin")), log_path_(folder_ / cat("log", lane, ".jsonl")), size_(size), targets_(targets) {
   make_directories(folder_);
-  const fs::path stored = folder_ / "request.toml";
-  if (fs::exists(stored)) {
-    if (read_file(stored) != request) fail(ErrorKind::kConfig, cat(folder_.string(), " holds noises of another request"), "the same configuration continues it; another one needs another folder (--out)");
-  } else {
-    write_file_atomic(stored, request);
-  }
+  const StoredStart stored{cat("the noise in ", folder_.parent_path().string()), folder_ / "request.toml", folder_ / "inputs.json"};
+  std::vector<KeyChange> changes;
+  if (fs::exists(stored.config) && (!lane.empty() || has_results(folder_))) changes = require_same_start(stored, start);
+  store_start(stored, start, changes);
   rows_ = ::open(rows_path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (rows_ < 0) fail(ErrorKind::kFailure, cat("cannot open ", rows_path_.string(), ": ", std::strerror(errno)));
   close_ = std::make_shared<Close>(rows_);

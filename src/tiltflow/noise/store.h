@@ -1,6 +1,6 @@
 // Assigned noises on disk while they are made: one log line and one packed row a target, so that a crash loses at most one
 // chunk and nothing has to be trusted twice.
-//   store/request.toml   what was asked for; another request is refused
+//   store/request.toml, inputs.json   what was asked for; another request is refused
 //   store/rows.bin       per target, at its position: eps then z, fp32 little-endian
 //   store/log.jsonl      per attempt: target, loss, checksum of the row; or the failure with its kind and message
 // noise/assign_run packs them when all are there.
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "tiltflow/base/file.h"
+#include "tiltflow/config/resume.h"
 #include "tiltflow/io/json_lines.h"
 
 namespace tiltflow {
@@ -24,11 +25,14 @@ struct StoredResult {
   double loss = 0, start_loss = 0;
 };
 
+// Whether anything was assigned there: a start that failed before is forgotten.
+bool has_results(const std::filesystem::path& store);
+
 class AssignStore {
  public:
   // Creates the folder or continues in it. `size` numbers per noise, `targets` positions. Throws kConfig when the folder belongs to another
   // request and kBadFile when it cannot be used. Log lines whose row fails its checksum count as not done. `lane`: name of a shard; each has files of its own.
-  AssignStore(std::filesystem::path folder, const std::string& request, std::int64_t size, std::int64_t targets, const std::string& lane = "");
+  AssignStore(std::filesystem::path folder, const RunStart& start, std::int64_t size, std::int64_t targets, const std::string& lane = "");
 
   bool done(std::int64_t position) const;                       // a row is there
   bool failed(std::int64_t position) const;                     // the last attempt failed

@@ -71,7 +71,7 @@ std::vector<Target> from_pairs(const fs::path& folder, const PictureOptions& opt
 
 void bind(Fields& f, TargetsConfig& c) {
   f.value("format", c.format, "idx (MNIST files), cifar (binary records), folder (one sub-folder a class) or pairs (pairs.jsonl with image and label)", one_of({"idx", "cifar", "folder", "pairs"}));
-  f.value("path", c.path, "folder that holds the target images");
+  f.path("path", c.path, PathKind::kAll, "folder that holds the target images");
   f.value("split", c.split, "train or test", one_of({"train", "test"}));
   f.value("size", c.size, "crop and resize every picture to its central square of this size; 0: as they are", at_least_integer(0));
   f.value("alpha", c.alpha, "folder, pairs: what becomes of transparent pixels: drop (their colour stays, as in torchvision), white or black (composed on it), refuse", one_of({"drop", "white", "black", "refuse"}));

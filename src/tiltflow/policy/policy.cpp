@@ -8,6 +8,7 @@
 #include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/nn/init.h"
 #include "tiltflow/policy/lora.h"
+#include "tiltflow/policy/start.h"
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/device.h"
@@ -37,6 +38,7 @@ void bind(Fields& f, ControlConfig& c) {
 
 void bind(Fields& f, PolicyConfig& c) {
   f.value("kind", c.kind, "full (weights themselves), lora (low-rank adapters) or control (a network beside the base); the base stays frozen", one_of({"full", "lora", "control"}));
+  f.path("start", c.start, PathKind::kWeights, "what training starts from, an adapter (folder or file) or a model file of an earlier run; reward tilt, control cost and check stay with the base; empty = the base itself");
   f.value("trainable", c.trainable, "full: patterns of the tensors that may change ('*' and '?'), e.g. blocks.27.*");
   f.value("rank", c.rank, "lora: rank", at_least_integer(1));
   f.value("alpha", c.alpha, "lora: the adapter is scaled by alpha / rank", positive());
@@ -139,16 +141,24 @@ void require_velocities(const FlowModel& flow) {
 }
 }  // namespace
 
-Policy make_policy(const FlowModel& flow, const PolicyConfig& config, std::uint64_t seed) {
+namespace {
+Policy fresh_policy(const FlowModel& flow, const PolicyConfig& config, std::uint64_t seed) {
   const RandomStreams streams(seed);
   if (config.kind == "lora") return lora_policy(*flow.model, config, streams);
   if (config.kind == "full") return full_policy(*flow.model, config.trainable);
   require_velocities(flow);
   return control_policy(flow.model, flow.path, config.control, streams);
 }
+}  // namespace
+
+Policy make_policy(const FlowModel& flow, const PolicyConfig& config, std::uint64_t seed) {
+  Policy policy = fresh_policy(flow, config, seed);
+  if (!config.start.empty()) start_from(policy, flow, config);
+  return policy;
+}
 
 double trainable_bytes(const FlowModel& flow, const PolicyConfig& config) {
-  if (config.kind != "full") return make_policy(flow, config, 0).trainable.bytes();  // shares the base's weights
+  if (config.kind != "full") return fresh_policy(flow, config, 0).trainable.bytes();  // shares the base's weights
   double bytes = 0;
   for (const auto& [name, tensor] : flow.model->parameters()) if (trains(*flow.model, name, config.trainable)) bytes += static_cast<double>(tensor.nbytes());
   if (bytes == 0) nothing_trains(*flow.model, config.trainable);

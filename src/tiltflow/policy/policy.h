@@ -1,4 +1,4 @@
-// A policy: one frozen base field and one tuned field that starts equal to it, with the weights that training may change.
+// A policy: one frozen base field and one tuned field that starts equal to it or at `policy.start`, with the weights that training may change.
 // full: weights (all, or those that match patterns) are trained on a copy. lora: the base's weights are shared and frozen,
 // low-rank adapters are trained. control: shared and frozen too, a small network beside them is trained.
 #pragma once
@@ -17,6 +17,7 @@ namespace tiltflow {
 
 struct PolicyConfig {
   std::string kind = "full";
+  std::string start;                           // what the tuned field starts from instead of the base, see policy/start.h; "" = the base
   std::vector<std::string> trainable = {"*"};  // full: patterns of the tensors that may change
   ControlConfig control;                       // control
   std::int64_t rank = 8;

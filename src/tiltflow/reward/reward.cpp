@@ -80,12 +80,12 @@ void bind(Fields& f, RewardTerm& c) {
   f.value("level", c.level, "step: where it is");
   f.value("over_normal", c.over_normal, "log-density: minus the log-density of N(0, I); on a standard normal base the tilted law is the mixture");
   f.value("label", c.label, "class-log-prob: the class; -1 = the label the sample was drawn with", at_least_integer(-1));
-  f.value("judge", c.judge, "class-log-prob: classifier file");
+  f.path("judge", c.judge, PathKind::kWeights, "class-log-prob: classifier file");
   f.value("target", c.target, "brightness: wanted mean; negative = the brighter the better", between(-1, 1));
-  f.value("clip", c.clip, "aesthetic: CLIP image tower, folder or file (ViT-L/14 for the published head)");
-  f.value("head", c.head, "aesthetic: file of the head");
+  f.path("clip", c.clip, PathKind::kWeights, "aesthetic: CLIP image tower, folder or file (ViT-L/14 for the published head)");
+  f.path("head", c.head, PathKind::kWeights, "aesthetic: file of the head");
   f.table("args", c.args, "aesthetic: num_heads and activation of a CLIP whose file does not say; log-density: weights, means, deviations");
-  f.value("file", c.file, "torchscript: the module");
+  f.path("file", c.file, PathKind::kAll, "torchscript: the module");
   f.value("gradient", c.gradient, "false: a black box without gradient, for methods that need none and for a learned surrogate; modules without one are found out");
 }
 

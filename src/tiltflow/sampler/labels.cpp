@@ -44,7 +44,7 @@ void bind(Fields& f, LabelConfig& c) {
   f.value("kind", c.kind, "none (unconditional), uniform, fixed, list, file or weighted", one_of({"none", "uniform", "fixed", "list", "file", "weighted"}));
   f.value("label", c.label, "fixed: the label", at_least_integer(0));
   f.value("list", c.list, "list: labels taken in turn");
-  f.value("file", c.file, "file: a text file of labels, taken in turn");
+  f.path("file", c.file, PathKind::kAll, "file: a text file of labels, taken in turn");
   f.value("weights", c.weights, "weighted: one weight per class");
   f.value("dropout", c.dropout, "share of samples made unconditional, for model and reward alike", between(0, 1));
 }

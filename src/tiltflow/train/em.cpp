@@ -3,11 +3,13 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/folder_claim.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/nn/machine_choices.h"
+#include "tiltflow/noise/store.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/onestep.h"
 
@@ -38,7 +40,7 @@ void bind(Fields& f, EmConfig& c) {
 
 void bind(Fields& f, OneStepConfig& c) {
   f.value("seed", c.seed, "root of all randomness", at_least_integer(0));
-  f.value("features", c.features, "classifier file whose last hidden layer assign.feature compares");
+  f.path("features", c.features, PathKind::kWeights, "classifier file whose last hidden layer assign.feature compares");
   f.section("generator", c.generator);
   f.section("targets", c.targets);
   f.section("assign", c.assign);
@@ -56,22 +58,26 @@ FeatureFunction feature_function(const std::string& file) {
   return [network = load_classifier(file)](const at::Tensor& images) { return network->features(images); };
 }
 
-std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out, const std::string& request) {
-  const fs::path stored = out / "config.toml";
-  if (fs::exists(stored) && read_file(stored) != request) fail(ErrorKind::kConfig, cat(out.string(), " holds a loop with another configuration"), "the same configuration continues it; another one needs another folder (--out)");
+std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out, const RunStart& start) {
+  const FolderClaim claim(out);
+  const StoredStart stored{cat("the loop in ", out.string()), out / "config.toml", out / "inputs.json"};
+  std::vector<KeyChange> changes;
+  if (fs::exists(stored.config) && has_results(out / "round-01/assign/store")) changes = require_same_start(stored, start);
   const ModelRuntime runtime = apply(config.compute);
   const std::vector<Target> targets = list_targets(config.targets);
   if (const auto training = static_cast<std::int64_t>(static_cast<double>(targets.size()) * (1 - config.sft.validation)); training < config.sft.batch) {
     fail(ErrorKind::kConfig, cat("sft.batch = ", config.sft.batch, " exceeds the ", training, " targets that are not held out"), "more targets (targets.count), or a smaller sft.batch");
   }
   std::shared_ptr<const Generator> first = open_generator(config.generator, runtime), current = first;
-  make_directories(out);
-  if (!fs::exists(stored)) write_file_atomic(stored, request);
+  store_start(stored, start, changes);
   record_choices(choices_in(out));
   std::shared_ptr<const Generator> anchor = first;
   if (!config.sft.anchor_file.empty()) {
     anchor = open_generator_file(config.generator, config.sft.anchor_file, config.generator.section, runtime);
   }
+  RunStart inner = start;  // of the halves of a round, whose inputs are those of the loop and each other's results
+  inner.inputs.clear();
+  inner.resume = true;
   std::vector<EmRound> rounds;
   std::unique_ptr<AssignedSet> before;
   Json table = Json::array();
@@ -82,7 +88,7 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out, co
     const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
     const Assigner assigner(*current, c.assign, streams, feature_function(c.features));
     AssignRunOptions options;
-    options.out = folder / "assign", options.request = request, options.round = static_cast<std::uint32_t>(r);
+    options.out = folder / "assign", options.start = inner, options.round = static_cast<std::uint32_t>(r);
     if (before && config.em.warm_start) options.warm = before.get();
     {
       Progress progress(cat("round ", r, ", assign"), static_cast<std::int64_t>(targets.size()));
@@ -94,7 +100,7 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out, co
     round.after_assign = objective(*current, c, *before);
     const fs::path tuned = folder / "model.safetensors", note = folder / "m-step.json";
     if (!fs::exists(note)) {
-      Run run(folder / "sft", request, /*resume=*/true);
+      Run run(folder / "sft", inner);
       const SftResult result = sft(current, anchor, *before, c, run);
       const auto proposal = open_generator_file(config.generator, result.file, "", runtime);
       ParameterSet accepted = current->parameters();

@@ -8,6 +8,7 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/problems.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/tensor/aten.h"
@@ -37,7 +38,7 @@ void bind(Fields& f, EvaluationConfig& c) {
 void bind(Fields& f, CheckConfig& c) {
   f.value("base_samples", c.base_samples, "base samples that are importance-weighted", at_least_integer(16));
   f.value("tuned_samples", c.tuned_samples, "samples of the tuned model", at_least_integer(16));
-  f.value("judge", c.judge, "classifier for class shares and intra-class variance; empty = none");
+  f.path("judge", c.judge, PathKind::kWeights, "classifier for class shares and intra-class variance; empty = none");
   f.value("ode", c.ode, "deterministic sampler that is compared too; empty = none", [](const std::string& v) { return v.empty() ? std::string() : one_of(sampler_names())(v); });
   f.value("ode_steps", c.ode_steps, "its steps", at_least_integer(1));
   f.value("standard_errors", c.standard_errors, "agreement: within this many combined standard errors", positive());
@@ -313,6 +314,19 @@ double measure_evaluations(const FinetuneSetup& setup) {
   return sum / static_cast<double>(period);
 }
 
+namespace {
+
+// The check of a shorter training is no check of the model that follows.
+void retire_check(Run& run, std::int64_t steps) {
+  const std::filesystem::path model = run.directory() / "model.safetensors";
+  if (!std::filesystem::exists(model)) return;
+  const auto metadata = read_safetensors(model).metadata;
+  const auto before = metadata.find("tiltflow.steps");
+  if (before != metadata.end() && before->second != std::to_string(steps)) run.retire("check.json", std::atoll(before->second.c_str()));
+}
+
+}  // namespace
+
 TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   Policy policy = make_policy(setup.flow, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
   log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", counted(setup.flow.model->parameters().numel(), "parameter"), " (", format_bytes(policy.trainable.bytes()), ")"));
@@ -349,6 +363,7 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   std::map<std::string, std::string> metadata = setup.flow.metadata();
   metadata["tiltflow.reward"] = setup.reward->reward().info().name, metadata["tiltflow.steps"] = std::to_string(result.steps);
   if (setup.config.guidance.mode != "none") metadata["tiltflow.guidance"] = cat(setup.config.guidance.mode, " ", compact(setup.config.guidance.guidance.scale));
+  retire_check(run, result.steps);
   const auto tuned = merged_model(setup.flow, setup.config.policy, result.average);
   save_velocity_model(run.directory() / "model.safetensors", *tuned, tuned->parameters(), metadata);
   if (setup.config.policy.kind == "lora") write_adapters(run.directory() / "adapter", result.average, setup.config.policy.rank, setup.config.policy.alpha);

@@ -121,7 +121,7 @@ struct EmRound {
   double after_assign = 0, after_train = 0, step = 0;  // J = mean assignment loss; step: accepted share of the M-step, 0 = rejected
 };
 // round-01/assign, round-01/sft, round-01/model.safetensors, ..., model.safetensors, em.json. With a warm start J never rises: noises
-// and weights are only replaced by better ones. Finished halves are kept when the same command runs again. `request` identifies it.
-std::vector<EmRound> run_em(const OneStepConfig& config, const std::filesystem::path& out, const std::string& request);
+// and weights are only replaced by better ones. Finished halves are kept when the same command runs again. `start` identifies it.
+std::vector<EmRound> run_em(const OneStepConfig& config, const std::filesystem::path& out, const RunStart& start);
 
 }  // namespace tiltflow

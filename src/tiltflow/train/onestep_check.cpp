@@ -4,6 +4,7 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/problems.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/reward/state_reward.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/precision.h"
 

@@ -20,7 +20,7 @@ namespace tiltflow {
 
 void bind(Fields& f, DatasetConfig& c) {
   f.value("format", c.format, "idx (MNIST files), cifar (binary records), folder (one sub-folder a class), numpy (arrays arr_0 and arr_1 of an .npz) or latents (a file of `tiltflow encode`)", one_of(data_formats()));
-  f.value("path", c.path, "folder that holds the data, or the file of arrays or latents");
+  f.path("path", c.path, PathKind::kAll, "folder that holds the data, or the file of arrays or latents");
   f.value("size", c.size, "crop and resize every picture to its central square of this size; 0: as they are", at_least_integer(0));
   f.value("channels", c.channels, "grey: every picture to one channel, rgb: to three, auto: three as soon as one picture is coloured", one_of({"auto", "grey", "rgb"}));
   f.value("alpha", c.alpha, "folder: what becomes of transparent pixels: drop (their colour stays, as in torchvision), white or black (composed on it), refuse", one_of({"drop", "white", "black", "refuse"}));
@@ -37,7 +37,7 @@ void bind(Fields& f, PretrainModelConfig& c) {
   f.value("family", c.family, "architecture of the velocity model", one_of({"sit"}));
   f.value("path", c.path, "interpolation path: linear, gvp or vp", one_of(path_names()));
   f.value("prediction", c.prediction, "what the network answers: velocity, noise or score", one_of(predictions()));
-  f.value("init", c.init, "flow: start from the weights of this model file instead of fresh ones; it may have fewer blocks");
+  f.path("init", c.init, PathKind::kWeights, "flow: start from the weights of this model file instead of fresh ones; it may have fewer blocks");
   f.table("args", c.args, "constructor arguments by their official names");
 }
 

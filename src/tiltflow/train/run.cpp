@@ -1,13 +1,14 @@
 #include "tiltflow/train/run.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/image.h"
-#include "tiltflow/io/safetensors.h"
 #include "tiltflow/nn/machine_choices.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/process_group.h"
@@ -17,93 +18,145 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string step_name(std::int64_t step) { return "step-" + std::string(6 - std::min<std::size_t>(6, std::to_string(step).size()), '0') + std::to_string(step); }
+fs::path checkpoints_of(const fs::path& run) { return run / "checkpoints"; }
 
-// Complete checkpoints, oldest first.
-std::vector<fs::path> complete_checkpoints(const fs::path& folder) {
-  std::vector<fs::path> out;
+// A run from its first step on, or a finished one; what failed before it can be started again.
+bool has_trained(const fs::path& run) {
+  const std::vector<CheckpointFolder> done = complete_checkpoints(checkpoints_of(run));
+  return fs::exists(run / "model.safetensors") || (!done.empty() && done.back().step > 0);
+}
+
+// Whether the folder holds anything but the claim.
+bool holds_something(const fs::path& folder) {
   std::error_code code;
-  for (const auto& entry : fs::directory_iterator(folder, code)) {
-    if (starts_with(entry.path().filename().string(), "step-") && fs::exists(entry.path() / "DONE")) out.push_back(entry.path());
+  const fs::directory_iterator entries(folder, code);
+  return std::any_of(begin(entries), end(entries),
+                     [](const auto& entry) { return !is_claim(entry.path()); });
+}
+
+bool is_same_run(const fs::path& run, const RunStart& start) {
+  try {
+    require_same_start(stored_start(run), start);
+    return true;
+  } catch (const Error&) {
+    return false;
   }
-  std::sort(out.begin(), out.end(), [](const fs::path& a, const fs::path& b) {
-    return std::stoll(a.filename().string().substr(5)) < std::stoll(b.filename().string().substr(5));
-  });
-  return out;
 }
 
-std::string state_of(const Checkpoint& checkpoint) {
-  nlohmann::ordered_json state{{"step", checkpoint.step}};
-  if (!checkpoint.followed) state["followed"] = false;
-  return state.dump(1) + "\n";
-}
-
-bool holds(const fs::path& folder, const Checkpoint& checkpoint) {
-  return fs::exists(folder / "DONE") && fs::exists(folder / "state.json") && read_file(folder / "state.json") == state_of(checkpoint);
-}
-
-std::string first_difference(const std::string& a, const std::string& b) {
-  const std::vector<std::string> left = split(a, '\n'), right = split(b, '\n');
-  for (std::size_t i = 0; i < std::max(left.size(), right.size()); ++i) {
-    const std::string l = i < left.size() ? left[i] : "(nothing)", r = i < right.size() ? right[i] : "(nothing)";
-    if (l != r) return cat("stored `", l, "`, now `", r, "`");
+// A run can end earlier than it was meant to, not before the steps that it has done.
+void require_length(const fs::path& run, const std::vector<KeyChange>& changes) {
+  const std::vector<CheckpointFolder> done = complete_checkpoints(checkpoints_of(run));
+  const std::int64_t step = done.empty() ? 0 : done.back().step;
+  for (const KeyChange& change : changes) {
+    if (change.key != "train.steps" || std::atoll(change.now.c_str()) >= step) continue;
+    fail(ErrorKind::kConfig,
+         cat("train.steps = ", change.now, ": the run in ", run.string(), " has done ", step,
+             " steps already"),
+         cat("set train.steps to ", step, " or more"));
   }
-  return "";
+}
+
+// What a start that trained nothing has left.
+void forget_start(const fs::path& run) {
+  for (const CheckpointFolder& folder : complete_checkpoints(checkpoints_of(run)))
+    fs::remove_all(folder.path);
+  for (const char* file : {"config.toml", "inputs.json", "metrics.jsonl"}) fs::remove(run / file);
+  std::vector<fs::path> rest;
+  for (const auto& entry : fs::directory_iterator(run)) {
+    if (starts_with(entry.path().filename().string(), "events.out.tfevents."))
+      rest.push_back(entry.path());
+  }
+  std::error_code none;
+  for (const auto& entry : fs::directory_iterator(run / "samples", none)) {
+    if (ends_with(entry.path().filename().string(), cat(step_name(0), ".png")))
+      rest.push_back(entry.path());
+  }
+  for (const fs::path& file : rest) fs::remove(file);
 }
 
 }  // namespace
 
-Run::Run(fs::path directory, const std::string& config_toml, bool resume) : directory_(std::move(directory)), writes_(world_rank() == 0) {
-  if (!writes_) {
-    barrier();  // the first process has made the folder, or has failed
-    return;
-  }
+StoredStart stored_start(const fs::path& run) {
+  return {cat("the run in ", run.string()), run / "config.toml", run / "inputs.json"};
+}
+
+Run::Run(fs::path directory, const RunStart& start)
+    : directory_(std::move(directory)), writes_(world_rank() == 0) {
+  if (writes_) begin(start);
+  barrier();  // the first process has made the folder, or has failed
+}
+
+void Run::begin(const RunStart& start) {
   const fs::path config = directory_ / "config.toml";
-  if (fs::exists(config)) {
-    if (!resume) fail(ErrorKind::kConfig, cat("the folder ", directory_.string(), " already holds a run"), "continue it with --resume, or choose another folder with --out");
-    if (const std::string stored = read_file(config); stored != config_toml) {
-      fail(ErrorKind::kConfig, cat("the run in ", directory_.string(), " has another configuration: ", first_difference(stored, config_toml)),
-           "resume with the same configuration, or start afresh in another folder with --out");
-    }
-  } else if (fs::exists(directory_) && !fs::is_empty(directory_) && !fs::exists(directory_ / "checkpoints")) {
-    fail(ErrorKind::kConfig, cat("the folder ", directory_.string(), " exists and is not a run"), "choose an empty or new folder with --out");
+  if (!fs::exists(config) && !fs::exists(checkpoints_of(directory_)) &&
+      holds_something(directory_)) {
+    fail(ErrorKind::kConfig, cat("the folder ", directory_.string(), " exists and is not a run"),
+         "choose an empty or new folder with --out");
   }
-  make_directories(directory_ / "checkpoints");
+  claim_.emplace(directory_);
+  if (has_trained(directory_)) {
+    if (!start.resume)
+      fail(ErrorKind::kConfig, cat("the folder ", directory_.string(), " already holds a run"),
+           "continue it with --resume, or choose another folder with --out");
+    changes_ = require_same_start(stored_start(directory_), start);
+    require_length(directory_, changes_);
+  } else if (fs::exists(config) && !(start.resume && is_same_run(directory_, start))) {
+    log_info(cat("the run in ", directory_.string(),
+                 " was left before its first checkpoint: it starts anew"));
+    forget_start(directory_);
+  }
+  make_directories(checkpoints_of(directory_));
   make_directories(samples());
-  if (!fs::exists(config)) write_file_atomic(config, config_toml);
+  store_start(stored_start(directory_), start, changes_);
   record_choices(choices_in(directory_));
-  barrier();
 }
 
 bool Run::has_checkpoint() const {
   // The first process decides: it may save while the others still look.
-  return !all_gather(complete_checkpoints(directory_ / "checkpoints").empty() ? "" : "yes").front().empty();
+  return !all_gather(complete_checkpoints(checkpoints_of(directory_)).empty() ? "" : "yes")
+              .front()
+              .empty();
 }
 
-std::optional<Checkpoint> Run::latest() {
-  barrier();  // what the first process saved before is there
-  metrics_.reset();  // the file is about to be replaced
-  events_.reset();
-  const std::vector<fs::path> done = complete_checkpoints(directory_ / "checkpoints");
-  std::optional<Checkpoint> out;
-  if (!done.empty()) {
-    out.emplace();
+namespace {
+
+// The newest checkpoint that can be read; those that cannot are set aside.
+std::optional<Checkpoint> newest_whole(const fs::path& folder) {
+  std::vector<CheckpointFolder> done = complete_checkpoints(folder);
+  std::vector<std::string> damaged;
+  for (; !done.empty(); done.pop_back()) {
     try {
-      const nlohmann::json state = nlohmann::json::parse(read_file(done.back() / "state.json"));
-      out->step = state.at("step").get<std::int64_t>();
-      out->followed = state.value("followed", true);
-    } catch (const nlohmann::json::exception&) {
-      fail(ErrorKind::kBadFile, cat((done.back() / "state.json").string(), " is broken"), "delete this checkpoint folder to resume from the one before");
-    }
-    for (const auto& entry : fs::directory_iterator(done.back())) {
-      if (entry.path().extension() == ".safetensors") out->parts[entry.path().stem().string()] = read_safetensors(entry.path()).tensors;
+      Checkpoint out = read_checkpoint(done.back());
+      for (const std::string& reason : damaged)
+        log_warn(
+            cat("a damaged checkpoint is left out: ", reason, "; continuing from step ", out.step));
+      return out;
+    } catch (const Error& error) {
+      damaged.emplace_back(error.what());
     }
   }
+  if (damaged.empty()) return std::nullopt;
+  fail(ErrorKind::kBadFile,
+       cat("no checkpoint in ", folder.string(), " can be read:\n  ", join(damaged, "\n  ")),
+       "put a copy of one there, or start afresh in another folder with --out");
+}
+
+}  // namespace
+
+std::optional<Checkpoint> Run::latest() {
+  barrier();         // what the first process saved before is there
+  metrics_.reset();  // the file is about to be replaced
+  events_.reset();
+  const std::optional<Checkpoint> out = newest_whole(checkpoints_of(directory_));
   first_step_ = !out ? 0 : out->followed ? out->step + 1 : out->step;
   shown_again_ = nlohmann::ordered_json::object();
   barrier();  // nobody reads on while the first process writes
   if (!writes_) return out;
-  // Lines after the checkpoint will be written again; so will all but the first of its step when what follows the step is not done.
+  for (const CheckpointFolder& folder : complete_checkpoints(checkpoints_of(directory_))) {
+    if (out && folder.step > out->step) set_aside(folder);
+  }
+  // Lines after the checkpoint will be written again; so will all but the first of its step when
+  // what follows the step is not done.
   const fs::path metrics = directory_ / "metrics.jsonl";
   std::string kept;
   bool seen = false;
@@ -119,25 +172,24 @@ std::optional<Checkpoint> Run::latest() {
 }
 
 void Run::save(const Checkpoint& checkpoint, std::int64_t keep) {
-  const fs::path folder = directory_ / "checkpoints", final_name = folder / step_name(checkpoint.step), temporary = folder / ("tmp-" + step_name(checkpoint.step));
-  if (!writes_ || holds(final_name, checkpoint)) return;
-  fs::remove_all(temporary);
-  fs::remove_all(final_name);
-  make_directories(temporary);
-  try {
-    for (const auto& [name, tensors] : checkpoint.parts) write_safetensors(temporary / (name + ".safetensors"), tensors);
-    write_file_atomic(temporary / "state.json", state_of(checkpoint));
-    write_file_atomic(temporary / "DONE", "");
-    if (metrics_) metrics_->sync();
-    fs::rename(temporary, final_name);
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    throw;
-  }
-  sync_directory(folder);
-  std::vector<fs::path> done = complete_checkpoints(folder);
-  for (std::size_t i = 0; i + static_cast<std::size_t>(std::max<std::int64_t>(1, keep)) < done.size(); ++i) fs::remove_all(done[i]);
+  const fs::path folder = checkpoints_of(directory_);
+  if (!writes_ || holds(folder, checkpoint)) return;
+  if (metrics_) metrics_->sync();
+  write_checkpoint(folder, checkpoint);
+  const std::vector<CheckpointFolder> done = complete_checkpoints(folder);
+  for (std::size_t i = 0;
+       i + static_cast<std::size_t>(std::max<std::int64_t>(1, keep)) < done.size(); ++i)
+    fs::remove_all(done[i].path);
+}
+
+void Run::retire(const std::string& file, std::int64_t step) {
+  const fs::path old = directory_ / file;
+  if (!writes_ || !fs::exists(old)) return;
+  const fs::path name =
+      directory_ / cat(old.stem().string(), "-", step_name(step), old.extension().string());
+  fs::rename(old, name);
+  log_info(cat(old.string(), " is of the model after step ", step, ": kept as ",
+               name.filename().string()));
 }
 
 void Run::open_logs() {
@@ -170,7 +222,8 @@ void Run::histogram(const std::string& name, std::int64_t step, const at::Tensor
 
 void Run::picture(const std::string& name, std::int64_t step, const at::Tensor& image) {
   if (!writes_) return;
-  write_png(samples() / cat(name, "-", step_name(step), ".png"), image, {{"Software", "tiltflow"}, {"step", std::to_string(step)}});
+  write_png(samples() / cat(name, "-", step_name(step), ".png"), image,
+            {{"Software", "tiltflow"}, {"step", std::to_string(step)}});
   if (events_) events_->image("pictures/" + name, step, image);
 }
 

@@ -25,7 +25,7 @@ bool matches_any(const std::string& name, const std::vector<std::string>& patter
 }  // namespace
 
 void bind(Fields& f, SftConfig& c) {
-  f.value("assigned", c.assigned, "sft: folder of `tiltflow assign`");
+  f.path("assigned", c.assigned, PathKind::kAll, "sft: folder of `tiltflow assign`");
   f.value("mode", c.mode, "matched (the assigned noise) or direct (fresh noise for every target: the baseline)", one_of({"matched", "direct"}));
   f.value("batch", c.batch, "pairs per step", at_least_integer(1));
   f.value("item", c.item, "pairs per independent piece of work", at_least_integer(1));
@@ -33,7 +33,7 @@ void bind(Fields& f, SftConfig& c) {
   f.value("l1", c.l1, "weight of the mean absolute error", at_least(0));
   f.value("preserve", c.preserve, "weight of the squared distance to the starting generator on fresh noise", at_least(0));
   f.value("anchor", c.anchor, "weight of the squared distance to the anchor generator on fresh noise", at_least(0));
-  f.value("anchor_file", c.anchor_file, "the anchor; empty = the starting generator (em: that of the first round)");
+  f.path("anchor_file", c.anchor_file, PathKind::kWeights, "the anchor; empty = the starting generator (em: that of the first round)");
   f.value("batch_norm", c.batch_norm, "normalisation statistics: frozen, or train (of the batch)", one_of({"frozen", "train"}));
   f.value("validation", c.validation, "share of the pairs held out to choose the best weights; 0 = the last weights", between(0, 0.9));
   f.value("evaluate_every", c.evaluate_every, "steps between looks at the held-out pairs", at_least_integer(1));

@@ -1,5 +1,6 @@
 #include "tiltflow/train/trainer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
@@ -146,6 +147,18 @@ void saving_on_stop(LastStep& last, Run& run, std::int64_t keep, const std::func
        "change what the warnings name and start afresh; --resume goes on from this state, or from the one before when the newest folder of checkpoints is removed");
 }
 
+// A run that became longer or shorter: what its schedule does now.
+void announce_length(const TrainConfig& config, std::int64_t step, const Run& run) {
+  const std::vector<KeyChange>& changes = run.changes();
+  const auto found = std::find_if(changes.begin(), changes.end(), [](const KeyChange& change) { return change.key == "train.steps"; });
+  if (found == changes.end() || step >= config.steps) return;
+  const std::int64_t before = std::stoll(found->before);
+  const auto rate = [&](std::int64_t at, std::int64_t total) { return compact(config.optimizer.learning_rate * schedule_factor(config.optimizer, at, total)); };
+  const std::string next = cat("step ", step + 1, " is done at a learning rate of ", rate(step, config.steps));
+  if (config.optimizer.schedule == "constant") log_info(cat(next, ", as a run of ", config.steps, " steps from the start would"));
+  else log_info(cat("the ", config.optimizer.schedule, " schedule now spans ", config.steps, " steps instead of ", before, ": ", next, ", the last one was at ", rate(std::max<std::int64_t>(0, step - 1), before)));
+}
+
 }  // namespace
 
 void bind(Fields& f, TrainConfig& c) {
@@ -170,6 +183,7 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
   WeightAverage average(trainable, config.average_decay);
   const Start start = restore(objective, optimizer, average, run);
   std::int64_t step = start.step;
+  announce_length(config, step, run);
   broadcast_from_first(trainable.tensors());
   LastStep last(objective, optimizer, average, step, start.followed);
   RunFacts facts = hooks.facts;

@@ -161,7 +161,7 @@ std::shared_ptr<const Autoencoder> load_autoencoder(const std::filesystem::path&
 }
 
 void bind(Fields& f, AutoencoderConfig& c) {
-  f.value("file", c.file, "autoencoder of a latent model: folder or file in the names of diffusers; empty = the model makes pixels");
+  f.path("file", c.file, PathKind::kWeights, "autoencoder of a latent model: folder or file in the names of diffusers; empty = the model makes pixels");
   f.table("args", c.args, "override scaling_factor, shift_factor, norm_num_groups");
   f.value("precision", c.precision, "of its convolutions: fp32 or bf16", one_of({"fp32", "bf16"}));
   f.value("activation_checkpointing", c.activation_checkpointing, "recompute its blocks in backward: less memory, about one more forward");

@@ -1,0 +1,60 @@
+#include "tiltflow/config/differences.h"
+
+#include <map>
+#include <sstream>
+#include <toml++/toml.h>
+
+#include "tiltflow/base/error.h"
+#include "tiltflow/base/strings.h"
+
+namespace tiltflow {
+namespace {
+
+void flatten(const toml::node& node, const std::string& name,
+             std::map<std::string, std::string>& out) {
+  if (const toml::table* table = node.as_table()) {
+    for (const auto& [key, item] : *table)
+      flatten(item, name.empty() ? std::string(key.str()) : cat(name, ".", key.str()), out);
+    return;
+  }
+  const toml::array* array = node.as_array();
+  if (array && !array->empty() && array->get(0)->is_table()) {
+    std::size_t index = 0;
+    for (const toml::node& item : *array) flatten(item, cat(name, "[", index++, "]"), out);
+    return;
+  }
+  std::ostringstream text;
+  node.visit([&](const auto& value) { text << value; });
+  out[name] = text.str();
+}
+
+std::map<std::string, std::string> values_of(const std::string& text) {
+  std::map<std::string, std::string> out;
+  try {
+    flatten(toml::parse(text), "", out);
+  } catch (const toml::parse_error& error) {
+    fail(ErrorKind::kBadFile, cat("a stored configuration cannot be read, line ",
+                                  error.source().begin.line, ": ", error.description()));
+  }
+  return out;
+}
+
+}  // namespace
+
+std::vector<KeyChange> config_differences(const std::string& before, const std::string& now) {
+  const std::map<std::string, std::string> old = values_of(before);
+  const std::map<std::string, std::string> fresh = values_of(now);
+  std::map<std::string, std::string> all = old;
+  all.insert(fresh.begin(), fresh.end());
+  const auto text = [](const std::map<std::string, std::string>& values, const std::string& key) {
+    const auto found = values.find(key);
+    return found == values.end() ? std::string("nothing") : found->second;
+  };
+  std::vector<KeyChange> out;
+  for (const auto& [key, value] : all) {
+    if (text(old, key) != text(fresh, key)) out.push_back({key, text(old, key), text(fresh, key)});
+  }
+  return out;
+}
+
+}  // namespace tiltflow
