@@ -142,7 +142,9 @@ TEST(train_reward_terms, UnscaledBesideScaled) {
     const double judge = m.at(prefix + "reward_unscaled_class-log-prob"), first = m.at(prefix + "reward_unscaled_ink"), second = m.at(prefix + "reward_unscaled_ink_2");
     EXPECT_EQ(first, second);
     EXPECT_NEAR(m.at(prefix + "reward"), 5 * judge + 3 * first + 3 * second, 1e-5 * (1 + std::abs(m.at(prefix + "reward")))) << prefix;
-    if (!prefix.empty()) EXPECT_GT(m.at(prefix + "reward_unscaled_ink_se"), 0);
+    if (!prefix.empty()) {
+      EXPECT_GT(m.at(prefix + "reward_unscaled_ink_se"), 0);
+    }
   }
 }
 

@@ -12,8 +12,6 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::int64_t kLawSamples = 20000;
-
 // Tuned once, sampled three ways.
 std::vector<VerifyRow> path_rows(const std::string& path, int steps, std::uint64_t seed, bool with_distance) {
   const ExactProblem p = two_modes(path);
