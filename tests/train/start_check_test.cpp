@@ -111,7 +111,7 @@ TEST(train_start_check, ScoresMustNotDependOnTheBatch) {
   const test::TempDir dir;
   const auto problem = [&](const std::string& body) { return problem_of([&] { check_start(set_up(with_module(dir, body, "rwr"))); }); };
   expect_part(problem("  y = x.flatten(1).mean(1)\n  return (y - y.mean()) / (y.std(unbiased=False) + 0.001)"), "beside another one");
-  expect_part(problem("  y = x.flatten(1).mean(1)\n  if x.size(0) < 2:\n    raise RuntimeError(\"wants two\")\n  return y"), "wants two");
+  expect_part(problem("  y = x.flatten(1).mean(1)\n  assert x.size(0) > 1, \"wants two\"\n  return y"), "wants two");
   expect_part(problem("  return x.flatten(1).mean(1) + float('nan')"), "NaN");
   EXPECT_EQ(problem("  return x.flatten(1).mean(1) + torch.rand([x.size(0)])"), "none") << "random rewards get a warning";
 }
