@@ -85,6 +85,7 @@ int assign(const OneStepOptions& o) {
     options.warm = warm.get();
   }
   options.start = o.start(l.resolved, assign_keys(), reread_config<OneStepConfig>);
+  if (o.retry_failed) options.start.accept_inputs = true;  // the files that failed have been mended
   if (!o.warm.empty()) {  // a further input of the request
     options.start.config = cat("warm = '", o.warm, "'\n", options.start.config);
     options.start.inputs["warm"] = fingerprint_of(o.warm, PathKind::kAll);
@@ -173,10 +174,10 @@ int align(const OneStepOptions& o) {
     return finish_plan(cat("reward ", reward->info().name, ", ", counted(c.align.steps, "step"), " on ", counted(c.align.batch, "sample")), l.out);
   }
   if (fs::exists(l.out / "align.json")) fail(ErrorKind::kConfig, cat("the folder ", l.out.string(), " already holds such a run"), "choose another folder with --out");
-  const FolderClaim claim(l.out);
   const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
   std::vector<std::int64_t> labels = c.align.labels;
   for (const std::int64_t label : labels) if (label < 0) fail(ErrorKind::kConfig, cat("align.labels: ", label, " is no class"), "leave align.labels empty for all classes in turn");
+  const FolderClaim claim(l.out);
   if (labels.empty()) labels.push_back(-1);
   Json all = Json::array();
   std::string body = cat("<h1>Noise aligned with ", html_escape(reward->info().name), "</h1>");

@@ -41,7 +41,7 @@ TEST(program_eval, StatisticsOfAnyNetwork) {
   EXPECT_EQ(read_npz(dir / "r.npz").at("sigma").sizes().vec(), (std::vector<std::int64_t>{84, 84}));
   for (const char* file : {"r.npz", "r.safetensors"}) EXPECT_EQ(live, distance(run(cat(ask, "--features assets/mnist-judge.safetensors --reference ", at, "/", file)))) << file;
   expect_message(run(cat(ask, "--features pixels --reference ", at, "/r.npz")), 4, "of 84 features");
-  expect_message(run(cat(ask, "--features pixels --reference README.md")), 4, "safetensors");
+  expect_message(run(cat(ask, "--features pixels --reference README.md")), 4, "is a text file");
   expect_message(run(cat(ask, "--features pixels --data ", at, "/real --format folder")), 4, "give a size");
   expect_message(run(ask), 2, "--judge FILE");
 }

@@ -25,13 +25,13 @@ struct Scene {
       const at::Tensor pictures = (g->generate(RandomStreams(split.size()).normal(Purpose::kPrior, 0, 0, 0, 12, {noise_size(*g)}), labels) + 1) / 2;
       for (std::int64_t i = 0; i < 12; ++i) {
         const std::string file = cat(split, "/", labels[i].item<std::int64_t>(), "/", i, ".png");
-        std::filesystem::create_directories((dir / file).parent_path());
-        write_png(dir / file, pictures[i]);
+        std::filesystem::create_directories((dir / "data" / file).parent_path());
+        write_png(dir / "data" / file, pictures[i]);
         if (split == "train") pairs += cat("{\"image\": \"", file, "\", \"label\": ", labels[i].item<std::int64_t>(), "}\n");
       }
     }
-    write_file_atomic(dir / "pairs.jsonl", pairs);
-    write_file_atomic(dir / "c.toml", cat("seed = 1\n[generator]\nfile = \"", test::golden_onestep("mnist_generator.safetensors").string(), "\"\n[targets]\nformat = \"folder\"\npath = \"", at,
+    write_file_atomic(dir / "data/pairs.jsonl", pairs);
+    write_file_atomic(dir / "c.toml", cat("seed = 1\n[generator]\nfile = \"", test::golden_onestep("mnist_generator.safetensors").string(), "\"\n[targets]\nformat = \"folder\"\npath = \"", at, "/data",
                                           "\"\n[assign]\nsteps = 12\nscreen = 2\nrestarts = 1\nchunk = 2\ntile = 4\n[sft]\nbatch = 4\nitem = 2\nevaluate_every = 2\n[train]\nsteps = 12\nlearning_rate = 1e-3\ncheckpoint_every = 2\n"
                                           "[em]\nrounds = 2\n[align]\nsteps = 3\nbatch = 4\nfresh = 8\n[[reward]]\nname = \"ink\"\n[[held_out]]\nname = \"brightness\"\n[compute]\nworkers = 1\n"));
   }
@@ -81,17 +81,17 @@ TEST(program_onestep, ShardsAndBadTargets) {
   s.expect_same("whole", "parts", {"assigned.safetensors", "manifest.jsonl"});
   expect_message(s.verb("assign", "x", "--shard 2 --shards 2"), 2, "count from 0");
   // A list with a missing, a truncated and a wrong picture, and a line that is no JSON.
-  const std::string good = read_file(s.dir / "pairs.jsonl");
-  write_file_atomic(s.dir / "pairs.jsonl", good + "{\"image\": \"gone.png\", \"label\": 0}\n{\"image\": \"cut.png\", \"label\": 0}\n{\"image\": \"wide.png\", \"label\": 0}\n{broken\n{\"image\": \"train/0/0.png\", \"label\": 77}\n");
-  write_file_atomic(s.dir / "cut.png", read_file(s.dir / "train/0/0.png").substr(0, 90));
-  write_png(s.dir / "wide.png", at::zeros({1, 28, 40}));
+  const std::string good = read_file(s.dir / "data/pairs.jsonl");
+  write_file_atomic(s.dir / "data/pairs.jsonl", good + "{\"image\": \"gone.png\", \"label\": 0}\n{\"image\": \"cut.png\", \"label\": 0}\n{\"image\": \"wide.png\", \"label\": 0}\n{broken\n{\"image\": \"train/0/0.png\", \"label\": 77}\n");
+  write_file_atomic(s.dir / "data/cut.png", read_file(s.dir / "data/train/0/0.png").substr(0, 90));
+  write_png(s.dir / "data/wide.png", at::zeros({1, 28, 40}));
   const std::string list = "--set targets.format=pairs";
   expect_message(s.verb("assign", "list", list), 4, "5 targets failed");
   const auto failures = read_json_lines(s.dir / "list/failures.jsonl");
   ASSERT_EQ(failures.size(), 5U);
   for (const auto& line : failures) EXPECT_EQ(line["kind"], "bad-file");
   EXPECT_EQ(read_assigned(s.dir / "list").size(), 12);
-  for (const char* file : {"gone.png", "cut.png", "wide.png"}) std::filesystem::copy_file(s.dir / "train/0/0.png", s.dir / file, std::filesystem::copy_options::overwrite_existing);
+  for (const char* file : {"gone.png", "cut.png", "wide.png"}) std::filesystem::copy_file(s.dir / "data/train/0/0.png", s.dir / "data" / file, std::filesystem::copy_options::overwrite_existing);
   expect_message(s.verb("assign", "list", list + " --retry-failed"), 4, "2 targets failed");
   EXPECT_EQ(read_assigned(s.dir / "list").size(), 15);
   expect_message(s.verb("assign", "none", "--set targets.path=/nonexistent"), 4, "/nonexistent");
@@ -154,7 +154,7 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
 
 TEST(program_onestep, AGanIsTrainedStoppedAndContinued) {
   const Scene s;
-  write_file_atomic(s.dir / "gan.toml", cat("kind = \"gan\"\nbatch = 8\nitem = 4\n[data]\nformat = \"folder\"\npath = \"", s.at, "\"\n[model]\nargs = { size = \"mnist\", base_channels = 4, d_base_channels = 4, feat_dim = 8, num_classes = 3, spectral_norm = true }\n"
+  write_file_atomic(s.dir / "gan.toml", cat("kind = \"gan\"\nbatch = 8\nitem = 4\n[data]\nformat = \"folder\"\npath = \"", s.at, "/data\"\n[model]\nargs = { size = \"mnist\", base_channels = 4, d_base_channels = 4, feat_dim = 8, num_classes = 3, spectral_norm = true }\n"
                                             "[compute]\nworkers = 1\nprecision = \"bf16\"\n[train]\nsteps = 40\nbeta1 = 0.5\naverage_decay = 0.9\ncheckpoint_every = 2\n"));
   const std::string command = cat("pretrain ", s.at, "/gan.toml --out ", s.at);
   ASSERT_EQ(run(command + "/g1").code, 0);

@@ -36,9 +36,15 @@ TEST(program_help, HelpIsOnStdoutAndMistakesAreUsageErrors) {
 }
 
 TEST(program_recipes, EveryRecipePassesADryRun) {
-  const test::TempDir dir;  // two blank digits stand for the training data
-  write_file_atomic(dir / "train-images-idx3-ubyte", std::string("\0\0\x08\x03\0\0\0\x02\0\0\0\x1c\0\0\0\x1c", 16) + std::string(2 * 28 * 28, '\0'));
-  write_file_atomic(dir / "train-labels-idx1-ubyte", std::string("\0\0\x08\x01\0\0\0\x02\0\x01", 10));
+  const test::TempDir dir;  // blank digits stand for the data
+  const std::string digits = std::string("\0\0\x08\x03\0\0\0\x80\0\0\0\x1c\0\0\0\x1c", 16) + std::string(128 * 28 * 28, '\0');
+  std::string labels("\0\0\x08\x01\0\0\0\x80", 8);
+  for (char i = 0; i < 127; ++i) labels += static_cast<char>(i % 10);
+  labels += '\0';
+  for (const char* split : {"train", "t10k"}) {
+    write_file_atomic(dir / cat(split, "-images-idx3-ubyte"), digits);
+    write_file_atomic(dir / cat(split, "-labels-idx1-ubyte"), labels);
+  }
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(test::source_dir() / "recipes")) {
     const std::string name = entry.path().filename().string();
@@ -69,7 +75,7 @@ TEST(program_convert, FormatsAndTypes) {
     EXPECT_TRUE(at::equal(tensor.to(at::kBFloat16), brain.at(name))) << name;
   }
   expect_message(run("convert assets/mnist-sit.safetensors " + at + "/x.gguf"), 2, "does not say which format");
-  expect_message(run("convert README.md " + at + "/x.pt"), 4, "safetensors");
+  expect_message(run("convert README.md " + at + "/x.pt"), 4, "is a text file");
   EXPECT_FALSE(std::filesystem::exists(dir / "x.pt"));
 }
 
@@ -151,7 +157,7 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   for (const char* name : {"comparison.json", "comparison.csv", "comparison.html"}) EXPECT_TRUE(std::filesystem::exists(dir / "s/scale-8" / name)) << name;
   const Outcome again = run(ask);
   EXPECT_NE(again.out.find("| scale-4 | 4 | there already |"), std::string::npos) << again.out;
-  const Outcome plan = run("sweep recipes/mnist-ink.toml --dry-run --vary reward[0].scale=4,8 --vary train.beta2=0.9,0.99 --vary policy.targets=[\"a\",\"b\"]");
+  const Outcome plan = run("sweep recipes/mnist-ink.toml --dry-run --vary reward[0].scale=4,8 --vary train.beta2=0.9,0.99 --vary 'policy.targets=[\"*\"]'");
   EXPECT_EQ(std::count(plan.out.begin(), plan.out.end(), '\n'), 4) << plan.out << plan.err;
   const Outcome quick = run(cat("sweep recipes/mnist-ink.toml --quick --vary reward[0].scale=4 --set batch=2 --set item=1 --set sampler.steps=2 --set method.loss_steps=2 --set evaluation.base_samples=4 --set evaluation.samples=2 --set train.steps=2 --out ", dir.path().string(), "/q"));
   EXPECT_EQ(quick.code, 0) << quick.err;
@@ -275,9 +281,9 @@ TEST(program_errors, BadFiles) {
   const test::TempDir dir;
   const std::string good = read_file(test::source_dir() / "assets/mnist-sit.safetensors");
   write_file_atomic(dir / "cut.safetensors", good.substr(0, good.size() / 2));
-  expect_message(run(cat("sample --model ", (dir / "cut.safetensors").string(), " --out ", (dir / "s").string())), 4, "truncated");
+  expect_message(run(cat("sample --model ", (dir / "cut.safetensors").string(), " --out ", (dir / "s").string())), 4, "is cut");
   EXPECT_FALSE(std::filesystem::exists(dir / "s"));
-  expect_message(run(cat("inspect ", (test::source_dir() / "README.md").string())), 4, "safetensors");
+  expect_message(run(cat("inspect ", (test::source_dir() / "README.md").string())), 4, "is a text file");
   expect_message(run("sample --model assets/mnist-judge.safetensors --out /tmp/never"), 4, "not a velocity model");
   expect_message(run("sample --model assets/mnist-sit.safetensors --label 11 --out /tmp/never"), 2, "out of range");
   expect_message(run("parity --model tests/golden/sit/sit_a_ema.safetensors --reference tests/golden/sit/sit_a_forward.safetensors --model-arg num_heads=2"), 1, "");

@@ -59,16 +59,16 @@ FeatureFunction feature_function(const std::string& file) {
 }
 
 std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out, const RunStart& start) {
-  const FolderClaim claim(out);
-  const StoredStart stored{cat("the loop in ", out.string()), out / "config.toml", out / "inputs.json"};
-  std::vector<KeyChange> changes;
-  if (fs::exists(stored.config) && has_results(out / "round-01/assign/store")) changes = require_same_start(stored, start);
   const ModelRuntime runtime = apply(config.compute);
   const std::vector<Target> targets = list_targets(config.targets);
   if (const auto training = static_cast<std::int64_t>(static_cast<double>(targets.size()) * (1 - config.sft.validation)); training < config.sft.batch) {
     fail(ErrorKind::kConfig, cat("sft.batch = ", config.sft.batch, " exceeds the ", training, " targets that are not held out"), "more targets (targets.count), or a smaller sft.batch");
   }
   std::shared_ptr<const Generator> first = open_generator(config.generator, runtime), current = first;
+  const FolderClaim claim(out);
+  const StoredStart stored{cat("the loop in ", out.string()), out / "config.toml", out / "inputs.json"};
+  std::vector<KeyChange> changes;
+  if (fs::exists(stored.config) && has_results(out / "round-01/assign/store")) changes = require_same_start(stored, start);
   store_start(stored, start, changes);
   record_choices(choices_in(out));
   std::shared_ptr<const Generator> anchor = first;
