@@ -65,6 +65,18 @@ TEST(base_fingerprint, FoldersAndCompanions) {
   EXPECT_NE(renamed.find("zero/3.png is new"), std::string::npos) << renamed;
   EXPECT_NE(renamed.find("zero/2.png is gone"), std::string::npos) << renamed;
 
+  // Of a divided data set, runs beside its parts are no data.
+  fs::create_directories(dir / "divided/train/a");
+  write_file_atomic(dir / "divided/train/a/1.png", "one");
+  write_file_atomic(dir / "divided/pairs.jsonl", "{}");
+  const Fingerprint divided = fingerprint_of(dir / "divided", PathKind::kAll);
+  EXPECT_EQ(divided.files.size(), 2u);
+  fs::create_directories(dir / "divided/runs");
+  write_file_atomic(dir / "divided/runs/model.safetensors", "a result");
+  EXPECT_EQ(difference(divided, fingerprint_of(dir / "divided", PathKind::kAll)), "");
+  write_file_atomic(dir / "divided/train/a/1.png", "two");
+  EXPECT_NE(difference(divided, fingerprint_of(dir / "divided", PathKind::kAll)), "");
+
   write_file_atomic(dir / "m.safetensors.index.json",
                     R"({"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}})");
   for (const char* shard : {"m-1.safetensors", "m-2.safetensors"})
@@ -108,7 +120,8 @@ TEST(base_claim, AFolderHasOneWriterOrLanes) {
                  [&] { FolderClaim(dir / "o", "shard-1"); });
     expect_error(ErrorKind::kFailure, "another process writes", [&] { FolderClaim(dir / "o"); });
   }
-  EXPECT_TRUE(fs::is_empty(dir / "o")) << "claims leave nothing behind";
+  EXPECT_FALSE(fs::exists(dir / "o")) << "claims leave nothing behind";
+  fs::create_directories(dir / "o");
   const FolderClaim file = FolderClaim::of_file(dir / "o/file");
   expect_error(ErrorKind::kFailure, "another process writes",
                [&] { FolderClaim::of_file(dir / "o/file"); });

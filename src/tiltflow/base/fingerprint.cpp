@@ -77,6 +77,26 @@ void add_folder(const fs::path& folder, const std::string& prefix, PathKind kind
          cat("cannot read the folder ", folder.string(), ": ", code.message()));
 }
 
+// A data set that is divided into train, test and the like: what else lies in its folder, runs among
+// it, is no data. Lists and arrays may lie beside the parts. False when the folder is not divided.
+bool add_data_set(const fs::path& folder, std::set<std::pair<dev_t, ino_t>>& seen,
+                  std::vector<Listed>& out) {
+  bool divided = false;
+  for (const char* part : {"train", "training", "test", "val", "valid", "validation"}) {
+    if (!fs::is_directory(folder / part)) continue;
+    divided = true;
+    add_folder(folder / part, cat(part, "/"), PathKind::kAll, seen, out);
+  }
+  if (!divided) return false;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    for (const char* end : {".jsonl", ".npz", ".bin", "-ubyte", ".gz"}) {
+      if (ends_with(name, end) && !is_hidden(entry.path())) add_file(entry.path(), name, out);
+    }
+  }
+  return true;
+}
+
 // The shards that an index names, and the configuration beside the weights.
 void add_companions(const fs::path& file, std::vector<Listed>& out) {
   std::set<std::string> names{"config.json", "adapter_config.json"};
@@ -98,7 +118,8 @@ std::vector<Listed> files_of(const fs::path& path, PathKind kind) {
   std::vector<Listed> out;
   if (fs::is_directory(path)) {
     std::set<std::pair<dev_t, ino_t>> seen;
-    add_folder(path, "", kind, seen, out);
+    const bool divided = kind == PathKind::kAll && add_data_set(path, seen, out);
+    if (!divided) add_folder(path, "", kind, seen, out);
   } else {
     add_file(path, "", out);
     if (kind == PathKind::kWeights) add_companions(path, out);

@@ -10,7 +10,7 @@ namespace tiltflow {
 
 // What of a path is read.
 enum class PathKind {
-  kAll,      // the file; a folder: everything in it but hidden entries
+  kAll,      // the file; a folder: all in it, of a divided data set train, test and lists
   kWeights,  // a file with its shards and the config.json beside it; a folder: its weight files and
              // their JSON files
 };

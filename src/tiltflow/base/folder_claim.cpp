@@ -30,9 +30,17 @@ ProcessLock hold(const fs::path& claimed, const fs::path& lock) {
   return std::move(*held);
 }
 
+std::shared_ptr<const void> removed_when_empty(const fs::path& folder) {
+  return {nullptr, [folder](const void*) {
+            std::error_code not_empty;
+            fs::remove(folder, not_empty);
+          }};
+}
+
 }  // namespace
 
 FolderClaim::FolderClaim(const fs::path& folder, const std::string& lane) {
+  if (!fs::exists(folder)) made_ = removed_when_empty(folder);
   make_directories(folder);
   const ProcessLock entry(folder / kEntry);
   if (!lane.empty()) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -22,6 +23,7 @@ class FolderClaim {
  private:
   FolderClaim() = default;
   explicit FolderClaim(ProcessLock lock) : lock_(std::move(lock)) {}
+  std::shared_ptr<const void> made_;  // removes a folder that was made for nothing, after the lock
   std::optional<ProcessLock> lock_;
 };
 
