@@ -86,7 +86,8 @@ name = "ink"
 [sampler]
 steps = 3
 [evaluation]
-every = 0
+every = 1
+samples = 4
 base_samples = 16
 [compute]
 workers = 1

@@ -23,6 +23,13 @@ constexpr std::int64_t kCompared = 8, kMapped = 6;  // pictures
 constexpr std::int64_t kAcross = 4, kCellWidth = 112;  // of them in a row of the comparison, and pixels of one
 constexpr std::int64_t kGradients = 32;              // samples whose reward gradient is looked at
 
+// Latents without a decoder are none, whatever their shape looks like.
+bool shows_pictures(const StateReward& reward, const at::Tensor& x) {
+  if (x.dim() != 4) return false;
+  const at::NoGradGuard no_grad;
+  return is_picture(reward.decode(x.narrow(0, 0, 1)).sizes().slice(1));
+}
+
 double standard_error(const at::Tensor& x) { return x.size(0) > 1 ? x.std().item<double>() / std::sqrt(static_cast<double>(x.size(0))) : 0; }
 
 // Means of the terms and their standard errors: PREFIXreward_unscaled*, ..._se.
@@ -152,7 +159,7 @@ std::map<std::string, double> Monitor::evaluate(const ParameterSet& average, std
   metrics.merge(unscaled_metrics("eval_", scores.terms, config.reward));
   if (needs_reward_gradient(config)) metrics["eval_reward_gradient_zero"] = share_of_zero_gradients(*setup_.reward, draws);
   run_.histogram("eval_rewards", step, r);
-  if (draws.x.dim() == 4) pictures(draws, r, *tuned, *base, step);
+  if (shows_pictures(*setup_.reward, draws.x)) pictures(draws, r, *tuned, *base, step);
   return metrics;
 }
 
