@@ -69,11 +69,27 @@ at::Tensor flow_matching_losses(const VelocityField& network, const Path& path, 
   return loss * at::tensor(weights, at::kDouble).to(loss.scalar_type());
 }
 
-FlowMatchingObjective::FlowMatchingObjective(std::unique_ptr<VelocityModel> model, std::shared_ptr<const Path> path, ImageDataset data, FlowMatchingOptions options, std::uint64_t seed)
-    : model_(std::move(model)), path_(std::move(path)), data_(std::move(data)), options_(std::move(options)), streams_(seed),
+at::Tensor distillation_losses(const VelocityField& network, const VelocityField& teacher, const Path& path, const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& t, const Condition& condition,
+                               const Condition& teacher_condition) {
+  const std::vector<PathPoint> points = path_points(path, t);
+  const at::Tensor x_t = path_coefficient(points, &PathPoint::alpha, x_1) * x_1 + path_coefficient(points, &PathPoint::beta, x_1) * x_0;
+  at::Tensor target;
+  {
+    const at::NoGradGuard no_grad;
+    target = teacher.velocity(x_t, t, teacher_condition);
+  }
+  return (network.velocity(x_t, t, condition) - target).square().flatten(1).mean(1);
+}
+
+FlowMatchingObjective::FlowMatchingObjective(std::unique_ptr<VelocityModel> model, std::shared_ptr<const Path> path, ImageDataset data, FlowMatchingOptions options, std::uint64_t seed,
+                                             std::shared_ptr<const VelocityModel> teacher)
+    : model_(std::move(model)), teacher_(std::move(teacher)), path_(std::move(path)), data_(std::move(data)), options_(std::move(options)), streams_(seed),
       order_(data_.size(), options_.batch, streams_), trainable_(trainable_of(*model_)) {
   const std::vector<std::int64_t> shape = data_.shape();
   if (shape != model_->sample_shape()) fail(ErrorKind::kConfig, cat("the data are ", shape_text(shape), ", the model makes ", shape_text(model_->sample_shape())), "adapt model.args (input_size, in_channels)");
+  if (teacher_ != nullptr && (teacher_->sample_shape() != shape || teacher_->classes() != model_->classes())) {
+    fail(ErrorKind::kConfig, cat("the teacher makes ", shape_text(teacher_->sample_shape()), " of ", counted(teacher_->classes(), "class", "classes"), ", the model ", shape_text(shape), " of ", model_->classes()));
+  }
   if (model_->classes() > 0 && data_.labels.max().item<std::int64_t>() >= model_->classes()) fail(ErrorKind::kConfig, cat("the data have labels up to ", data_.labels.max().item<std::int64_t>(), ", the model has ", counted(model_->classes(), "class", "classes")));
 }
 
@@ -93,12 +109,15 @@ LossReport FlowMatchingObjective::item(std::int64_t i) {
   const at::Tensor u = options_.time_sampling == "logit-normal" ? streams_.normal(Purpose::kTime, step, 0, begin, n, {}).sigmoid()
                                                          : streams_.uniform(Purpose::kTime, step, begin, n);
   const at::Tensor t = training_times(*path_, options_, u);
-  Condition condition;
+  Condition condition, undropped;
   if (model_->classes() > 0) {
+    undropped.labels = data_.labels.index_select(0, indices);
     const at::Tensor dropped = streams_.uniform(Purpose::kLabel, step, begin, n) < options_.label_dropout;
-    condition.labels = at::where(dropped, at::full({1}, model_->classes(), at::kLong), data_.labels.index_select(0, indices));
+    condition.labels = at::where(dropped, at::full({1}, model_->classes(), at::kLong), undropped.labels);
   }
-  return {flow_matching_losses(*model_, *path_, options_, noise, data, t, condition).sum() / static_cast<double>(options_.batch), {}};
+  const at::Tensor losses = teacher_ != nullptr ? distillation_losses(*model_, *teacher_, *path_, noise, data, t, condition, undropped)
+                                                : flow_matching_losses(*model_, *path_, options_, noise, data, t, condition);
+  return {losses.sum() / static_cast<double>(options_.batch), {}};
 }
 
 ClassificationObjective::ClassificationObjective(ClassifierConfig config, ImageDataset data, ClassificationOptions options, std::uint64_t seed)

@@ -42,13 +42,20 @@ at::Tensor randomly_flipped(const at::Tensor& pictures, const RandomStreams& str
 // SiT's losses, per sample the mean over pixels: velocity |out - (alpha' x_1 + beta' x_0)|^2, noise w |out - x_0|^2,
 // score w |beta out + x_0|^2. [N]. `network` is the raw network, not a velocity.
 at::Tensor flow_matching_losses(const VelocityField& network, const Path& path, const FlowMatchingOptions& options, const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& t, const Condition& condition);
+// |network(x_t, t, condition) - teacher(x_t, t, teacher_condition)|^2, per sample the mean over pixels. [N]. Both answer velocities.
+// With the teacher's exact conditional velocity this has the gradient of flow matching in the mean, with less variance:
+// E[v(x_t | c) | x_t] is the velocity without a label. No gradient reaches the teacher.
+at::Tensor distillation_losses(const VelocityField& network, const VelocityField& teacher, const Path& path, const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& t, const Condition& condition,
+                               const Condition& teacher_condition);
 // u in [0, 1] to training times.
 at::Tensor training_times(const Path& path, const FlowMatchingOptions& options, const at::Tensor& u);
 
-// The mean of these losses. Data in [0, 1] are mapped to [-1, 1].
+// The mean of these losses, of the distillation where there is a teacher. Data in [0, 1] are mapped to [-1, 1].
+// The teacher sees the labels before dropout.
 class FlowMatchingObjective final : public Objective {
  public:
-  FlowMatchingObjective(std::unique_ptr<VelocityModel> model, std::shared_ptr<const Path> path, ImageDataset data, FlowMatchingOptions options, std::uint64_t seed);
+  FlowMatchingObjective(std::unique_ptr<VelocityModel> model, std::shared_ptr<const Path> path, ImageDataset data, FlowMatchingOptions options, std::uint64_t seed,
+                        std::shared_ptr<const VelocityModel> teacher = nullptr);
   const ParameterSet& trainable() const override { return trainable_; }
   std::int64_t begin_step(std::int64_t step) override;
   LossReport item(std::int64_t i) override;
@@ -56,6 +63,7 @@ class FlowMatchingObjective final : public Objective {
 
  private:
   std::unique_ptr<VelocityModel> model_;
+  std::shared_ptr<const VelocityModel> teacher_;
   std::shared_ptr<const Path> path_;
   ImageDataset data_;
   FlowMatchingOptions options_;

@@ -28,7 +28,7 @@ void check_start(PretrainSetup s) {
   const auto seed = static_cast<std::uint64_t>(c.seed);
   const std::int64_t item = std::min<std::int64_t>(2, c.batch);
   if (c.kind == "flow") {
-    FlowMatchingObjective objective(std::move(s.model), make_path(c.model.path), std::move(s.data), {c.batch, item, c.label_dropout, c.time_sampling, c.model.prediction, c.loss_weight, c.epsilon}, seed);
+    FlowMatchingObjective objective(std::move(s.model), make_path(c.model.path), std::move(s.data), {c.batch, item, c.label_dropout, c.time_sampling, c.model.prediction, c.loss_weight, c.epsilon}, seed, s.teacher);
     try_first_item(objective);
   } else if (c.kind == "gan") {
     GanObjective objective(gan_config_from_args(c.model.args), std::move(s.data), {c.batch, item, c.discriminator_steps}, seed, chosen_precision(c.compute));

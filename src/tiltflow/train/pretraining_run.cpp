@@ -38,6 +38,7 @@ void bind(Fields& f, PretrainModelConfig& c) {
   f.value("path", c.path, "interpolation path: linear, gvp or vp", one_of(path_names()));
   f.value("prediction", c.prediction, "what the network answers: velocity, noise or score", one_of(predictions()));
   f.path("init", c.init, PathKind::kWeights, "flow: start from the weights of this model file instead of fresh ones; it may have fewer blocks");
+  f.path("teacher", c.teacher, PathKind::kWeights, "flow: learn the velocities of this model at the labels before dropout, in place of single pairs of noise and picture: targets of less variance");
   f.table("args", c.args, "constructor arguments by their official names");
 }
 
@@ -80,6 +81,19 @@ void start_from_file(const VelocityModel& model, const PretrainModelConfig& c) {
   if (shared.size() < model.parameters().size()) log_info(cat(c.init, " has ", counted(depth, "block"), "; the others start as the identity"));
 }
 
+// The model of model.teacher. Its path must be the student's, and it must answer velocities.
+std::shared_ptr<const VelocityModel> read_teacher(const PretrainModelConfig& c, const ModelRuntime& runtime) {
+  if (c.prediction != "velocity") fail(ErrorKind::kConfig, "model.teacher needs prediction = \"velocity\"");
+  LoadedModel teacher = load_velocity_model(c.teacher, {}, runtime);
+  const auto require = [&](const Stated& stated, const std::string& wanted, const std::string& what) {
+    if (!stated.problem.empty()) fail(ErrorKind::kConfig, cat(c.teacher, ": ", stated.problem));
+    if (!stated.value.empty() && stated.value != wanted) fail(ErrorKind::kConfig, cat("the teacher ", c.teacher, " has ", what, " ", stated.value, ", the model ", wanted));
+  };
+  require(teacher.path, c.path, "path");
+  require(teacher.prediction, "velocity", "prediction");
+  return std::move(teacher.model);
+}
+
 // Never the training pictures. Throws kBadFile when there are no others.
 ImageDataset test_pictures(const DatasetConfig& data) {
   if (!has_test_split(data)) {
@@ -97,11 +111,13 @@ PretrainSetup set_up(const PretrainConfig& c) {
   if (c.kind == "flow") {
     s.model = create_velocity_model({c.model.family, c.model.args}, static_cast<std::uint64_t>(c.seed), runtime);
     if (!c.model.init.empty()) start_from_file(*s.model, c.model);
+    if (!c.model.teacher.empty()) s.teacher = read_teacher(c.model, runtime);
   } else if (c.kind == "gan") {
     gan_config_from_args(c.model.args);
   } else {
     classifier_config_from_args(c.model.args);
   }
+  if (c.kind != "flow" && !c.model.teacher.empty()) fail(ErrorKind::kConfig, cat("model.teacher is for kind = \"flow\", not ", c.kind));
   if (c.kind != "flow" && c.data.format == "latents") fail(ErrorKind::kConfig, cat("a ", c.kind, " is trained on pictures, not on latents"));
   if (c.data.flip && c.data.format == "latents") fail(ErrorKind::kConfig, "data.flip mirrors pictures, not latents");
   s.data = read_dataset(c.data, "train");
@@ -141,7 +157,7 @@ void pretrain_flow(PretrainSetup s, Run& run) {
   const std::shared_ptr<const Path> path = make_path(c.model.path);
   const FlowMatchingOptions options{c.batch, c.item, c.label_dropout, c.time_sampling, c.model.prediction, c.loss_weight, c.epsilon, c.data.flip};
   TrainHooks hooks = hooks_of(s);
-  FlowMatchingObjective objective(std::move(s.model), path, std::move(s.data), options, static_cast<std::uint64_t>(c.seed));
+  FlowMatchingObjective objective(std::move(s.model), path, std::move(s.data), options, static_cast<std::uint64_t>(c.seed), s.teacher);
   hooks.evaluate = when_due(c, run, [&](std::int64_t step, const ParameterSet& average) {
     const SwappedWeights swapped(objective.trainable(), average);
     const VelocityModel& model = objective.model();

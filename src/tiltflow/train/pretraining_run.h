@@ -23,7 +23,7 @@ struct PretrainDataConfig : DatasetConfig {
 void bind(Fields& f, PretrainDataConfig& c);
 
 struct PretrainModelConfig {
-  std::string family = "sit", path = "linear", prediction = "velocity", init;
+  std::string family = "sit", path = "linear", prediction = "velocity", init, teacher;
   std::map<std::string, std::string> args;
 };
 void bind(Fields& f, PretrainModelConfig& c);
@@ -52,6 +52,7 @@ struct PretrainSetup {
   std::unique_ptr<VelocityModel> model;  // flow: fresh, or with the weights of model.init; null otherwise
   ImageDataset data;
   ImageDataset held_out;  // never trained on, with the training split's class numbers; may be empty
+  std::shared_ptr<const VelocityModel> teacher = nullptr;  // of model.teacher, if any
 };
 // Reads and checks everything the configuration names: data, initial weights, constructor arguments. Throws kConfig, kBadFile.
 PretrainSetup set_up(const PretrainConfig& config);
