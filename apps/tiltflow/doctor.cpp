@@ -11,6 +11,7 @@
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/nn/fused_cuda.h"
 #include "tiltflow/nn/machine_choices.h"
+#include "tiltflow/nn/onednn.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/device.h"
 #include "tiltflow/tensor/parallel.h"
@@ -20,13 +21,21 @@ namespace tiltflow::app {
 
 namespace {
 
+// The precisions that oneDNN's products have with this libtorch on this processor.
+std::string onednn_products() {
+  const bool fp32 = can_use_onednn(at::kFloat);
+  const bool bf16 = can_use_onednn(at::kBFloat16);
+  if (fp32 && bf16) return "fp32 and bf16";
+  return fp32 ? "fp32" : bf16 ? "bf16" : "none";
+}
+
 // What was measured here, now or earlier, and where that is kept.
 void print_choices() {
   const MachineChoices& found = machine_choices({.speeds = true, .fp32_ways = true, .bf16_ways = true});
   const std::filesystem::path file = choices_file(machine_key());
   std::cout << "measured on one piece of work: products of 256 x 256 at " << fixed(found.speeds.fp32, 0) << " GFLOP/s in fp32, " << fixed(found.speeds.bf16, 0) << " in bf16; precision = \"auto\" means "
             << (bf16_pays(found.speeds) ? "bf16" : "fp32") << " here\n";
-  std::cout << "kernels = \"fused\" takes (oneDNN products: " << (can_pack() ? "fp32 and bf16" : "not in both precisions") << "; " << (file.empty() ? "measured in every process: there is no cache folder" : cat("kept in ", file.string())) << "):\n";
+  std::cout << "kernels = \"fused\" takes (oneDNN products: " << onednn_products() << "; " << (file.empty() ? "measured in every process: there is no cache folder" : cat("kept in ", file.string())) << "):\n";
   for (std::size_t i = 0; i < way_slots().size(); ++i) {
     std::cout << "  " << pad_right(way_slots()[i].name, 68) << option_name(way_slots()[i], found.ways.chosen(i)) << "\n";
   }

@@ -1,7 +1,7 @@
 // Aligns a model with a reward that is written here: digits whose ink lies in the left half.
 //   embed CONFIG.toml OUT      e.g. embed recipes/sanity.toml runs/embed
 // The configuration says everything else: model, sampler, policy, steps. Its own reward is replaced.
-#include "tiltflow/tensor/aten.h"  // operators of tensors; before the other headers of tiltflow
+#include "tiltflow/tensor/aten.h"  // operators of tensors
 
 #include <exception>
 #include <iostream>

@@ -18,9 +18,10 @@ int exit_code(ErrorKind kind) noexcept {
     case ErrorKind::kConfig: return 3;
     case ErrorKind::kBadFile: return 4;
     case ErrorKind::kNonFinite: return 5;
+    case ErrorKind::kDiverged: return 6;
     case ErrorKind::kStopped: return 75;
   }
-  return static_cast<int>(kind);  // kinds that other folders add are numbered by their exit code
+  return 1;
 }
 
 }  // namespace tiltflow

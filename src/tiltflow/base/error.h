@@ -12,6 +12,7 @@ enum class ErrorKind {
   kConfig,     // exit 3: configuration file or override
   kBadFile,    // exit 4: an input file is missing, broken or does not fit
   kNonFinite,  // exit 5: NaN or infinity where a number was needed
+  kDiverged,   // exit 6: train.stop_when has ended the run; its checkpoints are good
   kStopped,    // exit 75: stopped on a signal or time limit with a good checkpoint
 };
 

@@ -1,7 +1,6 @@
 #include "tiltflow/base/file.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -12,7 +11,6 @@
 
 #include "tiltflow/base/descriptor.h"
 #include "tiltflow/base/error.h"
-#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 
 namespace tiltflow {
@@ -75,15 +73,6 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
 MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
-
-FileLock::FileLock(const std::filesystem::path& path) : fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
-  if (fd_ >= 0 && ::flock(fd_, LOCK_EX) == 0) return;
-  const bool without_locks = errno == ENOSYS || errno == ENOLCK || errno == EOPNOTSUPP || errno == EINVAL;
-  if (fd_ < 0 || !without_locks) fail(ErrorKind::kFailure, cat("cannot lock ", path.string(), ": ", std::strerror(errno)));
-  log_warn(cat("this file system has no file locks (", path.string(), ": ", std::strerror(errno), "): see to it that no other process writes to the same folder"));
-}
-
-FileLock::~FileLock() { ::close(fd_); }
 
 LineAppender::LineAppender(const std::filesystem::path& path)
     : path_(path), fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)) {

@@ -51,18 +51,6 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
-// Waits for and holds an exclusive lock on `path` (created when missing); released with the object or when the process dies.
-class FileLock {
- public:
-  explicit FileLock(const std::filesystem::path& path);
-  ~FileLock();
-  FileLock(const FileLock&) = delete;
-  FileLock& operator=(const FileLock&) = delete;
-
- private:
-  int fd_;
-};
-
 // A text file that grows line by line (metrics.jsonl). Opens for appending.
 class LineAppender {
  public:

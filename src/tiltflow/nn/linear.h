@@ -33,8 +33,6 @@ class WeightCopies {
   Copy copies_[6];
 };
 
-// Whether this libtorch and this processor can (oneDNN, fp32 and bf16).
-bool can_pack();
 // x W^T + bias, W as packed; bias may be undefined. No gradients.
 at::Tensor times_packed(const at::Tensor& x, const at::Tensor& packed_weight, const at::Tensor& bias);
 

@@ -44,8 +44,6 @@ bool can_use_onednn(at::ScalarType type) {
   return type == at::kFloat ? full : type == at::kBFloat16 && half;
 }
 
-bool can_pack() { return can_use_onednn(at::kFloat) && can_use_onednn(at::kBFloat16); }
-
 at::Tensor packed_weight(const at::Tensor& weight) { return call(packing(), {weight, c10::IValue()}); }
 
 at::Tensor times_packed(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {

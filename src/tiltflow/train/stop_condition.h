@@ -11,8 +11,6 @@
 
 namespace tiltflow {
 
-constexpr ErrorKind kDiverged{6};  // exit 6: a run that train.stop_when has ended, with its checkpoints
-
 // "METRIC > NUMBER", also >=, <, <=, with " for N" when it must hold N times in a row that the metric is logged; or the
 // name of a kind of warning, met when that warning is given.
 struct StopCondition {

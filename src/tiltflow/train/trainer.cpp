@@ -143,7 +143,7 @@ void saving_on_stop(LastStep& last, Run& run, std::int64_t keep, const std::func
 }
 
 [[noreturn]] void fail_diverged(const Run& run, std::int64_t step, const std::string& reason) {
-  fail(kDiverged, cat("stopped by train.stop_when after step ", step, ": ", reason, "; this state and the checkpoints before it are in ", (run.directory() / "checkpoints").string()),
+  fail(ErrorKind::kDiverged, cat("stopped by train.stop_when after step ", step, ": ", reason, "; this state and the checkpoints before it are in ", (run.directory() / "checkpoints").string()),
        "change what the warnings name and start afresh; --resume goes on from this state, or from the one before when the newest folder of checkpoints is removed");
 }
 

@@ -37,6 +37,10 @@ at::Tensor block(const LayerContext& c, const at::Tensor& x, const std::function
   return checkpoint([body](const std::vector<at::Tensor>& in) { return body(in[0]); }, {x});
 }
 
+at::Tensor Autoencoder::to_scaled(const at::Tensor& raw) const { return (raw - shift) * scale; }
+
+at::Tensor Autoencoder::from_scaled(const at::Tensor& scaled) const { return scaled / scale + shift; }
+
 Moments Autoencoder::encode(const at::Tensor& images) const {
   const Moments found = encode_batch(beside(parameters().begin()->second, images));
   return {beside(images, found.mean), beside(images, found.logvar)};
