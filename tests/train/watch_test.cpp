@@ -82,7 +82,7 @@ TEST(train_stop_when, WaitsForACheckpoint) {
   config.stop_when = {"loss > 5"};
   Scripted objective([](std::int64_t step) { return step == 21 ? 8.0 : 1.0; }, 4);
   tiltflow::Run run(dir / "run", "x", false);
-  test::expect_error(static_cast<ErrorKind>(6), "after step 24", [&] { train(config, objective, run, {}); });
+  test::expect_error(ErrorKind::kDiverged, "after step 24", [&] { train(config, objective, run, {}); });
 }
 
 TEST(train_stop_when, FiguresOfEvaluationsCount) {
@@ -93,7 +93,7 @@ TEST(train_stop_when, FiguresOfEvaluationsCount) {
   tiltflow::Run run(dir / "run", "x", false);
   TrainHooks hooks;
   hooks.evaluate = [](std::int64_t step, const ParameterSet&) { return step % 10 ? std::map<std::string, double>{} : std::map<std::string, double>{{"eval_reward", 15.0 - static_cast<double>(step)}}; };
-  test::expect_error(static_cast<ErrorKind>(6), "after step 20", [&] { train(config, objective, run, hooks); });
+  test::expect_error(ErrorKind::kDiverged, "after step 20", [&] { train(config, objective, run, hooks); });
   EXPECT_EQ(metrics_at(dir / "run", 10, "eval_reward").at("eval_reward"), 5);
 }
 
