@@ -67,6 +67,10 @@ void check_reward_gradient(const FinetuneSetup& s, const at::Tensor& states, con
   const Draws draws = draw(*base, s.config.sampler, *s.flow.path, s.flow.model->sample_shape(), s.streams, s.labels_at(kStartKey), options);
   for (const ObservedTerm& term : observe_terms(*s.reward, draws.x, draws.labels)) {
     if (lost(term) && term.varies) refuse_missing_gradient(s.config.method.name, term.name, "scores of two samples of the base differ, and the gradient is exactly zero at both");
+    if (lost(term)) {
+      log_warn(cat("reward ", term.name, " scores two samples of the base alike, and its gradient ",
+                   "is exactly zero at both: a run refuses a reward that is constant"));
+    }
   }
 }
 
