@@ -78,6 +78,7 @@ nlohmann::ordered_json announce(const std::filesystem::path& run, const std::vec
 
 int check(const EvalOptions& o, std::vector<Override> changes, bool has_n) {
   const std::filesystem::path folder = o.runs.front();
+  require_finished_run(folder);
   if (has_n) {
     for (const char* key : {"check.base_samples", "check.tuned_samples"}) changes.emplace_back(cat(key, "=", o.n), "--n");
   }
@@ -102,6 +103,7 @@ int compare(const EvalOptions& o, const std::vector<Override>& changes, bool has
   options.changes = changes;
   if (has_guidance) options.guidance = o.guidance.scale;
   nlohmann::ordered_json said;
+  for (const std::string& run : o.runs) require_finished_run(run);
   for (const std::string& run : o.runs) said[run] = announce(run, changes);
   options.n = o.n, options.seeds = o.seeds, options.data = o.data, options.reference = o.reference, options.make_reference = o.make_reference;
   if (!o.features.empty()) options.features = o.features;

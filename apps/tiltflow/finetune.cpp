@@ -11,6 +11,20 @@
 #include "verbs.h"
 
 namespace tiltflow::app {
+namespace {
+
+// As one word of a shell.
+std::string shell_word(const std::string& text) {
+  const std::string safe =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%";
+  if (text.find_first_not_of(safe) == std::string::npos) return text;
+  std::string out = "'";
+  for (const char c : text) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
+}
+
+}  // namespace
+
 void add_finetune(CLI::App& program, Action& action) {
   auto* verb = program.add_subcommand("finetune", "align a model with a reward (Adjoint Matching)");
   auto options = std::make_shared<ConfigOptions>();
@@ -35,7 +49,7 @@ void add_finetune(CLI::App& program, Action& action) {
       finetune(setup, run);
       if (!run.writes()) return 0;
       log_info(cat("wrote ", (out / "model.safetensors").string(), " and ", write_report(out).string()));
-      log_info(cat("next: tiltflow eval --run ", out.string(), "   (the tilted-law check)"));
+      log_info(cat("next: tiltflow eval --run ", shell_word(out.string()), "   (the tilted-law check)"));
       return 0;
     };
   });

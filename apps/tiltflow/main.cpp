@@ -3,6 +3,7 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 
 #include <unistd.h>
 
@@ -141,6 +142,8 @@ int guarded(int argc, char** argv) {
     return report_error(error);
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "error: out of memory\nhint: lower the batch size\n");
+  } catch (const std::filesystem::filesystem_error& error) {
+    std::fprintf(stderr, "error: %s: %s\n", error.path1().c_str(), error.code().message().c_str());
   } catch (const std::exception& error) {
     // A stop may come back from libtorch in its own clothes, and a stack trace follows libtorch's messages.
     if (stop_signal() != 0) return report_error(Error(ErrorKind::kStopped, cat("stopped by ", stop_signal_name())));

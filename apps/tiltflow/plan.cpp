@@ -34,7 +34,7 @@ void print_plan(const FinetuneSetup& s, const std::filesystem::path& out, bool r
   const VelocityModel& model = *s.flow.model;
   const double weights = model.parameters().bytes();
   const double trained = policy.trainable.bytes();
-  log_info(cat("model ", s.config.model.file, ": ", model.spec().family, ", ", counted(model.parameters().numel(), "parameter"), " (", format_bytes(weights), "), samples ", shape_text(model.sample_shape())));
+  log_info(cat("model ", s.config.model.file, s.config.model.file.empty() ? "" : ": ", model.spec().family, ", ", counted(model.parameters().numel(), "parameter"), " (", format_bytes(weights), "), samples ", shape_text(model.sample_shape())));
   log_info(cat("policy ", s.config.policy.kind, ": ", policy.trainable.numel(), " trainable; weights, gradients, AdamW and average about ", format_bytes(weights + 5 * trained)));
   log_info(cat("reward ", s.reward->reward().info().name, s.reward_gradient ? "" : " (no gradient)", "; labels ", s.config.labels.kind));
   log_info(cat("sampler ", s.table.name, " on the ", s.flow.path->name(), " path, ", counted(s.table.size(), "step"), "; method ", s.config.method.name, ", ", compact(make_method(s.config.method)->training_calls(s.table)), " evaluations with a graph per sample and step"));

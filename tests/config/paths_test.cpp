@@ -89,6 +89,7 @@ TEST(config_differences, CompareValuesByKey) {
   EXPECT_EQ(changes[0].key + " " + changes[0].before + " " + changes[0].now, "b.c 1 2");
   EXPECT_EQ(changes[1].key, "r[1].x");
   EXPECT_EQ(changes[1].before, "nothing");
+  EXPECT_EQ(config_differences("a = 2e-4", "a = 0.1")[0].before, "2e-04") << "as users wrote it";
   expect_error(ErrorKind::kBadFile, "line 1", [] { config_differences("a b", "a = 1"); });
 }
 

@@ -3,10 +3,12 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/support.h"
+#include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/report.h"
 #include "tiltflow/eval/report_curves.h"
 #include "tiltflow/eval/report_facts.h"
+#include "tiltflow/eval/run_check.h"
 #include "tiltflow/eval/sweep_page.h"
 #include "tiltflow/io/image.h"
 
@@ -73,6 +75,15 @@ std::string first_chart_titles(const std::vector<Chart>& charts) {
 }
 
 }  // namespace
+
+TEST(eval_run_check, UnfinishedAndForeignRunsAreNamed) {
+  const test::TempDir dir;
+  test::expect_error(ErrorKind::kBadFile, "is not a run directory",
+                     [&] { load_finished_run(dir.path()); });
+  write_file_atomic(dir / "config.toml", kFinetune);
+  test::expect_error(ErrorKind::kBadFile, "is not finished: it has no model.safetensors",
+                     [&] { load_finished_run(dir.path()); });
+}
 
 TEST(eval_report, AFinishedRunIsToldFromResultToSettings) {
   const test::TempDir dir;

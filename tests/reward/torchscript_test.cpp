@@ -57,6 +57,20 @@ TEST(reward_torchscript, ShapesAndTypesOfAnswers) {
   test::expect_error(ErrorKind::kNonFinite, "r.pt contains NaN", [&] { nan.score(at::zeros({2, 1, 2, 2}), {}); });
 }
 
+// x.sub_(mean).div_(deviation) is how much code normalises.
+TEST(reward_torchscript, ModulesMayWorkInPlace) {
+  const test::TempDir dir;
+  const RewardTerm term = saved(dir, "  x.sub_(0.5).mul_(2)\n  return x.flatten(1).sum(1)");
+  const StateReward reward(make_weighted_sum({term, term}), identity_decoder());
+  const at::Tensor x = at::linspace(0, 1, 2 * 4).view({2, 1, 2, 2});
+  const at::Tensor before = x.clone();
+  const at::Tensor wanted = 2 * (2 * before - 1).flatten(1).sum(1);
+  EXPECT_LT(test::relative_error(reward.score(x, {}), wanted), 1e-6);
+  const ScoreAndGradient found = reward.score_and_gradient(x, {});
+  EXPECT_TRUE(at::equal(found.gradient, at::full_like(x, 4)));
+  EXPECT_TRUE(at::equal(x, before));
+}
+
 TEST(reward_torchscript, FailuresShowTheWholeMessage) {
   const test::TempDir dir;
   const auto message = [&](const RewardTerm& term) {

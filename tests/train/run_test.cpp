@@ -232,5 +232,21 @@ TEST(train_run, ALengthenedRunEqualsALongOne) {
                [&] { train_to(3, "lengthened", true); });
 }
 
+TEST(train_run, ARunThatEndedWithinABatchGoesOn) {
+  const test::TempDir dir;
+  FinetuneConfig config = test::small_run(dir);
+  config.buffer_passes = 3;
+  config.evaluation.every = 0;
+  for (const std::int64_t steps : {2, 4}) {
+    config.train.steps = steps;
+    const FinetuneSetup setup = set_up(config);
+    tiltflow::Run run(
+        dir / "r",
+        RunStart{cat("[train]\nsteps = ", steps, "\n"), {}, steps > 2, false, finetune_keys()});
+    EXPECT_EQ(finetune(setup, run).steps, steps);
+  }
+  EXPECT_EQ(read_json_lines(dir / "r/metrics.jsonl").back().at("step"), 4);
+}
+
 }  // namespace
 }  // namespace tiltflow

@@ -126,6 +126,10 @@ TEST(train_start_check, FoldersThatCannotBeMade) {
   write_file_atomic(dir / "old/config.toml", "");
   test::expect_error(ErrorKind::kConfig, "already holds a run", [&] { check_output_folder(dir / "old", 1); });
   EXPECT_NO_THROW(check_output_folder(dir / "old", 1, /*resume=*/true));
+  make_directories(dir / "letters");
+  write_file_atomic(dir / "letters/one.txt", "dear");
+  test::expect_error(ErrorKind::kConfig, "exists and is not a run",
+                     [&] { check_output_folder(dir / "letters", 1); });
   test::expect_error(ErrorKind::kConfig, "the run needs about", [&] { check_output_folder(dir / "run", 1e18); });
 }
 

@@ -169,8 +169,7 @@ std::string content_sum(const fs::path& path,
     if (n < 0)
       fail(ErrorKind::kBadFile, cat("cannot read ", path.string(), ": ", std::strerror(errno)));
     if (n == 0) return sum.hex();
-    if (stop_signal() != 0)
-      fail(ErrorKind::kStopped, cat("stopped by a signal while reading ", path.string()));
+    check_stop();
     sum.add({buffer.data(), static_cast<std::size_t>(n)});
     read_bytes(static_cast<std::uint64_t>(n));
   }

@@ -1,11 +1,11 @@
 #include "tiltflow/config/differences.h"
 
 #include <map>
-#include <sstream>
 #include <toml++/toml.h>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/config/toml_text.h"
 
 namespace tiltflow {
 namespace {
@@ -23,9 +23,7 @@ void flatten(const toml::node& node, const std::string& name,
     for (const toml::node& item : *array) flatten(item, cat(name, "[", index++, "]"), out);
     return;
   }
-  std::ostringstream text;
-  node.visit([&](const auto& value) { text << value; });
-  out[name] = text.str();
+  out[name] = toml_text(node);
 }
 
 std::map<std::string, std::string> values_of(const std::string& text) {

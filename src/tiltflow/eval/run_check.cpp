@@ -33,7 +33,20 @@ void require_files_of_training(const std::filesystem::path& run, const std::vect
 
 }  // namespace
 
+void require_finished_run(const std::filesystem::path& run) {
+  if (!std::filesystem::exists(run / "config.toml")) {
+    fail(ErrorKind::kBadFile, cat(run.string(), " is not a run directory"),
+         "give the folder that `tiltflow finetune` wrote");
+  }
+  if (!std::filesystem::exists(run / "model.safetensors")) {
+    fail(ErrorKind::kBadFile,
+         cat("the run in ", run.string(), " is not finished: it has no model.safetensors"),
+         "continue it with `tiltflow finetune` and --resume; `tiltflow report` shows it as it is");
+  }
+}
+
 FinishedRun load_finished_run(const std::filesystem::path& run, const std::vector<Override>& changes) {
+  require_finished_run(run);
   ResolvedConfig resolved;
   const FinetuneConfig config = load_config<FinetuneConfig>(run / "config.toml", changes, &resolved);
   require_files_of_training(run, resolved.inputs);

@@ -12,6 +12,8 @@ struct FinishedRun {
   FinetuneSetup setup;  // DIR/config.toml
   FlowModel tuned;      // DIR/model.safetensors
 };
+// Throws kBadFile when `run` is no run of `finetune`, or one that has written no model yet.
+void require_finished_run(const std::filesystem::path& run);
 // `changes`: of the run's configuration, for this evaluation. Throws kBadFile for an unfinished run.
 FinishedRun load_finished_run(const std::filesystem::path& run, const std::vector<Override>& changes = {});
 // What `changes` make different from the run's own configuration: "guidance.scale = 1 instead of 4", one text a key.

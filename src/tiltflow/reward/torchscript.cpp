@@ -75,7 +75,8 @@ class TorchScriptReward final : public Reward {
   }
   const RewardInfo& info() const override { return info_; }
   at::Tensor score(const at::Tensor& samples, const RewardCondition& condition) const override {
-    std::vector<c10::IValue> inputs{to_compute_device(samples)};
+    // A copy: modules that normalise in place leave the samples to the other terms as they are.
+    std::vector<c10::IValue> inputs{to_compute_device(samples).clone()};
     const bool labelled = labels_ == Labels::kNeeded || (labels_ == Labels::kOptional && condition.labels.defined());
     if (labelled) {
       if (!condition.labels.defined()) fail(ErrorKind::kConfig, cat("reward ", info_.name, ": the module wants labels"), "set labels.kind");

@@ -234,7 +234,9 @@ std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
   counted_tuned_->reset();
   pass_ = step % setup_.config.buffer_passes;
   const std::int64_t items = (setup_.config.batch + setup_.config.item - 1) / setup_.config.item;
-  if (pass_ == 0) {
+  collects_ = pass_ == 0 || buffer_.empty();
+  if (collects_) {
+    if (pass_ > 0) log_info(cat("the run had ended within a batch: it is collected anew for ", counted(setup_.config.buffer_passes - pass_, "step")));
     labels_ = setup_.labels_at(static_cast<std::uint32_t>(step));
     buffer_.assign(static_cast<std::size_t>(items), Batch{});
   }
@@ -252,7 +254,7 @@ LossReport FinetuneObjective::item(std::int64_t i) {
   const std::vector<std::string> suffixes = surrogate_ ? std::vector<std::string>{} : term_suffixes(setup_.config.reward);
   if (reuse) {
     Batch& kept = buffer_[static_cast<std::size_t>(i)];
-    if (pass_ == 0) {
+    if (collects_) {
       kept = method_->collect(context, step_, first, n, true);
       meter.add_to(kept.metrics, suffixes, kept.rewards, n);
     }

@@ -108,6 +108,7 @@ class FinetuneObjective final : public Objective {
   LabelSource labels_;
   std::vector<Batch> buffer_;
   std::int64_t step_ = 0, pass_ = 0;
+  bool collects_ = true;  // this step draws its batch; a run that goes on within one has none to reuse
   double log_z_;
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/folder_claim.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/problems.h"
 #include "tiltflow/base/strings.h"
@@ -67,6 +68,10 @@ void check_reward_gradient(const FinetuneSetup& s, const at::Tensor& states, con
   const Draws draws = draw(*base, s.config.sampler, *s.flow.path, s.flow.model->sample_shape(), s.streams, s.labels_at(kStartKey), options);
   for (const ObservedTerm& term : observe_terms(*s.reward, draws.x, draws.labels)) {
     if (lost(term) && term.varies) refuse_missing_gradient(s.config.method.name, term.name, "scores of two samples of the base differ, and the gradient is exactly zero at both");
+    if (lost(term)) {
+      log_warn(cat("reward ", term.name, " scores two samples of the base alike, and its gradient ",
+                   "is exactly zero at both: a run refuses a reward that is constant"));
+    }
   }
 }
 
@@ -108,7 +113,23 @@ double output_bytes(const FinetuneSetup& s) {
   return static_cast<double>(s.config.train.keep_checkpoints + 1) * checkpoint + weights + 2 * trained;
 }
 
+namespace {
+
+// As a run does before it claims its folder.
+void require_no_foreign_files(const fs::path& folder) {
+  if (fs::exists(folder / "config.toml") || fs::exists(folder / "checkpoints")) return;
+  std::error_code absent;
+  for (const auto& entry : fs::directory_iterator(folder, absent)) {
+    if (is_claim(entry.path())) continue;
+    fail(ErrorKind::kConfig, cat("the folder ", folder.string(), " exists and is not a run"),
+         "choose an empty or new folder with --out");
+  }
+}
+
+}  // namespace
+
 void check_output_folder(const fs::path& folder, double bytes, bool resume) {
+  require_no_foreign_files(folder);
   const fs::path checkpoints = folder / "checkpoints";
   const bool trained = fs::exists(folder / "config.toml") && fs::is_directory(checkpoints) && !fs::is_empty(checkpoints);
   if (trained && !resume) fail(ErrorKind::kConfig, cat("the folder ", folder.string(), " already holds a run"), "continue it with --resume, or choose another folder with --out");
