@@ -73,7 +73,7 @@ TEST(policy_peft, PatternsThatPythonReadsOtherwiseAreRefused) {
 TEST(policy_peft, HalfPrecisionFactorsAreMultipliedInSingle) {
   ParameterSet tensors;
   tensors.add("fc.lora_A.weight", at::full({2, 1}, 1.0, at::kBFloat16));
-  tensors.add("fc.lora_B.weight", at::tensor({1.0, 1.0 / 256}, at::kBFloat16).view({1, 2}));
+  tensors.add("fc.lora_B.weight", at::tensor({1.0, 1.0 / 256}).view({1, 2}).to(at::kBFloat16));
   ParameterSet base;
   base.add("fc.weight", at::zeros({1, 1}));
   EXPECT_EQ(merge_adapters(base, adapters_from(tensors, 1)).at("fc.weight").item<float>(), 1 + 1.0f / 256);
