@@ -106,6 +106,7 @@ int convert(const ConvertOptions& o) {
   const bool torch = is_torch_name(o.out);
   if (o.checkpoint && !torch) fail(ErrorKind::kUsage, "--checkpoint belongs to PyTorch files", "end the output in .pt, .pth, .ckpt or .bin");
   TensorFile file = read_tensors(o.in, o.weights);
+  if (file.tensors.empty()) fail(ErrorKind::kBadFile, cat(o.in, ": holds no tensors"), "is it the file of a model?");
   const std::map<std::string, std::string> metadata = converted_metadata(file, o);
   if (!o.lora.empty()) file.tensors = merge_adapters(file.tensors, read_adapters(o.lora, o.strength));
   const ParameterSet tensors = cast(file.tensors, o.dtype);

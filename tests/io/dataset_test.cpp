@@ -2,6 +2,7 @@
 
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/strings.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/npz.h"
@@ -185,6 +186,36 @@ TEST(io_dataset, NumpyImages) {
   arrays.add("arr_0", at::rand({2, 2, 2, 3}));
   write_npz(dir / "float.npz", arrays);
   test::expect_error(ErrorKind::kBadFile, "only bytes", [&] { read_dataset({"numpy", (dir / "float.npz").string()}, "train"); });
+}
+
+// Arrays under other names are no labels, and that is said; a single picture is no set of rows.
+TEST(io_dataset, NumpyImagesWithoutLabels) {
+  const test::TempDir dir;
+  const auto read = [&](const ParameterSet& arrays) {
+    write_npz(dir / "x.npz", arrays);
+    return read_dataset({"numpy", (dir / "x.npz").string()}, "train");
+  };
+  ParameterSet arrays;
+  arrays.add("images", at::zeros({2, 5, 5, 3}, at::kByte));
+  EXPECT_TRUE(read(arrays).notes.empty());
+  arrays.add("y", at::ones({2}, at::kLong));
+  EXPECT_NE(read(arrays).notes.at(0).find("not read: y"), std::string::npos);
+  ParameterSet picture;
+  picture.add("arr_0", at::zeros({5, 5, 3}, at::kByte));
+  test::expect_error(ErrorKind::kBadFile, "looks like a single picture", [&] { read(picture); });
+}
+
+// The same records packed and unpacked count once; what differs from the original's five files is said.
+TEST(io_dataset, CifarFilesAreCountedOnce) {
+  const test::TempDir dir;
+  const std::string record(3073, '\x01');
+  for (const char* number : {"1", "2", "3", "4"}) write_file_atomic(dir / cat("data_batch_", number, ".bin"), record);
+  write_file_atomic(dir / "data_batch_1.bin.gz", "not read");
+  const ImageDataset data = read_dataset({"cifar", dir.path().string()}, "train");
+  EXPECT_EQ(data.size(), 4);
+  EXPECT_NE(data.notes.at(0).find("missing: data_batch_5.bin"), std::string::npos) << data.notes.at(0);
+  write_file_atomic(dir / "data_batch_5.bin", record);
+  EXPECT_TRUE(read_dataset({"cifar", dir.path().string()}, "train").notes.empty());
 }
 
 // numpy.savez_compressed: deflated, one array in Fortran order.

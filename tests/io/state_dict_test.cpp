@@ -60,6 +60,13 @@ TEST(io_state_dict, AveragesFirstThenModelInEveryFormat) {
   test::expect_error(ErrorKind::kBadFile, "no state dict 'emma'", [] { taken(tensors({{"model.", 1}, {"ema.", 2}}), "emma"); });
 }
 
+// Lightning's networks beside losses and metrics: taken when they are named.
+TEST(io_state_dict, SectionsBesideOtherModulesByName) {
+  const ParameterSet both = tensors({{"net.", 1}, {"metric.", 2}});
+  EXPECT_EQ(taken(both), 0);
+  EXPECT_EQ(taken(both, "net"), 1);
+}
+
 TEST(io_state_dict, NamesOfWrappersGo) {
   for (const char* prefix : {"module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "ema_model.", "model.module.",
                              "net.", "base_model.model.", "_fsdp_wrapped_module.", "state_dict.", "transformer."}) {
@@ -116,6 +123,7 @@ TEST(io_checkpoint_arguments, EveryContainerSaysTheSame) {
   EXPECT_EQ(arguments("(ieasydict\nEasyDict\nS'path_type'\nS'GVP'\nsS'num_heads'\nI4\ns"), expected);
   EXPECT_EQ(arguments("(iml_collections\nConfigDict\n(dS'_fields'\n" + kNested + "sS'_locked'\nI01\nsb"), expected);
   EXPECT_EQ(arguments("(imine\nSlots\n(N" + kNested + "tb"), expected);
+  EXPECT_EQ(arguments("(imine\nPydantic\n(dS'__dict__'\n" + kNested + "sS'__pydantic_extra__'\nNsb"), expected);
   const std::string omega = "(iomegaconf.dictconfig\nDictConfig\n(dS'_metadata'\nNsS'_content'\n"
                             "(dS'path_type'\n(iomegaconf.nodes\nAnyNode\n(dS'_val'\nS'GVP'\nsbs"
                             "S'num_heads'\n(iomegaconf.nodes\nAnyNode\n(dS'_val'\nI4\nsbs" "sb";

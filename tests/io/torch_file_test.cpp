@@ -64,6 +64,24 @@ TEST(io_torch_file, TrainerFilesHaveSectionsAndInertArguments) {
   EXPECT_TRUE(state_dict_sections(read_torch_file(sample("no-tensors.pt"))).empty());
 }
 
+// A random state, a loss or a step at the root are no weights; a tensor among the arguments does not hide them.
+TEST(io_torch_file, SingleTensorsBesideSections) {
+  const TorchFile file = read_torch_file(sample("beside.pt"));
+  EXPECT_EQ(state_dict_sections(file), (std::vector<std::string>{"model", "ema"}));
+  const TensorFile taken = read_tensors(sample("beside.pt"));
+  EXPECT_EQ(taken.tensors.names(), (std::vector<std::string>{"weight", "bias"}));
+  EXPECT_EQ(taken.metadata.at("section"), "ema");
+  EXPECT_EQ(taken.metadata.at("args.path_type"), "GVP");
+  EXPECT_EQ(taken.metadata.at("args.num_heads"), "4");
+  EXPECT_EQ(taken.metadata.at("args.decay"), "0.5");
+  EXPECT_EQ(taken.metadata.at("args.use_ema"), "True");
+  EXPECT_EQ(taken.metadata.at("args.shift"), "-3");
+}
+
+TEST(io_torch_file, TensorsWithoutPlainStorageAreNamed) {
+  test::expect_error(ErrorKind::kBadFile, "'fc.mask' is no plain tensor (_rebuild_sparse_tensor)", [] { read_tensors(sample("sparse.pt")); });
+}
+
 TEST(io_torch_file, RoundTrip) {
   const test::TempDir dir;
   const ParameterSet all = state_dict(read_torch_file(sample("zip.pt")), "");

@@ -9,6 +9,7 @@
 #include "tiltflow/models/foreign_model.h"
 #include "tiltflow/models/model_identity.h"
 #include "tiltflow/models/sit/sit.h"
+#include "tiltflow/models/stated_identity.h"
 
 namespace tiltflow {
 namespace {
@@ -63,6 +64,39 @@ TEST(models_identity, PathAndPredictionFromAnyContainer) {
   EXPECT_EQ(of({{"args", R"({"path_type": "GVP", "model": {"prediction": "noise"}})"}}), "gvp noise");
   EXPECT_EQ(of({{"args.path_type", "PathType.LINEAR"}, {"args.prediction", "None"}}), "linear velocity");
   EXPECT_EQ(of({{"tiltflow.path", "gvp"}, {"args.path_type", "GVP"}}), "gvp velocity");
+  EXPECT_EQ(of({{"config.interpolant.type", "GVP"}, {"config.prediction.name", "noise"}}), "gvp noise");
+}
+
+// Texts that a trainer kept: YAML, the command line, a printed Namespace, pairs.
+TEST(models_identity, PathAndPredictionFromTexts) {
+  const auto of = [](const std::string& text) { return law(load({{"args.num_heads", "4"}, {"config", text}})); };
+  EXPECT_EQ(of("model:\n  path_type: GVP\nprediction: noise\n"), "gvp noise");
+  EXPECT_EQ(of("['train.py', '--path-type', 'GVP', '--prediction=noise']"), "gvp noise");
+  EXPECT_EQ(of("train.py --path-type VP --prediction score"), "vp score");
+  EXPECT_EQ(of("Namespace(path_type='GVP', prediction='noise')"), "gvp noise");
+  EXPECT_EQ(of("[('path_type', 'GVP'), ('prediction', 'noise')]"), "gvp noise");
+  EXPECT_EQ(of("a better prediction noise and score: see notes"), "linear velocity");
+  EXPECT_EQ(law(load({{"args.path_type", "Linear"}, {"args.num_heads", "4"}, {"log", "path_type: GVP"}})), "linear velocity");
+}
+
+// A checkpoint of Lightning: the network beside a loss.
+TEST(models_foreign, ANetworkBesideOtherModulesIsTakenByName) {
+  const test::TempDir dir;
+  ParameterSet both;
+  for (const auto& [name, tensor] : init_sit(tiny_config(), RandomStreams(3))) both.add("vector_field." + name, tensor);
+  both.add("loss.weight", at::zeros({1}));
+  write_safetensors(dir / "m.safetensors", both, {{"args.num_heads", "4"}});
+  FlowModelConfig config;
+  config.file = (dir / "m.safetensors").string();
+  test::expect_error(ErrorKind::kBadFile, "a SiT lies under 'vector_field.'", [&] { load_flow_model(config); });
+  config.weights = "vector_field";
+  EXPECT_EQ(load_flow_model(config).model->spec().args.at("num_heads"), "4");
+}
+
+// What the user decides for a new file leaves no other word about it in the file, and nothing else is lost.
+TEST(models_identity, DecisionsReplaceWhatATextSays) {
+  const std::map<std::string, std::string> said{{"config", R"({"path_type": "GVP", "lr": 0.5})"}, {"note", R"({"a": 1})"}, {"args.num_heads", "4"}};
+  EXPECT_EQ(without_identity(said), (Args{{"config.lr", "0.5"}, {"note", R"({"a": 1})"}}));
 }
 
 TEST(models_identity, ContradictionsAndUnknownValuesAreRefused) {

@@ -63,6 +63,22 @@ TEST(policy_peft, ScalesFollowThePatterns) {
   test::expect_error(ErrorKind::kBadFile, "has rank 3 in the tensors and 2 here", [] { scale("", "blocks.0.attn.qkv", 3); });
 }
 
+// Python's anchors are letters in the expressions of C++.
+TEST(policy_peft, PatternsThatPythonReadsOtherwiseAreRefused) {
+  EXPECT_EQ(scale(R"("alpha_pattern": {"blocks\\.\\d+\\.attn\\.qkv$": 20})"), 10);
+  refuse(R"("alpha_pattern": {"\\Ablocks.*": 20})", "is too complicated");
+}
+
+// The product of half-precision factors is not rounded: 1 + 2^-8 has no bf16.
+TEST(policy_peft, HalfPrecisionFactorsAreMultipliedInSingle) {
+  ParameterSet tensors;
+  tensors.add("fc.lora_A.weight", at::full({2, 1}, 1.0, at::kBFloat16));
+  tensors.add("fc.lora_B.weight", at::tensor({1.0, 1.0 / 256}).view({1, 2}).to(at::kBFloat16));
+  ParameterSet base;
+  base.add("fc.weight", at::zeros({1, 1}));
+  EXPECT_EQ(merge_adapters(base, adapters_from(tensors, 1)).at("fc.weight").item<float>(), 1 + 1.0f / 256);
+}
+
 TEST(policy_peft, OtherAdaptersAreNamed) {
   refuse_names({"lora_unet_down_blocks_0_attn.lora_down.weight"}, "kohya's trainer, for a UNet");
   refuse_names({"blocks.0.attn.lora_down.weight"}, "kohya's names");

@@ -64,6 +64,8 @@ TEST(program_pretrain, HeldOutPicturesAreOfTheTestSplit) {
   const auto train = [&](const std::string& folder, const std::string& more) { return run(cat("pretrain ", (dir / "c.toml").string(), " --set data.path=", (dir / folder).string(), " --out ", (dir / ("run-" + folder)).string(), " ", more)); };
   expect_parts(train("flat", ""), 4, {"test", "flat"});
   EXPECT_FALSE(std::filesystem::exists(dir / "run-flat"));
+  expect_parts(train("flat", "--set kind=flow --set model.args.input_size=16 --set model.args.hidden_size=16 --set model.args.depth=1 --set model.args.num_heads=2"), 3, {"the data are [1, 8, 8], the model makes [1, 16, 16]"});
+  EXPECT_FALSE(std::filesystem::exists(dir / "run-flat")) << "a failed start leaves nothing";
   expect_message(run(cat("config check ", (dir / "c.toml").string(), " --set data.path=", (dir / "flat").string())), 4, "test");
   expect_message(train("split", ""), 0, "accuracy on 16 held-out images");
   const Outcome own = train("flat", "--set evaluate_on=train");

@@ -14,6 +14,17 @@ using Kind = PickleNode::Kind;
 
 constexpr std::size_t kMaxOpcodes = 200'000'000, kMaxNodes = 50'000'000, kMaxText = std::size_t{1} << 31, kMaxStack = 10'000'000;
 
+// The bytes that Python's str.encode("latin1") makes of a text in UTF-8.
+std::string latin1(const std::string& text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    const bool two = (lead == 0xc2 || lead == 0xc3) && i + 1 < text.size();
+    out += two ? static_cast<char>((lead & 3) << 6 | (text[++i] & 0x3f)) : text[i];
+  }
+  return out;
+}
+
 class Machine {
  public:
   Machine(std::string_view bytes, const std::string& where) : bytes_(bytes), where_(where) {}
@@ -167,7 +178,7 @@ class Machine {
     if (name == "_codecs.encode" && !arguments.empty() && arguments[0]->is(Kind::kText)) {
       spend(arguments[0]->text.size());
       PickleNode* bytes = make(Kind::kBytes);
-      bytes->text = arguments[0]->text;
+      bytes->text = latin1(arguments[0]->text);
       return bytes;
     }
     PickleNode* object = make(Kind::kObject);

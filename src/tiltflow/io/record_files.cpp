@@ -110,9 +110,29 @@ std::vector<fs::path> cifar_files(const fs::path& folder, const std::string& spl
   for (const auto& entry : fs::directory_iterator(folder, code)) {
     if (!starts_with(entry.path().filename().string(), ".") && belongs_to(entry.path(), split)) files.push_back(entry.path());
   }
-  if (files.empty()) fail(ErrorKind::kBadFile, cat("no CIFAR binary files for the ", split, " split in ", folder.string()), "set data.path to the folder that holds data_batch_1.bin and the others (the binary version, not the Python one)");
   std::sort(files.begin(), files.end());
+  // a.bin stands before a.bin.gz: the same records twice
+  const auto packed_again = [](const fs::path& a, const fs::path& b) { return b.string() == a.string() + ".gz"; };
+  files.erase(std::unique(files.begin(), files.end(), packed_again), files.end());
+  if (files.empty()) fail(ErrorKind::kBadFile, cat("no CIFAR binary files for the ", split, " split in ", folder.string()), "set data.path to the folder that holds data_batch_1.bin and the others (the binary version, not the Python one)");
   return files;
+}
+
+// A sentence when the files are not the five batches of the original, "" when they are, or have other names.
+std::string unusual_batches(const std::vector<fs::path>& files) {
+  constexpr std::string_view kBatch = "data_batch_";
+  std::vector<std::string> names;
+  for (const fs::path& file : files) names.push_back(file.filename().string());
+  const auto is_batch = [&](const std::string& name) { return starts_with(name, kBatch); };
+  if (std::none_of(names.begin(), names.end(), is_batch)) return "";
+  std::vector<std::string> missing;
+  for (char number = '1'; number <= '5'; ++number) {
+    const std::string batch = cat(kBatch, number, ".bin");
+    const auto here = [&](const std::string& name) { return name == batch || name == batch + ".gz"; };
+    if (std::none_of(names.begin(), names.end(), here)) missing.push_back(batch);
+  }
+  if (missing.empty() && names.size() == 5) return "";
+  return cat("read ", join(names, ", "), missing.empty() ? "" : cat("; of the original's five files these are missing: ", join(missing, ", ")));
 }
 
 }  // namespace
@@ -121,7 +141,8 @@ ImageDataset read_cifar(const fs::path& folder, const std::string& split) {
   constexpr std::size_t kRecord = 1 + 3 * 32 * 32;
   constexpr std::size_t kRecordOfHundred = kRecord + 1;
   std::vector<at::Tensor> images, labels;
-  for (const fs::path& file : cifar_files(folder, split)) {
+  const std::vector<fs::path> files = cifar_files(folder, split);
+  for (const fs::path& file : files) {
     const std::string bytes = read_file_gz(file);
     if (bytes.empty() || bytes.size() % kRecord) {
       const bool hundred = !bytes.empty() && bytes.size() % kRecordOfHundred == 0;
@@ -138,19 +159,43 @@ ImageDataset read_cifar(const fs::path& folder, const std::string& split) {
   data.images = at::cat(images);
   data.labels = at::cat(labels);
   data.class_names = number_names(10);
+  const std::string unusual = split == "train" ? unusual_batches(files) : "";
+  if (!unusual.empty()) data.notes.push_back(cat(folder.string(), ": ", unusual));
   return data;
 }
+
+namespace {
+
+// Arrays that may have been meant as labels, in a sentence; "" when there are none.
+std::string unread_arrays(const fs::path& file) {
+  std::vector<std::string> others;
+  for (const std::string& name : npz_names(file)) {
+    const bool known = name == "arr_0" || name == "images" || name == "mu" || name == "sigma";
+    if (!known) others.push_back(name);
+  }
+  if (others.empty()) return "";
+  return cat(file.string(), ": has no labels (arr_1 or labels), so every picture is of class 0; not read: ", join(others, ", "));
+}
+
+}  // namespace
 
 ImageDataset read_numpy_images(const fs::path& file) {
   const ParameterSet arrays = read_npz(file, {"arr_0", "images", "arr_1", "labels"});
   const auto first_of = [&](const char* a, const char* b) { return arrays.contains(a) ? arrays.at(a) : arrays.contains(b) ? arrays.at(b) : at::Tensor(); };
   at::Tensor images = first_of("arr_0", "images");
-  if (!images.defined()) fail(ErrorKind::kBadFile, cat(file.string(), ": no pictures (an array arr_0 or images)"));
+  if (!images.defined()) fail(ErrorKind::kBadFile, cat(file.string(), ": no pictures (an array arr_0 or images)"), cat("it has: ", join(npz_names(file), ", ")));
+  if (images.dim() == 3 && images.size(2) <= 4 && images.size(1) > 4) {
+    fail(ErrorKind::kBadFile, cat(file.string(), ": the pictures are ", shape_text(images.sizes()), ", which looks like a single picture"), "expected [N, H, W] or [N, H, W, 1 or 3]");
+  }
   if (images.dim() == 3) images = images.unsqueeze(3);  // [N, H, W] -> [N, H, W, 1]
   if (images.dim() != 4 || (images.size(3) != 1 && images.size(3) != 3)) fail(ErrorKind::kBadFile, cat(file.string(), ": the pictures are ", shape_text(images.sizes()), ", expected [N, H, W] or [N, H, W, 1 or 3]"));
   at::Tensor labels = first_of("arr_1", "labels");
+  const std::string note = labels.defined() ? "" : unread_arrays(file);
   if (!labels.defined()) labels = at::zeros({images.size(0)}, at::kLong);
-  return labelled_images(images.permute({0, 3, 1, 2}).contiguous(), labels.dim() == 2 && labels.size(1) == 1 ? labels.squeeze(1) : labels, file.string());
+  if (labels.dim() == 2 && labels.size(1) == 1) labels = labels.squeeze(1);
+  ImageDataset data = labelled_images(images.permute({0, 3, 1, 2}).contiguous(), labels, file.string());
+  if (!note.empty()) data.notes.push_back(note);
+  return data;
 }
 
 }  // namespace tiltflow

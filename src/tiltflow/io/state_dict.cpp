@@ -176,11 +176,13 @@ StateDict flat_state_dict(const ParameterSet& tensors, const std::string& sectio
   Names names;
   if (flat.rest.empty()) names = flat.names;
   else if (!average.empty()) names = {average, kRest};
+  const bool part = !section.empty() && names.empty() && !below(clean, section + ".").empty();
+  if (part) names = {section};  // beside losses, metrics, ...: only when asked for
   if (!section.empty() && std::find(names.begin(), names.end(), section) == names.end()) {
     fail(ErrorKind::kBadFile, cat(where, ": has no state dict '", section, "'"),
          names.empty() ? "its tensors are one state dict" : cat("it has: ", join(names, ", ")));
   }
-  if (names.size() < 2) return without_wrappers(clean, where);
+  if (names.size() < 2 && !part) return without_wrappers(clean, where);
   const std::string chosen = section.empty() ? choose_section(names, where) : section;
   StateDict out = without_wrappers(chosen == kRest ? flat.rest : below(clean, chosen + "."), where);
   out.section = chosen;

@@ -171,12 +171,22 @@ TorchFile read_archive(const std::filesystem::path& path, std::shared_ptr<TorchF
 
 at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std::string& name, std::uint64_t& made);
 
+// Sparse, quantised, distributed and other tensors that have no plain storage.
+bool is_other_tensor(const PickleNode& node) {
+  if (!node.is(Kind::kObject)) return false;
+  const bool distributed = ends_with(node.text, "DTensor") || ends_with(node.text, "ShardedTensor");
+  return distributed || starts_with(node.text, "torch._utils._rebuild_") || starts_with(node.text, "torch._tensor._rebuild_");
+}
+
 // `made`: bytes of the tensors so far.
 void collect(const TorchFile& file, const PickleNode& node, const std::string& name, ParameterSet& out, std::uint64_t& made, int depth) {
   if (depth > kDeepestTensor) fail(ErrorKind::kBadFile, cat(file.where, ": is nested too deeply at '", name.substr(0, 80), "'"));
   const auto below = [&](const std::string& key, const PickleNode& child) { collect(file, child, name.empty() ? key : cat(name, ".", key), out, made, depth + 1); };
   if (is_tensor(node)) {
     out.add(name, make_tensor(file, node, name, made));
+  } else if (is_other_tensor(node)) {
+    const std::string what = node.text.substr(node.text.rfind('.') + 1);
+    fail(ErrorKind::kBadFile, cat(file.where, ": tensor '", name, "' is no plain tensor (", what, ")"), "save it in Python as tensor.to_dense() or tensor.dequantize() on the CPU");
   } else if (node.is(Kind::kDict)) {
     std::map<std::string, const PickleNode*> last;  // of equal keys the last one counts, as in Python
     for (const auto& [key, value] : node.entries) last[key->is(Kind::kText) ? key->text : pickle_text(*key)] = value;
@@ -191,6 +201,22 @@ void collect(const TorchFile& file, const PickleNode& node, const std::string& n
 
 bool has_tensor(const PickleNode& node) {
   return node.is(Kind::kDict) && std::any_of(node.entries.begin(), node.entries.end(), [](const auto& entry) { return is_tensor(*entry.second); });
+}
+
+// A dict of tensors. Single tensors beside other things (a random state, a step, a mean among arguments) do not make one: the
+// names of a network's tensors have dots, or there is little else.
+bool is_state_dict(const PickleNode& node) {
+  if (!has_tensor(node)) return false;
+  std::size_t tensors = 0;
+  bool dotted = false;
+  bool sections = false;
+  for (const auto& [key, value] : node.entries) {
+    const bool tensor = is_tensor(*value);
+    tensors += tensor;
+    dotted = dotted || (tensor && key->text.find('.') != std::string::npos);
+    sections = sections || has_tensor(*value);
+  }
+  return dotted || (!sections && 2 * tensors > node.entries.size());
 }
 
 }  // namespace
@@ -282,7 +308,7 @@ namespace {
 
 // A dict of tensors at `node` or one level below, by its dotted name.
 void find_sections(const std::string& name, const PickleNode& node, std::vector<std::string>& out, int depth) {
-  if (has_tensor(node)) {
+  if (is_state_dict(node)) {
     out.push_back(name);
     return;
   }
@@ -296,12 +322,13 @@ void find_sections(const std::string& name, const PickleNode& node, std::vector<
 
 std::vector<std::string> state_dict_sections(const TorchFile& file) {
   const PickleNode& root = *file.document.root;
-  if (has_tensor(root)) return {""};
+  if (is_state_dict(root)) return {""};
   std::vector<std::string> out;
   if (!root.is(Kind::kDict)) return out;
   for (const auto& [key, value] : root.entries) {
     if (key->is(Kind::kText)) find_sections(key->text, *value, out, 1);
   }
+  if (out.empty() && has_tensor(root)) out.push_back("");
   return out;
 }
 

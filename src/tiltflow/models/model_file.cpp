@@ -123,7 +123,24 @@ std::string model_family(const ParameterSet& tensors, const Args& metadata) {
   return foreign_model(tensors);
 }
 
+namespace {
+
+// A SiT under a name of its own beside other modules (a loss, metrics, an autoencoder): "net", or "" when there is none.
+std::string sit_beside_others(const ParameterSet& tensors) {
+  constexpr std::string_view kSign = ".x_embedder.proj.weight";
+  for (const auto& [name, tensor] : tensors) {
+    const bool found = ends_with(name, kSign) && name.find('.') == name.size() - kSign.size();
+    if (found) return name.substr(0, name.find('.'));
+  }
+  return "";
+}
+
+}  // namespace
+
 void refuse_model(const std::filesystem::path& path, const TensorFile& file, const std::string& wanted, const std::string& hint) {
+  if (const std::string part = sit_beside_others(file.tensors); !part.empty()) {
+    fail(ErrorKind::kBadFile, cat(path.string(), ": a SiT lies under '", part, ".' beside other tensors"), cat("take it alone: --weights ", part, " (model.weights)"));
+  }
   std::string found = model_family(file.tensors, file.metadata);
   if (found.empty()) found = configured_class(path);
   if (found.empty()) fail(ErrorKind::kBadFile, cat(path.string(), ": not a model tiltflow knows; ", wanted, " is expected"), hint);

@@ -92,11 +92,8 @@ std::vector<IdentityRow> model_identity(const TensorFile& file, const Args& over
 }
 
 Args identity_metadata(const TensorFile& file, const std::vector<IdentityRow>& identity) {
-  Args out;
-  for (const auto& [key, text] : file.metadata) {
-    if (identity.empty() || !states_identity(key)) out[key] = text;
-  }
-  if (identity.empty()) return out;
+  if (identity.empty()) return file.metadata;
+  Args out = without_identity(file.metadata);
   Args constructor;
   for (const IdentityRow& row : identity) {
     if (row.value.empty()) continue;

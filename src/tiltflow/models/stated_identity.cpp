@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cctype>
+#include <functional>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "tiltflow/base/strings.h"
@@ -24,7 +26,7 @@ constexpr Synonym kConstructor[] = {
     {"model", "model"},             {"model_name", "model"},          {"model_type", "model"},
     {"arch", "model"}};
 constexpr const char* kPathNames[] = {"path_type", "interpolant", "interpolant_type"};
-constexpr const char* kPredictionNames[] = {"prediction", "prediction_type", "parameterization"};
+constexpr const char* kPredictionNames[] = {"prediction", "prediction_type", "parameterization", "parametrization"};
 constexpr const char* kSwitches[] = {"qk_norm", "use_qknorm", "use_rope", "use_swiglu", "use_rmsnorm", "wo_shift"};
 // Parts of a configuration whose sizes are those of something else.
 constexpr const char* kOtherParts[] = {"vae", "first_stage", "autoencoder", "encoder", "decoder", "text_encoder", "optim",
@@ -101,6 +103,48 @@ void add_choice(Stated& stated, const std::string& key, const std::string& text,
   }
 }
 
+// The name that a dotted key is about: interpolant.type is about the interpolant.
+std::string subject(const std::vector<std::string>& parts) {
+  const std::string last = normal(parts.back());
+  const bool general = last == "type" || last == "name" || last == "kind";
+  if (!general || parts.size() < 2) return last;
+  const std::string before = normal(parts[parts.size() - 2]);
+  return contains(kPathNames, before) || contains(kPredictionNames, before) ? before : last;
+}
+
+bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.'; }
+
+// What a text says of `name`: the word after it in "--name word", "name=word", "name: word" or "('name', 'word')".
+std::string said_in_text(const std::string& text, const std::string& name) {
+  const std::string lower = normal(text);
+  for (std::size_t at = lower.find(name); at != std::string::npos; at = lower.find(name, at + 1)) {
+    const std::size_t next = at + name.size();
+    const std::size_t begin = std::min(lower.find_first_not_of(" '\":=,\t", next), text.size());
+    const bool option = at >= 2 && text.compare(at - 2, 2, "--") == 0;
+    const bool whole = option || at == 0 || !is_word(lower[at - 1]);
+    const bool assigned = text.substr(next, begin - next).find_first_of("'\":=,") != std::string::npos;
+    if (!whole || begin == next || !(option || assigned)) continue;
+    std::size_t end = begin;
+    while (end < text.size() && is_word(text[end])) ++end;
+    if (end > begin) return text.substr(begin, end - begin);
+  }
+  return "";
+}
+
+// YAML, command lines and printed Namespaces in a trainer's arguments. They count where nothing else says it, and where the
+// word is one of ours: a text may be about anything.
+template <std::size_t n, std::size_t m>
+void read_texts(const Metadata& metadata, const char* const (&names)[n], const Synonym (&known)[m], Stated& stated) {
+  if (!stated.value.empty() || !stated.problem.empty()) return;
+  for (const auto& [key, text] : metadata) {
+    for (const char* name : names) {
+      const std::string word = said_in_text(text, name);
+      const bool ours = translated(known, normal(word)) != nullptr;
+      if (ours) add_choice(stated, cat(key, " (a text): ", name), word, known);
+    }
+  }
+}
+
 // "4.0" is the whole number 4, "False" is false.
 std::string plain(const std::string& text) {
   if (text == "True" || text == "true") return "true";
@@ -111,17 +155,30 @@ std::string plain(const std::string& text) {
 }  // namespace
 
 bool states_identity(const std::string& key) {
-  const std::string name = normal(split(key, '.').back());
+  const std::string name = subject(split(key, '.'));
   return key == "tiltflow.path" || key == "tiltflow.prediction" || contains(kPathNames, name) ||
          contains(kPredictionNames, name) || translated(kConstructor, name);
 }
 
+Metadata without_identity(const Metadata& metadata) {
+  Metadata out;
+  for (const auto& [key, text] : metadata) {
+    if (states_identity(key)) continue;
+    const Metadata parts = flat({{key, text}});
+    const auto states = [](const auto& part) { return states_identity(part.first); };
+    if (std::none_of(parts.begin(), parts.end(), states)) out[key] = text;
+    else std::copy_if(parts.begin(), parts.end(), std::inserter(out, out.end()), std::not_fn(states));
+  }
+  return out;
+}
+
 StatedIdentity stated_identity(const Metadata& metadata) {
   StatedIdentity out;
-  for (const auto& [key, text] : flat(metadata)) {
+  const Metadata all = flat(metadata);
+  for (const auto& [key, text] : all) {
     if (text.empty() || text == "None" || text == "null") continue;
     const std::vector<std::string> parts = split(key, '.');
-    const std::string name = normal(parts.back());
+    const std::string name = subject(parts);
     if (key == "tiltflow.path" || contains(kPathNames, name)) {
       add_choice(out.path, key, text, kPaths);
     } else if (key == "tiltflow.prediction" || contains(kPredictionNames, name)) {
@@ -134,6 +191,8 @@ StatedIdentity stated_identity(const Metadata& metadata) {
       out.unsupported.push_back(cat(key, " = ", text));
     }
   }
+  read_texts(all, kPathNames, kPaths, out.path);
+  read_texts(all, kPredictionNames, kPredictions, out.prediction);
   return out;
 }
 

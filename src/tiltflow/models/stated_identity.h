@@ -26,6 +26,9 @@ struct StatedIdentity {
 
 // Whether a metadata entry of this key is one that stated_identity reads.
 bool states_identity(const std::string& key);
+// The entries that do not state it, in their own words; of JSON texts that do, the other values under dotted keys.
+std::map<std::string, std::string> without_identity(const std::map<std::string, std::string>& metadata);
+// YAML, command lines and other texts are searched for path and prediction when no named value says them.
 StatedIdentity stated_identity(const std::map<std::string, std::string>& metadata);
 
 }  // namespace tiltflow

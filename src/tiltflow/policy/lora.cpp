@@ -48,6 +48,12 @@ constexpr Foreign kForeign[] = {
   fail(ErrorKind::kBadFile, cat("'", name, "' is ", what), "expected NAME.lora_A.weight and NAME.lora_B.weight of the official SiT's layers");
 }
 
+// Half precision as fp32, as PEFT loads it: the product B A must not be rounded.
+at::Tensor at_least_single(const at::Tensor& x) {
+  const bool half = x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
+  return half ? x.to(at::kFloat) : x;
+}
+
 }  // namespace
 
 AdapterSet adapters_from(const ParameterSet& tensors, double scale) {
@@ -67,6 +73,8 @@ AdapterSet adapters_from(const ParameterSet& tensors, double scale) {
     const char* missing = !adapter.a.defined() ? "lora_A is missing" : !adapter.b.defined() ? "lora_B is missing" : "they do not fit each other";
     if (!fits) fail(ErrorKind::kBadFile, cat("the LoRA tensors of '", layer, "' are incomplete: ", missing));
     adapter.scale = scale;
+    adapter.a = at_least_single(adapter.a);
+    adapter.b = at_least_single(adapter.b);
   }
   return out;
 }

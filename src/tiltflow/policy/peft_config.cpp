@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <regex>
@@ -97,11 +98,17 @@ double PeftConfig::scale(const std::string& layer, std::int64_t rank) const {
 }
 
 // Patterns are regular expressions for the end of a name. They come from a file and the matcher backtracks, so what could
-// take for ever is refused: more than two repetitions, or a repeated group.
+// take for ever is refused: more than two repetitions, or a repeated group. So is what Python reads otherwise than C++.
 bool PeftConfig::ends_like(const std::string& layer, const std::string& pattern) const {
   const auto repeats = [](char c) { return c == '*' || c == '+' || c == '?' || c == '{'; };
   bool hard = pattern.size() > 200 || layer.size() > 200 || std::count_if(pattern.begin(), pattern.end(), repeats) > 2;
   for (std::size_t i = 1; i < pattern.size(); ++i) hard = hard || (pattern[i - 1] == ')' && repeats(pattern[i]));
+  for (std::size_t i = 1; i < pattern.size(); ++i) {
+    if (pattern[i - 1] != '\\') continue;
+    const bool alike = !std::isalnum(static_cast<unsigned char>(pattern[i])) || std::string_view("dDwWsSbB").find(pattern[i]) != std::string_view::npos;
+    hard = hard || !alike;  // \A and \Z are anchors in Python and letters here
+    ++i;
+  }
   if (hard) fail(ErrorKind::kBadFile, cat(where_, ": the pattern '", pattern, "' is too complicated"), kMergeFirst);
   try {
     return std::regex_match(layer, std::regex("(.*\\.)?(" + pattern + ")"));

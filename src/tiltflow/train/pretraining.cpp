@@ -81,16 +81,31 @@ at::Tensor distillation_losses(const VelocityField& network, const VelocityField
   return (network.velocity(x_t, t, condition) - target).square().flatten(1).mean(1);
 }
 
+void require_fitting_data(const VelocityModel& model, const VelocityModel* teacher, const ImageDataset& data) {
+  const std::vector<std::int64_t> shape = data.shape();
+  if (shape != model.sample_shape()) {
+    fail(ErrorKind::kConfig, cat("the data are ", shape_text(shape), ", the model makes ", shape_text(model.sample_shape())), "adapt model.args (input_size, in_channels)");
+  }
+  if (teacher != nullptr && (teacher->sample_shape() != shape || teacher->classes() != model.classes())) {
+    fail(ErrorKind::kConfig, cat("the teacher makes ", shape_text(teacher->sample_shape()), " of ", counted(teacher->classes(), "class", "classes"), ", the model ", shape_text(shape), " of ", model.classes()));
+  }
+  const std::int64_t largest = data.labels.max().item<std::int64_t>();
+  if (model.classes() > 0 && largest >= model.classes()) {
+    fail(ErrorKind::kConfig, cat("the data have labels up to ", largest, ", the model has ", counted(model.classes(), "class", "classes")));
+  }
+}
+
+void require_fitting_data(const ClassifierConfig& config, const ImageDataset& data) {
+  if (data.classes() != config.num_classes) {
+    fail(ErrorKind::kConfig, cat("the data have ", counted(data.classes(), "class", "classes"), ", the classifier ", config.num_classes));
+  }
+}
+
 FlowMatchingObjective::FlowMatchingObjective(std::unique_ptr<VelocityModel> model, std::shared_ptr<const Path> path, ImageDataset data, FlowMatchingOptions options, std::uint64_t seed,
                                              std::shared_ptr<const VelocityModel> teacher)
     : model_(std::move(model)), teacher_(std::move(teacher)), path_(std::move(path)), data_(std::move(data)), options_(std::move(options)), streams_(seed),
       order_(data_.size(), options_.batch, streams_), trainable_(trainable_of(*model_)) {
-  const std::vector<std::int64_t> shape = data_.shape();
-  if (shape != model_->sample_shape()) fail(ErrorKind::kConfig, cat("the data are ", shape_text(shape), ", the model makes ", shape_text(model_->sample_shape())), "adapt model.args (input_size, in_channels)");
-  if (teacher_ != nullptr && (teacher_->sample_shape() != shape || teacher_->classes() != model_->classes())) {
-    fail(ErrorKind::kConfig, cat("the teacher makes ", shape_text(teacher_->sample_shape()), " of ", counted(teacher_->classes(), "class", "classes"), ", the model ", shape_text(shape), " of ", model_->classes()));
-  }
-  if (model_->classes() > 0 && data_.labels.max().item<std::int64_t>() >= model_->classes()) fail(ErrorKind::kConfig, cat("the data have labels up to ", data_.labels.max().item<std::int64_t>(), ", the model has ", counted(model_->classes(), "class", "classes")));
+  require_fitting_data(*model_, teacher_.get(), data_);
 }
 
 std::int64_t FlowMatchingObjective::begin_step(std::int64_t step) {
@@ -123,7 +138,7 @@ LossReport FlowMatchingObjective::item(std::int64_t i) {
 ClassificationObjective::ClassificationObjective(ClassifierConfig config, ImageDataset data, ClassificationOptions options, std::uint64_t seed)
     : classifier_(config, with_gradients(to_compute_device(init_classifier(config, RandomStreams(seed))))), data_(std::move(data)), options_(options), streams_(seed),
       order_(data_.size(), options.batch, streams_) {
-  if (data_.classes() != config.num_classes) fail(ErrorKind::kConfig, cat("the data have ", counted(data_.classes(), "class", "classes"), ", the classifier ", config.num_classes));
+  require_fitting_data(config, data_);
 }
 
 std::int64_t ClassificationObjective::begin_step(std::int64_t step) {

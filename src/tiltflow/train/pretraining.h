@@ -50,6 +50,10 @@ at::Tensor distillation_losses(const VelocityField& network, const VelocityField
 // u in [0, 1] to training times.
 at::Tensor training_times(const Path& path, const FlowMatchingOptions& options, const at::Tensor& u);
 
+// Data that the model, the teacher (null: none) or the classifier cannot be trained on. Throws kConfig.
+void require_fitting_data(const VelocityModel& model, const VelocityModel* teacher, const ImageDataset& data);
+void require_fitting_data(const ClassifierConfig& config, const ImageDataset& data);
+
 // The mean of these losses, of the distillation where there is a teacher. Data in [0, 1] are mapped to [-1, 1].
 // The teacher sees the labels before dropout.
 class FlowMatchingObjective final : public Objective {

@@ -123,7 +123,9 @@ PretrainSetup set_up(const PretrainConfig& c) {
   s.data = read_dataset(c.data, "train");
   if (c.kind == "classifier" && c.evaluate_on == "test" && c.data.held_out == 0) s.held_out = with_classes_of(s.data, test_pictures(c.data));
   else s.held_out = held_out_data(c.data, c.data.held_out, s.data, RandomStreams(static_cast<std::uint64_t>(c.seed)));
+  if (c.kind == "flow") require_fitting_data(*s.model, s.teacher.get(), s.data);
   if (c.kind == "gan") require_gan_data(gan_config_from_args(c.model.args), s.data);
+  if (c.kind == "classifier") require_fitting_data(classifier_config_from_args(c.model.args), s.data);
   return s;
 }
 

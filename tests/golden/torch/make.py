@@ -1,5 +1,5 @@
 """Small PyTorch files of every kind that the reader must take. Run with torch 2.13: python make.py"""
-import argparse, collections, pathlib, torch
+import argparse, collections, numpy, pathlib, torch
 
 here = pathlib.Path(__file__).parent
 base = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 8
@@ -21,6 +21,10 @@ optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
 layer(torch.ones(1, 3)).sum().backward(); optimizer.step()
 ema = {f"module.{k}": v + 1 for k, v in layer.state_dict().items()}
 torch.save({"model": layer.state_dict(), "ema": ema, "opt": optimizer.state_dict(), "args": argparse.Namespace(lr=1e-3, model="tiny", null=None), "epoch": 3}, here / "trainer.pt")
+# tensors beside the sections and inside the arguments, NumPy numbers
+arguments = {"path_type": "GVP", "num_heads": numpy.int64(4), "decay": numpy.float32(0.5), "use_ema": numpy.bool_(True), "shift": numpy.int8(-3), "mean": torch.zeros(2)}
+torch.save({"model": layer.state_dict(), "ema": ema, "opt": optimizer.state_dict(), "rng_state": torch.zeros(8, dtype=torch.uint8), "loss": torch.tensor(0.5), "args": arguments}, here / "beside.pt")
+torch.save({"fc.weight": base, "fc.mask": base.to_sparse()}, here / "sparse.pt")
 torch.save({"nothing": [1, 2.5, "three"]}, here / "no-tensors.pt")
 
 

@@ -120,7 +120,7 @@ SitConfig shown_sit_config(const ParameterSet& tensors) {
   c.input_size = side * c.patch_size;
   c.depth = 0;
   while (tensors.contains(cat("blocks.", c.depth, ".attn.qkv.weight"))) ++c.depth;
-  if (c.depth == 0) bad("has no transformer blocks");
+  if (c.depth == 0) bad("has no transformer blocks: blocks.0.attn.qkv.weight is missing");
   c.mlp_ratio = static_cast<double>(tensors.at("blocks.0.mlp.fc1.weight").size(0)) / static_cast<double>(c.hidden_size);
   const std::int64_t rows = tensors.at("y_embedder.embedding_table.weight").size(0);
   c.null_class = true;
