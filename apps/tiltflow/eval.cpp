@@ -1,7 +1,9 @@
-// tiltflow eval: the tilted-law check of a run, or the quality of a base model (accuracy and Frechet distance by a judge).
+// tiltflow eval: the tilted-law check of a run, or the quality of a base model (accuracy and
+// Frechet distance by a judge).
 #include <algorithm>
 #include <iostream>
 
+#include "options.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
@@ -14,7 +16,6 @@
 #include "tiltflow/sampler/fields.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
-#include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -22,7 +23,10 @@ namespace {
 
 struct EvalOptions : SetOptions {
   std::vector<std::string> runs;
-  std::string judge, reference, make_reference, out;
+  std::string judge;
+  std::string reference;
+  std::string make_reference;
+  std::string out;
   DatasetConfig data;
   ModelOptions model;
   SamplerConfig sampler;
@@ -30,7 +34,9 @@ struct EvalOptions : SetOptions {
   ComputeConfig compute;
   AutoencoderConfig decoder;
   std::string features;
-  std::int64_t n = 2000, seed = 0, seeds = 2;
+  std::int64_t n = 2000;
+  std::int64_t seed = 0;
+  std::int64_t seeds = 2;
   bool table = false;
   bool json = false;
 };
@@ -43,17 +49,39 @@ struct KeyOption {
 
 const std::vector<KeyOption>& key_options() {
   static const std::vector<KeyOption> options{
-      {"--judge", "check.judge", true}, {"--decoder", "decoder.file", true}, {"--guidance", "guidance.scale"}, {"--guidance-channels", "guidance.channels"}, {"--guidance-begin", "guidance.begin"},
-      {"--guidance-end", "guidance.end"}, {"--sampler", "sampler.name", true}, {"--steps", "sampler.steps"}, {"--grid", "sampler.grid", true}, {"--shift", "sampler.shift"},
-      {"--eta", "sampler.parameter"}, {"--rtol", "sampler.rtol"}, {"--atol", "sampler.atol"}, {"--epsilon", "sampler.epsilon"}, {"--diffusion", "sampler.diffusion", true},
-      {"--diffusion-norm", "sampler.diffusion_norm"}, {"--last-step", "sampler.last_step", true}, {"--last-step-size", "sampler.last_step_size"}, {"--device", "compute.device", true},
-      {"--precision", "compute.precision", true}, {"--kernels", "compute.kernels", true}, {"--activation-checkpointing", "compute.activation_checkpointing"}, {"--graphs", "compute.graphs"},
-      {"--workers", "compute.workers"}, {"--threads", "compute.threads"}, {"--seed", "seed"}};
+      {"--judge", "check.judge", true},
+      {"--decoder", "decoder.file", true},
+      {"--guidance", "guidance.scale"},
+      {"--guidance-channels", "guidance.channels"},
+      {"--guidance-begin", "guidance.begin"},
+      {"--guidance-end", "guidance.end"},
+      {"--sampler", "sampler.name", true},
+      {"--steps", "sampler.steps"},
+      {"--grid", "sampler.grid", true},
+      {"--shift", "sampler.shift"},
+      {"--eta", "sampler.parameter"},
+      {"--rtol", "sampler.rtol"},
+      {"--atol", "sampler.atol"},
+      {"--epsilon", "sampler.epsilon"},
+      {"--diffusion", "sampler.diffusion", true},
+      {"--diffusion-norm", "sampler.diffusion_norm"},
+      {"--last-step", "sampler.last_step", true},
+      {"--last-step-size", "sampler.last_step_size"},
+      {"--device", "compute.device", true},
+      {"--precision", "compute.precision", true},
+      {"--kernels", "compute.kernels", true},
+      {"--activation-checkpointing", "compute.activation_checkpointing"},
+      {"--graphs", "compute.graphs"},
+      {"--workers", "compute.workers"},
+      {"--threads", "compute.threads"},
+      {"--seed", "seed"}};
   return options;
 }
 
-// What the command line changes in the configurations of runs, options and --set alike. `own`: options that mean something else here.
-std::vector<Override> changes_of_runs(const CLI::App& verb, const EvalOptions& o, const std::vector<std::string>& own) {
+// What the command line changes in the configurations of runs, options and --set alike. `own`:
+// options that mean something else here.
+std::vector<Override> changes_of_runs(const CLI::App& verb, const EvalOptions& o,
+                                      const std::vector<std::string>& own) {
   std::vector<Override> out;
   for (const KeyOption& k : key_options()) {
     const CLI::Option& option = *verb.get_option(k.option);
@@ -66,7 +94,8 @@ std::vector<Override> changes_of_runs(const CLI::App& verb, const EvalOptions& o
 }
 
 // Says in what the evaluation differs from the run.
-nlohmann::ordered_json announce(const std::filesystem::path& run, const std::vector<Override>& changes) {
+nlohmann::ordered_json announce(const std::filesystem::path& run,
+                                const std::vector<Override>& changes) {
   nlohmann::ordered_json out = nlohmann::ordered_json::array();
   if (changes.empty()) return out;
   for (const std::string& text : changed_keys(run, changes)) {
@@ -80,21 +109,32 @@ int check(const EvalOptions& o, std::vector<Override> changes, bool has_n) {
   const std::filesystem::path folder = o.runs.front();
   require_finished_run(folder);
   if (has_n) {
-    for (const char* key : {"check.base_samples", "check.tuned_samples"}) changes.emplace_back(cat(key, "=", o.n), "--n");
+    for (const char* key : {"check.base_samples", "check.tuned_samples"})
+      changes.emplace_back(cat(key, "=", o.n), "--n");
   }
-  const std::string mode = load_config<FinetuneConfig>(folder / "config.toml", changes).guidance.mode;
-  const bool has_guidance = std::any_of(changes.begin(), changes.end(), [](const Override& change) { return starts_with(change.origin, "--guidance"); });
+  const std::string mode =
+      load_config<FinetuneConfig>(folder / "config.toml", changes).guidance.mode;
+  const bool has_guidance = std::any_of(changes.begin(), changes.end(), [](const Override& change) {
+    return starts_with(change.origin, "--guidance");
+  });
   if (has_guidance && mode != "full") {
-    fail(ErrorKind::kUsage, cat("--guidance: the run tilts the unguided law (guidance.mode = \"", mode, "\")"), "--set guidance.mode=full checks the guided law; --table shows pictures with any guidance");
+    fail(
+        ErrorKind::kUsage,
+        cat("--guidance: the run tilts the unguided law (guidance.mode = \"", mode, "\")"),
+        "--set guidance.mode=full checks the guided law; --table shows pictures with any guidance");
   }
   const nlohmann::ordered_json said = announce(folder, changes);
   const TiltedCheck result = check_run(folder, changes);
   nlohmann::ordered_json json = to_json(result);
   if (!said.empty()) json["other_than_in_the_run"] = said;
-  if (o.json) std::cout << json.dump() << std::endl;
-  else std::cerr << table_text(result);
-  if (!keep_the_numbers(changes)) log_info("the run's check.json and report.html are left as they are");
-  else log_info("report: " + (folder / "report.html").string());
+  if (o.json)
+    std::cout << json.dump() << std::endl;
+  else
+    std::cerr << table_text(result);
+  if (!keep_the_numbers(changes))
+    log_info("the run's check.json and report.html are left as they are");
+  else
+    log_info("report: " + (folder / "report.html").string());
   return result.passed ? 0 : 1;
 }
 
@@ -105,9 +145,18 @@ int compare(const EvalOptions& o, const std::vector<Override>& changes, bool has
   nlohmann::ordered_json said;
   for (const std::string& run : o.runs) require_finished_run(run);
   for (const std::string& run : o.runs) said[run] = announce(run, changes);
-  options.n = o.n, options.seeds = o.seeds, options.data = o.data, options.reference = o.reference, options.make_reference = o.make_reference;
+  options.n = o.n;
+  options.seeds = o.seeds;
+  options.data = o.data;
+  options.reference = o.reference;
+  options.make_reference = o.make_reference;
   if (!o.features.empty()) options.features = o.features;
-  if (o.data.path.empty()) log_warn(o.reference.empty() ? "no real pictures: Frechet distance, precision and recall are left out; --data FOLDER gives all three, --reference FILE the first" : "precision and recall are left out: they need real pictures (--data FOLDER), not statistics");
+  if (o.data.path.empty())
+    log_warn(o.reference.empty()
+                 ? "no real pictures: Frechet distance, precision and recall are left out; --data "
+                   "FOLDER gives all three, --reference FILE the first"
+                 : "precision and recall are left out: they need real pictures (--data FOLDER), "
+                   "not statistics");
   std::unique_ptr<Progress> progress;
   options.progress = [&](std::int64_t done, std::int64_t total) {
     if (!progress) progress = std::make_unique<Progress>("compare", total);
@@ -122,8 +171,10 @@ int compare(const EvalOptions& o, const std::vector<Override>& changes, bool has
   write_file_atomic(folder / "comparison.json", json.dump(1) + "\n");
   write_file_atomic(folder / "comparison.csv", to_csv(result));
   write_file_atomic(folder / "comparison.html", to_html(result));
-  if (o.json) std::cout << json.dump() << std::endl;
-  else std::cout << table_text(result) << std::flush;
+  if (o.json)
+    std::cout << json.dump() << std::endl;
+  else
+    std::cout << table_text(result) << std::flush;
   log_info(cat("wrote comparison.json, .csv and .html to ", folder.string()));
   return 0;
 }
@@ -137,7 +188,9 @@ FeatureMoments reference_moments(const EvalOptions& o, const FeatureNetwork& net
   if (!o.reference.empty()) return read_moments(o.reference);
   const ImageDataset held_out = read_dataset(o.data, "test");
   require_two_pictures(held_out.size(), o.data.path);
-  const at::Tensor features = features_of(network, at::arange(held_out.size()), [&](const at::Tensor& indices) { return held_out.batch(indices); });
+  const at::Tensor features =
+      features_of(network, at::arange(held_out.size()),
+                  [&](const at::Tensor& indices) { return held_out.batch(indices); });
   warn_if_singular(held_out.size(), features.size(1), o.data.path);
   const FeatureMoments moments = feature_moments(features);
   if (!o.make_reference.empty()) {
@@ -148,23 +201,40 @@ FeatureMoments reference_moments(const EvalOptions& o, const FeatureNetwork& net
 }
 
 int evaluate_model(const EvalOptions& o) {
-  if (o.judge.empty() && o.features.empty()) fail(ErrorKind::kUsage, "eval --model needs --judge FILE (accuracy, features) or --features NETWORK");
+  if (o.judge.empty() && o.features.empty())
+    fail(ErrorKind::kUsage,
+         "eval --model needs --judge FILE (accuracy, features) or --features NETWORK");
   if (o.reference.empty() && o.data.path.empty()) {
-    const std::string network = o.features.empty() ? cat("--judge ", o.judge) : cat("--features ", o.features);
-    fail(ErrorKind::kUsage, cat("the Frechet distance of ", network, " has no reference: give --reference FILE (statistics of these features) or --data FOLDER (held-out images)"),
+    const std::string network =
+        o.features.empty() ? cat("--judge ", o.judge) : cat("--features ", o.features);
+    fail(ErrorKind::kUsage,
+         cat("the Frechet distance of ", network,
+             " has no reference: give --reference FILE (statistics of these features) or --data "
+             "FOLDER (held-out images)"),
          "--make-reference FILE beside --data writes such statistics");
   }
   const FlowModel flow = o.model.load(apply(o.compute));
   const auto& model = flow.model;
   const auto judge = o.judge.empty() ? nullptr : load_classifier(o.judge);
   const FeatureNetwork network = make_feature_network(o.features.empty() ? o.judge : o.features);
-  const Decoder decode = decoder_of(flow, o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder));
+  const Decoder decode =
+      decoder_of(flow, o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder));
   const FeatureMoments reference = reference_moments(o, network);
   SamplerConfig sampler = o.sampler;
   sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
   require_same_features(network, reference, model->sample_shape(), decode);
-  nlohmann::ordered_json out{{"model", o.model.model.file}, {"sampler", sampler.name}, {"steps", sampler.steps}, {"samples", o.n}, {"guidance", o.guidance.scale}, {"features", network.name}, {"reference", o.reference.empty() ? cat(has_test_split(o.data) ? "test split of " : "pictures of ", o.data.path) : o.reference}};
+  nlohmann::ordered_json out{
+      {"model", o.model.model.file},
+      {"sampler", sampler.name},
+      {"steps", sampler.steps},
+      {"samples", o.n},
+      {"guidance", o.guidance.scale},
+      {"features", network.name},
+      {"reference",
+       o.reference.empty()
+           ? cat(has_test_split(o.data) ? "test split of " : "pictures of ", o.data.path)
+           : o.reference}};
   for (const bool conditional : {true, false}) {
     if (conditional && model->classes() == 0) continue;
     Progress progress(conditional ? "conditional" : "unconditional", o.n);
@@ -172,19 +242,31 @@ int evaluate_model(const EvalOptions& o) {
     options.n = o.n;
     options.progress = [&](std::int64_t done) { progress.update(done); };
     const auto field = conditional ? guided(model, o.guidance, model->classes()) : model;
-    const Draws draws = draw(*field, sampler, *flow.path, model->sample_shape(), streams, conditional ? uniform_labels(streams, 0, model->classes()) : no_labels(), options);
+    const Draws draws =
+        draw(*field, sampler, *flow.path, model->sample_shape(), streams,
+             conditional ? uniform_labels(streams, 0, model->classes()) : no_labels(), options);
     // One pass over the decoded pictures: features, and the judge's classes behind them.
-    const FeatureNetwork seen{network.name, [&](const at::Tensor& images) { return judge ? at::cat({network.features(images), judge->logits(images)}, 1) : network.features(images); }};
-    const at::Tensor both = features_of(seen, draws.x, decode), features = both.narrow(1, 0, both.size(1) - (judge ? judge->config().num_classes : 0));
+    const FeatureNetwork seen{
+        network.name, [&](const at::Tensor& images) {
+          return judge ? at::cat({network.features(images), judge->logits(images)}, 1)
+                       : network.features(images);
+        }};
+    const at::Tensor both = features_of(seen, draws.x, decode);
+    const at::Tensor features =
+        both.narrow(1, 0, both.size(1) - (judge ? judge->config().num_classes : 0));
     const std::string kind = conditional ? "conditional" : "unconditional";
     if (conditional && judge) {
-      const Estimate hits = mean_estimate((both.narrow(1, features.size(1), judge->config().num_classes).argmax(1) == draws.labels).to(at::kDouble));
-      out["class_accuracy"] = hits.value, out["class_accuracy_se"] = hits.se;
+      const Estimate hits = mean_estimate(
+          (both.narrow(1, features.size(1), judge->config().num_classes).argmax(1) == draws.labels)
+              .to(at::kDouble));
+      out["class_accuracy"] = hits.value;
+      out["class_accuracy_se"] = hits.se;
     }
     out["frechet_" + kind] = frechet_distance(feature_moments(features), reference);
     if (o.n >= 100) {
       const Estimate unbiased = frechet_extrapolated(features, reference, streams);
-      out["frechet_" + kind + "_extrapolated"] = unbiased.value, out["frechet_" + kind + "_extrapolated_se"] = unbiased.se;
+      out["frechet_" + kind + "_extrapolated"] = unbiased.value;
+      out["frechet_" + kind + "_extrapolated_se"] = unbiased.se;
     }
   }
   // What a perfect model would show: the distance is biased upwards by about tr(S)/N.
@@ -196,45 +278,84 @@ int evaluate_model(const EvalOptions& o) {
 }  // namespace
 
 void add_eval(CLI::App& program, Action& action) {
-  auto* verb = program.add_subcommand("eval", "tilted-law check of a run (--run), runs in a table (--run --table), or quality of a model (--model)");
+  auto* verb = program.add_subcommand("eval",
+                                      "tilted-law check of a run (--run), runs in a table (--run "
+                                      "--table), or quality of a model (--model)");
   auto o = std::make_shared<EvalOptions>();
-  auto* run = verb->add_option("run,--run", o->runs, "run directory of `tiltflow finetune`; exit 1 when the check fails; repeatable with --table")->allow_extra_args(false);
+  auto* run = verb->add_option("run,--run", o->runs,
+                               "run directory of `tiltflow finetune`; exit 1 when the check fails; "
+                               "repeatable with --table")
+                  ->allow_extra_args(false);
   o->sampler.steps = 40;
   add_model_options(*verb, o->model)->excludes(run);
-  verb->add_option("--judge", o->judge, "classifier file: class accuracy, and features unless --features says otherwise; with --run in place of check.judge");
-  verb->add_option("--decoder", o->decoder.file, "autoencoder of a latent model (folder or file in the names of diffusers)");
-  auto* data = add_data_options(*verb, o->data, "real, held-out images: the test split, or all pictures of a folder that is not divided");
-  auto* reference = verb->add_option("--reference", o->reference, "feature statistics instead of --data: a file of --make-reference, or npz with mu and sigma");
-  verb->add_option("--make-reference", o->make_reference, "write the statistics of --data to this file (.npz or safetensors)")->needs(data)->excludes(reference);
-  verb->add_option("--n", o->n, "samples")->capture_default_str()->check(CLI::Range(16, 10'000'000));
+  verb->add_option("--judge", o->judge,
+                   "classifier file: class accuracy, and features unless --features says "
+                   "otherwise; with --run in place of check.judge");
+  verb->add_option("--decoder", o->decoder.file,
+                   "autoencoder of a latent model (folder or file in the names of diffusers)");
+  auto* data = add_data_options(
+      *verb, o->data,
+      "real, held-out images: the test split, or all pictures of a folder that is not divided");
+  auto* reference = verb->add_option(
+      "--reference", o->reference,
+      "feature statistics instead of --data: a file of --make-reference, or npz with mu and sigma");
+  verb->add_option("--make-reference", o->make_reference,
+                   "write the statistics of --data to this file (.npz or safetensors)")
+      ->needs(data)
+      ->excludes(reference);
+  verb->add_option("--n", o->n, "samples")
+      ->capture_default_str()
+      ->check(CLI::Range(16, 10'000'000));
   add_sampler_options(*verb, o->sampler);
   add_guidance_options(*verb, o->guidance);
   add_compute_options(*verb, o->compute);
   verb->add_option("--seed", o->seed, "seed")->capture_default_str()->check(CLI::NonNegativeNumber);
-  verb->add_flag("--table", o->table, "with --run: base against tuned, SDE and ODE, with the run's guidance and with --guidance: rewards, diversity, Frechet distance, precision, recall")->needs(run);
-  verb->add_option("--features", o->features, "pixels, a classifier file or a CLIP image tower (default: pixels with --table, else the judge)");
-  verb->add_option("--seeds", o->seeds, "of --table: seeds with --n samples each")->check(CLI::Range(1, 1000))->capture_default_str();
-  verb->add_option("--out", o->out, "of --table: folder for comparison.json, .csv and .html (default: the first run)");
+  verb->add_flag("--table", o->table,
+                 "with --run: base against tuned, SDE and ODE, with the run's guidance and with "
+                 "--guidance: rewards, diversity, Frechet distance, precision, recall")
+      ->needs(run);
+  verb->add_option("--features", o->features,
+                   "pixels, a classifier file or a CLIP image tower (default: pixels with --table, "
+                   "else the judge)");
+  verb->add_option("--seeds", o->seeds, "of --table: seeds with --n samples each")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  verb->add_option(
+      "--out", o->out,
+      "of --table: folder for comparison.json, .csv and .html (default: the first run)");
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   add_set_options(*verb, *o);
   for (const char* name : {"--set", "--unset"}) verb->get_option(name)->needs(run);
-  verb->footer("Examples:\n  tiltflow eval --run runs/demo --table --data data/mnist\n  tiltflow eval --model assets/mnist-sit.safetensors --judge assets/mnist-judge.safetensors --data data/mnist");
+  verb->footer(
+      "Examples:\n  tiltflow eval --run runs/demo --table --data data/mnist\n  tiltflow eval "
+      "--model assets/mnist-sit.safetensors --judge assets/mnist-judge.safetensors --data "
+      "data/mnist");
   verb->callback([=, &action] {
     action = [o, verb] {
-      if (o->runs.empty() == o->model.model.file.empty()) fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
+      if (o->runs.empty() == o->model.model.file.empty())
+        fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
       if (o->runs.empty()) {
-        if (verb->count("--seeds") + verb->count("--out") > 0) fail(ErrorKind::kUsage, "--seeds and --out belong to --run DIR --table");
+        if (verb->count("--seeds") + verb->count("--out") > 0)
+          fail(ErrorKind::kUsage, "--seeds and --out belong to --run DIR --table");
         return evaluate_model(*o);
       }
-      if (o->runs.size() > 1 && !o->table) fail(ErrorKind::kUsage, "several runs are compared with --table");
+      if (o->runs.size() > 1 && !o->table)
+        fail(ErrorKind::kUsage, "several runs are compared with --table");
       std::vector<std::string> known{"--run", "--json", "--set", "--unset", "--n"};
       for (const KeyOption& k : key_options()) known.emplace_back(k.option);
       if (!o->table) {
-        refuse_other_options(*verb, known, "on the check of a run: it follows the run's configuration, which --set changes");
+        refuse_other_options(
+            *verb, known,
+            "on the check of a run: it follows the run's configuration, which --set changes");
         return check(*o, changes_of_runs(*verb, *o, {}), verb->count("--n") > 0);
       }
-      if (verb->count("--judge") > 0) fail(ErrorKind::kUsage, "--judge has no effect on --table", "--features takes a classifier file");
-      for (const char* name : {"--table", "--seeds", "--features", "--data", "--format", "--size", "--channels", "--alpha", "--skip-bad", "--reference", "--make-reference", "--out"}) known.emplace_back(name);
+      if (verb->count("--judge") > 0)
+        fail(ErrorKind::kUsage, "--judge has no effect on --table",
+             "--features takes a classifier file");
+      for (const char* name :
+           {"--table", "--seeds", "--features", "--data", "--format", "--size", "--channels",
+            "--alpha", "--skip-bad", "--reference", "--make-reference", "--out"})
+        known.emplace_back(name);
       refuse_other_options(*verb, known, "on --table");
       return compare(*o, changes_of_runs(*verb, *o, {"--guidance"}), verb->count("--guidance") > 0);
     };

@@ -85,6 +85,13 @@ TEST(eval_run_check, UnfinishedAndForeignRunsAreNamed) {
                      [&] { load_finished_run(dir.path()); });
 }
 
+TEST(eval_run_check, WorkersAndThreadsKeepTheRunsOwnCheck) {
+  EXPECT_TRUE(keep_the_numbers({}));
+  EXPECT_TRUE(keep_the_numbers({"compute.workers=1", "compute.threads=2"}));
+  EXPECT_FALSE(keep_the_numbers({"compute.precision=bf16"}));
+  EXPECT_FALSE(keep_the_numbers({"compute.workers=1", "check.base_samples=64"}));
+}
+
 TEST(eval_report, AFinishedRunIsToldFromResultToSettings) {
   const test::TempDir dir;
   const fs::path run = dir / "mine & yours";

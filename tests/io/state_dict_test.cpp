@@ -131,6 +131,23 @@ TEST(io_checkpoint_arguments, EveryContainerSaysTheSame) {
   EXPECT_EQ(arguments("(dS'path_type'\n(S'GVP'\nimine\nPathType\nsS'num_heads'\nI4\ns"), expected);  // an enumeration
 }
 
+// Sizes come from the file: NumPy has numbers of one, two, four and eight bytes.
+TEST(io_checkpoint_arguments, NumpyNumbersOfImpossibleSizesAreNone) {
+  const auto argument = [](const std::string& type, const std::string& bytes) {
+    const std::string dtype = "cnumpy\ndtype\nU\x02" + type + "\x85R";
+    const std::string length(1, static_cast<char>(bytes.size()));
+    const std::string scalar = "cnumpy.core.multiarray\nscalar\n(" + dtype + "C" + length + bytes + "tR";
+    const PickleDocument document = parse_pickle("}U\x04" "args}U\x01x" + scalar + "ss.", "x");
+    return checkpoint_arguments(*document.root).at("args.x");
+  };
+  EXPECT_EQ(argument("i8", "\x07" + std::string(7, '\0')), "7");
+  EXPECT_EQ(argument("i1", "\xfd"), "-3");
+  for (const char size : {'0', '3', '9'}) {
+    const std::string text = argument(std::string("i") + size, std::string(size - '0', '\x07'));
+    EXPECT_NE(text.find("scalar"), std::string::npos) << size << ": " << text;
+  }
+}
+
 TEST(io_checkpoint_arguments, NestedValuesHaveDottedNames) {
   const auto found = arguments("(dS'transport'\n" + kNested + "sS'none'\nNsS'rate'\nF0.5\ns");
   EXPECT_EQ(found.at("args.transport.path_type"), "GVP");

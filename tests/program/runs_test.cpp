@@ -109,6 +109,7 @@ TEST(program_runs, FailedStartsAndLongerRuns) {
   expect_message(run(ask), 3, "already holds a run");
   expect_message(run(ask + " --resume --set train.learning_rate=0.5"), 3,
                  "train.learning_rate was ");
+  expect_message(run(ask + " --resume --dry-run --set seed=9"), 3, "seed");
   const test::Outcome longer =
       run(ask + " --resume --set train.steps=3 --set compute.workers=2 --set item=4");
   expect_message(longer, 0, "resuming with train.steps = 3 (was 2)");

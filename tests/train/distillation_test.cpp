@@ -3,6 +3,7 @@
 
 #include "tests/support.h"
 #include "tests/train/small_model.h"
+#include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/train/pretraining.h"
 #include "tiltflow/train/pretraining_run.h"
@@ -16,9 +17,11 @@ const std::vector<double> kMeans{-1.0, 0.5, 2.0};
 // The exact velocity of x_1 ~ N(mean of the label, kSpread^2) on the linear path.
 class ConditionalGaussian final : public VelocityField {
  public:
-  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override {
+  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t,
+                      const Condition& condition) const override {
     const at::Tensor time = t.view({-1, 1});
-    const at::Tensor mean = at::tensor(kMeans, x.options()).index_select(0, condition.labels).view({-1, 1});
+    const at::Tensor mean =
+        at::tensor(kMeans, x.options()).index_select(0, condition.labels).view({-1, 1});
     const at::Tensor variance = time.square() * (kSpread * kSpread) + (1 - time).square();
     const at::Tensor surprise = (x - time * mean) / variance;
     return mean + time * (kSpread * kSpread) * surprise - (1 - time) * surprise;
@@ -47,7 +50,8 @@ TEST(train_distillation, HasTheGradientOfFlowMatchingWithLessVariance) {
   const at::Tensor labels = streams.integers(Purpose::kLabel, 0, 0, n, 3);
   const at::Tensor x_0 = streams.normal(Purpose::kPrior, 0, 0, 0, n, {1}).to(at::kDouble);
   const at::Tensor noise = streams.normal(Purpose::kPrior, 1, 0, 0, n, {1}).to(at::kDouble);
-  const at::Tensor x_1 = at::tensor(kMeans, options).index_select(0, labels).view({-1, 1}) + kSpread * noise;
+  const at::Tensor x_1 =
+      at::tensor(kMeans, options).index_select(0, labels).view({-1, 1}) + kSpread * noise;
   const at::Tensor t = streams.uniform(Purpose::kTime, 0, 0, n).to(at::kDouble);
   const at::Tensor weights = at::tensor({0.3, -0.2, 0.1}, options);
   const auto path = make_path("linear");
@@ -59,7 +63,8 @@ TEST(train_distillation, HasTheGradientOfFlowMatchingWithLessVariance) {
   };
   const auto distilled = [&](const at::Tensor& seen) -> Losses {
     return [&, seen](const VelocityField& student) {
-      return distillation_losses(student, ConditionalGaussian(), *path, x_0, x_1, t, unconditional, {seen});
+      return distillation_losses(student, ConditionalGaussian(), *path, x_0, x_1, t, unconditional,
+                                 {seen});
     };
   };
   // The losses are quadratic in the weights: two evaluations give each sample's derivative exactly.
@@ -90,7 +95,8 @@ TEST(train_distillation, TeacherSeesTheLabelsBeforeDropout) {
     const auto load = [&] { return load_velocity_model(dir / "teacher.safetensors").model; };
     const std::shared_ptr<const VelocityModel> teacher = load();
     ImageDataset data;
-    data.images = RandomStreams(2).uniform(Purpose::kExact, 0, 0, 8, {1, 8, 8}).mul(255).to(at::kByte);
+    data.images =
+        RandomStreams(2).uniform(Purpose::kExact, 0, 0, 8, {1, 8, 8}).mul(255).to(at::kByte);
     data.labels = at::arange(8).remainder(3);
     data.class_names = {"a", "b", "c"};
     FlowMatchingOptions options;
@@ -110,15 +116,42 @@ TEST(train_distillation, TeacherSeesTheLabelsBeforeDropout) {
 TEST(train_distillation, RefusesTeachersThatCannotTeach) {
   const test::TempDir dir;
   test::save_small_sit(dir / "teacher.safetensors");
-  const auto refused = [&](const std::function<void(PretrainConfig&)>& change, const std::string& words) {
+  const auto refused = [&](const std::function<void(PretrainConfig&)>& change,
+                           const std::string& words) {
     PretrainConfig c;
-    c.model.args = {{"input_size", "8"}, {"patch_size", "4"}, {"in_channels", "1"}, {"hidden_size", "16"}, {"depth", "1"}, {"num_heads", "2"}, {"num_classes", "3"}, {"learn_sigma", "false"}};
+    c.model.args = {{"input_size", "8"},   {"patch_size", "4"},     {"in_channels", "1"},
+                    {"hidden_size", "16"}, {"depth", "1"},          {"num_heads", "2"},
+                    {"num_classes", "3"},  {"learn_sigma", "false"}};
     c.model.teacher = (dir / "teacher.safetensors").string();
     change(c);
     test::expect_error(ErrorKind::kConfig, words, [&] { set_up(c); });
   };
-  refused([](PretrainConfig& c) { c.kind = "classifier", c.model.args = {}; }, "model.teacher is for kind = \"flow\"");
-  refused([](PretrainConfig& c) { c.model.prediction = "noise"; }, "needs prediction = \"velocity\"");
+  refused([](PretrainConfig& c) { c.kind = "classifier", c.model.args = {}; },
+          "model.teacher is for kind = \"flow\"");
+  refused([](PretrainConfig& c) { c.model.prediction = "noise"; },
+          "needs prediction = \"velocity\"");
+  TensorFile curved = read_safetensors(dir / "teacher.safetensors");
+  curved.metadata["tiltflow.path"] = "gvp";
+  write_safetensors(dir / "curved.safetensors", curved.tensors, curved.metadata);
+  refused([&](PretrainConfig& c) { c.model.teacher = (dir / "curved.safetensors").string(); },
+          "has path gvp, the model linear");
+  const auto teacher = load_velocity_model(dir / "teacher.safetensors").model;
+  ImageDataset data;
+  data.images = at::zeros({4, 1, 8, 8}, at::kByte);
+  data.labels = at::zeros({4}, at::kLong);
+  data.class_names = {"a"};
+  SitConfig two;
+  two.input_size = 8;
+  two.patch_size = 4;
+  two.in_channels = 1;
+  two.hidden_size = 16;
+  two.depth = 1;
+  two.num_heads = 2;
+  two.num_classes = 2;
+  two.learn_sigma = false;
+  const auto student = make_sit(two, init_sit(two, RandomStreams(1)));
+  test::expect_error(ErrorKind::kConfig, "the teacher makes [1, 8, 8] of 3 classes",
+                     [&] { require_fitting_data(*student, teacher.get(), data); });
 }
 
 }  // namespace tiltflow

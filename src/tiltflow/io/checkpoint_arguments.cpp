@@ -47,6 +47,7 @@ std::string numpy_number(const PickleNode& node) {
   const bool big = type.state && type.state->items.size() > 1 && type.state->items[1]->text == ">";
   if (big || code.size() != 2 || bytes.size() != static_cast<std::size_t>(code[1] - '0')) return "";
   std::int64_t whole = 0;
+  if (bytes.size() > sizeof whole || !std::has_single_bit(bytes.size())) return "";
   std::memcpy(&whole, bytes.data(), bytes.size());
   if (code == "b1") return whole ? "True" : "False";
   const int unused = static_cast<int>(64 - 8 * bytes.size());

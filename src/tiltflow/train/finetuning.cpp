@@ -22,34 +22,53 @@
 namespace tiltflow {
 
 void bind(Fields& f, FinetuneGuidance& c) {
-  f.value("mode", c.mode, "none; full (tilts the guided law); trajectories (guided rollouts only, as the official SD code); sampling (guided evaluations only)", one_of({"none", "full", "trajectories", "sampling"}));
+  f.value("mode", c.mode,
+          "none; full (tilts the guided law); trajectories (guided rollouts only, as the official "
+          "SD code); sampling (guided evaluations only)",
+          one_of({"none", "full", "trajectories", "sampling"}));
   bind(f, c.guidance);
 }
 
 void bind(Fields& f, EvaluationConfig& c) {
-  f.value("every", c.every, "steps between evaluations of the averaged weights; 0 = never", at_least_integer(0));
+  f.value("every", c.every, "steps between evaluations of the averaged weights; 0 = never",
+          at_least_integer(0));
   f.value("samples", c.samples, "samples per evaluation", at_least_integer(2));
-  f.value("ode", c.ode, "deterministic sampler whose reward on the same noise is logged too, e.g. ode-heun; empty = none", [](const std::string& v) { return v.empty() ? std::string() : one_of(sampler_names())(v); });
+  f.value(
+      "ode", c.ode,
+      "deterministic sampler whose reward on the same noise is logged too, e.g. ode-heun; empty = "
+      "none",
+      [](const std::string& v) { return v.empty() ? std::string() : one_of(sampler_names())(v); });
   f.value("ode_steps", c.ode_steps, "its steps", at_least_integer(1));
   f.value("ode_guidance", c.ode_guidance, "its own guidance scale; 1 = as in training");
-  f.value("base_samples", c.base_samples, "base samples at the start, for E_base r and log Z", at_least_integer(2));
+  f.value("base_samples", c.base_samples, "base samples at the start, for E_base r and log Z",
+          at_least_integer(2));
 }
 
 void bind(Fields& f, CheckConfig& c) {
-  f.value("base_samples", c.base_samples, "base samples that are importance-weighted", at_least_integer(16));
+  f.value("base_samples", c.base_samples, "base samples that are importance-weighted",
+          at_least_integer(16));
   f.value("tuned_samples", c.tuned_samples, "samples of the tuned model", at_least_integer(16));
-  f.path("judge", c.judge, PathKind::kWeights, "classifier for class shares and intra-class variance; empty = none");
-  f.value("ode", c.ode, "deterministic sampler that is compared too; empty = none", [](const std::string& v) { return v.empty() ? std::string() : one_of(sampler_names())(v); });
+  f.path("judge", c.judge, PathKind::kWeights,
+         "classifier for class shares and intra-class variance; empty = none");
+  f.value(
+      "ode", c.ode, "deterministic sampler that is compared too; empty = none",
+      [](const std::string& v) { return v.empty() ? std::string() : one_of(sampler_names())(v); });
   f.value("ode_steps", c.ode_steps, "its steps", at_least_integer(1));
-  f.value("standard_errors", c.standard_errors, "agreement: within this many combined standard errors", positive());
+  f.value("standard_errors", c.standard_errors,
+          "agreement: within this many combined standard errors", positive());
   f.value("allowance", c.allowance, "plus this share of the shift from p_base to p*", at_least(0));
 }
 
 void bind(Fields& f, FinetuneConfig& c) {
   f.value("seed", c.seed, "root of all randomness", at_least_integer(0));
   f.value("batch", c.batch, "trajectories per step", at_least_integer(1));
-  f.value("item", c.item, "trajectories per independent piece of work; 0 = as many as fit into memory (compute.memory_gb)", at_least_integer(0));
-  f.value("buffer_passes", c.buffer_passes, "optimiser steps per collected batch; above 1 the batch is off-policy (see ess)", at_least_integer(1));
+  f.value("item", c.item,
+          "trajectories per independent piece of work; 0 = as many as fit into memory "
+          "(compute.memory_gb)",
+          at_least_integer(0));
+  f.value("buffer_passes", c.buffer_passes,
+          "optimiser steps per collected batch; above 1 the batch is off-policy (see ess)",
+          at_least_integer(1));
   f.section("model", c.model);
   f.section("decoder", c.decoder);
   f.list("reward", c.reward);
@@ -68,8 +87,12 @@ void bind(Fields& f, FinetuneConfig& c) {
 }
 
 LabelSource FinetuneSetup::labels_at(std::uint32_t step) const {
-  const bool training = static_cast<std::int64_t>(step) < config.train.steps;  // other keys are evaluations: they start at the list's head
-  return make_labels(config.labels, flow.model->classes(), streams, step, training ? static_cast<std::int64_t>(step) / config.buffer_passes * config.batch : 0);
+  const bool training =
+      static_cast<std::int64_t>(step) <
+      config.train.steps;  // other keys are evaluations: they start at the list's head
+  return make_labels(
+      config.labels, flow.model->classes(), streams, step,
+      training ? static_cast<std::int64_t>(step) / config.buffer_passes * config.batch : 0);
 }
 
 namespace {
@@ -79,13 +102,19 @@ void follow_memory_plan(FinetuneSetup& s, double trainable) {
   const std::int64_t steps = s.config.sampler.steps;
   TransitionTable table;
   table.steps.resize(static_cast<std::size_t>(steps));
-  const auto wanted = static_cast<std::int64_t>(std::ceil(make_method(s.config.method)->training_calls(table)));
+  const auto wanted =
+      static_cast<std::int64_t>(std::ceil(make_method(s.config.method)->training_calls(table)));
   double bytes = s.config.compute.memory_gb * 1e9;
   if (!compute_device().is_cpu() && bytes == 0) {
-    bytes = 0.5 * device_free_bytes();  // recorded calls (nn/recorded) keep their activations beside each other
-    if (bytes == 0) fail(ErrorKind::kConfig, cat("item = 0: the memory of device ", compute_device().str(), " is not known"), "set compute.memory_gb to what the device has, or item");
+    bytes = 0.5 * device_free_bytes();  // recorded calls (nn/recorded) keep their activations
+                                        // beside each other
+    if (bytes == 0)
+      fail(ErrorKind::kConfig,
+           cat("item = 0: the memory of device ", compute_device().str(), " is not known"),
+           "set compute.memory_gb to what the device has, or item");
   }
-  const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch, wanted, thread_policy().workers, bytes);
+  const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch,
+                                      wanted, thread_policy().workers, bytes);
   log_info(cat("memory plan: ", plan.text()));
   const std::int64_t group = make_method(s.config.method)->needs().group;
   s.config.item = std::max(group, plan.item / group * group);  // groups stay together
@@ -95,16 +124,24 @@ void follow_memory_plan(FinetuneSetup& s, double trainable) {
   s.flow = load_flow_model(s.config.model, apply(s.config.compute));
 }
 
-// Declared, or of a program from outside what two samples of noise show. Terms without a graph cannot be mended by others that have one.
+// Declared, or of a program from outside what two samples of noise show. Terms without a graph
+// cannot be mended by others that have one.
 bool find_reward_gradient(const FinetuneSetup& s) {
   const RewardInfo& info = s.reward->reward().info();
   if (!info.has_gradient || info.gradient_known) return info.has_gradient;
   const bool needed = needs_reward_gradient(s.config);
-  for (const ObservedTerm& term : observe_terms(*s.reward, prior_sample(s.streams, 0, 0, 2, s.flow.model->sample_shape()), s.labels_at(0)(0, 2))) {
+  for (const ObservedTerm& term :
+       observe_terms(*s.reward, prior_sample(s.streams, 0, 0, 2, s.flow.model->sample_shape()),
+                     s.labels_at(0)(0, 2))) {
     if (term.gradient == TermGradient::kPresent) continue;
-    if (term.gradient == TermGradient::kZero && needed) continue;  // noise may lie where the reward is flat: samples of the base decide
-    if (needed) refuse_missing_gradient(s.config.method.name, term.name, "its score is computed outside autograd (whole numbers, no_grad, another program)");
-    log_info(cat("reward ", term.name, " has no gradient; method ", s.config.method.name, " works without"));
+    if (term.gradient == TermGradient::kZero && needed)
+      continue;  // noise may lie where the reward is flat: samples of the base decide
+    if (needed)
+      refuse_missing_gradient(
+          s.config.method.name, term.name,
+          "its score is computed outside autograd (whole numbers, no_grad, another program)");
+    log_info(cat("reward ", term.name, " has no gradient; method ", s.config.method.name,
+                 " works without"));
     return false;
   }
   return true;
@@ -112,7 +149,9 @@ bool find_reward_gradient(const FinetuneSetup& s) {
 
 }  // namespace
 
-bool needs_reward_gradient(const FinetuneConfig& config) { return config.surrogate.every == 0 && make_method(config.method)->needs().reward_gradient; }
+bool needs_reward_gradient(const FinetuneConfig& config) {
+  return config.surrogate.every == 0 && make_method(config.method)->needs().reward_gradient;
+}
 
 namespace {
 
@@ -128,7 +167,9 @@ void choose_sampler(FinetuneSetup& s) {
     return;
   }
   // Evaluations and checks follow the ODE too.
-  if (sampler.name != "auto" && sampler.name != "ode-euler") fail(ErrorKind::kConfig, cat("method.noise = false rolls out the ODE, not ", sampler.name), "leave sampler.name at auto");
+  if (sampler.name != "auto" && sampler.name != "ode-euler")
+    fail(ErrorKind::kConfig, cat("method.noise = false rolls out the ODE, not ", sampler.name),
+         "leave sampler.name at auto");
   sampler.name = "ode-euler";
   s.table = deterministic_control(grid_of(sampler, *s.flow.path));
 }
@@ -136,8 +177,13 @@ void choose_sampler(FinetuneSetup& s) {
 void require_guidance_fits(const FinetuneSetup& s) {
   const FinetuneGuidance& g = s.config.guidance;
   if (g.mode == "none") return;
-  if (s.config.labels.kind == "none") fail(ErrorKind::kConfig, cat("guidance.mode = \"", g.mode, "\" needs labels"), "set labels.kind");
-  if (!g.guidance.active()) fail(ErrorKind::kConfig, cat("guidance.mode = \"", g.mode, "\" with guidance.scale = 1 does nothing"), "set guidance.scale, e.g. 4");
+  if (s.config.labels.kind == "none")
+    fail(ErrorKind::kConfig, cat("guidance.mode = \"", g.mode, "\" needs labels"),
+         "set labels.kind");
+  if (!g.guidance.active())
+    fail(ErrorKind::kConfig,
+         cat("guidance.mode = \"", g.mode, "\" with guidance.scale = 1 does nothing"),
+         "set guidance.scale, e.g. 4");
   s.for_evaluation(s.flow.model);  // refuses intervals and models that cannot be guided
 }
 
@@ -151,12 +197,19 @@ void check_method(FinetuneSetup& s, Problems& problems) {
     seen.has_gradient = s.reward_gradient || config.surrogate.every > 0;
     require_method_fits(*method, seen, s.table);
   });
-  problems.check([&] { require_surroundings_fit(*method, config.buffer_passes, config.policy, s.flow); });
+  problems.check(
+      [&] { require_surroundings_fit(*method, config.buffer_passes, config.policy, s.flow); });
   problems.check([&] {
-    if (config.surrogate.every > 0 && !config.method.noise()) fail(ErrorKind::kConfig, "surrogate.every with method.noise = false: the learned reward is fitted to samples with noise", "leave one of them out");
+    if (config.surrogate.every > 0 && !config.method.noise())
+      fail(ErrorKind::kConfig,
+           "surrogate.every with method.noise = false: the learned reward is fitted to samples "
+           "with noise",
+           "leave one of them out");
   });
   problems.check([&] {
-    if (config.modes.codes == 1) fail(ErrorKind::kConfig, "modes.codes = 1 tells nothing apart", "use 2 or more, or 0 for none");
+    if (config.modes.codes == 1)
+      fail(ErrorKind::kConfig, "modes.codes = 1 tells nothing apart",
+           "use 2 or more, or 0 for none");
     if (config.modes.codes > 0) require_bonus_fits(*method, s.table);
   });
 }
@@ -173,14 +226,20 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   std::shared_ptr<const Reward> reward;
   bool made = problems.check([&] { runtime = apply(config.compute); });
   made = problems.check("model", [&] { s.flow = load_flow_model(config.model, runtime); }) && made;
-  const bool decodes = problems.check("decoder.file", [&] { autoencoder = config.decoder.file.empty() ? nullptr : load_autoencoder(config.decoder); });
+  const bool decodes = problems.check("decoder.file", [&] {
+    autoencoder = config.decoder.file.empty() ? nullptr : load_autoencoder(config.decoder);
+  });
   const bool rewarded = problems.check([&] { reward = make_weighted_sum(config.reward); });
-  problems.check("check.judge", [&] { if (!config.check.judge.empty()) load_classifier(config.check.judge); });  // what is read at the end is there
+  problems.check("check.judge", [&] {
+    if (!config.check.judge.empty()) load_classifier(config.check.judge);
+  });  // what is read at the end is there
   const bool labelled = problems.check([&] { s.config.labels = with_file_read(config.labels); });
-  const bool chosen = problems.check([&] { require_groups_fit(*make_method(config.method), config.batch, config.item); });
+  const bool chosen = problems.check(
+      [&] { require_groups_fit(*make_method(config.method), config.batch, config.item); });
   if (!made) problems.raise();
   problems.check([&] {
-    const double trainable = trainable_bytes(s.flow, config.policy);  // refuses policies that fit nothing
+    const double trainable =
+        trainable_bytes(s.flow, config.policy);  // refuses policies that fit nothing
     if (config.item == 0 && chosen) follow_memory_plan(s, trainable);
   });
   const bool sampled = problems.check([&] { choose_sampler(s); });
@@ -188,10 +247,14 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
     problems.check([&] { s.labels_at(0); });  // refuses labels the model does not have
     problems.check([&] { require_guidance_fits(s); });
   }
-  if (rewarded && decodes) problems.check([&] { s.reward = std::make_shared<StateReward>(reward, decoder_of(s.flow, autoencoder)); });
+  if (rewarded && decodes)
+    problems.check(
+        [&] { s.reward = std::make_shared<StateReward>(reward, decoder_of(s.flow, autoencoder)); });
   if (s.reward && sampled && labelled && chosen) check_method(s, problems);
   problems.raise();
-  if (!s.table.memoryless) log_warn(cat("sampler ", s.table.name, " is not memoryless: the tuned law will not be the tilted law"));
+  if (!s.table.memoryless)
+    log_warn(cat("sampler ", s.table.name,
+                 " is not memoryless: the tuned law will not be the tilted law"));
   return s;
 }
 
@@ -199,112 +262,39 @@ Policy FinetuneSetup::for_training(Policy policy) const {
   const Guidance& g = config.guidance.guidance;
   const std::int64_t classes = flow.model->classes();
   if (config.guidance.mode == "trajectories") policy.rollout = guided(policy.tuned, g, classes);
-  if (config.guidance.mode == "full") policy.base = guided(policy.base, g, classes), policy.tuned = guided(policy.tuned, g, classes), policy.backward_cost *= 2;
+  if (config.guidance.mode == "full") {
+    policy.base = guided(policy.base, g, classes);
+    policy.tuned = guided(policy.tuned, g, classes);
+    policy.backward_cost *= 2;
+  }
   return policy;
 }
 
-std::shared_ptr<const VelocityField> FinetuneSetup::for_evaluation(std::shared_ptr<const VelocityField> field) const {
-  return config.guidance.mode == "none" ? field : guided(std::move(field), config.guidance.guidance, flow.model->classes());
+std::shared_ptr<const VelocityField> FinetuneSetup::for_evaluation(
+    std::shared_ptr<const VelocityField> field) const {
+  return config.guidance.mode == "none"
+             ? field
+             : guided(std::move(field), config.guidance.guidance, flow.model->classes());
 }
 
-std::shared_ptr<const VelocityField> FinetuneSetup::for_check(std::shared_ptr<const VelocityField> field) const {
-  return config.guidance.mode == "full" ? guided(std::move(field), config.guidance.guidance, flow.model->classes()) : field;
-}
-
-FinetuneObjective::FinetuneObjective(const FinetuneSetup& setup, Policy policy, std::unique_ptr<FinetuneMethod> method, double log_z)
-    : setup_(setup), policy_(std::move(policy)), counted_base_(std::make_shared<CountingField>(policy_.base)),
-      counted_tuned_(std::make_shared<CountingField>(policy_.tuned)), method_(std::move(method)), labels_(no_labels()), log_z_(log_z) {
-  policy_.base = counted_base_;
-  policy_.tuned = counted_tuned_;
-  policy_ = setup_.for_training(std::move(policy_));
-  const FinetuneConfig& c = setup_.config;
-  if (c.modes.codes > 0) modes_ = std::make_unique<ModePreservation>(c.modes, setup_.flow.model->sample_shape(), setup_.flow.model->classes(), static_cast<std::uint64_t>(c.seed));
-  if (c.surrogate.every > 0) surrogate_ = std::make_unique<Surrogate>(c.surrogate, setup_.flow.model->sample_shape(), setup_.flow.model->classes(), static_cast<std::uint64_t>(c.seed));
-}
-
-FinetuneContext FinetuneObjective::context(const StateReward& reward) const {
-  FinetuneContext out{policy_, reward, *setup_.flow.path, setup_.table, setup_.streams, labels_, setup_.flow.model->sample_shape(), at::kFloat, log_z_};
-  if (modes_) out.bonus = [this](const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& labels) { return modes_->bonus(x_0, x_1, labels); };
-  return out;
-}
-
-std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
-  step_ = step;
-  counted_base_->reset();
-  counted_tuned_->reset();
-  pass_ = step % setup_.config.buffer_passes;
-  const std::int64_t items = (setup_.config.batch + setup_.config.item - 1) / setup_.config.item;
-  collects_ = pass_ == 0 || buffer_.empty();
-  if (collects_) {
-    if (pass_ > 0) log_info(cat("the run had ended within a batch: it is collected anew for ", counted(setup_.config.buffer_passes - pass_, "step")));
-    labels_ = setup_.labels_at(static_cast<std::uint32_t>(step));
-    buffer_.assign(static_cast<std::size_t>(items), Batch{});
-  }
-  if (surrogate_ && pass_ == 0 && surrogate_->due(step)) surrogate_->refresh(context(), *setup_.reward, step);
-  if (modes_ && pass_ == 0 && modes_->due(step)) modes_->refresh(context(), step);
-  method_->begin_step(context(), step, pass_);
-  return items;
-}
-
-LossReport FinetuneObjective::item(std::int64_t i) {
-  const std::int64_t first = i * setup_.config.item, n = std::min(setup_.config.item, setup_.config.batch - first);
-  const bool reuse = setup_.config.buffer_passes > 1;
-  const TermMeter meter(surrogate_ ? surrogate_->reward() : *setup_.reward);
-  const FinetuneContext context = this->context(meter.reward());
-  const std::vector<std::string> suffixes = surrogate_ ? std::vector<std::string>{} : term_suffixes(setup_.config.reward);
-  if (reuse) {
-    Batch& kept = buffer_[static_cast<std::size_t>(i)];
-    if (collects_) {
-      kept = method_->collect(context, step_, first, n, true);
-      meter.add_to(kept.metrics, suffixes, kept.rewards, n);
-    }
-    return method_->loss(context, kept, setup_.config.batch);
-  }
-  const Batch batch = method_->collect(context, step_, first, n, false);
-  LossReport report = method_->loss(context, batch, setup_.config.batch);
-  meter.add_to(report.metrics, suffixes, batch.rewards, n);
-  return report;
-}
-
-namespace {
-const std::string kSurrogate = "surrogate.", kModes = "modes.";
-}
-
-ParameterSet FinetuneObjective::state() const {
-  ParameterSet out = method_->state();
-  if (surrogate_) for (const auto& [name, tensor] : surrogate_->state()) out.add(kSurrogate + name, tensor);
-  if (modes_) for (const auto& [name, tensor] : modes_->state()) out.add(kModes + name, tensor);
-  return out;
-}
-
-void FinetuneObjective::restore(const ParameterSet& state) {
-  ParameterSet of_method, of_surrogate, of_modes;
-  for (const auto& [name, tensor] : state) {
-    if (starts_with(name, kSurrogate)) of_surrogate.add(name.substr(kSurrogate.size()), tensor);
-    else if (starts_with(name, kModes)) of_modes.add(name.substr(kModes.size()), tensor);
-    else of_method.add(name, tensor);
-  }
-  method_->restore(of_method);
-  if (surrogate_) surrogate_->restore(of_surrogate);
-  if (modes_) modes_->restore(of_modes);
-}
-
-void FinetuneObjective::end_step(std::map<std::string, double>& metrics) {
-  method_->end_step(metrics);
-  if (surrogate_) surrogate_->add_metrics(metrics);
-  if (modes_) modes_->add_metrics(metrics);
-  // Forwards and vector-Jacobian products as counted, plus the training backward over the loss steps.
-  const at::Tensor total = at::full({1}, static_cast<double>(counted_base_->count() + counted_tuned_->count()), at::kDouble);
-  all_reduce_sum({total});
-  const double counted = total.item<double>();
-  metrics["evaluations"] = counted / static_cast<double>(setup_.config.batch) + method_->training_calls(setup_.table) * policy_.backward_cost;
+std::shared_ptr<const VelocityField> FinetuneSetup::for_check(
+    std::shared_ptr<const VelocityField> field) const {
+  return config.guidance.mode == "full"
+             ? guided(std::move(field), config.guidance.guidance, flow.model->classes())
+             : field;
 }
 
 double measure_evaluations(const FinetuneSetup& setup) {
   FinetuneSetup probe = setup;
   probe.config.batch = probe.config.item;
-  FinetuneObjective objective(probe, make_policy(probe.flow, probe.config.policy, static_cast<std::uint64_t>(probe.config.seed)), make_method(probe.config.method));
-  const std::int64_t period = std::lcm(std::lcm(probe.config.buffer_passes, make_method(probe.config.method)->period()), std::lcm(std::max<std::int64_t>(1, probe.config.surrogate.every), probe.config.modes.codes > 0 ? probe.config.modes.every : 1));
+  FinetuneObjective objective(
+      probe,
+      make_policy(probe.flow, probe.config.policy, static_cast<std::uint64_t>(probe.config.seed)),
+      make_method(probe.config.method));
+  const std::int64_t period =
+      std::lcm(std::lcm(probe.config.buffer_passes, make_method(probe.config.method)->period()),
+               std::lcm(std::max<std::int64_t>(1, probe.config.surrogate.every),
+                        probe.config.modes.codes > 0 ? probe.config.modes.every : 1));
   double sum = 0;
   for (std::int64_t step = 0; step < period; ++step) {
     const at::AutoGradMode grad(true);
@@ -324,37 +314,57 @@ void retire_check(Run& run, std::int64_t steps) {
   if (!std::filesystem::exists(model)) return;
   const auto metadata = read_safetensors(model).metadata;
   const auto before = metadata.find("tiltflow.steps");
-  if (before != metadata.end() && before->second != std::to_string(steps)) run.retire("check.json", std::atoll(before->second.c_str()));
+  if (before != metadata.end() && before->second != std::to_string(steps))
+    run.retire("check.json", std::atoll(before->second.c_str()));
 }
 
 }  // namespace
 
 TrainResult finetune(const FinetuneSetup& setup, Run& run) {
-  Policy policy = make_policy(setup.flow, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
-  log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(), " trainable of ", counted(setup.flow.model->parameters().numel(), "parameter"), " (", format_bytes(policy.trainable.bytes()), ")"));
-  log_info(cat("sampler ", setup.table.name, ", ", counted(setup.table.size(), "step"), ", ", setup.flow.path->name(), " path; ", setup.config.compute.precision, " products, attention ", setup.config.compute.attention));
+  Policy policy =
+      make_policy(setup.flow, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
+  log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(),
+               " trainable of ", counted(setup.flow.model->parameters().numel(), "parameter"), " (",
+               format_bytes(policy.trainable.bytes()), ")"));
+  log_info(cat("sampler ", setup.table.name, ", ", counted(setup.table.size(), "step"), ", ",
+               setup.flow.path->name(), " path; ", setup.config.compute.precision,
+               " products, attention ", setup.config.compute.attention));
   const bool fresh = !run.has_checkpoint();
-  if (fresh) run.latest();  // forgets what a start that never reached its first checkpoint has logged
-  const BaseStatistics base = fresh ? base_statistics(setup, *setup.for_evaluation(policy.base)) : stored_base_statistics(run);
+  if (fresh)
+    run.latest();  // forgets what a start that never reached its first checkpoint has logged
+  const BaseStatistics base = fresh ? base_statistics(setup, *setup.for_evaluation(policy.base))
+                                    : stored_base_statistics(run);
   const std::vector<std::string> suffixes = term_suffixes(setup.config.reward);
-  log_info(cat("base: reward ", compact(base.reward), " +- ", compact(base.reward_se, 2), unscaled_text(base.unscaled, suffixes, "base_"), ", log Z ", compact(base.log_z), " +- ", compact(base.log_z_se, 2), " (ESS ", fixed(base.ess, 0), " of ", setup.config.evaluation.base_samples, ")"));
+  log_info(cat("base: reward ", compact(base.reward), " +- ", compact(base.reward_se, 2),
+               unscaled_text(base.unscaled, suffixes, "base_"), ", log Z ", compact(base.log_z),
+               " +- ", compact(base.log_z_se, 2), " (ESS ", fixed(base.ess, 0), " of ",
+               setup.config.evaluation.base_samples, ")"));
 
   const Policy plain = policy;  // without counters, for evaluation
   Monitor monitor(setup, plain, base, run);
-  FinetuneObjective objective(setup, std::move(policy), make_method(setup.config.method), base.log_z);
+  FinetuneObjective objective(setup, std::move(policy), make_method(setup.config.method),
+                              base.log_z);
   TrainHooks hooks;
   hooks.label = "finetune";
   hooks.facts = facts_of(setup, base);
   hooks.note = [&](const std::map<std::string, double>& m) {
     const auto cost = m.find("control_cost");
-    return cat("reward ", compact(m.at("reward")), unscaled_text(m, suffixes), cost == m.end() ? "" : cat("  cost ", compact(cost->second, 3), "  gap ", compact(base.log_z - m.at("reward") + cost->second, 3)), "  loss ", compact(m.at("loss"), 3));
+    return cat("reward ", compact(m.at("reward")), unscaled_text(m, suffixes),
+               cost == m.end() ? ""
+                               : cat("  cost ", compact(cost->second, 3), "  gap ",
+                                     compact(base.log_z - m.at("reward") + cost->second, 3)),
+               "  loss ", compact(m.at("loss"), 3));
   };
   const std::int64_t every = setup.config.evaluation.every;
   if (fresh) {
     run.log(0, metrics_of(base));
     for (const RunWarning& warning : base.warnings) warn(run, 0, warning);
     if (every > 0) run.log(0, monitor.evaluate(plain.trainable, 0));
-    run.save({0, {{"weights", plain.trainable}, {"average", plain.trainable}, {"optimizer", AdamW(setup.config.train.optimizer, plain.trainable).state()}}}, setup.config.train.keep_checkpoints);
+    run.save({0,
+              {{"weights", plain.trainable},
+               {"average", plain.trainable},
+               {"optimizer", AdamW(setup.config.train.optimizer, plain.trainable).state()}}},
+             setup.config.train.keep_checkpoints);
   }
   hooks.evaluate = [&](std::int64_t step, const ParameterSet& average) {
     const bool due = every > 0 && (step % every == 0 || step == setup.config.train.steps);
@@ -363,12 +373,17 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   const TrainResult result = train(setup.config.train, objective, run, hooks);
   if (!run.writes()) return result;
   std::map<std::string, std::string> metadata = setup.flow.metadata();
-  metadata["tiltflow.reward"] = setup.reward->reward().info().name, metadata["tiltflow.steps"] = std::to_string(result.steps);
-  if (setup.config.guidance.mode != "none") metadata["tiltflow.guidance"] = cat(setup.config.guidance.mode, " ", compact(setup.config.guidance.guidance.scale));
+  metadata["tiltflow.reward"] = setup.reward->reward().info().name;
+  metadata["tiltflow.steps"] = std::to_string(result.steps);
+  if (setup.config.guidance.mode != "none")
+    metadata["tiltflow.guidance"] =
+        cat(setup.config.guidance.mode, " ", compact(setup.config.guidance.guidance.scale));
   retire_check(run, result.steps);
   const auto tuned = merged_model(setup.flow, setup.config.policy, result.average);
   save_velocity_model(run.directory() / "model.safetensors", *tuned, tuned->parameters(), metadata);
-  if (setup.config.policy.kind == "lora") write_adapters(run.directory() / "adapter", result.average, setup.config.policy.rank, setup.config.policy.alpha);
+  if (setup.config.policy.kind == "lora")
+    write_adapters(run.directory() / "adapter", result.average, setup.config.policy.rank,
+                   setup.config.policy.alpha);
   return result;
 }
 

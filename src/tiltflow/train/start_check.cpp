@@ -66,11 +66,14 @@ void check_reward_gradient(const FinetuneSetup& s, const at::Tensor& states, con
   const auto base = s.for_check(s.flow.model);
   const Draws draws = draw(*base, s.config.sampler, *s.flow.path, s.flow.model->sample_shape(), s.streams, s.labels_at(kStartKey), options);
   for (const ObservedTerm& term : observe_terms(*s.reward, draws.x, draws.labels)) {
-    if (lost(term) && term.varies) refuse_missing_gradient(s.config.method.name, term.name, "scores of two samples of the base differ, and the gradient is exactly zero at both");
-    if (lost(term)) {
-      log_warn(cat("reward ", term.name, " scores two samples of the base alike, and its gradient ",
-                   "is exactly zero at both: a run refuses a reward that is constant"));
+    if (!lost(term)) continue;
+    if (term.varies) {
+      refuse_missing_gradient(s.config.method.name, term.name,
+                              "scores of two samples of the base differ, and the gradient is "
+                              "exactly zero at both");
     }
+    log_warn(cat("reward ", term.name, " scores two samples of the base alike, and its gradient ",
+                 "is exactly zero at both: a run refuses a reward that is constant"));
   }
 }
 
@@ -111,10 +114,6 @@ double output_bytes(const FinetuneSetup& s) {
   const double checkpoint = 4 * trained;  // weights, average, two moments
   return static_cast<double>(s.config.train.keep_checkpoints + 1) * checkpoint + weights + 2 * trained;
 }
-
-namespace {
-
-}  // namespace
 
 void check_output_folder(const fs::path& folder, double bytes) {
   fs::path there = fs::absolute(folder);

@@ -40,8 +40,8 @@ class Autoencoder {
   virtual std::string kind() const = 0;        // "kl" or "tiny"
 
   double scale = 1, shift = 0;
-  at::Tensor to_scaled(const at::Tensor& raw) const ;
-  at::Tensor from_scaled(const at::Tensor& scaled) const ;
+  at::Tensor to_scaled(const at::Tensor& raw) const;
+  at::Tensor from_scaled(const at::Tensor& scaled) const;
 
  protected:
   explicit Autoencoder(AutoencoderRuntime runtime) : runtime_(runtime) {}
