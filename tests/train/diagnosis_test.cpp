@@ -71,6 +71,19 @@ TEST(train_diagnosis, LossThatRises) {
   const auto diverging = [](std::int64_t s) { return 0.1 + std::exp(-0.1 * static_cast<double>(s)) + (s > 120 ? 0.01 * static_cast<double>(s - 120) : 0.0); };
   EXPECT_EQ(kinds_of(losses(diverging), facts), Kinds{"loss"});
   EXPECT_EQ(kinds_of(losses([&](std::int64_t s) { return diverging(s) - 2; }), facts), Kinds{}) << "a loss without a floor";
+  RunFacts reused;
+  reused.buffer_passes = 10;
+  const auto by_batch = [](double trend) {
+    return history_of(600, [=](std::int64_t step) {
+      const std::int64_t batch = step / 10;
+      return Values{{"loss", std::exp(0.8 * jitter(batch) + trend * static_cast<double>(batch))}};
+    });
+  };
+  const std::vector<LoggedMetrics> steady = by_batch(0);
+  for (std::size_t steps = 60; steps <= steady.size(); steps += 10) {
+    EXPECT_EQ(kinds_of({steady.begin(), steady.begin() + static_cast<std::ptrdiff_t>(steps)}, reused), Kinds{}) << "a batch is one observation, however often it is used: " << steps;
+  }
+  EXPECT_EQ(kinds_of(by_batch(0.1), reused), Kinds{"loss"});
   RunFacts adversarial;
   adversarial.loss_falls = false;
   EXPECT_EQ(kinds_of(losses(diverging), adversarial), Kinds{});

@@ -171,7 +171,7 @@ TEST(train_reward_terms, EveryKindOfMethodLogsThem) {
   RewardTerm ink;
   ink.scale = 4;
   config.reward = {ink};
-  for (const std::string& name : {"adjoint-matching", "draft", "flow-grpo"}) {
+  for (const std::string& name : std::vector<std::string>{"adjoint-matching", "draft", "flow-grpo"}) {
     config.method.name = name;
     config.buffer_passes = name == "adjoint-matching" ? 2 : 1;
     config.batch = config.item = 8;  // one group

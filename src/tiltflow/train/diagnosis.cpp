@@ -13,6 +13,7 @@ constexpr std::size_t kBatches = 5;             // whose median reward and cost 
 constexpr double kCostMargin = 1;               // nats
 constexpr double kStandardErrors = 4;
 constexpr std::size_t kLossWindow = 20;         // steps
+constexpr std::size_t kLossBatches = 8;         // that a window holds at least
 constexpr double kLossRatio = 1.5, kLossPairs = 0.95;
 constexpr std::size_t kClippedSteps = 100;
 constexpr double kClippedRatio = 10;
@@ -84,7 +85,7 @@ double share_of_rising_pairs(const std::vector<double>& earlier, const std::vect
 // Compares the last window with the best of the windows before it, one window in between.
 std::optional<RunWarning> loss_rises(MetricHistory history, const RunFacts& facts) {
   if (!facts.loss_falls) return std::nullopt;
-  const std::size_t window = std::max(kLossWindow, steps_of_batches(2, facts));
+  const std::size_t window = std::max(kLossWindow, steps_of_batches(kLossBatches, facts));
   const std::vector<double> losses = last_values(history, "loss", 12 * window);
   if (losses.size() < 3 * window) return std::nullopt;
   if (std::any_of(losses.begin(), losses.end(), [](double loss) { return !(loss > 0); })) return std::nullopt;  // of a loss without a floor the ratio says nothing
