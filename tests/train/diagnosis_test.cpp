@@ -116,6 +116,11 @@ TEST(train_diagnosis, AverageThatLagsBehindTwice) {
   };
   EXPECT_EQ(kinds_of(run(1.2), finetuning()), Kinds{"average"});
   EXPECT_EQ(kinds_of(run(4.9), finetuning()), Kinds{}) << "it has caught up";
+  const auto ahead = history_of(40, [](std::int64_t step) {
+    if (step % 20 == 0) return Values{{"eval_reward", 9.0}, {"eval_reward_se", 0.05}};
+    return Values{{"reward", 5.0}, {"reward_deviation", 0.5}};
+  });
+  EXPECT_EQ(kinds_of(ahead, finetuning()), Kinds{}) << "an average may be better than the current weights";
 }
 
 TEST(train_diagnosis, ScaleBeyondTheBase) {

@@ -138,7 +138,7 @@ std::optional<RunWarning> reward_gradient_is_zero(MetricHistory history, const R
   return found == history.back().values.end() ? std::nullopt : diagnose_zero_gradients(found->second);
 }
 
-// How far an evaluation of the averaged weights, the last line, is from the batches before it.
+// How far an evaluation of the averaged weights, the last line, is behind the batches before it.
 struct Lag {
   double averaged = 0, current = 0;
   bool large = false;
@@ -148,7 +148,7 @@ std::optional<Lag> lag_at_the_end(MetricHistory history, const RunFacts& facts) 
   const auto recent = recent_reward(history.first(history.size() - 1), facts);
   if (!recent) return std::nullopt;
   const double averaged = values.at("eval_reward"), error = values.at("eval_reward_se");
-  const double lag = std::abs(recent->reward - averaged), gain = std::abs(recent->reward - facts.base->reward);
+  const double lag = recent->reward - averaged, gain = std::abs(recent->reward - facts.base->reward);
   const double noise = std::hypot(error, recent->standard_error);
   return Lag{averaged, recent->reward, lag > kLagShare * gain && lag > kStandardErrors * noise};
 }
