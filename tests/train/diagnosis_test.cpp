@@ -93,9 +93,11 @@ TEST(train_diagnosis, Gradients) {
   RunFacts facts;
   facts.gradient_clip = 1;
   const auto norms = [](std::int64_t steps, const std::function<double(std::int64_t)>& norm) { return history_of(steps, [=](std::int64_t step) { return Values{{"gradient_norm", norm(step)}}; }); };
-  EXPECT_EQ(kinds_of(norms(100, [](std::int64_t) { return 30.0; }), facts), Kinds{"gradient-clip"});
-  EXPECT_EQ(kinds_of(norms(99, [](std::int64_t) { return 30.0; }), facts), Kinds{});
-  EXPECT_EQ(kinds_of(norms(100, [](std::int64_t s) { return s == 50 ? 0.9 : 30.0; }), facts), Kinds{}) << "it rests now and then";
+  const auto large = [](std::int64_t s) { return s % 2 == 0 ? 20.0 : 50.0; };
+  EXPECT_EQ(kinds_of(norms(100, large), facts), Kinds{"gradient-clip"});
+  EXPECT_EQ(kinds_of(norms(99, large), facts), Kinds{});
+  EXPECT_EQ(kinds_of(norms(100, [&](std::int64_t s) { return s == 50 ? 0.9 : large(s); }), facts), Kinds{}) << "it rests now and then";
+  EXPECT_EQ(kinds_of(norms(100, [](std::int64_t s) { return s % 2 == 0 ? 20.0 : 30.0; }), facts), Kinds{}) << "all batches are shortened alike";
   EXPECT_EQ(kinds_of(norms(100, [](std::int64_t) { return 5.0; }), facts), Kinds{}) << "a few times the limit";
   EXPECT_EQ(kinds_of(norms(10, [](std::int64_t) { return 0.0; }), facts), Kinds{"gradient-zero"});
   EXPECT_EQ(kinds_of(norms(10, [](std::int64_t s) { return s == 4 ? 1e-9 : 0.0; }), facts), Kinds{});

@@ -17,6 +17,7 @@ constexpr std::size_t kLossBatches = 8;         // that a window holds at least
 constexpr double kLossRatio = 1.5, kLossPairs = 0.95;
 constexpr std::size_t kClippedSteps = 100;
 constexpr double kClippedRatio = 10;
+constexpr double kClippedSpread = 2;            // largest norm to smallest
 constexpr std::size_t kZeroSteps = 10;
 constexpr double kWeightedSamples = 1.5;        // effective samples of a piece of work
 constexpr double kLagShare = 0.5;               // of the reward gained
@@ -108,6 +109,7 @@ std::optional<RunWarning> clipping_never_rests(MetricHistory history, const RunF
   if (norms.size() < kClippedSteps) return std::nullopt;
   const double least = *std::min_element(norms.begin(), norms.end()), middle = median(norms);
   if (least <= facts.gradient_clip || middle <= kClippedRatio * facts.gradient_clip) return std::nullopt;
+  if (*std::max_element(norms.begin(), norms.end()) <= kClippedSpread * least) return std::nullopt;  // all batches are shortened alike
   return RunWarning{"gradient-clip", cat("each of the last ", kClippedSteps, " gradients was clipped: their median norm is ", compact(middle, 3), ", the limit ", compact(facts.gradient_clip, 3)),
                     "batches with large gradients count less than their share, so training ends where the mean of clipped gradients is zero, not that of the loss",
                     cat("raise train.gradient_clip, e.g. to ", compact(middle, 1), ", or enlarge the batch")};
