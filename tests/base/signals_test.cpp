@@ -61,12 +61,12 @@ TEST(base_signals, EveryStopSignalIsHeard) {
 }
 
 TEST(base_signals, WhatIsIgnoredAtTheStartStaysIgnored) {
-  ::signal(SIGHUP, SIG_IGN);
+  const auto before = ::signal(SIGHUP, SIG_IGN);
   const pid_t child = in_child([] {
     ::raise(SIGHUP);
     ::_exit(stop_signal() == 0 && !throws_stopped() ? 7 : 1);
   });
-  ::signal(SIGHUP, SIG_DFL);
+  ::signal(SIGHUP, before);
   EXPECT_EQ(exit_of(child), 7);
 }
 

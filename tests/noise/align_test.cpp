@@ -1,6 +1,9 @@
 #include "tiltflow/noise/align.h"
 
+#include <csignal>
+
 #include "tests/support.h"
+#include "tiltflow/base/signals.h"
 #include "tiltflow/noise/flow_generator.h"
 
 namespace tiltflow {
@@ -74,6 +77,16 @@ TEST(noise_align, HistoryBestAndHeldOut) {
   test::expect_error(ErrorKind::kConfig, "class 10", [&] { align_noise(*gan, *make_weighted_sum({ink}), nullptr, c, 10, kStreams); });
   c.steps = 3;
   EXPECT_TRUE((align_noise(*gan, *make_weighted_sum({ink}), nullptr, c, 4, kStreams).labels == 4).all().item<bool>());
+}
+
+TEST(noise_align, AStopIsHeardBetweenSteps) {
+  const Linear16 s;
+  AlignConfig c;
+  c.batch = 8;
+  install_stop_handlers();
+  ::raise(SIGUSR1);
+  test::expect_error(ErrorKind::kStopped, "stopped by SIGUSR1", [&] { align_noise(*s.generator, *s.reward, nullptr, c, -1, kStreams); });
+  forget_stop();
 }
 
 TEST(noise_align, PatchesOfANoisePicture) {

@@ -71,6 +71,19 @@ TEST(train_diagnosis, LossThatRises) {
   const auto diverging = [](std::int64_t s) { return 0.1 + std::exp(-0.1 * static_cast<double>(s)) + (s > 120 ? 0.01 * static_cast<double>(s - 120) : 0.0); };
   EXPECT_EQ(kinds_of(losses(diverging), facts), Kinds{"loss"});
   EXPECT_EQ(kinds_of(losses([&](std::int64_t s) { return diverging(s) - 2; }), facts), Kinds{}) << "a loss without a floor";
+  RunFacts reused;
+  reused.buffer_passes = 10;
+  const auto by_batch = [](double trend) {
+    return history_of(600, [=](std::int64_t step) {
+      const std::int64_t batch = step / 10;
+      return Values{{"loss", std::exp(0.8 * jitter(batch) + trend * static_cast<double>(batch))}};
+    });
+  };
+  const std::vector<LoggedMetrics> steady = by_batch(0);
+  for (std::size_t steps = 60; steps <= steady.size(); steps += 10) {
+    EXPECT_EQ(kinds_of({steady.begin(), steady.begin() + static_cast<std::ptrdiff_t>(steps)}, reused), Kinds{}) << "a batch is one observation, however often it is used: " << steps;
+  }
+  EXPECT_EQ(kinds_of(by_batch(0.1), reused), Kinds{"loss"});
   RunFacts adversarial;
   adversarial.loss_falls = false;
   EXPECT_EQ(kinds_of(losses(diverging), adversarial), Kinds{});
@@ -80,9 +93,11 @@ TEST(train_diagnosis, Gradients) {
   RunFacts facts;
   facts.gradient_clip = 1;
   const auto norms = [](std::int64_t steps, const std::function<double(std::int64_t)>& norm) { return history_of(steps, [=](std::int64_t step) { return Values{{"gradient_norm", norm(step)}}; }); };
-  EXPECT_EQ(kinds_of(norms(100, [](std::int64_t) { return 30.0; }), facts), Kinds{"gradient-clip"});
-  EXPECT_EQ(kinds_of(norms(99, [](std::int64_t) { return 30.0; }), facts), Kinds{});
-  EXPECT_EQ(kinds_of(norms(100, [](std::int64_t s) { return s == 50 ? 0.9 : 30.0; }), facts), Kinds{}) << "it rests now and then";
+  const auto large = [](std::int64_t s) { return s % 2 == 0 ? 20.0 : 50.0; };
+  EXPECT_EQ(kinds_of(norms(100, large), facts), Kinds{"gradient-clip"});
+  EXPECT_EQ(kinds_of(norms(99, large), facts), Kinds{});
+  EXPECT_EQ(kinds_of(norms(100, [&](std::int64_t s) { return s == 50 ? 0.9 : large(s); }), facts), Kinds{}) << "it rests now and then";
+  EXPECT_EQ(kinds_of(norms(100, [](std::int64_t s) { return s % 2 == 0 ? 20.0 : 30.0; }), facts), Kinds{}) << "all batches are shortened alike";
   EXPECT_EQ(kinds_of(norms(100, [](std::int64_t) { return 5.0; }), facts), Kinds{}) << "a few times the limit";
   EXPECT_EQ(kinds_of(norms(10, [](std::int64_t) { return 0.0; }), facts), Kinds{"gradient-zero"});
   EXPECT_EQ(kinds_of(norms(10, [](std::int64_t s) { return s == 4 ? 1e-9 : 0.0; }), facts), Kinds{});
@@ -103,6 +118,11 @@ TEST(train_diagnosis, AverageThatLagsBehindTwice) {
   };
   EXPECT_EQ(kinds_of(run(1.2), finetuning()), Kinds{"average"});
   EXPECT_EQ(kinds_of(run(4.9), finetuning()), Kinds{}) << "it has caught up";
+  const auto ahead = history_of(40, [](std::int64_t step) {
+    if (step % 20 == 0) return Values{{"eval_reward", 9.0}, {"eval_reward_se", 0.05}};
+    return Values{{"reward", 5.0}, {"reward_deviation", 0.5}};
+  });
+  EXPECT_EQ(kinds_of(ahead, finetuning()), Kinds{}) << "an average may be better than the current weights";
 }
 
 TEST(train_diagnosis, ScaleBeyondTheBase) {

@@ -147,6 +147,21 @@ TEST(train_stop, AnyMomentIsContinuedExactly) {
   set_thread_policy({1, 1});
 }
 
+TEST(train_stop, ARunThatNobodyContinuesSavesNothing) {
+  install_stop_handlers();
+  const test::TempDir dir;
+  Toy toy(1, {Moment::kItem, 4});
+  tiltflow::Run run(dir / "run", "toy", false);
+  TrainConfig config;
+  config.steps = kSteps;
+  TrainHooks hooks;
+  hooks.lasting = false;
+  test::expect_error(ErrorKind::kStopped, "stopped by SIGTERM", [&] { train(config, toy, run, hooks); });
+  EXPECT_EQ(stop_exit_code(), 128 + SIGTERM);
+  forget_stop();
+  EXPECT_EQ(newest_checkpoint(dir / "run"), "");
+}
+
 // The run of the next test, in a process that has no threads of libtorch yet: they do not survive a fork.
 TEST(train_stop, DISABLED_AStepThatHearsNothing) {
   const char* out = std::getenv("TILTFLOW_TEST_HUNG");

@@ -5,6 +5,7 @@
 #include "tests/train/small_run.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/json_lines.h"
+#include "tiltflow/train/monitoring.h"
 #include "tiltflow/train/reward_terms.h"
 #include "tiltflow/train/trainer.h"
 #include "tiltflow/train/watch.h"
@@ -141,6 +142,42 @@ TEST(train_watch, SaysEachKindOnceAlsoAcrossResumes) {
   EXPECT_EQ(stored_warnings(dir / "run").size(), 1u);
 }
 
+// Rewards of training are compared with base samples only where they are those of the policy's own samples.
+TEST(train_watch, ComparesWithTheBaseWhereBatchesAreThePolicys) {
+  const test::TempDir dir;
+  FinetuneConfig config = test::small_run(dir);
+  FinetuneSetup setup = set_up(config);
+  const auto compares = [&](const std::string& method, const std::string& rollouts, std::int64_t candidates) {
+    setup.config.method.name = method;
+    setup.config.method.endpoint.rollouts = rollouts;
+    setup.config.method.endpoint.screening.candidates = candidates;
+    return facts_of(setup, BaseStatistics{1, 0.1}).base.has_value();
+  };
+  EXPECT_TRUE(compares("adjoint-matching", "policy", 0));
+  EXPECT_TRUE(compares("rwr", "policy", 0));
+  EXPECT_FALSE(compares("rwr", "base", 0));
+  EXPECT_FALSE(compares("diffusion-nft", "policy", 32)) << "the best and the worst of each group";
+  EXPECT_TRUE(compares("rwr", "policy", 0));
+  setup.config.guidance.mode = "sampling";
+  EXPECT_FALSE(compares("rwr", "policy", 0));
+}
+
+TEST(train_watch, LossesAgainstTheMovingPolicyAreNotExpectedToFall) {
+  const test::TempDir dir;
+  FinetuneSetup setup = set_up(test::small_run(dir));
+  const auto falls = [&](const std::string& method, const std::string& rollouts) {
+    setup.config.method.name = method;
+    setup.config.method.endpoint.rollouts = rollouts;
+    return facts_of(setup, BaseStatistics{}).loss_falls;
+  };
+  EXPECT_TRUE(falls("adjoint-matching", "policy"));
+  EXPECT_TRUE(falls("efficient-adjoint-matching", "policy"));
+  EXPECT_TRUE(falls("rwr", "base"));
+  EXPECT_FALSE(falls("rwr", "policy"));
+  EXPECT_FALSE(falls("diffusion-nft", "policy"));
+  EXPECT_FALSE(falls("flow-grpo", "policy"));
+}
+
 TEST(train_reward_terms, UnscaledBesideScaled) {
   const test::TempDir dir;
   FinetuneConfig config = test::small_run(dir);
@@ -171,7 +208,7 @@ TEST(train_reward_terms, EveryKindOfMethodLogsThem) {
   RewardTerm ink;
   ink.scale = 4;
   config.reward = {ink};
-  for (const std::string& name : {"adjoint-matching", "draft", "flow-grpo"}) {
+  for (const std::string& name : std::vector<std::string>{"adjoint-matching", "draft", "flow-grpo"}) {
     config.method.name = name;
     config.buffer_passes = name == "adjoint-matching" ? 2 : 1;
     config.batch = config.item = 8;  // one group

@@ -216,6 +216,7 @@ nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& o) {
   std::clock_t cpu_begin = std::clock();
   TrainHooks hooks;
   hooks.label = "bench";
+  hooks.lasting = false;
   hooks.after_step = [&](std::int64_t step, const ParameterSet&) {
     synchronize_compute_device();
     if (step > 1) {

@@ -48,6 +48,8 @@ class EndpointRegression final : public FinetuneMethod {
   std::string name() const override { return method_; }
   MethodNeeds needs() const override { return {linear_base(), false, config_.weights == "path", group_size()}; }
   bool adds_bonus() const override { return !linear_base() && config_.weights != "path" && config_.screening.candidates == 0 && config_.pairs.empty(); }
+  bool rewards_are_the_policys() const override { return config_.rollouts == "policy" && config_.pairs.empty() && config_.screening.candidates == 0; }
+  bool loss_falls() const override { return linear_base() || config_.rollouts == "base" || !config_.pairs.empty(); }
   double training_calls(const TransitionTable&) const override { return static_cast<double>(config_.noisings); }
   void check_files(const std::vector<std::int64_t>& sample_shape) const override;
   void begin_step(const FinetuneContext&, std::int64_t, std::int64_t) override {}

@@ -70,6 +70,10 @@ class FinetuneMethod {
   virtual std::int64_t period() const { return 1; }
   // Whether it adds FinetuneContext::bonus to the rewards.
   virtual bool adds_bonus() const { return false; }
+  // Whether the rewards of its batches are those of the policy's samples, each as likely as the policy makes it.
+  virtual bool rewards_are_the_policys() const { return true; }
+  // Whether learning lowers the loss. False where the loss is measured against the moving policy itself, so that its value says nothing.
+  virtual bool loss_falls() const { return true; }
   // Reads the files that the method will use and throws what is wrong with them; before the first step.
   virtual void check_files(const std::vector<std::int64_t>& /*sample_shape*/) const {}
   // Draws step-wide choices (which time steps enter the loss). `pass`: how often the current batch was used before; 0: a

@@ -28,6 +28,7 @@ class PolicyGradient final : public FinetuneMethod {
   std::string name() const override { return guard_ ? "grpo-guard" : "flow-grpo"; }
   MethodNeeds needs() const override { return {false, false, true, config_.advantage.kind == "value" ? 1 : config_.advantage.group}; }
   bool adds_bonus() const override { return true; }
+  bool loss_falls() const override { return false; }
   double training_calls(const TransitionTable& table) const override;
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) override;

@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "tiltflow/base/error.h"
+#include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/precision.h"
@@ -79,6 +80,7 @@ AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* 
   const bool adam = c.optimizer == "adamw";
   at::Tensor raw = map.initial(streams, c.batch), q = adam ? at::Tensor() : map.matrices(raw), first = at::zeros_like(raw), second = at::zeros_like(raw), best_scores;
   for (std::int64_t k = 0; k <= c.steps; ++k) {
+    check_stop();
     const at::AutoGradMode grad(true);
     const at::Tensor leaf = (adam ? raw : q).detach().set_requires_grad(true), matrices = adam ? map.matrices(leaf) : leaf;
     const at::Tensor z = map.apply(matrices, out.eps), scores = score(reward, z, out.labels), drift = (z - out.eps).square().flatten(1).mean(1);

@@ -13,9 +13,11 @@ constexpr std::size_t kBatches = 5;             // whose median reward and cost 
 constexpr double kCostMargin = 1;               // nats
 constexpr double kStandardErrors = 4;
 constexpr std::size_t kLossWindow = 20;         // steps
+constexpr std::size_t kLossBatches = 8;         // that a window holds at least
 constexpr double kLossRatio = 1.5, kLossPairs = 0.95;
 constexpr std::size_t kClippedSteps = 100;
 constexpr double kClippedRatio = 10;
+constexpr double kClippedSpread = 2;            // largest norm to smallest
 constexpr std::size_t kZeroSteps = 10;
 constexpr double kWeightedSamples = 1.5;        // effective samples of a piece of work
 constexpr double kLagShare = 0.5;               // of the reward gained
@@ -84,7 +86,7 @@ double share_of_rising_pairs(const std::vector<double>& earlier, const std::vect
 // Compares the last window with the best of the windows before it, one window in between.
 std::optional<RunWarning> loss_rises(MetricHistory history, const RunFacts& facts) {
   if (!facts.loss_falls) return std::nullopt;
-  const std::size_t window = std::max(kLossWindow, steps_of_batches(2, facts));
+  const std::size_t window = std::max(kLossWindow, steps_of_batches(kLossBatches, facts));
   const std::vector<double> losses = last_values(history, "loss", 12 * window);
   if (losses.size() < 3 * window) return std::nullopt;
   if (std::any_of(losses.begin(), losses.end(), [](double loss) { return !(loss > 0); })) return std::nullopt;  // of a loss without a floor the ratio says nothing
@@ -107,6 +109,7 @@ std::optional<RunWarning> clipping_never_rests(MetricHistory history, const RunF
   if (norms.size() < kClippedSteps) return std::nullopt;
   const double least = *std::min_element(norms.begin(), norms.end()), middle = median(norms);
   if (least <= facts.gradient_clip || middle <= kClippedRatio * facts.gradient_clip) return std::nullopt;
+  if (*std::max_element(norms.begin(), norms.end()) <= kClippedSpread * least) return std::nullopt;  // all batches are shortened alike
   return RunWarning{"gradient-clip", cat("each of the last ", kClippedSteps, " gradients was clipped: their median norm is ", compact(middle, 3), ", the limit ", compact(facts.gradient_clip, 3)),
                     "batches with large gradients count less than their share, so training ends where the mean of clipped gradients is zero, not that of the loss",
                     cat("raise train.gradient_clip, e.g. to ", compact(middle, 1), ", or enlarge the batch")};
@@ -137,7 +140,7 @@ std::optional<RunWarning> reward_gradient_is_zero(MetricHistory history, const R
   return found == history.back().values.end() ? std::nullopt : diagnose_zero_gradients(found->second);
 }
 
-// How far an evaluation of the averaged weights, the last line, is from the batches before it.
+// How far an evaluation of the averaged weights, the last line, is behind the batches before it.
 struct Lag {
   double averaged = 0, current = 0;
   bool large = false;
@@ -147,7 +150,7 @@ std::optional<Lag> lag_at_the_end(MetricHistory history, const RunFacts& facts) 
   const auto recent = recent_reward(history.first(history.size() - 1), facts);
   if (!recent) return std::nullopt;
   const double averaged = values.at("eval_reward"), error = values.at("eval_reward_se");
-  const double lag = std::abs(recent->reward - averaged), gain = std::abs(recent->reward - facts.base->reward);
+  const double lag = recent->reward - averaged, gain = std::abs(recent->reward - facts.base->reward);
   const double noise = std::hypot(error, recent->standard_error);
   return Lag{averaged, recent->reward, lag > kLagShare * gain && lag > kStandardErrors * noise};
 }

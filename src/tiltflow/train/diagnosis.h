@@ -39,7 +39,7 @@ struct RunFacts {
   std::int64_t batch = 1, item = 1;
   std::int64_t buffer_passes = 1;  // steps that share a batch, and so its reward and control cost
   double gradient_clip = 0;        // 0: none
-  bool loss_falls = true;          // false for adversarial losses
+  bool loss_falls = true;          // false for adversarial losses and those against the moving policy
 };
 
 // Signs in the history up to its last line; at most one of each kind. Cost: linear in its length.

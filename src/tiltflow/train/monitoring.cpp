@@ -106,7 +106,9 @@ RunFacts facts_of(const FinetuneSetup& setup, const BaseStatistics& base) {
   out.batch = c.batch, out.item = c.item, out.buffer_passes = c.buffer_passes;
   const bool same_law = c.guidance.mode == "none" || c.guidance.mode == "full";  // rollouts sample what base samples are of
   const bool same_reward = c.surrogate.every == 0 && c.modes.codes == 0;
-  if (same_law && same_reward) out.base = RunFacts::Base{base.reward, base.reward_se};
+  const std::unique_ptr<FinetuneMethod> method = make_method(c.method);
+  out.loss_falls = method->loss_falls();
+  if (same_law && same_reward && method->rewards_are_the_policys()) out.base = RunFacts::Base{base.reward, base.reward_se};
   return out;
 }
 

@@ -199,7 +199,7 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
     if (hooks.after_step) hooks.after_step(step, average.values());
     last.followed(hooks.changes_state);
   };
-  saving_on_stop(last, run, config.keep_checkpoints, [&] {
+  const auto work = [&] {
     if (!start.followed) follow();
     bool due = false;  // a checkpoint is waiting for the objective
     Progress progress(hooks.label, config.steps, step);
@@ -237,7 +237,9 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
       if (!reason.empty()) fail_diverged(run, step, reason);
       due = false;
     }
-  });
+  };
+  if (hooks.lasting) saving_on_stop(last, run, config.keep_checkpoints, work);
+  else work();
   return {trainable, average.values(), step};
 }
 

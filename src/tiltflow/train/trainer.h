@@ -36,10 +36,11 @@ struct TrainHooks {
   std::function<std::string(const std::map<std::string, double>&)> note;                    // text beside the progress bar
   std::function<void(std::int64_t step, const ParameterSet& average)> after_step;           // pictures, evaluations
   bool changes_state = false;  // after_step changes what Objective::state answers
+  bool lasting = true;         // false: nobody continues this run, and a stop saves nothing
 };
 
 // Continues from the run's newest checkpoint. A stop (base/signals) ends the step or the evaluation that is being computed; the last whole step
-// is saved, kStopped thrown; the same when another process of the world is lost, whose error then goes on. Throws kNonFinite when the loss
+// is saved (of lasting runs), kStopped thrown; the same when another process of the world is lost, whose error then goes on. Throws kNonFinite when the loss
 // or a gradient is not finite (the last checkpoint stays), kDiverged when a condition of stop_when is met (the state and the checkpoints
 // before it stay).
 TrainResult train(const TrainConfig& config, Objective& objective, Run& run, const TrainHooks& hooks);
