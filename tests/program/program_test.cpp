@@ -15,7 +15,7 @@
 namespace tiltflow {
 namespace {
 
-using test::expect_message, test::kTiny, test::Outcome, test::run;
+using test::expect_message, test::kShort, test::Outcome, test::run, test::shell, test::start, test::tiny, test::tiny_model;
 
 }  // namespace
 
@@ -49,8 +49,9 @@ TEST(program_recipes, EveryRecipePassesADryRun) {
   for (const auto& entry : std::filesystem::directory_iterator(test::source_dir() / "recipes")) {
     const std::string name = entry.path().filename().string();
     if (starts_with(name, "onestep") || name.find("cifar10") != std::string::npos) continue;  // onestep_test: they need a generator or other data
-    const bool pretrain = starts_with(name, "pretrain"), continued = read_file(entry.path()).find("init = ") != std::string::npos;
-    const std::string set = cat(pretrain ? cat(" --set data.path=", dir.path().string()) : "", continued ? " --set model.init=assets/mnist-sit.safetensors --set model.args.depth=10" : "");
+    const std::string text = read_file(entry.path());
+    const bool pretrain = starts_with(name, "pretrain"), continued = text.find("init = ") != std::string::npos, taught = text.find("teacher = ") != std::string::npos;
+    const std::string set = cat(pretrain ? cat(" --set data.path=", dir.path().string()) : "", continued ? " --set model.init=assets/mnist-sit.safetensors --set model.args.depth=10" : "", taught ? " --set model.teacher=assets/mnist-sit.safetensors" : "");
     const Outcome outcome = run(cat(pretrain ? "pretrain " : starts_with(name, "compare") ? "compare " : "finetune ", entry.path().string(), " --dry-run", set));
     EXPECT_EQ(outcome.code, 0) << entry.path() << outcome.err;
     EXPECT_EQ(run(cat("config show ", entry.path().string(), set)).code, 0) << entry.path();
@@ -83,7 +84,7 @@ TEST(program_convert, FormatsAndTypes) {
 TEST(program_sample, PartsShardsAndResumption) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
-  const std::string ask = "sample --model assets/mnist-sit.safetensors --n 7 --steps 2 --labels 3,5 --sampler ode-euler --part 2 ";
+  const std::string ask = cat("sample --model ", tiny_model(), " --n 7 --steps 2 --labels 3,5 --sampler ode-euler --part 2 ");
   EXPECT_EQ(run(cat(ask, "--out ", at, "/whole")).code, 0);
   const at::Tensor whole = read_safetensors(dir / "whole/samples.safetensors").tensors.at("samples");
   EXPECT_TRUE(std::filesystem::exists(dir / "whole/000006.png"));
@@ -130,7 +131,7 @@ steps = 3
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(read_image(dir / "s/000000.png").sizes().vec(), (std::vector<std::int64_t>{3, 32, 32}));
   write_file_atomic(dir / "tune.toml", cat("[model]\nfile = \"", at, "/base/model.safetensors\"\n[decoder]\nfile = \"", (test::source_dir() / tae).string(), "\"\n[[reward]]\nname = \"ink\"\n"));
-  outcome = run(cat("finetune ", at, "/tune.toml --out ", at, "/tuned", kTiny));
+  outcome = run(cat("finetune ", at, "/tune.toml --out ", at, "/tuned", kShort));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_TRUE(std::filesystem::exists(dir / "tuned/model.safetensors"));
   const at::Tensor whole = read_image(dir / "s/000000.png");
@@ -143,7 +144,7 @@ steps = 3
 
 TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   const test::TempDir dir;
-  const std::string ask = cat("sweep recipes/mnist-ink.toml --vary reward[0].scale=4,nan,8 --set train.steps=1 --set check.base_samples=32 --set check.tuned_samples=16 --set check.ode_steps=2 --out ", dir.path().string(), "/s", kTiny, "--set train.steps=1 ");
+  const std::string ask = cat("sweep recipes/mnist-ink.toml --vary reward[0].scale=4,nan,8 --set train.steps=1 --set check.base_samples=32 --set check.tuned_samples=16 --set check.ode_steps=2 --out ", dir.path().string(), "/s", tiny(), "--set train.steps=1 ");
   const Outcome first = run(ask);
   EXPECT_EQ(first.code, 1) << "one run failed\n" << first.err;
   EXPECT_NE(first.out.find("| scale-4 | 4 | done |"), std::string::npos) << first.out << first.err;
@@ -157,14 +158,14 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   for (const char* name : {"comparison.json", "comparison.csv", "comparison.html"}) EXPECT_TRUE(std::filesystem::exists(dir / "s/scale-8" / name)) << name;
   const Outcome again = run(ask);
   EXPECT_NE(again.out.find("| scale-4 | 4 | there already |"), std::string::npos) << again.out;
-  const Outcome plan = run("sweep recipes/mnist-ink.toml --dry-run --vary reward[0].scale=4,8 --vary train.beta2=0.9,0.99 --vary 'policy.targets=[\"*\"]'");
+  const Outcome plan = run(cat("sweep recipes/mnist-ink.toml --dry-run --vary reward[0].scale=4,8 --vary train.beta2=0.9,0.99 --vary 'policy.targets=[\"*\"]'", tiny()));
   EXPECT_EQ(std::count(plan.out.begin(), plan.out.end(), '\n'), 4) << plan.out << plan.err;
-  const Outcome quick = run(cat("sweep recipes/mnist-ink.toml --quick --vary reward[0].scale=4 --set batch=2 --set item=1 --set sampler.steps=2 --set method.loss_steps=2 --set evaluation.base_samples=4 --set evaluation.samples=2 --set train.steps=2 --out ", dir.path().string(), "/q"));
+  const Outcome quick = run(cat("sweep recipes/mnist-ink.toml --quick --vary reward[0].scale=4 --set model.file=", tiny_model(), " --set batch=2 --set item=1 --set sampler.steps=2 --set method.loss_steps=2 --set evaluation.base_samples=4 --set evaluation.samples=2 --set train.steps=2 --out ", dir.path().string(), "/q"));
   EXPECT_EQ(quick.code, 0) << quick.err;
   EXPECT_FALSE(std::filesystem::exists(dir / "q/scale-4/check.json"));
   EXPECT_TRUE(std::filesystem::exists(dir / "q/scale-4/checkpoints/step-000002/DONE")) << "an explicit number of steps wins";
   // Methods at equal cost: 1,000 evaluations buy each its own number of steps.
-  const Outcome methods = run(cat("sweep recipes/methods-mnist-ink.toml --vary method.name=log-variance,draft --budget 1000 --no-check --set batch=4 --set item=2 --set sampler.steps=3 --set evaluation.base_samples=4 --set evaluation.samples=2 --set evaluation.every=0 --set train.warmup=0 --out ", dir.path().string(), "/m"));
+  const Outcome methods = run(cat("sweep recipes/methods-mnist-ink.toml --vary method.name=log-variance,draft --budget 1000 --no-check --set model.file=", tiny_model(), " --set batch=4 --set item=2 --set sampler.steps=3 --set evaluation.base_samples=4 --set evaluation.samples=2 --set evaluation.every=0 --set train.warmup=0 --out ", dir.path().string(), "/m"));
   EXPECT_EQ(methods.code, 0) << methods.err;
   const auto rows = nlohmann::json::parse(read_file(dir / "m/sweep.json"));
   EXPECT_EQ(rows[0]["steps"], "20");  // (3 + 3 + 2 x 3) x 4 = 48 a step
@@ -177,16 +178,16 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
 TEST(program_processes, TwoProcessesEqualOne) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
-  const std::string ask = cat("finetune recipes/mnist-ink.toml", kTiny, "--set batch=8 --set item=4 --set buffer_passes=1 --set method.times=shared --set method.clip_quantile=0.9 --set evaluation.base_samples=34 --set evaluation.samples=33 --set evaluation.every=4 ");
+  const std::string ask = cat("finetune recipes/mnist-ink.toml", tiny(), "--set batch=8 --set item=4 --set labels.kind=uniform --set reward[0].name=class-log-prob --set reward[0].judge=assets/mnist-judge.safetensors --set buffer_passes=1 --set method.times=shared --set method.clip_quantile=0.9 --set evaluation.base_samples=34 --set evaluation.samples=33 --set evaluation.every=4 ");
   Outcome outcome = run(cat(ask, "--out ", at, "/one"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
-  outcome = run(cat("--procs 2 ", ask, "--out ", at, "/two"));
+  outcome = start(cat("--procs 2 ", ask, "--out ", at, "/two"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   outcome = run(cat(ask, "--set item=1 --out ", at, "/pieces"));  // eight accumulated pieces
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   outcome = run(cat(ask, "--set batch=4 --out ", at, "/half"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
-  const ParameterSet base = read_safetensors(test::source_dir() / "assets/mnist-sit.safetensors").tensors;
+  const ParameterSet base = read_safetensors(tiny_model()).tensors;
   const auto change = [&](const char* run, const std::string& name) { return read_safetensors(dir / run / "model.safetensors").tensors.at(name) - base.at(name); };
   for (const char* name : {"blocks.0.attn.qkv.weight", "final_layer.linear.weight"}) {
     const at::Tensor one = change("one", name);
@@ -205,11 +206,11 @@ TEST(program_processes, TwoProcessesEqualOne) {
   EXPECT_EQ(alone.size(), shared.size());
   for (const auto& [key, value] : alone) EXPECT_NEAR(shared.at(key), value, 1e-6 * (1 + std::abs(value))) << key;
   // A failure ends all, with its message; unknown variables are a clear error.
-  outcome = run(cat("--procs 2 ", ask, "--out ", at, "/two"));
+  outcome = start(cat("--procs 2 ", ask, "--out ", at, "/two"));
   expect_message(outcome, 3, "already holds a run");
-  expect_message(run(cat(ask, "--out ", at, "/no"), "export RANK=5 WORLD_SIZE=2; "), 3, "this process's rank = '5'");
+  expect_message(start(cat(ask, "--out ", at, "/no"), "export RANK=5 WORLD_SIZE=2; "), 3, "this process's rank = '5'");
   expect_message(run("--procs 2 verify"), 2, "verify runs in one process");
-  outcome = run(cat("--procs 2 sample --model assets/mnist-sit.safetensors --n 5 --part 2 --steps 2 --out ", at, "/s"));
+  outcome = start(cat("--procs 2 sample --model ", tiny_model(), " --n 5 --part 2 --steps 2 --out ", at, "/s"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(read_safetensors(dir / "s/samples.safetensors").tensors.at("samples").size(0), 5);
 }
@@ -217,8 +218,8 @@ TEST(program_processes, TwoProcessesEqualOne) {
 TEST(program_likelihood, SamplesOfTheModel) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
-  EXPECT_EQ(run(cat("sample --model assets/mnist-sit.safetensors --n 2 --steps 3 --labels 3,5 --out ", at, "/s")).code, 0);
-  const std::string ask = cat("likelihood --model assets/mnist-sit.safetensors --input ", at, "/s/samples.safetensors --sampler ode-euler --json --steps ");
+  EXPECT_EQ(run(cat("sample --model ", tiny_model(), " --n 2 --steps 3 --labels 3,5 --out ", at, "/s")).code, 0);
+  const std::string ask = cat("likelihood --model ", tiny_model(), " --input ", at, "/s/samples.safetensors --sampler ode-euler --json --steps ");
   const Outcome outcome = run(ask + "3");
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_NE(outcome.out.find("\"bits_per_dim\":"), std::string::npos) << outcome.out;
@@ -243,7 +244,7 @@ TEST(program_flags, WeightsAdaptersAndDiffusionsAreUsed) {
   expect_message(run(parity + " --weights emma"), 4, "no state dict 'emma'");
 
   const auto samples = [&](const std::string& flags) {
-    const Outcome outcome = run(cat("sample --model assets/mnist-sit.safetensors --n 1 --steps 4 --overwrite --out ", at, "/s ", flags));
+    const Outcome outcome = run(cat("sample --model ", tiny_model(), " --n 1 --steps 4 --overwrite --out ", at, "/s ", flags));
     EXPECT_EQ(outcome.code, 0) << flags << outcome.err;
     return read_safetensors(dir / "s/samples.safetensors").tensors.at("samples");
   };
@@ -272,7 +273,7 @@ TEST(program_errors, ConfigurationProblems) {
   expect_message(run("finetune recipes/mnist-ink.toml --set 'policy.trainable=[\"block.*\"]' --out /tmp/never"), 3, "matches no tensor");
   expect_message(run("sample --model assets/mnist-sit.safetensors --guidance 3 --out /tmp/never"), 2, "guidance needs labels");
   expect_message(run("finetune recipes/mnist-ink.toml --set labels.kind=fixed --set labels.label=10 --out /tmp/never"), 3, "out of range");
-  expect_message(run("finetune recipes/mnist-ink.toml --set reward[0].scale=0 --out /tmp/tiltflow-never-constant" + std::string(kTiny)), 3, "constant");
+  expect_message(run("finetune recipes/mnist-ink.toml --set reward[0].scale=0 --out /tmp/tiltflow-never-constant" + tiny()), 3, "constant");
   std::filesystem::remove_all("/tmp/tiltflow-never-constant");
   EXPECT_FALSE(std::filesystem::exists("/tmp/never"));
 }
@@ -295,7 +296,7 @@ TEST(program_errors, UnwritableAndFullFolders) {
   EXPECT_EQ(full.code, 1) << full.err;
   // a file size limit stands for a full disk: writing fails half-way
   const test::TempDir dir;
-  const Outcome limited = run(cat("sample --model assets/mnist-sit.safetensors --n 64 --steps 1 --out ", (dir / "s").string()), "ulimit -f 20; trap '' XFSZ; ");
+  const Outcome limited = start(cat("sample --model assets/mnist-sit.safetensors --n 64 --steps 1 --out ", (dir / "s").string()), "ulimit -f 20; trap '' XFSZ; ");
   EXPECT_EQ(limited.code, 1) << limited.err;
   EXPECT_NE(limited.err.find("cannot write"), std::string::npos) << limited.err;
   EXPECT_FALSE(std::filesystem::exists(dir / "s/samples.safetensors"));
@@ -306,13 +307,13 @@ TEST(program_signals, StopSavesAndResumeIsByteIdentical) {
   const test::TempDir dir;
   // SIGTERM as soon as the first checkpoint (after one buffer of four steps) is there; SIGKILL likewise in another run
   for (const auto& [signal, code, precision] : {std::tuple{"TERM", 75, "fp32"}, {"KILL", 137, "bf16"}}) {
-    const std::string recipe = cat("finetune recipes/mnist-ink.toml --set buffer_passes=4 ", kTiny, "--set compute.precision=", precision, " --set train.steps=24 "), whole = (dir / cat("whole-", precision)).string();
+    const std::string recipe = cat("finetune recipes/mnist-ink.toml --set buffer_passes=4 ", tiny(), "--set compute.precision=", precision, " --set train.steps=80 "), whole = (dir / cat("whole-", precision)).string();
     ASSERT_EQ(run(cat(recipe, "--out ", whole)).code, 0);
     const std::string out = (dir / signal).string();
-    const std::string command = cat("cd ", test::source_dir().string(), "; ", TILTFLOW_PROGRAM, " ", recipe, "--out ", out, " 2>/dev/null & pid=$!; ",
-                                    "for i in $(seq 1500); do [ -e ", out, "/checkpoints/step-000004/DONE ] && break; sleep 0.02; done; kill -", signal, " $pid; wait $pid");
-    const int status = std::system(cat("bash -c '", command, "'").c_str());
-    EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : 0, code);
+    const Outcome stopped = shell(dir, cat("$TILTFLOW ", recipe, "--out ", out, " & pid=$!\n",
+                                           "while kill -0 $pid; do compgen -G '", out, "/checkpoints/step-*[1-9]*/DONE' && break; sleep 0.01; done\n",
+                                           "kill -", signal, " $pid; wait $pid"));
+    EXPECT_EQ(stopped.code, code) << stopped.err;
     ASSERT_EQ(run(cat(recipe, "--resume --out ", out)).code, 0);
     EXPECT_TRUE(test::same_files(dir / cat(signal, "/model.safetensors"), std::filesystem::path(whole) / "model.safetensors")) << signal;
   }
