@@ -45,10 +45,10 @@ void check_recipe(const std::string& file, const Changes& changes) {
       print_plan(load_config<OneStepConfig>(file, changes));
       break;
     case RecipeKind::kPretraining:
-      print_plan(set_up(load_config<PretrainConfig>(file, changes)), "");
+      print_plan(set_up(load_config<PretrainConfig>(file, changes)), "", {});
       break;
     case RecipeKind::kFinetuning:
-      print_plan(set_up(load_config<FinetuneConfig>(file, changes)), "");
+      print_plan(set_up(load_config<FinetuneConfig>(file, changes)), "", {});
       break;
   }
 }

@@ -93,7 +93,7 @@ int check(const EvalOptions& o, std::vector<Override> changes, bool has_n) {
   if (!said.empty()) json["other_than_in_the_run"] = said;
   if (o.json) std::cout << json.dump() << std::endl;
   else std::cerr << table_text(result);
-  if (!changes.empty()) log_info("the run's check.json and report.html are left as they are");
+  if (!keep_the_numbers(changes)) log_info("the run's check.json and report.html are left as they are");
   else log_info("report: " + (folder / "report.html").string());
   return result.passed ? 0 : 1;
 }

@@ -40,7 +40,7 @@ void add_finetune(CLI::App& program, Action& action) {
       follow_choices(choices_in(out));
       const FinetuneSetup setup = set_up(config);
       if (options->dry_run) {
-        print_plan(setup, out, options->resume);
+        print_plan(setup, out, options->start(resolved, finetune_keys(), reread_config<FinetuneConfig>));
         log_info("ok");
         return 0;
       }

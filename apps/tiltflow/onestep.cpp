@@ -18,6 +18,7 @@
 #include "tiltflow/noise/store.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/onestep.h"
+#include "tiltflow/train/run.h"
 #include "tiltflow/train/start_check.h"
 #include "options.h"
 #include "plan.h"
@@ -57,6 +58,7 @@ void refuse_existing(bool begun, const fs::path& out, bool resume) {
 
 // The last lines of a dry run whose checks have passed.
 int finish_plan(const std::string& what, const fs::path& out) {
+  require_own_folder(out);
   check_output_folder(out, 0);
   log_info(cat(what, " -> ", out.string()));
   log_info("ok");

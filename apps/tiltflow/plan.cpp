@@ -9,12 +9,20 @@
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/onestep_check.h"
 #include "tiltflow/train/pretraining_check.h"
+#include "tiltflow/train/run.h"
 #include "tiltflow/train/start_check.h"
 
 namespace tiltflow::app {
 namespace {
 
 std::string destination(const std::filesystem::path& out) { return out.empty() ? std::string() : " -> " + out.string(); }
+
+// `out` empty: nothing is to be written.
+void check_folder(Problems& problems, const std::filesystem::path& out, double bytes, const RunStart& start) {
+  if (out.empty()) return;
+  problems.check([&] { require_startable(out, start); });
+  problems.check([&] { check_output_folder(out, bytes); });
+}
 
 }  // namespace
 
@@ -25,10 +33,10 @@ RecipeKind kind_of_recipe(const std::string& file, const std::vector<Override>& 
   return fields.has("kind") ? RecipeKind::kPretraining : RecipeKind::kFinetuning;
 }
 
-void print_plan(const FinetuneSetup& s, const std::filesystem::path& out, bool resume) {
+void print_plan(const FinetuneSetup& s, const std::filesystem::path& out, const RunStart& start) {
   Problems problems;
   problems.check([&] { check_start(s); });
-  if (!out.empty()) problems.check([&] { check_output_folder(out, output_bytes(s), resume); });
+  check_folder(problems, out, output_bytes(s), start);
   problems.raise();
   const Policy policy = make_policy(s.flow, s.config.policy, 0);
   const VelocityModel& model = *s.flow.model;
@@ -41,14 +49,14 @@ void print_plan(const FinetuneSetup& s, const std::filesystem::path& out, bool r
   log_info(cat(counted(s.config.train.steps, "step"), " of ", counted(s.config.batch, "trajectory", "trajectories"), destination(out)));
 }
 
-void print_plan(PretrainSetup s, const std::filesystem::path& out, bool resume) {
+void print_plan(PretrainSetup s, const std::filesystem::path& out, const RunStart& start) {
   const PretrainConfig config = s.config;
   const std::string model = s.model ? cat(s.model->spec().family, " with ", counted(s.model->parameters().numel(), "parameter")) : config.kind;
   const std::int64_t images = s.data.size();
   const double bytes = s.model ? 4 * static_cast<double>(config.train.keep_checkpoints + 2) * s.model->parameters().bytes() : 0;
   Problems problems;
   problems.check([&] { check_start(std::move(s)); });
-  if (!out.empty()) problems.check([&] { check_output_folder(out, bytes, resume); });
+  check_folder(problems, out, bytes, start);
   problems.raise();
   log_info(model);
   log_info(cat(counted(images, "image"), "; ", counted(config.train.steps, "step"), " of ", config.batch, destination(out)));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tiltflow/config/override.h"
+#include "tiltflow/config/resume.h"
 #include "tiltflow/eval/method_comparison.h"
 #include "tiltflow/train/finetuning.h"
 #include "tiltflow/train/onestep.h"
@@ -19,8 +20,8 @@ RecipeKind kind_of_recipe(const std::string& file, const std::vector<Override>& 
 
 // Each checks everything first and throws all problems together. `out`: the run's folder, which must be free to be made unless its run is resumed; ""
 // when it is not known.
-void print_plan(const FinetuneSetup& setup, const std::filesystem::path& out, bool resume = false);
-void print_plan(PretrainSetup setup, const std::filesystem::path& out, bool resume = false);
+void print_plan(const FinetuneSetup& setup, const std::filesystem::path& out, const RunStart& start);
+void print_plan(PretrainSetup setup, const std::filesystem::path& out, const RunStart& start);
 void print_plan(const OneStepConfig& config);
 void print_plan(const std::vector<ComparedRun>& runs);
 

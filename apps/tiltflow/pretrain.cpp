@@ -26,7 +26,7 @@ void add_pretrain(CLI::App& program, Action& action) {
       follow_choices(choices_in(out));
       PretrainSetup setup = set_up(config);
       if (options->dry_run) {
-        print_plan(std::move(setup), out, options->resume);
+        print_plan(std::move(setup), out, options->start(resolved, pretrain_keys(config.kind), reread_config<PretrainConfig>));
         log_info("ok");
         return 0;
       }

@@ -63,10 +63,12 @@ TEST(io_picture_folder, OtherFormatsAndStrayPicturesAreCounted) {
   Folder folder;
   folder.picture("a/0.png");
   folder.picture("stray.png");
+  folder.picture("a/.second.png");
   for (const char* name : {"a/1.gif", "a/2.GIF", "a/3.tiff", "a/4.avif"}) folder.file(name, "x");
   const std::string notes = all_notes(folder.read().notes);
   EXPECT_NE(notes.find("files of formats that are not read: 4 (.avif 1, .gif 2, .tiff 1)"), std::string::npos) << notes;
   EXPECT_NE(notes.find("pictures beside the class folders belong to no class and are left out: 1 (stray.png)"), std::string::npos) << notes;
+  EXPECT_NE(notes.find("pictures whose name begins with a dot are left out: 1 (a/.second.png)"), std::string::npos) << notes;
 }
 
 TEST(io_picture_folder, EmptyClassesAreNamed) {

@@ -49,8 +49,8 @@ TEST(program_recipes, EveryRecipePassesADryRun) {
   for (const auto& entry : std::filesystem::directory_iterator(test::source_dir() / "recipes")) {
     const std::string name = entry.path().filename().string();
     if (starts_with(name, "onestep") || name.find("cifar10") != std::string::npos) continue;  // onestep_test: they need a generator or other data
-    const std::string text = read_file(entry.path());
-    const bool pretrain = starts_with(name, "pretrain"), continued = text.find("init = ") != std::string::npos, taught = text.find("teacher = ") != std::string::npos;
+    const bool pretrain = starts_with(name, "pretrain"), continued = read_file(entry.path()).find("init = ") != std::string::npos;
+    const bool taught = read_file(entry.path()).find("teacher = ") != std::string::npos;
     const std::string set = cat(pretrain ? cat(" --set data.path=", dir.path().string()) : "", continued ? " --set model.init=assets/mnist-sit.safetensors --set model.args.depth=10" : "", taught ? " --set model.teacher=assets/mnist-sit.safetensors" : "");
     const Outcome outcome = run(cat(pretrain ? "pretrain " : starts_with(name, "compare") ? "compare " : "finetune ", entry.path().string(), " --dry-run", set));
     EXPECT_EQ(outcome.code, 0) << entry.path() << outcome.err;

@@ -6,6 +6,7 @@
 #include "tests/support.h"
 #include "tests/train/small_run.h"
 #include "tiltflow/base/strings.h"
+#include "tiltflow/train/run.h"
 
 namespace tiltflow {
 namespace {
@@ -123,13 +124,18 @@ TEST(train_start_check, FoldersThatCannotBeMade) {
   EXPECT_FALSE(std::filesystem::exists(dir / "a"));
   test::expect_error(ErrorKind::kConfig, "is no folder", [&] { check_output_folder(dir / "file/run", 1); });
   make_directories(dir / "old/checkpoints/step-000002");
+  write_file_atomic(dir / "old/checkpoints/step-000002/DONE", "");
   write_file_atomic(dir / "old/config.toml", "");
-  test::expect_error(ErrorKind::kConfig, "already holds a run", [&] { check_output_folder(dir / "old", 1); });
-  EXPECT_NO_THROW(check_output_folder(dir / "old", 1, /*resume=*/true));
+  test::expect_error(ErrorKind::kConfig, "already holds a run", [&] { require_startable(dir / "old", {}); });
+  RunStart resumed;
+  resumed.resume = true;
+  EXPECT_NO_THROW(require_startable(dir / "old", resumed));
+  resumed.config = "seed = 1\n";
+  test::expect_error(ErrorKind::kConfig, "seed", [&] { require_startable(dir / "old", resumed); });
   make_directories(dir / "letters");
   write_file_atomic(dir / "letters/one.txt", "dear");
   test::expect_error(ErrorKind::kConfig, "exists and is not a run",
-                     [&] { check_output_folder(dir / "letters", 1); });
+                     [&] { require_startable(dir / "letters", {}); });
   test::expect_error(ErrorKind::kConfig, "the run needs about", [&] { check_output_folder(dir / "run", 1e18); });
 }
 

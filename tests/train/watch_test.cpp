@@ -97,6 +97,21 @@ TEST(train_stop_when, FiguresOfEvaluationsCount) {
   EXPECT_EQ(metrics_at(dir / "run", 10, "eval_reward").at("eval_reward"), 5);
 }
 
+TEST(train_stop_when, MetricsThatAreNeverLoggedAreNamedInShortRunsToo) {
+  for (const std::int64_t steps : {4, 15}) {
+    const test::TempDir dir;
+    TrainConfig config = short_training();
+    config.steps = steps;
+    config.stop_when = {"lss > 5"};
+    Scripted objective([](std::int64_t) { return 1.0; });
+    tiltflow::Run run(dir / "run", "x", false);
+    testing::internal::CaptureStderr();
+    train(config, objective, run, {});
+    const std::string said = testing::internal::GetCapturedStderr();
+    EXPECT_NE(said.find("this run logs no 'lss'"), std::string::npos) << steps << ": " << said;
+  }
+}
+
 TEST(train_stop_when, UnknownWordsAreRefusedWithTheirKey) {
   const test::TempDir dir;
   write_file_atomic(dir / "a.toml", "[train]\nstop_when = [\"loss >> 3\"]\n");

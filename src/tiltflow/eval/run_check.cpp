@@ -1,5 +1,6 @@
 #include "tiltflow/eval/run_check.h"
 
+#include <algorithm>
 #include <map>
 #include <optional>
 
@@ -79,10 +80,17 @@ std::vector<std::string> changed_keys(const std::filesystem::path& run, const st
   return out;
 }
 
+bool keep_the_numbers(const std::vector<Override>& changes) {
+  return std::all_of(changes.begin(), changes.end(), [](const Override& change) {
+    return starts_with(change.text, "compute.workers=") || starts_with(change.text, "compute.threads=");
+  });
+}
+
 TiltedCheck check_run(const std::filesystem::path& run, const std::vector<Override>& changes) {
   const auto [setup, tuned] = load_finished_run(run, changes);
   std::optional<FolderClaim> claim;
-  if (changes.empty()) claim.emplace(run);
+  const bool own = keep_the_numbers(changes);
+  if (own) claim.emplace(run);
   const FinetuneConfig& config = setup.config;
   TiltedCheckOptions options;
   options.base_samples = config.check.base_samples, options.tuned_samples = config.check.tuned_samples;
@@ -95,7 +103,7 @@ TiltedCheck check_run(const std::filesystem::path& run, const std::vector<Overri
     options.samplers.push_back(ode);
   }
   const TiltedCheck check = check_tilted_law(*setup.for_check(setup.flow.model), *setup.for_check(tuned.model), *setup.flow.path, *setup.reward, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kCheckKey), options);
-  if (!changes.empty()) return check;
+  if (!own) return check;
   write_file_atomic(run / "check.json", to_json(check).dump(1) + "\n");
   write_report(run);
   return check;

@@ -120,6 +120,7 @@ class FolderWalk {
 
   void note_litter(const fs::directory_entry& entry) {
     if (is_folder(entry)) hidden_.push_back(relative(entry.path()));
+    else if (is_one_of(lower_suffix(entry.path()), kRead)) hidden_files_.push_back(relative(entry.path()));
   }
 
   std::string relative(const fs::path& path) const { return path.lexically_relative(root_).string(); }
@@ -152,13 +153,14 @@ class FolderWalk {
     if (!other_.empty()) add(other_formats());
     if (!beside_.empty()) add(cat("pictures beside the class folders belong to no class and are left out: ", beside_.size(), " (", some_of(beside_), ")"));
     if (!hidden_.empty()) add(cat("hidden folders are no classes and are left out: ", some_of(hidden_)));
+    if (!hidden_files_.empty()) add(cat("pictures whose name begins with a dot are left out: ", hidden_files_.size(), " (", some_of(hidden_files_), ")"));
     if (!loops_.empty()) add(cat("links to a folder above are not followed: ", some_of(loops_)));
   }
 
   fs::path root_;
   PictureList list_;
   std::set<fs::path> above_;  // the folders on the way down, so that links cannot lead in circles
-  std::vector<std::string> beside_, hidden_, loops_, empty_;
+  std::vector<std::string> beside_, hidden_, hidden_files_, loops_, empty_;
   std::map<std::string, std::size_t> other_;
 };
 

@@ -80,6 +80,33 @@ StoredStart stored_start(const fs::path& run) {
   return {cat("the run in ", run.string()), run / "config.toml", run / "inputs.json"};
 }
 
+void require_own_folder(const fs::path& folder) {
+  const bool begun = fs::exists(folder / "config.toml") || fs::exists(checkpoints_of(folder));
+  if (begun || !holds_something(folder)) return;
+  fail(ErrorKind::kConfig, cat("the folder ", folder.string(), " exists and is not a run"),
+       "choose an empty or new folder with --out");
+}
+
+namespace {
+
+// The free keys that differ in the run that has trained here.
+std::vector<KeyChange> require_same_run(const fs::path& run, const RunStart& start) {
+  if (!start.resume) {
+    fail(ErrorKind::kConfig, cat("the folder ", run.string(), " already holds a run"),
+         "continue it with --resume, or choose another folder with --out");
+  }
+  std::vector<KeyChange> changes = require_same_start(stored_start(run), start);
+  require_length(run, changes);
+  return changes;
+}
+
+}  // namespace
+
+void require_startable(const fs::path& folder, const RunStart& start) {
+  require_own_folder(folder);
+  if (has_trained(folder)) require_same_run(folder, start);
+}
+
 Run::Run(fs::path directory, const RunStart& start)
     : directory_(std::move(directory)), writes_(world_rank() == 0) {
   if (writes_) begin(start);
@@ -88,18 +115,10 @@ Run::Run(fs::path directory, const RunStart& start)
 
 void Run::begin(const RunStart& start) {
   const fs::path config = directory_ / "config.toml";
-  if (!fs::exists(config) && !fs::exists(checkpoints_of(directory_)) &&
-      holds_something(directory_)) {
-    fail(ErrorKind::kConfig, cat("the folder ", directory_.string(), " exists and is not a run"),
-         "choose an empty or new folder with --out");
-  }
+  require_own_folder(directory_);
   claim_.emplace(directory_);
   if (has_trained(directory_)) {
-    if (!start.resume)
-      fail(ErrorKind::kConfig, cat("the folder ", directory_.string(), " already holds a run"),
-           "continue it with --resume, or choose another folder with --out");
-    changes_ = require_same_start(stored_start(directory_), start);
-    require_length(directory_, changes_);
+    changes_ = require_same_run(directory_, start);
   } else if (fs::exists(config) && !(start.resume && is_same_run(directory_, start))) {
     log_info(cat("the run in ", directory_.string(),
                  " was left before its first checkpoint: it starts anew"));

@@ -23,6 +23,12 @@ namespace tiltflow {
 // Where a run directory keeps what it was started with.
 StoredStart stored_start(const std::filesystem::path& run);
 
+// Throws kConfig when the folder holds files and no run.
+void require_own_folder(const std::filesystem::path& folder);
+// What Run's constructor would refuse for `start`, without touching the folder: files of somebody else, a run that is not to be
+// resumed, another configuration or other inputs, fewer steps than are done. Throws kConfig.
+void require_startable(const std::filesystem::path& folder, const RunStart& start);
+
 class Run {
  public:
   // Claims the directory for this process and creates the run, or continues it when `resume` and it holds a run with the same

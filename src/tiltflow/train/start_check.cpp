@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "tiltflow/base/error.h"
-#include "tiltflow/base/folder_claim.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/problems.h"
 #include "tiltflow/base/strings.h"
@@ -115,24 +114,9 @@ double output_bytes(const FinetuneSetup& s) {
 
 namespace {
 
-// As a run does before it claims its folder.
-void require_no_foreign_files(const fs::path& folder) {
-  if (fs::exists(folder / "config.toml") || fs::exists(folder / "checkpoints")) return;
-  std::error_code absent;
-  for (const auto& entry : fs::directory_iterator(folder, absent)) {
-    if (is_claim(entry.path())) continue;
-    fail(ErrorKind::kConfig, cat("the folder ", folder.string(), " exists and is not a run"),
-         "choose an empty or new folder with --out");
-  }
-}
-
 }  // namespace
 
-void check_output_folder(const fs::path& folder, double bytes, bool resume) {
-  require_no_foreign_files(folder);
-  const fs::path checkpoints = folder / "checkpoints";
-  const bool trained = fs::exists(folder / "config.toml") && fs::is_directory(checkpoints) && !fs::is_empty(checkpoints);
-  if (trained && !resume) fail(ErrorKind::kConfig, cat("the folder ", folder.string(), " already holds a run"), "continue it with --resume, or choose another folder with --out");
+void check_output_folder(const fs::path& folder, double bytes) {
   fs::path there = fs::absolute(folder);
   while (!fs::exists(there) && there.has_relative_path()) there = there.parent_path();
   if (!fs::is_directory(there)) fail(ErrorKind::kConfig, cat("the folder ", folder.string(), " cannot be made: ", there.string(), " is no folder"), "choose another folder with --out");

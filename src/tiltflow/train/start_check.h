@@ -13,9 +13,9 @@ namespace tiltflow {
 // few network calls on two samples; K more when the reward's gradient is zero there.
 void check_start(const FinetuneSetup& setup);
 
-// The folder of a run can be made (no file is in the way, its parent may be written), holds no other run unless that is resumed, and
-// `bytes` fit on its disk. Throws kConfig.
-void check_output_folder(const std::filesystem::path& folder, double bytes, bool resume = false);
+// The folder of a run can be made (no file is in the way, its parent may be written), and `bytes` fit on its disk. Throws kConfig.
+// Whether a run may start in it: require_startable of train/run.
+void check_output_folder(const std::filesystem::path& folder, double bytes);
 // Bytes that a fine-tuning run leaves at most: checkpoints with one in the making, model and adapter.
 double output_bytes(const FinetuneSetup& setup);
 

@@ -188,7 +188,7 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
   LastStep last(objective, optimizer, average, step, start.followed);
   RunFacts facts = hooks.facts;
   facts.gradient_clip = config.optimizer.gradient_clip;
-  Watch watch(parse_stop_conditions(config.stop_when), facts, run);
+  Watch watch(parse_stop_conditions(config.stop_when), facts, config.steps, run);
   if (step == 0) for (const RunWarning& warning : hooks.warnings) warn(run, 0, warning);
   const auto follow = [&] {
     const std::map<std::string, double> figures = hooks.evaluate ? hooks.evaluate(step, average.values()) : std::map<std::string, double>{};

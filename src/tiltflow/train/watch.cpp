@@ -9,7 +9,7 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::int64_t kNamesKnown = 10;  // step at which every metric of training has been logged
+constexpr std::int64_t kNamesKnown = 10;  // every metric of training has been logged by this step
 
 }  // namespace
 
@@ -29,8 +29,8 @@ void warn(Run& run, std::int64_t step, const RunWarning& w) {
   run.note(step, {{"warning", w.kind}, {"seen", w.seen}, {"meaning", w.meaning}, {"change", w.change}});
 }
 
-Watch::Watch(std::vector<StopCondition> conditions, RunFacts facts, Run& run)
-    : conditions_(std::move(conditions)), facts_(facts), run_(run) {
+Watch::Watch(std::vector<StopCondition> conditions, RunFacts facts, std::int64_t steps, Run& run)
+    : conditions_(std::move(conditions)), facts_(facts), names_known_(std::min(steps, kNamesKnown)), run_(run) {
   kept_ = std::max<std::size_t>(1000, 30 * static_cast<std::size_t>(facts.buffer_passes));
   for (const StopCondition& c : conditions_) kept_ = std::max(kept_, 4 * static_cast<std::size_t>(c.times));
   if (!run.writes()) return;
@@ -69,7 +69,7 @@ void Watch::observe(std::int64_t step, const std::map<std::string, double>& metr
     said_.push_back(warning.kind);
     warn(run_, step, warning);
   }
-  if (step == kNamesKnown) name_unknown_metrics();
+  if (step == names_known_) name_unknown_metrics();
   for (const StopCondition& condition : conditions_) {
     if (!reason_.empty()) break;
     if (const auto seen = met(condition, history_, said_)) reason_ = cat("\"", condition.text, "\" (", *seen, ")");

@@ -22,8 +22,8 @@ void warn(Run& run, std::int64_t step, const RunWarning& warning);
 
 class Watch {
  public:
-  // Takes up what the run has logged already, when it is resumed.
-  Watch(std::vector<StopCondition> conditions, RunFacts facts, Run& run);
+  // Takes up what the run has logged already, when it is resumed. `steps`: length of the run.
+  Watch(std::vector<StopCondition> conditions, RunFacts facts, std::int64_t steps, Run& run);
   // After run.log of the same metrics.
   void observe(std::int64_t step, const std::map<std::string, double>& metrics);
   // What train.stop_when has met, in words; stays once met. Empty: nothing.
@@ -34,6 +34,7 @@ class Watch {
   void remember(std::int64_t step, std::map<std::string, double> metrics);
   std::vector<StopCondition> conditions_;
   RunFacts facts_;
+  std::int64_t names_known_;  // step at which every metric of training has been logged
   Run& run_;
   std::vector<LoggedMetrics> history_;
   std::vector<std::string> said_;  // kinds
