@@ -55,7 +55,7 @@ TEST(program_processes, LeftoverVariablesAreNamed) {
 TEST(program_processes, LaunchersAndChildrenDieTogether) {
   const test::TempDir dir;
   const std::string begin = cat("$TILTFLOW --procs 2 finetune recipes/mnist-ink.toml", tiny(), "--set buffer_passes=1 --set train.steps=100000 --set train.checkpoint_every=50000 --set evaluation.every=0 --out $D/");
-  const auto until = [](const std::string& run) { return cat(" &\npid=$!\nuntil grep -qs '\"loss\"' $D/", run, "/metrics.jsonl; do kill -0 $pid || exit 8; sleep 0.02; done\nkids=$(pgrep -P $pid)\n"); };
+  const auto until = [](const std::string& run) { return cat(" &\npid=$!\ntrap 'kill -KILL $pid 2>/dev/null' EXIT\nuntil grep -qs '\"loss\"' $D/", run, "/metrics.jsonl; do kill -0 $pid || exit 8; sleep 0.02; done\nkids=$(pgrep -P $pid)\n"); };
   Outcome outcome = shell(dir, cat(begin, "r", until("r"), "set -- $kids\nkill -KILL $2\nwait $pid"));
   EXPECT_EQ(outcome.code, 128 + SIGKILL) << outcome.err;
   EXPECT_NE(outcome.err.find("rank 1 was killed by signal 9"), std::string::npos) << outcome.err;
@@ -73,7 +73,8 @@ TEST(program_signals, AHangUpSavesAndAnIgnoredOneDoesNothing) {
   const std::string ask = cat("finetune recipes/mnist-ink.toml", tiny(), "--set buffer_passes=1 --set train.checkpoint_every=50000 --set evaluation.every=0 ");
   const Outcome outcome = shell(dir, cat("$TILTFLOW ", ask, "--set train.steps=100000 --out $D/r &\npid=$!\n",
                                          "(trap '' HUP; exec $TILTFLOW ", ask, "--set train.steps=300 --out $D/ignored) &\nother=$!\n",
-                                         "for r in r ignored; do until grep -qs '\"loss\"' $D/$r/metrics.jsonl; do kill -0 $pid || exit 8; sleep 0.02; done; done\n",
+                                         "trap 'kill -KILL $pid $other 2>/dev/null' EXIT\n",
+                                         "for r in r ignored; do until grep -qs '\"loss\"' $D/$r/metrics.jsonl; do kill -0 $pid && kill -0 $other || exit 8; sleep 0.02; done; done\n",
                                          "kill -HUP $pid $other\nwait $other\necho $?\nwait $pid"));
   EXPECT_EQ(outcome.code, 75) << outcome.err;
   EXPECT_NE(outcome.err.find("stopped by SIGHUP after step"), std::string::npos) << outcome.err;
