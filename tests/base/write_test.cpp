@@ -3,7 +3,6 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -18,13 +17,13 @@
 #include "tiltflow/base/temporary_file.h"
 
 namespace {
-int g_sync_error = 0;  // what fsync answers; 0: it works
+int g_sync_error = 0;  // what fsync answers; 0: nothing, at once
 }
 
-// Stands in front of the system's fsync in this binary.
+// Stands in front of the system's fsync in this binary. What tests write need not survive a power cut, and half their time was spent waiting for disks.
 extern "C" int fsync(int fd) {
-  if (g_sync_error == 0) return static_cast<int>(::syscall(SYS_fsync, fd));
-  errno = g_sync_error;
+  if (g_sync_error == 0 && ::fcntl(fd, F_GETFD) >= 0) return 0;
+  errno = g_sync_error == 0 ? EBADF : g_sync_error;
   return -1;
 }
 

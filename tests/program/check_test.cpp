@@ -6,7 +6,7 @@
 namespace tiltflow {
 namespace {
 
-using test::expect_message, test::kTiny, test::Outcome, test::run;
+using test::expect_message, test::tiny, test::Outcome, test::run;
 
 void expect_parts(const Outcome& outcome, int code, const std::vector<std::string>& parts) {
   for (const std::string& part : parts) expect_message(outcome, code, part);
@@ -17,17 +17,17 @@ void expect_parts(const Outcome& outcome, int code, const std::vector<std::strin
 TEST(program_check, DryRunsFindEverythingAndLeaveNothing) {
   const test::TempDir dir;
   const std::string out = (dir / "r").string();
-  const std::string wrong = cat(kTiny, "--set method.name=flow-grpo --set method.group=4 --set check.judge=/nonexistent --set decoder.file=/missing ");
+  const std::string wrong = cat(tiny(), "--set method.name=flow-grpo --set method.group=4 --set check.judge=/nonexistent --set decoder.file=/missing ");
   const std::vector<std::string> found{"3 problems", "item = 2 is no multiple", "/missing", "/nonexistent"};
   expect_parts(run(cat("finetune recipes/methods-mnist-ink.toml", wrong, "--dry-run --out ", out)), 4, found);
   expect_parts(run(cat("config check recipes/methods-mnist-ink.toml", wrong)), 4, found);
-  expect_message(run(cat("finetune recipes/mnist-ink.toml", kTiny, "--set check.judge=/nonexistent --out ", out)), 4, "/nonexistent");
+  expect_message(run(cat("finetune recipes/mnist-ink.toml", tiny(), "--set check.judge=/nonexistent --out ", out)), 4, "/nonexistent");
   EXPECT_FALSE(std::filesystem::exists(out)) << "a start that failed claims no folder";
-  expect_parts(run(cat("finetune recipes/mnist-ink.toml", kTiny, "--set train.steps=1 --dry-run --out ", out)), 0, {"1 step of 4 trajectories", "ok\n"});
-  expect_message(run(cat("finetune recipes/mnist-ink.toml", kTiny, "--dry-run --out README.md/run")), 3, "is no folder");
-  expect_message(run(cat("config check recipes/mnist-ink.toml", kTiny)), 0, "mnist-ink.toml: ok");
+  expect_parts(run(cat("finetune recipes/mnist-ink.toml", tiny(), "--set train.steps=1 --dry-run --out ", out)), 0, {"1 step of 4 trajectories", "ok\n"});
+  expect_message(run(cat("finetune recipes/mnist-ink.toml", tiny(), "--dry-run --out README.md/run")), 3, "is no folder");
+  expect_message(run(cat("config check recipes/mnist-ink.toml", tiny())), 0, "mnist-ink.toml: ok");
   EXPECT_FALSE(std::filesystem::exists(out));
-  expect_message(run(cat("sweep recipes/methods-mnist-ink.toml", kTiny, "--dry-run --set method.name=flow-grpo --set method.group=2 --vary item=2,3")), 3, "item-3: method flow-grpo compares groups of 2");
+  expect_message(run(cat("sweep recipes/methods-mnist-ink.toml", tiny(), "--dry-run --set method.name=flow-grpo --set method.group=2 --vary item=2,3")), 3, "item-3: method flow-grpo compares groups of 2");
 }
 
 TEST(program_check, ComparedConfigurations) {

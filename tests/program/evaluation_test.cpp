@@ -13,7 +13,7 @@
 namespace tiltflow {
 namespace {
 
-using test::expect_message, test::kTiny, test::Outcome, test::run;
+using test::expect_message, test::Outcome, test::run, test::start, test::tiny, test::tiny_model;
 
 }  // namespace
 
@@ -33,7 +33,7 @@ TEST(program_eval, StatisticsOfAnyNetwork) {
   const std::string at = dir.path().string();
   std::filesystem::create_directories(dir / "real/test/a");
   for (int i = 0; i < 120; ++i) write_png(dir / cat("real/test/a/", i, ".png"), RandomStreams(1).uniform(Purpose::kProbe, 0, i, 1, {1, 30 + i % 7, 40})[0]);
-  const std::string ask = cat("eval --model assets/mnist-sit.safetensors --n 100 --steps 2 --sampler ode-euler --json ");
+  const std::string ask = cat("eval --model ", tiny_model(), " --n 100 --steps 2 --sampler ode-euler --json ");
   const auto distance = [](const Outcome& o) { EXPECT_EQ(o.code, 0) << o.err; return nlohmann::json::parse(o.out).at("frechet_unconditional").get<double>(); };
   const std::string data = cat("--features assets/mnist-judge.safetensors --data ", at, "/real --format folder --size 28 ");
   const double live = distance(run(cat(ask, data, "--make-reference ", at, "/r.npz"))), again = distance(run(cat(ask, data, "--make-reference ", at, "/r.safetensors")));
@@ -50,7 +50,7 @@ TEST(program_eval, SeveralRunsInOneTable) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
   for (const char* scale : {"4", "8"}) {
-    const Outcome outcome = run(cat("finetune recipes/mnist-ink.toml", kTiny, "--set train.steps=2 --set check.ode=ode-euler --set check.ode_steps=2 --set reward[0].scale=", scale, " --out ", at, "/", scale));
+    const Outcome outcome = run(cat("finetune recipes/mnist-ink.toml", tiny(), "--set train.steps=2 --set check.ode=ode-euler --set check.ode_steps=2 --set reward[0].scale=", scale, " --out ", at, "/", scale));
     ASSERT_EQ(outcome.code, 0) << outcome.err;
   }
   const Outcome table = run(cat("eval --table --json --n 16 --seeds 1 --run ", at, "/4 --run ", at, "/8 --out ", at, "/t"));
@@ -76,7 +76,7 @@ TEST(program_options, EvaluationSamplerMemoryAndGuidanceMode) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
   const auto last = [&](const std::string& name, const std::string& flags, const std::string& key) {
-    const Outcome outcome = run(cat("finetune recipes/mnist-ink.toml", kTiny, "--set train.steps=2 --set evaluation.every=2 ", flags, " --out ", at, "/", name));
+    const Outcome outcome = run(cat("finetune recipes/mnist-ink.toml", tiny(), "--set train.steps=2 --set evaluation.every=2 ", flags, " --out ", at, "/", name));
     EXPECT_EQ(outcome.code, 0) << outcome.err;
     double value = 0;
     for (const auto& line : read_json_lines(dir / name / "metrics.jsonl")) if (line.contains(key)) value = number_from_json(line[key]);
@@ -93,9 +93,10 @@ TEST(program_options, EvaluationSamplerMemoryAndGuidanceMode) {
 
 // Every kind of work is measured, and the kernels are those asked for: fused ones agree with plain ones without being them.
 TEST(program_options, KernelsAndBenches) {
+  const std::string small = " --json --batch 2 --item 1 --repeats 1 --workers 1 --model-arg input_size=16 --model-arg patch_size=4 --model-arg in_channels=1 --model-arg hidden_size=32 --model-arg depth=6 --model-arg num_heads=2 ";
   for (const char* work : {"vjp", "am"}) {
     for (const char* kernels : {"plain", "fused"}) {
-      const Outcome outcome = run(cat("bench ", work, " --json --batch 2 --item 1 --steps 3 --loss-steps 2 --repeats 1 --threads 1 --kernels ", kernels));
+      const Outcome outcome = run(cat("bench ", work, small, "--steps 3 --loss-steps 2 --threads 1 --kernels ", kernels));
       ASSERT_EQ(outcome.code, 0) << outcome.err;
       const auto found = nlohmann::json::parse(outcome.out);
       EXPECT_EQ(found.at("bench"), work);
@@ -104,26 +105,26 @@ TEST(program_options, KernelsAndBenches) {
     }
   }
   for (const auto& [work, forwards] : {std::pair{"train-step", 3.0}, {"pretrain", 3.0}, {"sample", 3.0}}) {
-    const Outcome outcome = run(cat("bench ", work, " --json --batch 2 --item 1 --steps 3 --repeats 1"));
+    const Outcome outcome = run(cat("bench ", work, small, "--steps 3"));
     ASSERT_EQ(outcome.code, 0) << outcome.err;
     const auto found = nlohmann::json::parse(outcome.out);
     EXPECT_EQ(found.at("network_evaluations_per_sample"), forwards) << work;
     EXPECT_GT(found.at("allocations").get<std::int64_t>(), 100);
   }
   // K = 6, n = 2: 21 evaluations with the rollout's graphs (a test of the method counts them), n more without; 18 with strides of 3.
-  const auto iteration = [&](const std::string& flags) { return nlohmann::json::parse(run("bench am --json --batch 2 --item 1 --steps 6 --loss-steps 2 --repeats 1 " + flags).out); };
+  const auto iteration = [&](const std::string& flags) { return nlohmann::json::parse(run(cat("bench am", small, "--steps 6 --loss-steps 2 ", flags)).out); };
   const auto again = iteration("--keep-graphs false --graphs false"), coarse = iteration("--adjoint-stride 3 --activation-checkpointing true");
   EXPECT_EQ(again.at("network_evaluations_per_sample"), 23);
   EXPECT_EQ(coarse.at("network_evaluations_per_sample"), 18);
   EXPECT_GT(coarse.at("allocations").get<std::int64_t>(), again.at("allocations").get<std::int64_t>()) << "blocks are computed again";
-  EXPECT_GT(nlohmann::json::parse(run("bench gemm --json").out).at("copy_gb_per_second").get<double>(), 0);
-  const auto startup = nlohmann::json::parse(run("bench startup --json --repeats 1").out);
+  EXPECT_GT(nlohmann::json::parse(run("bench gemm --json --workers 1").out).at("copy_gb_per_second").get<double>(), 0);
+  const auto startup = nlohmann::json::parse(start("bench startup --json --repeats 1").out);
   for (const char* command : {"help", "list", "config", "first_image"}) EXPECT_GT(startup.at(cat(command, "_seconds_min")).get<double>(), 0) << command;
   expect_message(run("bench forward --device cuda:99"), 3, "is not usable");
   expect_message(run("bench forward --isa avx3"), 2, "'avx3' is unknown");
   for (const InstructionSet& set : instruction_sets()) {
     if (set.available && set.name != "sse4" && set.name != "avx2") continue;
-    const Outcome restricted = run(cat("bench forward --json --batch 1 --item 1 --repeats 1 --kernels fixed --isa ", set.name));
+    const Outcome restricted = start(cat("bench forward", small, "--kernels fixed --isa ", set.name));
     if (!set.available) {
       expect_message(restricted, 2, cat("no ", set.name));
     } else {
@@ -133,7 +134,7 @@ TEST(program_options, KernelsAndBenches) {
   }
   const test::TempDir dir;
   const auto tuned = [&](const std::string& name) {
-    const Outcome outcome = run(cat("finetune recipes/mnist-ink.toml", kTiny, "--set train.steps=2 --set compute.kernels=", name, " --out ", dir.path().string(), "/", name));
+    const Outcome outcome = run(cat("finetune recipes/mnist-ink.toml", tiny(), "--set train.steps=2 --set compute.kernels=", name, " --out ", dir.path().string(), "/", name));
     EXPECT_EQ(outcome.code, 0) << outcome.err;
     return read_safetensors(dir / name / "model.safetensors").tensors.at("blocks.0.attn.qkv.weight");
   };

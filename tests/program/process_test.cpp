@@ -7,18 +7,11 @@
 namespace tiltflow {
 
 using test::expect_message;
-using test::kTiny;
+using test::tiny;
 using test::Outcome;
-using test::run;
+using test::shell;
 
 namespace {
-
-// A shell script with $TILTFLOW, from the project's folder; output and exit code of the shell.
-Outcome shell(const test::TempDir& dir, const std::string& script) {
-  write_file_atomic(dir / "script.sh", cat("cd ", test::source_dir().string(), "\nTILTFLOW=", TILTFLOW_PROGRAM, "\nD=", dir.path().string(), "\n", script));
-  const int status = std::system(cat("bash ", (dir / "script.sh").string(), " >", (dir / "out").string(), " 2>", (dir / "err").string()).c_str());
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_file(dir / "out"), read_file(dir / "err")};
-}
 
 std::string newest_checkpoint(const std::filesystem::path& run) {
   std::string out;
@@ -32,7 +25,7 @@ std::int64_t last_logged(const std::filesystem::path& run) { return read_json_li
 
 TEST(program_streams, ClosedDescriptorsAreNobodysFiles) {
   const test::TempDir dir;
-  const Outcome outcome = shell(dir, cat("$TILTFLOW finetune recipes/mnist-ink.toml", kTiny, "--set train.steps=2 --out $D/r <&- >&- 2>&-"));
+  const Outcome outcome = shell(dir, cat("$TILTFLOW finetune recipes/mnist-ink.toml", tiny(), "--set train.steps=2 --out $D/r <&- >&- 2>&-"));
   ASSERT_EQ(outcome.code, 0);
   for (const std::string& line : split(read_file(dir / "r/metrics.jsonl"), '\n')) EXPECT_TRUE(line.empty() || line[0] == '{') << line;
   EXPECT_EQ(last_logged(dir / "r"), 2);
@@ -61,25 +54,27 @@ TEST(program_processes, LeftoverVariablesAreNamed) {
 // A killed child takes the others along and is named; what was computed is saved. A killed launcher takes its children along.
 TEST(program_processes, LaunchersAndChildrenDieTogether) {
   const test::TempDir dir;
-  const std::string start = cat("$TILTFLOW --procs 2 finetune recipes/mnist-ink.toml", kTiny, "--set buffer_passes=1 --set train.steps=100000 --set train.checkpoint_every=50000 --set evaluation.every=0 --out $D/r --resume");
-  const std::string until = "for i in $(seq 1500); do grep -qs '\"loss\"' $D/r/metrics.jsonl && break; sleep 0.02; done\nkids=$(pgrep -P $pid)\n";
-  Outcome outcome = shell(dir, cat(start, " &\npid=$!\n", until, "set -- $kids\nkill -KILL $2\nwait $pid"));
+  const std::string begin = cat("$TILTFLOW --procs 2 finetune recipes/mnist-ink.toml", tiny(), "--set buffer_passes=1 --set train.steps=100000 --set train.checkpoint_every=50000 --set evaluation.every=0 --out $D/");
+  const auto until = [](const std::string& run) { return cat(" &\npid=$!\ntrap 'kill -KILL $pid 2>/dev/null' EXIT\nuntil grep -qs '\"loss\"' $D/", run, "/metrics.jsonl; do kill -0 $pid || exit 8; sleep 0.02; done\nkids=$(pgrep -P $pid)\n"); };
+  Outcome outcome = shell(dir, cat(begin, "r", until("r"), "set -- $kids\nkill -KILL $2\nwait $pid"));
   EXPECT_EQ(outcome.code, 128 + SIGKILL) << outcome.err;
   EXPECT_NE(outcome.err.find("rank 1 was killed by signal 9"), std::string::npos) << outcome.err;
   EXPECT_EQ(outcome.err.find("frame #"), std::string::npos) << outcome.err;
   EXPECT_NE(newest_checkpoint(dir / "r"), "step-000000") << "the last whole step is saved when a partner is lost";
   EXPECT_EQ(newest_checkpoint(dir / "r").substr(5), cat(std::string(6 - cat(last_logged(dir / "r")).size(), '0'), last_logged(dir / "r")));
-  std::filesystem::remove(dir / "r/metrics.jsonl");
-  outcome = shell(dir, cat(start, " &\npid=$!\n", until, "kill -KILL $pid\nfor i in $(seq 150); do kill -0 $kids 2>/dev/null || break; sleep 0.02; done\nkill -0 $kids 2>/dev/null && exit 9\nexit 0"));
-  EXPECT_EQ(outcome.code, 0) << "children outlived their launcher";
+  outcome = shell(dir, cat(begin, "orphans", until("orphans"), "[ $(echo $kids | wc -w) = 2 ] || exit 7\nkill -KILL $pid\n",
+                           "alive() { grep -qs 'State:.[^XZ]' $(printf '/proc/%s/status ' $kids); }\n",
+                           "for i in $(seq 150); do alive || exit 0; sleep 0.02; done\nkill -KILL $kids\nexit 9"));
+  EXPECT_EQ(outcome.code, 0) << "children outlived their launcher: " << outcome.err;
 }
 
 TEST(program_signals, AHangUpSavesAndAnIgnoredOneDoesNothing) {
   const test::TempDir dir;
-  const std::string ask = cat("finetune recipes/mnist-ink.toml", kTiny, "--set buffer_passes=1 --set train.checkpoint_every=50000 --set evaluation.every=0 ");
+  const std::string ask = cat("finetune recipes/mnist-ink.toml", tiny(), "--set buffer_passes=1 --set train.checkpoint_every=50000 --set evaluation.every=0 ");
   const Outcome outcome = shell(dir, cat("$TILTFLOW ", ask, "--set train.steps=100000 --out $D/r &\npid=$!\n",
-                                         "(trap '' HUP; exec $TILTFLOW ", ask, "--set train.steps=20 --out $D/ignored) &\nother=$!\n",
-                                         "for r in r ignored; do for i in $(seq 1500); do grep -qs '\"loss\"' $D/$r/metrics.jsonl && break; sleep 0.02; done; done\n",
+                                         "(trap '' HUP; exec $TILTFLOW ", ask, "--set train.steps=300 --out $D/ignored) &\nother=$!\n",
+                                         "trap 'kill -KILL $pid $other 2>/dev/null' EXIT\n",
+                                         "for r in r ignored; do until grep -qs '\"loss\"' $D/$r/metrics.jsonl; do kill -0 $pid && kill -0 $other || exit 8; sleep 0.02; done; done\n",
                                          "kill -HUP $pid $other\nwait $other\necho $?\nwait $pid"));
   EXPECT_EQ(outcome.code, 75) << outcome.err;
   EXPECT_NE(outcome.err.find("stopped by SIGHUP after step"), std::string::npos) << outcome.err;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <ctime>
 #include <functional>
 #include <limits>
@@ -30,21 +31,25 @@ double since(Clock::time_point begin) { return std::chrono::duration<double>(Clo
 
 double gemm_peak(int workers, bool bf16) {
   const at::NoGradGuard no_grad;
-  constexpr std::int64_t kProducts = 24;
+  constexpr double kSecondsPerRepeat = 0.06;
+  constexpr double kMostProducts = 24;
   const std::int64_t size = compute_device().is_cpu() ? 512 : 8192;
   const ThreadPolicy before = thread_policy();
   set_thread_policy({workers, 1});
   const at::TensorOptions type(bf16 ? at::kBFloat16 : at::kFloat);
   const at::Tensor a = compute_device().is_cpu() ? at::ones({size, size}, type) : at::randn({size, size}, type.device(compute_device()));  // a GPU is faster on ones: it draws less power
   double best = 0;
-  for (int repeat = 0; repeat < 5; ++repeat) {
+  double products = 1;  // the first two repeats say how many fit: bf16 takes a tenth of a second each on some processors
+  for (int repeat = 0; repeat < 6; ++repeat) {
     const auto begin = Clock::now();
     parallel_for(workers, [&](std::int64_t) {
       at::Tensor product;
-      for (int i = 0; i < kProducts; ++i) product = at::matmul(a, a);
+      for (int i = 0; i < products; ++i) product = at::matmul(a, a);
       product[0][0].item<float>();  // waits for a device
     });
-    best = std::max(best, 2.0 * static_cast<double>(size * size * size) * kProducts * workers / since(begin) / 1e9);
+    const double seconds = since(begin);
+    best = std::max(best, 2.0 * static_cast<double>(size * size * size) * products * workers / seconds / 1e9);
+    if (repeat < 2) products = std::clamp(std::floor(kSecondsPerRepeat * products / seconds), 1.0, kMostProducts);
   }
   set_thread_policy(before);
   return best;
