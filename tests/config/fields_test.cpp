@@ -39,6 +39,16 @@ TEST(config_fields, AllProblemsAtOnce) {
   }
 }
 
+TEST(config_fields, CountsHaveAnUpperEndAndSeedsHaveNone) {
+  const char* const too_many = "must be at most 2147483647";
+  for (const char* key : {"batch", "item", "train.steps", "evaluation.samples", "policy.rank", "sampler.steps", "compute.workers", "buffer_passes", "check.base_samples"}) {
+    SCOPED_TRACE(key);
+    test::expect_error(ErrorKind::kConfig, too_many, [&] { load("", {cat(key, "=9223372036854775807")}); });
+  }
+  EXPECT_EQ(load("seed = 9223372036854775807\n").seed, 9223372036854775807);
+  EXPECT_EQ(load("batch = 2147483647\n").batch, 2147483647);
+}
+
 TEST(config_fields, SyntaxErrorsNameTheLine) {
   test::expect_error(ErrorKind::kConfig, "c.toml:2", [] { load("batch = 1\nx = = 2\n"); });
   test::expect_error(ErrorKind::kBadFile, "cannot open", [] { load_config<FinetuneConfig>("/nonexistent.toml", {}); });

@@ -144,11 +144,11 @@ steps = 3
 
 TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   const test::TempDir dir;
-  const std::string ask = cat("sweep recipes/mnist-ink.toml --vary reward[0].scale=4,nan,8 --set train.steps=1 --set check.base_samples=32 --set check.tuned_samples=16 --set check.ode_steps=2 --out ", dir.path().string(), "/s", tiny(), "--set train.steps=1 ");
+  const std::string ask = cat("sweep recipes/mnist-ink.toml --vary reward[0].scale=4,0,8 --set train.steps=1 --set check.base_samples=32 --set check.tuned_samples=16 --set check.ode_steps=2 --out ", dir.path().string(), "/s", tiny(), "--set train.steps=1 ");
   const Outcome first = run(ask);
   EXPECT_EQ(first.code, 1) << "one run failed\n" << first.err;
   EXPECT_NE(first.out.find("| scale-4 | 4 | done |"), std::string::npos) << first.out << first.err;
-  EXPECT_NE(first.out.find("| scale-nan | nan | failed: "), std::string::npos) << first.out;
+  EXPECT_NE(first.out.find("| scale-0 | 0 | failed: "), std::string::npos) << first.out;
   EXPECT_NE(first.out.find("| scale-8 | 8 | done |"), std::string::npos) << first.out;
   EXPECT_TRUE(std::filesystem::exists(dir / "s/sweep.html"));
   EXPECT_TRUE(std::filesystem::exists(dir / "s/scale-8/check.json"));
@@ -170,6 +170,9 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
   const auto rows = nlohmann::json::parse(read_file(dir / "m/sweep.json"));
   EXPECT_EQ(rows[0]["steps"], "20");  // (3 + 3 + 2 x 3) x 4 = 48 a step
   EXPECT_EQ(rows[1]["steps"], "50");  // (3 + 2) x 4 = 20
+  const Outcome unread = run(cat("sweep recipes/mnist-ink.toml --vary reward[0].scale=4,nan --out ", dir.path().string(), "/never", tiny()));
+  expect_message(unread, 3, "scale-nan: ");
+  EXPECT_FALSE(std::filesystem::exists(dir / "never")) << "values are read before the first run begins";
   expect_message(run("sweep recipes/mnist-ink.toml --dry-run --together --vary reward[0].scale=4,8 --vary train.beta2=0.9"), 2, "has 2 values");
 }
 

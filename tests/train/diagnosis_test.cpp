@@ -140,6 +140,7 @@ TEST(train_diagnosis, ScaleBeyondTheBase) {
   EXPECT_NE(far[0].change.find(cat("reward[0].scale = ", compact(600 * factor, 2))), std::string::npos) << far[0].change;
   EXPECT_NE(diagnose_base_rewards(unit * 300, {}, {600, 1})[0].change.find("every reward[].scale"), std::string::npos);
   EXPECT_EQ(diagnose_base_rewards(unit * 1e-3, {}, {2})[0].kind, "scale") << "nothing to be seen";
+  EXPECT_EQ(diagnose_base_rewards(unit * 0, {}, {2})[0].kind, "reward-constant");
   EXPECT_EQ(factor_for_effective_size(unit, {}, 0.1), 1);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <set>
 #include <toml++/toml.h>
 
@@ -24,8 +25,15 @@ Check<double> at_least(double low) {
 Check<double> between(double low, double high) {
   return [=](const double& v) { return v >= low && v <= high ? std::string() : cat("must lie in [", low, ", ", high, "]"); };
 }
-Check<std::int64_t> at_least_integer(std::int64_t low) {
-  return [low](const std::int64_t& v) { return v >= low ? std::string() : cat("must be at least ", low); };
+Check<std::int64_t> at_least_integer(std::int64_t low, std::int64_t high) {
+  return [low, high](const std::int64_t& v) -> std::string {
+    if (v < low) return cat("must be at least ", low);
+    return v <= high ? "" : cat("must be at most ", high);
+  };
+}
+
+Check<std::int64_t> any_seed() {
+  return at_least_integer(0, std::numeric_limits<std::int64_t>::max());
 }
 Check<std::string> one_of(std::vector<std::string> choices) {
   return [choices](const std::string& v) {

@@ -22,7 +22,12 @@ using Check = std::function<std::string(const T&)>;
 Check<double> positive();
 Check<double> at_least(double low);
 Check<double> between(double low, double high);  // inclusive
-Check<std::int64_t> at_least_integer(std::int64_t low);
+// Counts of samples, steps and the like also have an upper end: products of two stay whole numbers,
+// and random streams number their steps with 32 bits, of which the highest are reserved.
+inline constexpr std::int64_t kLargestCount = 0x7fffffff;
+Check<std::int64_t> at_least_integer(std::int64_t low, std::int64_t high = kLargestCount);
+// Seeds: any whole number that is not negative.
+Check<std::int64_t> any_seed();
 Check<std::string> one_of(std::vector<std::string> choices);
 
 struct ResolvedValue {

@@ -77,6 +77,15 @@ std::vector<Override> overrides_of(const SweepOptions& o, const SweptRun& run) {
   return out;
 }
 
+// What needs no model: every value is read before the first run begins.
+void check_values(const SweepOptions& o, const std::vector<SweptRun>& runs) {
+  Problems problems;
+  for (const SweptRun& run : runs) {
+    problems.check(run.name, [&] { load_config<FinetuneConfig>(o.config, overrides_of(o, run)); });
+  }
+  problems.raise();
+}
+
 }  // namespace
 
 std::vector<SweptRun> check_sweep(const SweepOptions& o) {
@@ -91,6 +100,7 @@ std::vector<SweptRun> check_sweep(const SweepOptions& o) {
 
 std::vector<SweptRun> sweep(const SweepOptions& o, const std::function<void(std::size_t, const SweptRun&)>& begins) {
   std::vector<SweptRun> runs = planned_runs(o);
+  check_values(o, runs);
   const FolderClaim claim(o.out);
   for (std::size_t i = 0; i < runs.size(); ++i) {
     SweptRun& run = runs[i];

@@ -178,7 +178,7 @@ std::optional<RunWarning> average_lags(MetricHistory history, const RunFacts& fa
 std::string text_of(const RunWarning& w) { return cat(w.seen, ": ", w.meaning, ". ", static_cast<char>(std::toupper(static_cast<unsigned char>(w.change[0]))), w.change.substr(1), "."); }
 
 const std::vector<std::string>& warning_kinds() {
-  static const std::vector<std::string> kinds{"control-cost", "loss", "gradient-clip", "gradient-zero", "weights", "average", "effective-size", "scale", "reward-gradient", "classes"};
+  static const std::vector<std::string> kinds{"control-cost", "loss", "gradient-clip", "gradient-zero", "weights", "average", "effective-size", "scale", "reward-constant", "reward-gradient", "classes"};
   return kinds;
 }
 

@@ -54,6 +54,13 @@ double factor_for_effective_size(const at::Tensor& rewards, const at::Tensor& la
 
 std::vector<RunWarning> diagnose_base_rewards(const at::Tensor& rewards, const at::Tensor& labels, const std::vector<double>& scales) {
   const at::Tensor r = rewards.to(at::kDouble);
+  if (!(r != r[0]).any().item<bool>()) {
+    return {{"reward-constant",
+             cat("every one of ", r.size(0), " base samples scores ", compact(r[0].item<double>())),
+             "nothing is learned until scores differ, and p* cannot be told from the base",
+             "check the reward's inputs; when success is rare, raise evaluation.base_samples to see "
+             "how rare, and batch"}};
+  }
   const double n = static_cast<double>(r.size(0)), laws = static_cast<double>(laws_of(labels));
   const double spread = spread_within(r, labels), size = importance_weights(r, labels).ess;
   const std::string seen = cat("the rewards of ", r.size(0), " base samples spread over ", compact(spread, 3), " nats (standard deviation), and their importance weights have an effective sample size of ", compact(size, 3));

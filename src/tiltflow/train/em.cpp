@@ -39,7 +39,7 @@ void bind(Fields& f, EmConfig& c) {
 }
 
 void bind(Fields& f, OneStepConfig& c) {
-  f.value("seed", c.seed, "root of all randomness", at_least_integer(0));
+  f.value("seed", c.seed, "root of all randomness", any_seed());
   f.path("features", c.features, PathKind::kWeights, "classifier file whose last hidden layer assign.feature compares");
   f.section("generator", c.generator);
   f.section("targets", c.targets);

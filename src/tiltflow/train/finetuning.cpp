@@ -60,7 +60,7 @@ void bind(Fields& f, CheckConfig& c) {
 }
 
 void bind(Fields& f, FinetuneConfig& c) {
-  f.value("seed", c.seed, "root of all randomness", at_least_integer(0));
+  f.value("seed", c.seed, "root of all randomness", any_seed());
   f.value("batch", c.batch, "trajectories per step", at_least_integer(1));
   f.value("item", c.item,
           "trajectories per independent piece of work; 0 = as many as fit into memory "

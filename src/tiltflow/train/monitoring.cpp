@@ -84,7 +84,7 @@ BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& 
   if (needs_reward_gradient(setup.config)) check_gradient(setup, draws);
   const TermScores scores = setup.reward->score_terms(draws.x, draws.labels, /*shared=*/true);
   const at::Tensor r = scores.score.to(at::kDouble);
-  require_varied(r, setup.reward->reward().info().name);
+  if (needs_reward_gradient(setup.config)) require_varied(r, setup.reward->reward().info().name);
   const ImportanceWeights weights = importance_weights(r, draws.labels);
   BaseStatistics out{r.mean().item<double>(), standard_error(r), weights.log_z, weights.log_z_se, weights.ess};
   out.unscaled = unscaled_metrics("base_", scores.terms, setup.config.reward);

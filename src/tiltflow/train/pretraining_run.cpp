@@ -70,7 +70,7 @@ void bind(Fields& f, PretrainConfig& c) {
   f.value("kind", c.kind,
           "flow (velocity model), gan (conditional one-step generator) or classifier (judge)",
           one_of({"flow", "gan", "classifier"}));
-  f.value("seed", c.seed, "root of all randomness", at_least_integer(0));
+  f.value("seed", c.seed, "root of all randomness", any_seed());
   f.value("batch", c.batch, "images per step", at_least_integer(1));
   f.value("item", c.item, "images per independent piece of work", at_least_integer(1));
   f.value("label_dropout", c.label_dropout, "flow: share of labels replaced by the null class",
