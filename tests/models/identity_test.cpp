@@ -139,6 +139,23 @@ TEST(models_identity, ContradictionsAndUnknownValuesAreRefused) {
       "vp score");
 }
 
+TEST(models_identity, ValuesWithoutNamesAreNotGuessed) {
+  const Args heads{{"args.num_heads", "4"}};
+  const auto with = [&](const std::string& text) {
+    Args said = heads;
+    said["args"] = text;
+    return said;
+  };
+  refuse("args holds 'GVP' without a name: is it the path?", with("trainer.Args('GVP', 4)"));
+  refuse("args holds 'noise' without a name", with("('a', 'noise', 4)"));
+  FlowModelConfig answered;
+  answered.path = "gvp";
+  answered.prediction = "noise";
+  EXPECT_EQ(law(load(with("trainer.Args('GVP', 'noise', 4)"), answered)), "gvp noise");
+  EXPECT_EQ(law(load(with("trainer.Args('linear', 'runs/gvp', 4)"))), "linear velocity");
+  EXPECT_EQ(law(load(with("a note on 'noise'"))), "linear velocity") << "a text is no list of values";
+}
+
 TEST(models_identity, HeadsOfTheTrainersArguments) {
   EXPECT_EQ(heads({{"args.num_heads", "4"}}), "4");
   EXPECT_EQ(heads({{"config.model.n_heads", "3.0"}}), "3");

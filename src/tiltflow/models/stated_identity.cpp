@@ -145,6 +145,30 @@ void read_texts(const Metadata& metadata, const char* const (&names)[n], const S
   }
 }
 
+// The quoted words of values without names: "A('GVP', 'noise', 4)" of a NamedTuple, "['GVP', 4]" of a list.
+std::vector<std::string> unnamed_words(const std::string& text) {
+  const bool values = !text.empty() && (text.back() == ')' || text.back() == ']');
+  const bool opened = std::all_of(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(std::min(text.find_first_of("(["), text.size())), is_word);
+  if (!values || !opened) return {};
+  std::vector<std::string> out;
+  const std::vector<std::string> parts = split(text, '\'');
+  for (std::size_t i = 1; i < parts.size(); i += 2) out.push_back(parts[i]);
+  return out;
+}
+
+// A word of ours that stands in no named value may be the answer, and may be something else.
+template <std::size_t m>
+void refuse_unnamed(const Metadata& metadata, const Synonym (&known)[m], const char* what, Stated& stated) {
+  if (!stated.value.empty() || !stated.problem.empty()) return;
+  for (const auto& [key, text] : metadata) {
+    for (const std::string& word : unnamed_words(text)) {
+      const char* ours = translated(known, normal(word));
+      const bool usual = ours == known[0].ours;
+      if (ours && !usual) stated.problem = cat(key, " holds '", word, "' without a name: is it the ", what, "?");
+    }
+  }
+}
+
 // "4.0" is the whole number 4, "False" is false.
 std::string plain(const std::string& text) {
   if (text == "True" || text == "true") return "true";
@@ -193,6 +217,8 @@ StatedIdentity stated_identity(const Metadata& metadata) {
   }
   read_texts(all, kPathNames, kPaths, out.path);
   read_texts(all, kPredictionNames, kPredictions, out.prediction);
+  refuse_unnamed(all, kPaths, "path", out.path);
+  refuse_unnamed(all, kPredictions, "prediction", out.prediction);
   return out;
 }
 
