@@ -1,5 +1,6 @@
-// A device of libtorch that is none: its memory is the CPU's and its operators are the CPU's, but its tensors cannot be read as CPU tensors
-// and an operator that mixes both throws, as on a GPU. What runs on it, with the same numbers, keeps devices apart.
+// A device of libtorch that is none: its memory is the CPU's and its operators are the CPU's, but
+// its tensors cannot be read as CPU tensors and an operator that mixes both throws, as on a GPU.
+// What runs on it, with the same numbers, keeps devices apart.
 #pragma once
 
 #include <cstdint>

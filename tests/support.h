@@ -15,9 +15,13 @@
 namespace tiltflow::test {
 
 inline std::filesystem::path source_dir() { return TILTFLOW_SOURCE_DIR; }
-inline std::filesystem::path golden(const std::string& name) { return source_dir() / "tests/golden/sit" / name; }
+inline std::filesystem::path golden(const std::string& name) {
+  return source_dir() / "tests/golden/sit" / name;
+}
 
-inline std::filesystem::path golden_onestep(const std::string& name) { return source_dir() / "tests/golden/onestep" / name; }
+inline std::filesystem::path golden_onestep(const std::string& name) {
+  return source_dir() / "tests/golden/onestep" / name;
+}
 
 // A folder that disappears with the object.
 class TempDir {
@@ -35,7 +39,8 @@ inline double relative_error(const at::Tensor& found, const at::Tensor& expected
 }
 
 // Runs `work`, expects a tiltflow::Error of `kind` whose message contains `text`.
-inline void expect_error(ErrorKind kind, const std::string& text, const std::function<void()>& work) {
+inline void expect_error(ErrorKind kind, const std::string& text,
+                         const std::function<void()>& work) {
   try {
     work();
     ADD_FAILURE() << "no error; expected one about '" << text << "'";

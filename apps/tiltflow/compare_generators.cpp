@@ -1,13 +1,13 @@
 // tiltflow compare-generators: one-step generators side by side.
 #include <iostream>
 
+#include "options.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/generator_comparison.h"
-#include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -16,11 +16,16 @@ namespace {
 // NAME=FILE or NAME=FILE,PAIRS
 GeneratorEntry entry_of(const std::string& text) {
   const std::size_t equals = text.find('=');
-  if (equals == std::string::npos || equals == 0) fail(ErrorKind::kUsage, cat("--generator '", text, "': expected NAME=FILE or NAME=FILE,PAIRS"));
+  if (equals == std::string::npos || equals == 0)
+    fail(ErrorKind::kUsage, cat("--generator '", text, "': expected NAME=FILE or NAME=FILE,PAIRS"));
   const std::size_t comma = text.find(',', equals);
-  GeneratorEntry entry{text.substr(0, equals), text.substr(equals + 1, comma == std::string::npos ? comma : comma - equals - 1), {}};
+  GeneratorEntry entry{
+      text.substr(0, equals),
+      text.substr(equals + 1, comma == std::string::npos ? comma : comma - equals - 1),
+      {}};
   if (comma != std::string::npos) entry.pairs = text.substr(comma + 1);
-  if (entry.file.empty()) fail(ErrorKind::kUsage, cat("--generator '", text, "': the file is missing"));
+  if (entry.file.empty())
+    fail(ErrorKind::kUsage, cat("--generator '", text, "': the file is missing"));
   return entry;
 }
 
@@ -34,18 +39,40 @@ void add_compare_generators(CLI::App& program, Action& action) {
     GeneratorComparisonOptions comparison;
     bool json = false;
   };
-  auto* verb = program.add_subcommand("compare-generators", "one-step generators side by side: reconstruction, accuracy, Frechet distance, collapse");
+  auto* verb = program.add_subcommand(
+      "compare-generators",
+      "one-step generators side by side: reconstruction, accuracy, Frechet distance, collapse");
   auto o = std::make_shared<Options>();
-  verb->add_option("config", o->file, "configuration of `tiltflow assign`: how generators are read, targets, assignment")->required();
+  verb->add_option(
+          "config", o->file,
+          "configuration of `tiltflow assign`: how generators are read, targets, assignment")
+      ->required();
   add_set_options(*verb, o->changes);
-  verb->add_option("--generator", o->generators, "generator file, the base first; one name for several files: repetitions; PAIRS: pairs of its own for the matched error (repeatable)")->type_name("NAME=FILE[,PAIRS]")->required()->allow_extra_args(false);
-  verb->add_option("--pairs", o->comparison.pairs, "folder of `tiltflow assign`: matched error on its pairs");
-  verb->add_option("--judge", o->comparison.judge, "classifier file: class accuracy and Frechet distance");
-  verb->add_option("--n", o->comparison.n, "random samples")->check(CLI::Range(100, 1'000'000))->capture_default_str();
-  verb->add_option("--held-out", o->comparison.held_out, "targets of the test split that get noise anew; 0 = none")->check(CLI::NonNegativeNumber)->capture_default_str();
-  verb->add_option("--out", o->out, "folder for comparison.json and comparison.html")->capture_default_str();
+  verb->add_option("--generator", o->generators,
+                   "generator file, the base first; one name for several files: repetitions; "
+                   "PAIRS: pairs of its own for the matched error (repeatable)")
+      ->type_name("NAME=FILE[,PAIRS]")
+      ->required()
+      ->allow_extra_args(false);
+  verb->add_option("--pairs", o->comparison.pairs,
+                   "folder of `tiltflow assign`: matched error on its pairs");
+  verb->add_option("--judge", o->comparison.judge,
+                   "classifier file: class accuracy and Frechet distance");
+  verb->add_option("--n", o->comparison.n, "random samples")
+      ->check(CLI::Range(100, 1'000'000))
+      ->capture_default_str();
+  verb->add_option("--held-out", o->comparison.held_out,
+                   "targets of the test split that get noise anew; 0 = none")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  verb->add_option("--out", o->out, "folder for comparison.json and comparison.html")
+      ->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
-  verb->footer("Example:\n  tiltflow compare-generators recipes/onestep-mnist.toml --judge assets/mnist-judge.safetensors --pairs runs/assign \\\n    --generator base=runs/pretrain-mnist-gan/model.safetensors --generator matched=runs/sft/model.safetensors");
+  verb->footer(
+      "Example:\n  tiltflow compare-generators recipes/onestep-mnist.toml --judge "
+      "assets/mnist-judge.safetensors --pairs runs/assign \\\n    --generator "
+      "base=runs/pretrain-mnist-gan/model.safetensors --generator "
+      "matched=runs/sft/model.safetensors");
   verb->callback([=, &action] {
     action = [o] {
       for (const std::string& text : o->generators) o->comparison.entries.push_back(entry_of(text));
@@ -58,10 +85,13 @@ void add_compare_generators(CLI::App& program, Action& action) {
       const GeneratorComparison result = compare_generators(config, o->comparison);
       progress.reset();
       make_directories(o->out);
-      write_file_atomic(std::filesystem::path(o->out) / "comparison.json", to_json(result).dump(1) + "\n");
+      write_file_atomic(std::filesystem::path(o->out) / "comparison.json",
+                        to_json(result).dump(1) + "\n");
       write_file_atomic(std::filesystem::path(o->out) / "comparison.html", to_html(result));
-      if (o->json) std::cout << to_json(result).dump() << std::endl;
-      else std::cout << table_text(result) << std::flush;
+      if (o->json)
+        std::cout << to_json(result).dump() << std::endl;
+      else
+        std::cout << table_text(result) << std::flush;
       log_info(cat("wrote comparison.json and comparison.html to ", o->out));
       return 0;
     };

@@ -2,14 +2,14 @@
 #include <iostream>
 #include <map>
 
+#include "options.h"
+#include "plan.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/method_comparison.h"
 #include "tiltflow/train/finetuning.h"
 #include "tiltflow/train/onestep.h"
 #include "tiltflow/train/pretraining_run.h"
-#include "options.h"
-#include "plan.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -28,10 +28,14 @@ std::vector<ResolvedValue> resolved_as(const std::string& file, const Changes& c
 
 std::vector<ResolvedValue> resolve(const std::string& file, const Changes& changes) {
   switch (kind_of_recipe(file, changes)) {
-    case RecipeKind::kComparison: return resolved_as<ComparisonRecipe>(file, changes);
-    case RecipeKind::kOneStep: return resolved_as<OneStepConfig>(file, changes);
-    case RecipeKind::kPretraining: return resolved_as<PretrainConfig>(file, changes);
-    case RecipeKind::kFinetuning: break;
+    case RecipeKind::kComparison:
+      return resolved_as<ComparisonRecipe>(file, changes);
+    case RecipeKind::kOneStep:
+      return resolved_as<OneStepConfig>(file, changes);
+    case RecipeKind::kPretraining:
+      return resolved_as<PretrainConfig>(file, changes);
+    case RecipeKind::kFinetuning:
+      break;
   }
   return resolved_as<FinetuneConfig>(file, changes);
 }
@@ -54,12 +58,15 @@ void check_recipe(const std::string& file, const Changes& changes) {
 }
 
 // Prints the keys that differ; returns how many.
-int print_differences(const std::vector<ResolvedValue>& left, const std::vector<ResolvedValue>& right) {
+int print_differences(const std::vector<ResolvedValue>& left,
+                      const std::vector<ResolvedValue>& right) {
   std::map<std::string, std::pair<std::string, std::string>> values;
   for (const ResolvedValue& v : left) values[v.key].first = v.value;
   for (const ResolvedValue& v : right) values[v.key].second = v.value;
   int differences = 0;
-  const auto shown = [](const std::string& value) { return value.empty() ? std::string("(absent)") : value; };
+  const auto shown = [](const std::string& value) {
+    return value.empty() ? std::string("(absent)") : value;
+  };
   for (const auto& [key, pair] : values) {
     if (pair.first == pair.second) continue;
     ++differences;
@@ -86,14 +93,21 @@ void add_config(CLI::App& program, Action& action) {
   show->callback([=, &action] {
     action = [o] {
       for (const ResolvedValue& v : resolve(o->file, o->overrides())) {
-        std::cout << pad_right(cat(v.key, " = ", v.value), 56) << "  # " << v.source << (o->docs ? "; " + v.doc : "") << "\n";
+        std::cout << pad_right(cat(v.key, " = ", v.value), 56) << "  # " << v.source
+                  << (o->docs ? "; " + v.doc : "") << "\n";
       }
       return 0;
     };
   });
 
-  auto* check = verb->add_subcommand("check", "report every problem at once: reads all files that are named, and tries model, reward, decoder and judge on two samples");
-  check->add_option("config", o->file, "TOML file: of finetune, pretrain, compare or the one-step verbs")->required();
+  auto* check =
+      verb->add_subcommand("check",
+                           "report every problem at once: reads all files that are named, and "
+                           "tries model, reward, decoder and judge on two samples");
+  check
+      ->add_option("config", o->file,
+                   "TOML file: of finetune, pretrain, compare or the one-step verbs")
+      ->required();
   add_set_options(*check, *o);
   check->callback([=, &action] {
     action = [o] {
@@ -103,9 +117,11 @@ void add_config(CLI::App& program, Action& action) {
     };
   });
 
-  auto* diff = verb->add_subcommand("diff", "keys in which two configurations differ (exit 1 if any)");
+  auto* diff =
+      verb->add_subcommand("diff", "keys in which two configurations differ (exit 1 if any)");
   diff->add_option("config", o->file, "TOML file")->required();
-  diff->add_option("other", o->other, "TOML file; when left out, the first one with --set and --unset");
+  diff->add_option("other", o->other,
+                   "TOML file; when left out, the first one with --set and --unset");
   add_set_options(*diff, *o);  // of the second
   diff->callback([=, &action] {
     action = [o] {

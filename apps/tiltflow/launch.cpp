@@ -26,8 +26,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kTimeToNotice(1);  // after a child has died: the others lose their partner and say so
-constexpr std::chrono::seconds kTimeToSave(5);    // after SIGTERM
+constexpr std::chrono::seconds kTimeToNotice(
+    1);  // after a child has died: the others lose their partner and say so
+constexpr std::chrono::seconds kTimeToSave(5);  // after SIGTERM
 
 // A port that is free now and reachable; rank 0 binds it a moment later.
 int free_port() {
@@ -38,9 +39,12 @@ int free_port() {
   auto* generic = reinterpret_cast<sockaddr*>(&address);
   const Descriptor server{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
   const Descriptor client{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
-  const bool listens = server.fd >= 0 && ::bind(server.fd, generic, size) == 0 && ::getsockname(server.fd, generic, &size) == 0 && ::listen(server.fd, 1) == 0;
+  const bool listens = server.fd >= 0 && ::bind(server.fd, generic, size) == 0 &&
+                       ::getsockname(server.fd, generic, &size) == 0 && ::listen(server.fd, 1) == 0;
   if (!listens || client.fd < 0 || ::connect(client.fd, generic, size) != 0) {
-    fail(ErrorKind::kFailure, cat("the processes cannot meet at 127.0.0.1: ", std::strerror(errno)), "the loopback interface seems to be down (in a container or network namespace: `ip link set lo up`); without --procs none is needed");
+    fail(ErrorKind::kFailure, cat("the processes cannot meet at 127.0.0.1: ", std::strerror(errno)),
+         "the loopback interface seems to be down (in a container or network namespace: `ip link "
+         "set lo up`); without --procs none is needed");
   }
   return ntohs(address.sin_port);
 }
@@ -52,14 +56,21 @@ struct Child {
   bool killed = false;        // by this process, because another one had failed
 };
 
-int exit_code_of(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status); }
+int exit_code_of(int status) {
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
 
-bool stopped_on_request(int code) { return code == exit_code(ErrorKind::kStopped) || (code > 128 && code != 128 + SIGKILL && is_stop_signal(code - 128)); }
+bool stopped_on_request(int code) {
+  return code == exit_code(ErrorKind::kStopped) ||
+         (code > 128 && code != 128 + SIGKILL && is_stop_signal(code - 128));
+}
 
 std::string ending_of(const Child& child) {
   const int status = *child.status;
-  if (WIFEXITED(status)) return cat("rank ", child.rank, " ended with exit code ", WEXITSTATUS(status));
-  return cat("rank ", child.rank, " was killed by signal ", WTERMSIG(status), " (", ::strsignal(WTERMSIG(status)), ")");
+  if (WIFEXITED(status))
+    return cat("rank ", child.rank, " ended with exit code ", WEXITSTATUS(status));
+  return cat("rank ", child.rank, " was killed by signal ", WTERMSIG(status), " (",
+             ::strsignal(WTERMSIG(status)), ")");
 }
 
 // Started with the same arguments; it dies with this process, even when that is killed.
@@ -97,14 +108,17 @@ class Children {
   bool reap() {
     bool failed = false;
     int status = 0;
-    for (pid_t ended = ::waitpid(-1, &status, WNOHANG); ended > 0; ended = ::waitpid(-1, &status, WNOHANG)) {
-      for (Child& child : all_) if (child.pid == ended) child.status = status;
+    for (pid_t ended = ::waitpid(-1, &status, WNOHANG); ended > 0;
+         ended = ::waitpid(-1, &status, WNOHANG)) {
+      for (Child& child : all_)
+        if (child.pid == ended) child.status = status;
       failed = failed || exit_code_of(status) != 0;
     }
     return failed;
   }
 
-  // The ending that says most: a signal from outside, then a code of its own, then 1 (which also follows from a lost partner).
+  // The ending that says most: a signal from outside, then a code of its own, then 1 (which also
+  // follows from a lost partner).
   const Child* cause() const {
     const Child* out = nullptr;
     const auto weight = [](const Child& child) {
@@ -114,7 +128,8 @@ class Children {
       if (code == 1) return 2;
       return WIFEXITED(*child.status) ? 3 : 4;
     };
-    for (const Child& child : all_) if (weight(child) > (out ? weight(*out) : 0)) out = &child;
+    for (const Child& child : all_)
+      if (weight(child) > (out ? weight(*out) : 0)) out = &child;
     return out;
   }
 
@@ -129,8 +144,10 @@ sigset_t awaited_signals() {
   ::sigemptyset(&out);
   ::sigaddset(&out, SIGCHLD);
   for (int signal = 1; signal < NSIG; ++signal) {
-    struct sigaction now {};
-    if (is_stop_signal(signal) && ::sigaction(signal, nullptr, &now) == 0 && now.sa_handler != SIG_IGN) ::sigaddset(&out, signal);
+    struct sigaction now{};
+    if (is_stop_signal(signal) && ::sigaction(signal, nullptr, &now) == 0 &&
+        now.sa_handler != SIG_IGN)
+      ::sigaddset(&out, signal);
   }
   return out;
 }
@@ -150,7 +167,9 @@ void supervise(Children& children, const sigset_t& awaited) {
     if (children.running() == 0) return;
     if (failed && sent != SIGKILL) {
       const auto waited = Clock::now() - *failed;
-      const int due = waited > kTimeToNotice + kTimeToSave ? SIGKILL : waited > kTimeToNotice ? SIGTERM : 0;
+      const int due = waited > kTimeToNotice + kTimeToSave ? SIGKILL
+                      : waited > kTimeToNotice             ? SIGTERM
+                                                           : 0;
       if (due != sent) children.send(due);
       sent = due;
     }
@@ -183,7 +202,9 @@ int launch(int count, int argc, char** argv) {
     if (child < 0) {
       const std::string reason = std::strerror(errno);
       children.send(SIGKILL);
-      fail(ErrorKind::kFailure, cat("process ", rank + 1, " of ", count, " cannot be started: ", reason), "fewer --procs, or see `ulimit -u` and the container's pids.max");
+      fail(ErrorKind::kFailure,
+           cat("process ", rank + 1, " of ", count, " cannot be started: ", reason),
+           "fewer --procs, or see `ulimit -u` and the container's pids.max");
     }
     children.add(child);
   }
@@ -193,7 +214,9 @@ int launch(int count, int argc, char** argv) {
   const int code = exit_code_of(*cause->status);
   if (stopped_on_request(code)) return code;
   std::fprintf(stderr, "error: %s\n", ending_of(*cause).c_str());
-  if (code == 128 + SIGKILL) std::fprintf(stderr, "hint: out of memory (see `dmesg`), a limit of the batch system, or kill -9\n");
+  if (code == 128 + SIGKILL)
+    std::fprintf(stderr,
+                 "hint: out of memory (see `dmesg`), a limit of the batch system, or kill -9\n");
   return code;
 }
 

@@ -1,5 +1,3 @@
 #include "program.h"
 
-int main(int argc, char** argv) {
-  tiltflow::app::leave(tiltflow::app::program(argc, argv));
-}
+int main(int argc, char** argv) { tiltflow::app::leave(tiltflow::app::program(argc, argv)); }

@@ -29,8 +29,10 @@ struct ConfigOptions : SetOptions {
   std::string file;
   std::string out;
   bool resume = false, accept_inputs = false, dry_run = false;
-  // How a run of this configuration begins; only the first process reads the files. `reread`: see RunStart.
-  RunStart start(const ResolvedConfig& resolved, const FreeKeys& free, std::string (*reread)(const std::filesystem::path&)) const;
+  // How a run of this configuration begins; only the first process reads the files. `reread`: see
+  // RunStart.
+  RunStart start(const ResolvedConfig& resolved, const FreeKeys& free,
+                 std::string (*reread)(const std::filesystem::path&)) const;
 };
 void add_config_options(CLI::App& verb, ConfigOptions& options);
 
@@ -47,8 +49,10 @@ CLI::Option* add_model_options(CLI::App& verb, ModelOptions& options);  // retur
 // --weights NAME: which state dict of a PyTorch checkpoint.
 CLI::Option* add_weights_option(CLI::App& verb, std::string& weights);
 CLI::Option* add_model_arg_option(CLI::App& verb, std::vector<std::string>& args);
-// Throws kUsage naming the options of `verb` that were given and are not among `known`; `where` says when they would be ignored.
-void refuse_other_options(const CLI::App& verb, const std::vector<std::string>& known, const std::string& where);
+// Throws kUsage naming the options of `verb` that were given and are not among `known`; `where`
+// says when they would be ignored.
+void refuse_other_options(const CLI::App& verb, const std::vector<std::string>& known,
+                          const std::string& where);
 // --sampler, --steps, --grid, --shift, --rtol, ... and --diffusion, --last-step, ...
 void add_sampler_options(CLI::App& verb, SamplerConfig& sampler, bool ode_only = false);
 // --guidance, --guidance-channels, --guidance-begin, --guidance-end
@@ -60,7 +64,9 @@ void add_compute_options(CLI::App& verb, ComputeConfig& compute);
 
 // "KEY=VALUE" items as a map; throws kUsage.
 std::map<std::string, std::string> key_values(const std::vector<std::string>& items);
-// --labels: a class number, "all" (cycling), "uniform", a list "1,5,7", a file of numbers "@FILE", or weights "w:.5,.5"; "" = none. Throws kUsage.
-LabelSource label_source(const std::string& text, std::int64_t classes, const RandomStreams& streams);
+// --labels: a class number, "all" (cycling), "uniform", a list "1,5,7", a file of numbers "@FILE",
+// or weights "w:.5,.5"; "" = none. Throws kUsage.
+LabelSource label_source(const std::string& text, std::int64_t classes,
+                         const RandomStreams& streams);
 
 }  // namespace tiltflow::app

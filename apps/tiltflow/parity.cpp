@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <iostream>
 
+#include "options.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/tensor/aten.h"
-#include "options.h"
 #include "verbs.h"
 
 namespace tiltflow::app {
@@ -19,10 +19,18 @@ void add_parity(CLI::App& program, Action& action) {
     std::vector<std::string> args;
     bool json = false;
   };
-  auto* verb = program.add_subcommand("parity", "compare a model's outputs and gradients with recorded ones (exit 1 beyond tolerance)");
+  auto* verb = program.add_subcommand(
+      "parity",
+      "compare a model's outputs and gradients with recorded ones (exit 1 beyond tolerance)");
   auto o = std::make_shared<Options>();
-  verb->add_option("--model", o->model, "model file: safetensors, sharded safetensors or a PyTorch checkpoint")->required();
-  verb->add_option("--reference", o->reference, "safetensors with x, t, y, out, cot, vjp_x, ... (velocity models), latent, decoded, image, mean, ... (autoencoders) or pixel_values, image_embeds, ... (CLIP image towers)")->required();
+  verb->add_option("--model", o->model,
+                   "model file: safetensors, sharded safetensors or a PyTorch checkpoint")
+      ->required();
+  verb->add_option(
+          "--reference", o->reference,
+          "safetensors with x, t, y, out, cot, vjp_x, ... (velocity models), latent, decoded, "
+          "image, mean, ... (autoencoders) or pixel_values, image_embeds, ... (CLIP image towers)")
+      ->required();
   add_weights_option(*verb, o->weights);
   add_model_arg_option(*verb, o->args);
   verb->add_flag("--json", o->json, "one JSON object on stdout");
@@ -36,18 +44,34 @@ void add_parity(CLI::App& program, Action& action) {
       } else if (reference.contains("pixel_values")) {
         rows = compare_with_reference(*load_clip_vision(o->model, args), reference);
       } else {
-        const LoadedModel model = load_velocity_model(o->model, args, {}, at::kFloat, o->weights), wide = load_velocity_model(o->model, args, {}, at::kDouble, o->weights);
+        const LoadedModel model = load_velocity_model(o->model, args, {}, at::kFloat, o->weights),
+                          wide = load_velocity_model(o->model, args, {}, at::kDouble, o->weights);
         rows = compare_with_reference(*model.model, wide.model.get(), reference);
       }
-      const bool ok = std::all_of(rows.begin(), rows.end(), [](const ParityRow& row) { return row.ok(); });
-      std::stable_sort(rows.begin(), rows.end(), [](const ParityRow& a, const ParityRow& b) { return a.error / a.tolerance > b.error / b.tolerance; });
+      const bool ok =
+          std::all_of(rows.begin(), rows.end(), [](const ParityRow& row) { return row.ok(); });
+      std::stable_sort(rows.begin(), rows.end(), [](const ParityRow& a, const ParityRow& b) {
+        return a.error / a.tolerance > b.error / b.tolerance;
+      });
       if (o->json) {
-        nlohmann::ordered_json out{{"model", o->model}, {"reference", o->reference}, {"passed", ok}, {"rows", nlohmann::ordered_json::array()}};
-        for (const ParityRow& row : rows) out["rows"].push_back({{"tensor", row.tensor}, {"relative_error", row.error}, {"tolerance", row.tolerance}, {"ok", row.ok()}, {"worst", row.worst}});
+        nlohmann::ordered_json out{{"model", o->model},
+                                   {"reference", o->reference},
+                                   {"passed", ok},
+                                   {"rows", nlohmann::ordered_json::array()}};
+        for (const ParityRow& row : rows)
+          out["rows"].push_back({{"tensor", row.tensor},
+                                 {"relative_error", row.error},
+                                 {"tolerance", row.tolerance},
+                                 {"ok", row.ok()},
+                                 {"worst", row.worst}});
         std::cout << out.dump() << std::endl;
       } else {
-        for (const ParityRow& row : rows) std::cout << pad_right(row.tensor, 44) << pad_left(compact(row.error, 3), 10) << "  tolerance " << compact(row.tolerance, 1) << (row.ok() ? "  ok" : "  EXCEEDED at " + row.worst) << "\n";
-        std::cout << (ok ? "parity: all within tolerance" : "parity: tolerance exceeded") << std::endl;
+        for (const ParityRow& row : rows)
+          std::cout << pad_right(row.tensor, 44) << pad_left(compact(row.error, 3), 10)
+                    << "  tolerance " << compact(row.tolerance, 1)
+                    << (row.ok() ? "  ok" : "  EXCEEDED at " + row.worst) << "\n";
+        std::cout << (ok ? "parity: all within tolerance" : "parity: tolerance exceeded")
+                  << std::endl;
       }
       return ok ? 0 : 1;
     };

@@ -15,10 +15,13 @@
 namespace tiltflow::app {
 namespace {
 
-std::string destination(const std::filesystem::path& out) { return out.empty() ? std::string() : " -> " + out.string(); }
+std::string destination(const std::filesystem::path& out) {
+  return out.empty() ? std::string() : " -> " + out.string();
+}
 
 // `out` empty: nothing is to be written.
-void check_folder(Problems& problems, const std::filesystem::path& out, double bytes, const RunStart& start) {
+void check_folder(Problems& problems, const std::filesystem::path& out, double bytes,
+                  const RunStart& start) {
   if (out.empty()) return;
   problems.check([&] { require_startable(out, start); });
   problems.check([&] { check_output_folder(out, bytes); });
@@ -42,24 +45,38 @@ void print_plan(const FinetuneSetup& s, const std::filesystem::path& out, const 
   const VelocityModel& model = *s.flow.model;
   const double weights = model.parameters().bytes();
   const double trained = policy.trainable.bytes();
-  log_info(cat("model ", s.config.model.file, s.config.model.file.empty() ? "" : ": ", model.spec().family, ", ", counted(model.parameters().numel(), "parameter"), " (", format_bytes(weights), "), samples ", shape_text(model.sample_shape())));
-  log_info(cat("policy ", s.config.policy.kind, ": ", policy.trainable.numel(), " trainable; weights, gradients, AdamW and average about ", format_bytes(weights + 5 * trained)));
-  log_info(cat("reward ", s.reward->reward().info().name, s.reward_gradient ? "" : " (no gradient)", "; labels ", s.config.labels.kind));
-  log_info(cat("sampler ", s.table.name, " on the ", s.flow.path->name(), " path, ", counted(s.table.size(), "step"), "; method ", s.config.method.name, ", ", compact(make_method(s.config.method)->training_calls(s.table)), " evaluations with a graph per sample and step"));
-  log_info(cat(counted(s.config.train.steps, "step"), " of ", counted(s.config.batch, "trajectory", "trajectories"), destination(out)));
+  log_info(cat("model ", s.config.model.file, s.config.model.file.empty() ? "" : ": ",
+               model.spec().family, ", ", counted(model.parameters().numel(), "parameter"), " (",
+               format_bytes(weights), "), samples ", shape_text(model.sample_shape())));
+  log_info(cat("policy ", s.config.policy.kind, ": ", policy.trainable.numel(),
+               " trainable; weights, gradients, AdamW and average about ",
+               format_bytes(weights + 5 * trained)));
+  log_info(cat("reward ", s.reward->reward().info().name, s.reward_gradient ? "" : " (no gradient)",
+               "; labels ", s.config.labels.kind));
+  log_info(cat("sampler ", s.table.name, " on the ", s.flow.path->name(), " path, ",
+               counted(s.table.size(), "step"), "; method ", s.config.method.name, ", ",
+               compact(make_method(s.config.method)->training_calls(s.table)),
+               " evaluations with a graph per sample and step"));
+  log_info(cat(counted(s.config.train.steps, "step"), " of ",
+               counted(s.config.batch, "trajectory", "trajectories"), destination(out)));
 }
 
 void print_plan(PretrainSetup s, const std::filesystem::path& out, const RunStart& start) {
   const PretrainConfig config = s.config;
-  const std::string model = s.model ? cat(s.model->spec().family, " with ", counted(s.model->parameters().numel(), "parameter")) : config.kind;
+  const std::string model = s.model ? cat(s.model->spec().family, " with ",
+                                          counted(s.model->parameters().numel(), "parameter"))
+                                    : config.kind;
   const std::int64_t images = s.data.size();
-  const double bytes = s.model ? 4 * static_cast<double>(config.train.keep_checkpoints + 2) * s.model->parameters().bytes() : 0;
+  const double bytes = s.model ? 4 * static_cast<double>(config.train.keep_checkpoints + 2) *
+                                     s.model->parameters().bytes()
+                               : 0;
   Problems problems;
   problems.check([&] { check_start(std::move(s)); });
   check_folder(problems, out, bytes, start);
   problems.raise();
   log_info(model);
-  log_info(cat(counted(images, "image"), "; ", counted(config.train.steps, "step"), " of ", config.batch, destination(out)));
+  log_info(cat(counted(images, "image"), "; ", counted(config.train.steps, "step"), " of ",
+               config.batch, destination(out)));
 }
 
 void print_plan(const OneStepConfig& config) {

@@ -1,4 +1,5 @@
-// What --dry-run and `config check` do: try what a run will need, then say in a few lines what it would be.
+// What --dry-run and `config check` do: try what a run will need, then say in a few lines what it
+// would be.
 #pragma once
 
 #include <filesystem>
@@ -14,13 +15,15 @@
 
 namespace tiltflow::app {
 
-// A pre-training configuration says its kind, one for one-step generators its generator, a comparison its config; any other is for fine-tuning.
+// A pre-training configuration says its kind, one for one-step generators its generator, a
+// comparison its config; any other is for fine-tuning.
 enum class RecipeKind { kFinetuning, kPretraining, kOneStep, kComparison };
 RecipeKind kind_of_recipe(const std::string& file, const std::vector<Override>& changes);
 
-// Each checks everything first and throws all problems together. `out`: the run's folder, which must be free to be made unless its run is resumed; ""
-// when it is not known.
-void print_plan(const FinetuneSetup& setup, const std::filesystem::path& out, const RunStart& start);
+// Each checks everything first and throws all problems together. `out`: the run's folder, which
+// must be free to be made unless its run is resumed; "" when it is not known.
+void print_plan(const FinetuneSetup& setup, const std::filesystem::path& out,
+                const RunStart& start);
 void print_plan(PretrainSetup setup, const std::filesystem::path& out, const RunStart& start);
 void print_plan(const OneStepConfig& config);
 void print_plan(const std::vector<ComparedRun>& runs);

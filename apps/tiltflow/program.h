@@ -1,4 +1,5 @@
-// The whole program but for its start: main calls it, and so do the tests, in processes that have libtorch loaded.
+// The whole program but for its start: main calls it, and so do the tests, in processes that have
+// libtorch loaded.
 #pragma once
 
 namespace tiltflow::app {

@@ -7,7 +7,8 @@
 namespace tiltflow::app {
 
 void add_report(CLI::App& program, Action& action) {
-  auto* verb = program.add_subcommand("report", "write report.html of a run, finished or not: result, pictures, check, curves");
+  auto* verb = program.add_subcommand(
+      "report", "write report.html of a run, finished or not: result, pictures, check, curves");
   auto run = std::make_shared<std::string>();
   verb->add_option("run,--run", *run, "run directory")->required();
   verb->footer("Example:\n  tiltflow report runs/demo");

@@ -50,7 +50,8 @@ class OutputBuffer final : public std::streambuf {
 };
 
 OutputBuffer& output() {
-  static auto* buffer = new OutputBuffer;  // std::cout is flushed after everything else is destroyed
+  static auto* buffer =
+      new OutputBuffer;  // std::cout is flushed after everything else is destroyed
   return *buffer;
 }
 

@@ -1,4 +1,5 @@
-// One function per verb: each adds its subcommand to the program. Verbs print data to stdout, words for people to stderr.
+// One function per verb: each adds its subcommand to the program. Verbs print data to stdout, words
+// for people to stderr.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -8,7 +9,8 @@
 
 namespace tiltflow::app {
 
-// What the chosen verb will do; set by its callback, run by main under the common error handling. Returns the exit code.
+// What the chosen verb will do; set by its callback, run by main under the common error handling.
+// Returns the exit code.
 using Action = std::function<int()>;
 
 void add_pretrain(CLI::App& program, Action& action);

@@ -1,6 +1,7 @@
 // Aligns a model with a reward that is written here: digits whose ink lies in the left half.
 //   embed CONFIG.toml OUT      e.g. embed recipes/sanity.toml runs/embed
-// The configuration says everything else: model, sampler, policy, steps. Its own reward is replaced.
+// The configuration says everything else: model, sampler, policy, steps. Its own reward is
+// replaced.
 #include "tiltflow/tensor/aten.h"  // operators of tensors
 
 #include <exception>
@@ -21,9 +22,9 @@ class LeftInk final : public tiltflow::Reward {
 
   at::Tensor score(const at::Tensor& images, const tiltflow::RewardCondition&) const override {
     const std::int64_t half = images.size(3) / 2;
-    const at::Tensor left = images.narrow(3, 0, half);                         // [N, C, H, W / 2]
+    const at::Tensor left = images.narrow(3, 0, half);  // [N, C, H, W / 2]
     const at::Tensor right = images.narrow(3, images.size(3) - half, half);
-    return 20 * (left.flatten(1).mean(1) - right.flatten(1).mean(1));          // [N]
+    return 20 * (left.flatten(1).mean(1) - right.flatten(1).mean(1));  // [N]
   }
 
  private:

@@ -36,9 +36,12 @@ TEST(base_file, AtomicWriteKeepsTheOldFileOnFailure) {
   const test::TempDir dir;
   write_file_atomic(dir / "a", "old");
   EXPECT_EQ(read_file(dir / "a"), "old");
-  test::expect_error(ErrorKind::kFailure, "cannot", [&] { write_file_atomic(dir / "missing/a", "new"); });
-  test::expect_error(ErrorKind::kFailure, "cannot", [&] { write_file_atomic(dir.path(), "a folder is in the way"); });
-  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 1) << "a temporary file was left behind";
+  test::expect_error(ErrorKind::kFailure, "cannot",
+                     [&] { write_file_atomic(dir / "missing/a", "new"); });
+  test::expect_error(ErrorKind::kFailure, "cannot",
+                     [&] { write_file_atomic(dir.path(), "a folder is in the way"); });
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 1)
+      << "a temporary file was left behind";
 }
 
 TEST(base_file, BrokenGzipIsAnError) {

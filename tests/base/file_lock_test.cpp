@@ -41,7 +41,8 @@ TEST(base_file_lock, AFileSystemWithoutLocksIsAWarning) {
     EXPECT_FALSE(std::filesystem::exists(dir / "lock"));
   }
   g_flock_error = EIO;
-  test::expect_error(ErrorKind::kFailure, "cannot lock", [&] { ProcessLock::try_hold(dir / "lock"); });
+  test::expect_error(ErrorKind::kFailure, "cannot lock",
+                     [&] { ProcessLock::try_hold(dir / "lock"); });
   g_flock_error = 0;
 }
 
@@ -52,11 +53,13 @@ TEST(base_file_lock, OneHolderAtATimeAndItsNameIsTold) {
     ASSERT_TRUE(first);
     EXPECT_TRUE(first->guards());
     EXPECT_FALSE(ProcessLock::try_hold(dir / "lock")) << "two holders";
-    EXPECT_TRUE(starts_with(lock_owner(dir / "lock"), cat("process ", ::getpid(), " on "))) << lock_owner(dir / "lock");
+    EXPECT_TRUE(starts_with(lock_owner(dir / "lock"), cat("process ", ::getpid(), " on ")))
+        << lock_owner(dir / "lock");
   }
   EXPECT_FALSE(std::filesystem::exists(dir / "lock")) << "the owner removes its file";
   EXPECT_TRUE(ProcessLock::try_hold(dir / "lock"));
-  test::expect_error(ErrorKind::kFailure, "lock file", [&] { ProcessLock::try_hold(dir / "missing/lock"); });
+  test::expect_error(ErrorKind::kFailure, "lock file",
+                     [&] { ProcessLock::try_hold(dir / "missing/lock"); });
 }
 
 TEST(base_file_lock, AKilledOwnerHoldsNothing) {

@@ -22,7 +22,8 @@ class FakeRoot {
   test::TempDir dir_;
 };
 
-const char* const kUnified = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+const char* const kUnified =
+    "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
 
 // Affinity is that of the tests: many cores stand for "no limit".
 UsableCores cores_of(Machine machine) {
@@ -49,13 +50,16 @@ TEST(base_machine, UnifiedGroupsLimitFromTheLeafUpwards) {
   root.put("/sys/fs/cgroup/slurm/job 7/memory.stat", "anon 1\ninactive_file 2000000000\n");
   const Machine machine = root.read();
   EXPECT_EQ(cores_of(machine).count, 3) << "two and a half cores need three workers";
-  EXPECT_NE(cores_of(machine).reason.find("job 7/cpu.max"), std::string::npos) << cores_of(machine).reason;
+  EXPECT_NE(cores_of(machine).reason.find("job 7/cpu.max"), std::string::npos)
+      << cores_of(machine).reason;
   EXPECT_DOUBLE_EQ(usable_memory(machine).bytes, 5e9) << "8 GB, 5 GB in use, 2 GB of them caches";
 }
 
 TEST(base_machine, SeparateHierarchies) {
   FakeRoot root;
-  root.put("/proc/self/mountinfo", "33 25 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n34 25 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
+  root.put("/proc/self/mountinfo",
+           "33 25 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n34 25 0:30 "
+           "/ /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
   root.put("/proc/self/cgroup", "5:memory:/tf28\n4:cpu,cpuacct:/tf28\n0::/\n");
   root.put("/proc/meminfo", "MemAvailable: 32000000 kB\n");
   root.put("/sys/fs/cgroup/cpu,cpuacct/tf28/cpu.cfs_quota_us", "50000\n");
@@ -71,16 +75,19 @@ TEST(base_machine, SeparateHierarchies) {
   EXPECT_DOUBLE_EQ(usable_memory(root.read()).bytes, 6e8);
 }
 
-// Without a name space of its own a container sees its group as the root of the mount, and its full name in /proc/self/cgroup.
+// Without a name space of its own a container sees its group as the root of the mount, and its full
+// name in /proc/self/cgroup.
 TEST(base_machine, AContainerSeesItsGroupAsTheRootOfTheMount) {
   FakeRoot root;
-  root.put("/proc/self/mountinfo", "34 25 0:30 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n");
+  root.put("/proc/self/mountinfo",
+           "34 25 0:30 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n");
   root.put("/proc/self/cgroup", "5:memory:/docker/abc\n");
   root.put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "1000000000\n");
   root.put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "250000000\n");
   EXPECT_DOUBLE_EQ(usable_memory(root.read()).bytes, 7.5e8);
   root.put("/proc/self/cgroup", "5:memory:/not/seen/here\n");
-  EXPECT_DOUBLE_EQ(usable_memory(root.read()).bytes, 7.5e8) << "a group that is not visible: the mount's root counts";
+  EXPECT_DOUBLE_EQ(usable_memory(root.read()).bytes, 7.5e8)
+      << "a group that is not visible: the mount's root counts";
 }
 
 TEST(base_machine, NothingReadableLimitsNothing) {

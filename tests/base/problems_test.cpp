@@ -19,7 +19,9 @@ TEST(base_problems, AreShownTogether) {
   many.check("run 2", [] { fail(ErrorKind::kBadFile, "second"); });
   many.check([] { fail(ErrorKind::kConfig, "first"); });  // said once
   many.check([] { throw std::runtime_error("of libtorch\nException raised from somewhere"); });
-  test::expect_error(ErrorKind::kConfig, "3 problems:\n- first\n  hint: a hint\n- run 2: second\n- of libtorch", [&] { many.raise(); });
+  test::expect_error(ErrorKind::kConfig,
+                     "3 problems:\n- first\n  hint: a hint\n- run 2: second\n- of libtorch",
+                     [&] { many.raise(); });
   Problems stopped;
   EXPECT_THROW(stopped.check([] { fail(ErrorKind::kStopped, "signal"); }), Error);
 }

@@ -13,7 +13,8 @@
 namespace tiltflow {
 namespace {
 
-// A process that handles signals as the program does and does `work`; its exit status is that of waitpid.
+// A process that handles signals as the program does and does `work`; its exit status is that of
+// waitpid.
 pid_t in_child(const std::function<void()>& work) {
   const pid_t child = ::fork();
   if (child != 0) return child;
@@ -125,10 +126,12 @@ TEST(base_signals, TheDeadlineEndsWhatDoesNotHear) {
   EXPECT_EQ(exit_of(plain), 128 + SIGTERM);
   EXPECT_EQ(exit_of(kept), 75);
   EXPECT_EQ(exit_of(interrupted), 130);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(2000)) << "a stop is heard within two seconds";
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(2000))
+      << "a stop is heard within two seconds";
   EXPECT_EQ(exit_of(saving), 75);
   EXPECT_EQ(read_file(dir / "saved"), "whole");
-  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 1) << "the unfinished file is gone";
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 1)
+      << "the unfinished file is gone";
 }
 
 TEST(base_signals, TheOutermostKeeperSaysHowToContinue) {

@@ -1,4 +1,5 @@
-// Outputs of all kinds: what is replaced, what is written through, what is left when something fails.
+// Outputs of all kinds: what is replaced, what is written through, what is left when something
+// fails.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -20,7 +21,8 @@ namespace {
 int g_sync_error = 0;  // what fsync answers; 0: nothing, at once
 }
 
-// Stands in front of the system's fsync in this binary. What tests write need not survive a power cut, and half their time was spent waiting for disks.
+// Stands in front of the system's fsync in this binary. What tests write need not survive a power
+// cut, and half their time was spent waiting for disks.
 extern "C" int fsync(int fd) {
   if (g_sync_error == 0 && ::fcntl(fd, F_GETFD) >= 0) return 0;
   errno = g_sync_error == 0 ? EBADF : g_sync_error;
@@ -32,10 +34,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::ptrdiff_t entries(const fs::path& folder) { return std::distance(fs::directory_iterator(folder), {}); }
+std::ptrdiff_t entries(const fs::path& folder) {
+  return std::distance(fs::directory_iterator(folder), {});
+}
 
 mode_t mode_of(const fs::path& file) {
-  struct stat info {};
+  struct stat info{};
   return ::lstat(file.c_str(), &info) == 0 ? info.st_mode : 0;
 }
 
@@ -55,7 +59,8 @@ TEST(base_write, LinksStayLinks) {
   write_file_atomic(dir / "dangling", "first");
   EXPECT_EQ(read_file(dir / "store/later"), "first");
   fs::create_symlink("circle", dir / "circle");
-  test::expect_error(ErrorKind::kFailure, "circle", [&] { write_file_atomic(dir / "circle", "x"); });
+  test::expect_error(ErrorKind::kFailure, "circle",
+                     [&] { write_file_atomic(dir / "circle", "x"); });
   EXPECT_EQ(entries(dir / "store"), 2);
 }
 
@@ -72,7 +77,8 @@ TEST(base_write, PipesAndDevicesAreWrittenThrough) {
   write_file_atomic(dir / "null", "nowhere");
   EXPECT_TRUE(fs::is_symlink(dir / "null"));
   EXPECT_TRUE(S_ISCHR(mode_of("/dev/null")));
-  test::expect_error(ErrorKind::kFailure, "No space left", [&] { write_file_atomic("/dev/full", "x"); });
+  test::expect_error(ErrorKind::kFailure, "No space left",
+                     [&] { write_file_atomic("/dev/full", "x"); });
   EXPECT_TRUE(S_ISCHR(mode_of("/dev/full")));
   EXPECT_EQ(entries(dir.path()), 2);
 }
@@ -97,11 +103,15 @@ TEST(base_write, SocketsAndFoldersAreRefused) {
   address.sun_family = AF_UNIX;
   std::snprintf(address.sun_path, sizeof address.sun_path, "%s", (dir / "socket").c_str());
   ASSERT_EQ(::bind(server, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  test::expect_error(ErrorKind::kFailure, "socket", [&] { write_file_atomic(dir / "socket", "x"); });
+  test::expect_error(ErrorKind::kFailure, "socket",
+                     [&] { write_file_atomic(dir / "socket", "x"); });
   EXPECT_TRUE(S_ISSOCK(mode_of(dir / "socket")));
-  test::expect_error(ErrorKind::kFailure, "Is a directory", [&] { write_file_atomic(dir.path(), "x"); });
-  test::expect_error(ErrorKind::kFailure, "Is a directory", [&] { write_file_atomic(dir.path() / "", "x"); });
-  test::expect_error(ErrorKind::kFailure, "No such file", [&] { write_file_atomic(dir / "missing/x", "x"); });
+  test::expect_error(ErrorKind::kFailure, "Is a directory",
+                     [&] { write_file_atomic(dir.path(), "x"); });
+  test::expect_error(ErrorKind::kFailure, "Is a directory",
+                     [&] { write_file_atomic(dir.path() / "", "x"); });
+  test::expect_error(ErrorKind::kFailure, "No such file",
+                     [&] { write_file_atomic(dir / "missing/x", "x"); });
   EXPECT_EQ(entries(dir.path()), 1);
   ::close(server);
 }
@@ -111,7 +121,8 @@ TEST(base_write, NamesAsLongAsTheSystemAllows) {
   const std::string name(255, 'x');
   write_file_atomic(dir / name, "long");
   EXPECT_EQ(read_file(dir / name), "long");
-  test::expect_error(ErrorKind::kFailure, "too long", [&] { write_file_atomic(dir / (name + "x"), "x"); });
+  test::expect_error(ErrorKind::kFailure, "too long",
+                     [&] { write_file_atomic(dir / (name + "x"), "x"); });
   EXPECT_EQ(entries(dir.path()), 1);
 }
 
@@ -135,7 +146,8 @@ TEST(base_write, AFailedWriteLeavesTheOldFileAndNothingElse) {
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   const rlimit small{1000, before.rlim_max};
   ::setrlimit(RLIMIT_FSIZE, &small);
-  test::expect_error(ErrorKind::kFailure, "File too large", [&] { write_file_atomic(dir / "a", std::string(5000, 'x')); });
+  test::expect_error(ErrorKind::kFailure, "File too large",
+                     [&] { write_file_atomic(dir / "a", std::string(5000, 'x')); });
   ::setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, handler);
   EXPECT_EQ(read_file(dir / "a"), "old");
@@ -154,7 +166,8 @@ TEST(base_write, FileSystemsWithoutSyncAreWarnedAboutOnce) {
   EXPECT_EQ(said.find("cannot sync"), said.rfind("cannot sync")) << said;
   EXPECT_NE(said.find("cannot sync"), std::string::npos);
   g_sync_error = EIO;
-  test::expect_error(ErrorKind::kFailure, "Input/output error", [&] { write_file_atomic(dir / "a", "new"); });
+  test::expect_error(ErrorKind::kFailure, "Input/output error",
+                     [&] { write_file_atomic(dir / "a", "new"); });
   g_sync_error = 0;
   EXPECT_EQ(read_file(dir / "a"), cat(EOPNOTSUPP)) << "a disk error must not replace the file";
   EXPECT_EQ(entries(dir.path()), 1);
@@ -176,7 +189,9 @@ TEST(base_write, LeftoversOfKilledProcessesAreRemoved) {
   TemporaryFile alive(dir.path());
   ASSERT_EQ(alive.open(0600), 0);
   const std::string other_machine = cat(".tiltflow-00000000", left.substr(left.find('-', 10)));
-  for (const std::string& foreign : {other_machine, left + ".txt", std::string(".tiltflow-mine.tmp"), std::string("a.tmp")}) std::fclose(std::fopen((dir / foreign).c_str(), "w"));
+  for (const std::string& foreign :
+       {other_machine, left + ".txt", std::string(".tiltflow-mine.tmp"), std::string("a.tmp")})
+    std::fclose(std::fopen((dir / foreign).c_str(), "w"));
   write_file_atomic(dir / "a", "x");
   EXPECT_FALSE(fs::exists(dir / left)) << "left by a process that is gone";
   EXPECT_EQ(entries(dir.path()), 6) << "a running process's file, foreign files and the new one";

@@ -1,9 +1,9 @@
 // Paths in configurations, and differences between two of them.
+#include "tiltflow/config/paths.h"
 #include "tests/support.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/config/differences.h"
 #include "tiltflow/config/fields.h"
-#include "tiltflow/config/paths.h"
 
 namespace tiltflow {
 namespace {

@@ -1,4 +1,5 @@
-// What pictures show: samples without the noise of their last step; and that numbers are of the samples with it.
+// What pictures show: samples without the noise of their last step; and that numbers are of the
+// samples with it.
 #include <cmath>
 
 #include "tests/support.h"
@@ -12,7 +13,8 @@
 namespace tiltflow {
 namespace {
 
-constexpr double kWidth = 0.01;  // of the modes: a thousandth of a picture's range, so that all else is noise
+constexpr double kWidth =
+    0.01;  // of the modes: a thousandth of a picture's range, so that all else is noise
 
 // Pictures of 4 x 4 pixels in two narrow modes, at +pattern and -pattern.
 class PictureField final : public VelocityField {
@@ -22,18 +24,21 @@ class PictureField final : public VelocityField {
   at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& c) const override {
     return field_.velocity(x.flatten(1), t, c).view_as(x);
   }
-  Vjp vjp_of(const at::Tensor& x, const at::Tensor& t, const Condition& c, const Cotangent& cotangent) const override {
+  Vjp vjp_of(const at::Tensor& x, const at::Tensor& t, const Condition& c,
+             const Cotangent& cotangent) const override {
     return field_.vjp_of(x.flatten(1), t, c, cotangent);
   }
 
  private:
   static GaussianMixture mixture() {
-    return isotropic_mixture(at::full({2}, 0.5, at::kDouble), at::stack({pattern(), -pattern()}), kWidth);
+    return isotropic_mixture(at::full({2}, 0.5, at::kDouble), at::stack({pattern(), -pattern()}),
+                             kWidth);
   }
   MixtureField field_;
 };
 
-// Root mean square distance to the nearer mode, per pixel: the width of the modes plus whatever noise is left.
+// Root mean square distance to the nearer mode, per pixel: the width of the modes plus whatever
+// noise is left.
 double distance_to_modes(const at::Tensor& states) {
   const at::Tensor x = states.flatten(1).to(at::kDouble);
   const at::Tensor mode = PictureField::pattern() * x.sum(1, true).sign();
@@ -53,7 +58,8 @@ Draws draw_pictures(const SamplerConfig& sampler, const std::string& path_name, 
   options.n = 24;
   options.chunk = 10;
   options.keep_prediction = prediction;
-  return draw(PictureField(path), sampler, *path, {1, 4, 4}, RandomStreams(5), no_labels(), options);
+  return draw(PictureField(path), sampler, *path, {1, 4, 4}, RandomStreams(5), no_labels(),
+              options);
 }
 
 }  // namespace
@@ -65,8 +71,10 @@ TEST(eval_pictures, PredictionHasNoResidualNoise) {
       ASSERT_TRUE(leaves_noise(sampler, *make_path(path))) << name;
       const Draws draws = draw_pictures(sampler, path, true);
       EXPECT_LT(distance_to_modes(draws.prediction), 2 * kWidth) << path << " " << name;
-      EXPECT_GT(distance_to_modes(draws.x), 3 * kWidth) << path << " " << name << ": showing the samples would be seen";
-      EXPECT_TRUE(at::equal(draws.x, draw_pictures(sampler, path, false).x)) << "statistics are of the same samples";
+      EXPECT_GT(distance_to_modes(draws.x), 3 * kWidth)
+          << path << " " << name << ": showing the samples would be seen";
+      EXPECT_TRUE(at::equal(draws.x, draw_pictures(sampler, path, false).x))
+          << "statistics are of the same samples";
     }
   }
 }
@@ -112,7 +120,9 @@ TEST(eval_pictures, GeneratedFilesHoldTheLawAndPicturesThePrediction) {
   for (const char* pack : {"safetensors", "npz"}) {
     options.out = dir / pack;
     options.pack = pack;
-    EXPECT_TRUE(generate(field, sampler, *path, {1, 4, 4}, RandomStreams(5), no_labels(), decode, options).complete);
+    EXPECT_TRUE(
+        generate(field, sampler, *path, {1, 4, 4}, RandomStreams(5), no_labels(), decode, options)
+            .complete);
   }
   const ParameterSet archive = read_safetensors(dir / "safetensors/samples.safetensors").tensors;
   EXPECT_LT((archive.at("samples") - draws.x).abs().max().item<double>(), 1e-5);
@@ -123,7 +133,9 @@ TEST(eval_pictures, GeneratedFilesHoldTheLawAndPicturesThePrediction) {
   const at::Tensor file = read_image(dir / "safetensors/000007.png");
   EXPECT_LT((file[0] - seen[7][0]).abs().max().item<double>(), 1.01 / 255);
   const at::Tensor grid = read_image(dir / "npz/grid.png");
-  EXPECT_LT((grid - image_grid(seen.narrow(0, 0, 16), 8).expand_as(grid)).abs().max().item<double>(), 1.01 / 255);
+  EXPECT_LT(
+      (grid - image_grid(seen.narrow(0, 0, 16), 8).expand_as(grid)).abs().max().item<double>(),
+      1.01 / 255);
 }
 
 // The pictures of a run show predictions, its logged rewards are of the samples.
@@ -138,14 +150,21 @@ TEST(eval_pictures, RunsShowPredictionsAndLogSamples) {
   options.n = config.evaluation.samples;
   options.step = 0xfffff000u;  // the key of evaluations
   options.keep_prediction = true;
-  const Draws draws = draw(*setup.flow.model, config.sampler, *setup.flow.path, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(options.step), options);
-  const auto shown = [&](const at::Tensor& states) { return enlarge(image_grid(setup.reward->decode(states).clamp(0, 1), 8), 2); };
+  const Draws draws =
+      draw(*setup.flow.model, config.sampler, *setup.flow.path, setup.flow.model->sample_shape(),
+           setup.streams, setup.labels_at(options.step), options);
+  const auto shown = [&](const at::Tensor& states) {
+    return enlarge(image_grid(setup.reward->decode(states).clamp(0, 1), 8), 2);
+  };
   const at::Tensor file = read_image(run.samples() / "samples-step-000000.png");
-  EXPECT_LT((file - shown(draws.prediction).expand_as(file)).abs().max().item<double>(), 1.01 / 255);
-  EXPECT_GT((file - shown(draws.x).expand_as(file)).abs().max().item<double>(), 0.1) << "the samples themselves look otherwise";
+  EXPECT_LT((file - shown(draws.prediction).expand_as(file)).abs().max().item<double>(),
+            1.01 / 255);
+  EXPECT_GT((file - shown(draws.x).expand_as(file)).abs().max().item<double>(), 0.1)
+      << "the samples themselves look otherwise";
   for (const auto& line : read_json_lines(dir / "run/metrics.jsonl")) {
     if (!line.contains("eval_reward") || line["step"] != 0) continue;
-    EXPECT_NEAR(number_from_json(line["eval_reward"]), setup.reward->score(draws.x, draws.labels).mean().item<double>(), 1e-5);
+    EXPECT_NEAR(number_from_json(line["eval_reward"]),
+                setup.reward->score(draws.x, draws.labels).mean().item<double>(), 1e-5);
   }
 }
 

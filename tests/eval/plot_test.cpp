@@ -17,7 +17,9 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 std::size_t count(const std::string& text, const std::string& part) {
   std::size_t n = 0;
@@ -25,7 +27,8 @@ std::size_t count(const std::string& text, const std::string& part) {
   return n;
 }
 
-// The first thing that makes `xml` not well-formed, or "". Knows elements, attributes and entities: what our writer uses.
+// The first thing that makes `xml` not well-formed, or "". Knows elements, attributes and entities:
+// what our writer uses.
 std::string xml_fault(const std::string& xml) {
   std::vector<std::string> open;
   for (std::size_t i = 0; i < xml.size();) {
@@ -69,7 +72,8 @@ std::string element_with(const std::string& svg, const std::string& part) {
 
 std::vector<std::string> tick_texts(const Axis& axis) {
   std::vector<std::string> out;
-  for (const Tick& tick : axis.ticks) if (!tick.label.empty()) out.push_back(tick.label);
+  for (const Tick& tick : axis.ticks)
+    if (!tick.label.empty()) out.push_back(tick.label);
   return out;
 }
 
@@ -93,7 +97,9 @@ TEST(eval_svg, IsWellFormedAndNamesAxesWithUnits) {
   EXPECT_TRUE(has(svg, "role=\"img\" aria-label=\"Control"));
   EXPECT_FALSE(has(svg, "nan") || has(svg, "inf")) << svg;
   Chart hostile = two_curves();
-  hostile.series[0].name = "a\x01" "b\xff' \"<&>";
+  hostile.series[0].name =
+      "a\x01"
+      "b\xff' \"<&>";
   hostile.y.text = "\xc3\xa9\xe2\x80";
   EXPECT_EQ(xml_fault(svg_chart(hostile)), "");
 }
@@ -101,7 +107,8 @@ TEST(eval_svg, IsWellFormedAndNamesAxesWithUnits) {
 TEST(eval_svg, LegendIsBelowThePlotAndListsOnlyWhatIsThere) {
   for (const std::size_t more : {0u, 5u, 30u}) {
     Chart chart = two_curves();
-    for (std::size_t i = 0; i < more; ++i) chart.series.push_back({cat("a rather long name of method number ", i), {0, 1}, {1, 2}});
+    for (std::size_t i = 0; i < more; ++i)
+      chart.series.push_back({cat("a rather long name of method number ", i), {0, 1}, {1, 2}});
     chart.series.push_back({std::string(200, 'x'), {0}, {1}});
     const std::string svg = svg_chart(chart);
     const std::string legend = svg.substr(svg.find("<g class=\"legend\">"));
@@ -110,7 +117,8 @@ TEST(eval_svg, LegendIsBelowThePlotAndListsOnlyWhatIsThere) {
     const std::string frame = element_with(svg, "class=\"frame\"");
     const double bottom = attribute(frame, "y") + attribute(frame, "height");
     const double height = attribute(svg, "height");
-    for (std::size_t at = legend.find("<text"); at != std::string::npos; at = legend.find("<text", at + 1)) {
+    for (std::size_t at = legend.find("<text"); at != std::string::npos;
+         at = legend.find("<text", at + 1)) {
       const std::string text = legend.substr(at, legend.find('>', at) - at);
       EXPECT_GT(attribute(text, "y"), bottom + 30) << "covers the plot or its numbers";
       EXPECT_LT(attribute(text, "y"), height) << "cut off below";
@@ -127,7 +135,8 @@ TEST(eval_svg, SeriesDifferInMoreThanColour) {
   const std::string svg = svg_chart(chart);
   const std::string legend = svg.substr(svg.find("<g class=\"legend\">"));
   std::vector<std::string> looks;
-  for (std::size_t at = legend.find("<path class=\"s"); at != std::string::npos; at = legend.find("<path class=\"s", at + 1)) {
+  for (std::size_t at = legend.find("<path class=\"s"); at != std::string::npos;
+       at = legend.find("<path class=\"s", at + 1)) {
     looks.push_back(legend.substr(at, legend.find(" d=", at) - at));
   }
   ASSERT_EQ(looks.size(), 32u);
@@ -139,7 +148,9 @@ TEST(eval_svg, GapsSinglePointsAndNothing) {
   EXPECT_EQ(svg_chart({"empty", {}, {}, {}}), "");
   EXPECT_EQ(svg_chart({"empty series", {"x"}, {"y"}, {{"a"}}}), "");
   EXPECT_EQ(svg_chart({"only NaN", {"x"}, {"y"}, {{"a", {0, 1}, {kNan, kNan}}}}), "");
-  EXPECT_EQ(svg_chart({"only zeros on a log axis", {"x"}, {"y", "", true}, {{"a", {0, 1}, {0, -1}}}}), "");
+  EXPECT_EQ(
+      svg_chart({"only zeros on a log axis", {"x"}, {"y", "", true}, {{"a", {0, 1}, {0, -1}}}}),
+      "");
   const std::string single = svg_chart({"one", {"step"}, {"y"}, {{"", {100}, {0.3}}}});
   EXPECT_EQ(xml_fault(single), "");
   EXPECT_EQ(count(single, "<path class=\"m0\""), 1u) << "a point alone is a mark";
@@ -150,7 +161,8 @@ TEST(eval_svg, GapsSinglePointsAndNothing) {
     gap.series[0].y.push_back(i == 20 || i == 22 ? kNan : i);
   }
   const std::string svg = svg_chart(gap);
-  EXPECT_EQ(count(element_with(svg, "stroke-width=\"2\""), "M"), 2u) << "the line breaks where numbers are missing";
+  EXPECT_EQ(count(element_with(svg, "stroke-width=\"2\""), "M"), 2u)
+      << "the line breaks where numbers are missing";
   EXPECT_EQ(count(svg, "<path class=\"m0\""), 1u) << "the point between two gaps is seen";
   const Chart huge{"huge", {"x"}, {"y"}, {{"", {0, 1, 2}, {-1e308, 1e308, 1}}}};
   EXPECT_FALSE(has(svg_chart(huge), "inf") || has(svg_chart(huge), "nan"));
@@ -173,19 +185,29 @@ TEST(eval_svg, ErrorsAreBandsOrBars) {
 }
 
 TEST(eval_axis, NumbersAreReadable) {
-  EXPECT_EQ(tick_texts(make_axis(0, 0.5, false, false, 0, 5)), (std::vector<std::string>{"0", "0.1", "0.2", "0.3", "0.4", "0.5"}));
-  EXPECT_EQ(tick_texts(make_axis(0, 2.5e6, false, false, 0, 5)), (std::vector<std::string>{"0", "0.5M", "1.0M", "1.5M", "2.0M", "2.5M"}));
-  EXPECT_EQ(tick_texts(make_axis(-2e-5, 2e-5, false, false, 0, 4)), (std::vector<std::string>{"−2×10⁻⁵", "−1×10⁻⁵", "0", "1×10⁻⁵", "2×10⁻⁵"}));
-  EXPECT_EQ(tick_texts(make_axis(0, 3, false, true, 0.03, 6)), (std::vector<std::string>{"0", "1", "2", "3"})) << "steps are whole";
-  EXPECT_EQ(tick_texts(make_axis(0.001, 10, true, false, 0, 5)), (std::vector<std::string>{"0.001", "0.01", "0.1", "1", "10"}));
-  EXPECT_EQ(tick_texts(make_axis(1e-7, 1e2, true, false, 0, 5)), (std::vector<std::string>{"10⁻⁶", "10⁻⁴", "10⁻²", "10⁰", "10²"}));
-  EXPECT_GE(tick_texts(make_axis(0.98, 1.02, true, false, 0, 5)).size(), 3u) << "a narrow logarithmic range still has numbers";
-  for (const double v : {0.0, 1.0, -3e-9, 7e12, 1e300}) EXPECT_GE(tick_texts(make_axis(v, v, false, false, 0.05, 5)).size(), 1u) << v;
+  EXPECT_EQ(tick_texts(make_axis(0, 0.5, false, false, 0, 5)),
+            (std::vector<std::string>{"0", "0.1", "0.2", "0.3", "0.4", "0.5"}));
+  EXPECT_EQ(tick_texts(make_axis(0, 2.5e6, false, false, 0, 5)),
+            (std::vector<std::string>{"0", "0.5M", "1.0M", "1.5M", "2.0M", "2.5M"}));
+  EXPECT_EQ(tick_texts(make_axis(-2e-5, 2e-5, false, false, 0, 4)),
+            (std::vector<std::string>{"−2×10⁻⁵", "−1×10⁻⁵", "0", "1×10⁻⁵", "2×10⁻⁵"}));
+  EXPECT_EQ(tick_texts(make_axis(0, 3, false, true, 0.03, 6)),
+            (std::vector<std::string>{"0", "1", "2", "3"}))
+      << "steps are whole";
+  EXPECT_EQ(tick_texts(make_axis(0.001, 10, true, false, 0, 5)),
+            (std::vector<std::string>{"0.001", "0.01", "0.1", "1", "10"}));
+  EXPECT_EQ(tick_texts(make_axis(1e-7, 1e2, true, false, 0, 5)),
+            (std::vector<std::string>{"10⁻⁶", "10⁻⁴", "10⁻²", "10⁰", "10²"}));
+  EXPECT_GE(tick_texts(make_axis(0.98, 1.02, true, false, 0, 5)).size(), 3u)
+      << "a narrow logarithmic range still has numbers";
+  for (const double v : {0.0, 1.0, -3e-9, 7e12, 1e300})
+    EXPECT_GE(tick_texts(make_axis(v, v, false, false, 0.05, 5)).size(), 1u) << v;
 }
 
 TEST(eval_axis, LogarithmicAxesHaveMinorTicksAtTheirPlaces) {
   const Axis axis = make_axis(1, 1000, true, false, 0, 5);
-  const auto minor = std::count_if(axis.ticks.begin(), axis.ticks.end(), [](const Tick& t) { return t.label.empty(); });
+  const auto minor = std::count_if(axis.ticks.begin(), axis.ticks.end(),
+                                   [](const Tick& t) { return t.label.empty(); });
   EXPECT_EQ(minor, 24);
   EXPECT_NEAR(axis.place(10), 1.0 / 3, 1e-12);
   EXPECT_TRUE(std::isnan(axis.place(0)));
@@ -194,12 +216,14 @@ TEST(eval_axis, LogarithmicAxesHaveMinorTicksAtTheirPlaces) {
 TEST(eval_csv, HoldsEveryNumberWithUnits) {
   const std::string csv = chart_csv(two_curves());
   const std::vector<std::string> lines = split(csv, '\n');
-  EXPECT_EQ(lines[0], "series,optimiser step,control cost (nats),standard error of control cost (nats)");
+  EXPECT_EQ(lines[0],
+            "series,optimiser step,control cost (nats),standard error of control cost (nats)");
   EXPECT_EQ(lines[1], "first,0,0.1,0.01");
   EXPECT_EQ(lines[6], "\"second, with a comma\",1,nan,");
   EXPECT_EQ(lines[8], "\"second, with a comma\",3,-1,");
   Chart exact{"", {"x"}, {"y"}, {{"", {1}, {0.1 + 0.2}}}};
-  EXPECT_EQ(std::stod(split(split(chart_csv(exact), '\n')[1], ',')[2]), 0.1 + 0.2) << "reads back as the same number";
+  EXPECT_EQ(std::stod(split(split(chart_csv(exact), '\n')[1], ',')[2]), 0.1 + 0.2)
+      << "reads back as the same number";
   Chart steps{"", {"ink"}, {"density"}, {{"a", {0, 0.5, 1}, {2, 3}}}};
   steps.series[0].steps = true;
   EXPECT_EQ(chart_csv(steps), "series,ink from,ink to,density\na,0,0.5,2\na,0.5,1,3\n");
@@ -220,22 +244,31 @@ TEST(eval_csv, LongSeriesKeepTheirPeaksAndSaySo) {
   EXPECT_EQ(thinned(two_curves()).note, "");
 }
 
-// Pages hold everything, say how wide they may be, and every figure can be enlarged and closed again.
+// Pages hold everything, say how wide they may be, and every figure can be enlarged and closed
+// again.
 TEST(eval_html, PagesAreSelfContainedAndFitNarrowScreens) {
   const std::string png = encode_png(at::rand({1, 28, 56}));
   const std::string table = html_table({{"name", "value"}, {"a <b>", "1 +- 0.5"}}, "numbers");
-  const std::string page = html_page("a & b", chart_figures({two_curves(), two_curves(), {"nothing", {}, {}}}) + picture_figure(png, "a 'picture' \"with\" words") + table);
+  const std::string page =
+      html_page("a & b", chart_figures({two_curves(), two_curves(), {"nothing", {}, {}}}) +
+                             picture_figure(png, "a 'picture' \"with\" words") + table);
   EXPECT_TRUE(has(page, "name=\"viewport\" content=\"width=device-width, initial-scale=1\""));
-  EXPECT_TRUE(has(page, "minmax(min(100%,360px),1fr)") && has(page, "max-width:100%") && has(page, ".wide{overflow-x:auto"));
+  EXPECT_TRUE(has(page, "minmax(min(100%,360px),1fr)") && has(page, "max-width:100%") &&
+              has(page, ".wide{overflow-x:auto"));
   EXPECT_TRUE(has(page, "prefers-color-scheme:dark") && has(page, "@media print"));
   EXPECT_FALSE(has(page, "<script") || has(page, "src=\"http") || has(page, "href=\"http"));
   EXPECT_EQ(count(page, "<figure"), 3u);
   EXPECT_EQ(count(page, "class=\"close\""), 3u);
-  EXPECT_EQ(count(page, "download=\"control-cost-of-all.svg\" href=\"data:image/svg+xml;base64,"), 2u);
-  EXPECT_EQ(count(page, "download=\"control-cost-of-all.csv\" href=\"data:text/csv;charset=utf-8;base64,"), 2u);
+  EXPECT_EQ(count(page, "download=\"control-cost-of-all.svg\" href=\"data:image/svg+xml;base64,"),
+            2u);
+  EXPECT_EQ(
+      count(page,
+            "download=\"control-cost-of-all.csv\" href=\"data:text/csv;charset=utf-8;base64,"),
+      2u);
   EXPECT_TRUE(has(page, "width=\"560\" height=\"280\"")) << "small pictures are enlarged";
   EXPECT_TRUE(has(page, "alt=\"a 'picture' &quot;with&quot; words\""));
-  EXPECT_TRUE(has(page, "<div class=\"wide\" role=\"region\" tabindex=\"0\" aria-label=\"numbers\"><table>"));
+  EXPECT_TRUE(has(
+      page, "<div class=\"wide\" role=\"region\" tabindex=\"0\" aria-label=\"numbers\"><table>"));
   EXPECT_TRUE(has(page, "<th scope=\"row\">a &lt;b&gt;</th><td>1 ± 0.5</td>"));
 }
 
@@ -245,7 +278,8 @@ TEST(eval_html, EstimatesAreRoundedToTheirErrors) {
   EXPECT_EQ(rounded({1234.5, 99.9}), "1234 ± 100");
   EXPECT_EQ(rounded({0.25, 0}), "0.25");
   EXPECT_EQ(rounded({kNan, 1}), "-");
-  EXPECT_EQ(grouped(2.5e6) + " " + grouped(-1500) + " " + grouped(999) + " " + grouped(0.5), "2,500,000 -1,500 999 0.5");
+  EXPECT_EQ(grouped(2.5e6) + " " + grouped(-1500) + " " + grouped(999) + " " + grouped(0.5),
+            "2,500,000 -1,500 999 0.5");
 }
 
 // Captions inside pictures: cells widen until every text is whole.
@@ -254,9 +288,11 @@ TEST(eval_html, GridsKeepCaptionsWhole) {
   const std::string text = "10: -123.45";
   const at::Tensor grid = image_grid(images, 2, {text, text});
   EXPECT_GE(grid.size(2), 2 * static_cast<std::int64_t>(text.size()) * 6);
-  const at::Tensor last = grid.narrow(2, grid.size(2) - 2 - 7, 7);  // the last character of the last caption
+  const at::Tensor last =
+      grid.narrow(2, grid.size(2) - 2 - 7, 7);  // the last character of the last caption
   EXPECT_GT(last.sum().item<double>(), 5);
-  EXPECT_GT(image_grid(at::zeros({1, 1, 112, 112}), 1, {text}).size(1), 112 + 2 * 9) << "larger pictures, larger text";
+  EXPECT_GT(image_grid(at::zeros({1, 1, 112, 112}), 1, {text}).size(1), 112 + 2 * 9)
+      << "larger pictures, larger text";
 }
 
 }  // namespace tiltflow

@@ -1,7 +1,7 @@
-#include "tiltflow/train/optimizer.h"
-#include "tiltflow/sampler/ode.h"
-#include "tiltflow/flow/time_grid.h"
 #include "tiltflow/finetune/adjoint_matching.h"
+#include "tiltflow/flow/time_grid.h"
+#include "tiltflow/sampler/ode.h"
+#include "tiltflow/train/optimizer.h"
 
 #include <cmath>
 
@@ -26,27 +26,36 @@ struct Bench {
   explicit Bench(const std::string& sampler = "auto", int steps = 12) {
     const MlpConfig shape{2, 16, 2, 4};
     ParameterSet weights;
-    for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1))) weights.add(name, tensor + 0.02);
+    for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1)))
+      weights.add(name, tensor + 0.02);
     policy = side_policy(problem.base, *make_mlp(shape, weights), make_path("linear"));
-    base = std::make_shared<CountingField>(policy.base), tuned = std::make_shared<CountingField>(policy.tuned);
+    base = std::make_shared<CountingField>(policy.base),
+    tuned = std::make_shared<CountingField>(policy.tuned);
     policy.base = base, policy.tuned = tuned;
     SamplerConfig config;
     config.name = sampler, config.steps = steps;
     table = table_of(config, *problem.path);
   }
-  FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, streams, labels, {2}}; }
-  double run(AdjointMatching& method, std::vector<at::Tensor>* gradients = nullptr, std::int64_t pieces = 1) {
+  FinetuneContext context() const {
+    return {policy, *problem.reward, *problem.path, table, streams, labels, {2}};
+  }
+  double run(AdjointMatching& method, std::vector<at::Tensor>* gradients = nullptr,
+             std::int64_t pieces = 1) {
     const at::AutoGradMode grad(true);
     method.begin_step(context(), 5, 0);
     double total = 0;
     const std::int64_t n = 12 / pieces;
     for (std::int64_t i = 0; i < pieces; ++i) {
-      const LossReport report = method.loss(context(), method.collect(context(), 5, i * n, n, false), 12);
+      const LossReport report =
+          method.loss(context(), method.collect(context(), 5, i * n, n, false), 12);
       total += report.loss.item<double>();
       const auto found = torch::autograd::grad({report.loss}, policy.trainable.tensors());
       if (gradients) {
-        if (gradients->empty()) *gradients = found;
-        else for (std::size_t j = 0; j < found.size(); ++j) (*gradients)[j] = (*gradients)[j] + found[j];
+        if (gradients->empty())
+          *gradients = found;
+        else
+          for (std::size_t j = 0; j < found.size(); ++j)
+            (*gradients)[j] = (*gradients)[j] + found[j];
       }
     }
     return total;
@@ -72,7 +81,8 @@ TEST(finetune_am, KeptGraphsAndRecomputedVelocitiesAgree) {
 }
 
 TEST(finetune_am, EvaluationsAreAtTheFloor) {
-  // K for the rollout, 2 (K-1) for the adjoint, one base velocity at t = 0 for the control cost; nothing for the loss.
+  // K for the rollout, 2 (K-1) for the adjoint, one base velocity at t = 0 for the control cost;
+  // nothing for the loss.
   Bench kept, again;
   AdjointMatchingConfig config = exact(5);
   AdjointMatching first(config);
@@ -100,10 +110,12 @@ TEST(finetune_am, PiecesAddUpToTheWholeBatch) {
 }
 
 TEST(finetune_am, FirstStepRaisesTheReward) {
-  // u = 0 at the start: the loss is |s a|^2, and a small step against its gradient must raise E r - cost.
+  // u = 0 at the start: the loss is |s a|^2, and a small step against its gradient must raise E r -
+  // cost.
   const ExactProblem p = near_modes();
   const MlpConfig shape{1, 16, 2, 4};
-  Policy policy = side_policy(p.base, *make_mlp(shape, init_mlp(shape, RandomStreams(1))), make_path("linear"));
+  Policy policy =
+      side_policy(p.base, *make_mlp(shape, init_mlp(shape, RandomStreams(1))), make_path("linear"));
   SamplerConfig sampler;
   const TransitionTable table = table_of(sampler, *p.path);
   const RandomStreams streams(3);
@@ -113,14 +125,19 @@ TEST(finetune_am, FirstStepRaisesTheReward) {
   const auto reward = [&] {
     DrawOptions options;
     options.n = 4000, options.chunk = 4000;
-    return p.reward->score(draw(*policy.tuned, sampler, *p.path, {1}, streams, labels, options).x, {}).mean().item<double>();
+    return p.reward
+        ->score(draw(*policy.tuned, sampler, *p.path, {1}, streams, labels, options).x, {})
+        .mean()
+        .item<double>();
   };
   const double before = reward();
   const at::AutoGradMode grad(true);
   method.begin_step(context, 0, 0);
   const LossReport report = method.loss(context, method.collect(context, 0, 0, 256, false), 256);
-  const auto gradients = torch::autograd::grad({report.loss}, policy.trainable.tensors(), {}, false, false, true);
-  for (std::size_t i = 0; i < gradients.size(); ++i) if (gradients[i].defined()) policy.trainable.tensors()[i].detach().sub_(gradients[i], 0.05);
+  const auto gradients =
+      torch::autograd::grad({report.loss}, policy.trainable.tensors(), {}, false, false, true);
+  for (std::size_t i = 0; i < gradients.size(); ++i)
+    if (gradients[i].defined()) policy.trainable.tensors()[i].detach().sub_(gradients[i], 0.05);
   EXPECT_GT(reward(), before + 1e-3);  // same noise: a paired comparison
 }
 
@@ -131,7 +148,9 @@ TEST(finetune_am, SubsetsFollowThePreset) {
     paper.begin_step(bench.context(), step, 0);
     const auto& subset = paper.subset();
     ASSERT_EQ(subset.size(), 20u);
-    for (std::int64_t k = 30; k < 40; ++k) EXPECT_EQ(std::count(subset.begin(), subset.end(), k), 1) << "the last quarter is always there";
+    for (std::int64_t k = 30; k < 40; ++k)
+      EXPECT_EQ(std::count(subset.begin(), subset.end(), k), 1)
+          << "the last quarter is always there";
     EXPECT_TRUE(std::is_sorted(subset.begin(), subset.end()));
     EXPECT_TRUE(std::adjacent_find(subset.begin(), subset.end()) == subset.end());
   }
@@ -145,7 +164,8 @@ TEST(finetune_am, SubsetsFollowThePreset) {
 
 TEST(finetune_am, PresetsDifferAsTheyShould) {
   std::map<std::string, double> losses;
-  for (const auto& [pairing, sampler] : {std::pair{"next", "euler-paper"}, {"same", "euler-paper"}, {"later", "euler-paper"}}) {
+  for (const auto& [pairing, sampler] :
+       {std::pair{"next", "euler-paper"}, {"same", "euler-paper"}, {"later", "euler-paper"}}) {
     Bench bench(sampler);
     AdjointMatchingConfig config = exact(0);
     config.pairing = pairing;
@@ -174,7 +194,8 @@ TEST(finetune_am, TimeWeightingChangesTheSumOnly) {
   EXPECT_NEAR(one.run(third), same.run(fourth), 1e-5);
 }
 
-// Every sample has its own times; four passes of three show each of the twelve once, so their mean is the full loss.
+// Every sample has its own times; four passes of three show each of the twelve once, so their mean
+// is the full loss.
 TEST(finetune_am, StratifiedTimesCoverTheGridEvenly) {
   Bench bench;
   AdjointMatchingConfig config = exact(0);
@@ -184,7 +205,9 @@ TEST(finetune_am, StratifiedTimesCoverTheGridEvenly) {
   AdjointMatching part(config);
   full.begin_step(bench.context(), 8, 0), part.begin_step(bench.context(), 8, 0);
   const Batch batch = part.collect(bench.context(), 8, 0, 24, true);
-  const auto gradient = [&](const at::Tensor& loss) { return torch::autograd::grad({loss}, {bench.policy.trainable.tensors()[0]})[0]; };
+  const auto gradient = [&](const at::Tensor& loss) {
+    return torch::autograd::grad({loss}, {bench.policy.trainable.tensors()[0]})[0];
+  };
   const at::AutoGradMode grad(true);
   const LossReport whole = full.loss(bench.context(), batch, 24);
   double mean = 0;
@@ -206,21 +229,25 @@ TEST(finetune_am, StratifiedTimesCoverTheGridEvenly) {
   test::expect_error(ErrorKind::kConfig, "shared", [&] { AdjointMatching refused(config); });
 }
 
-// Under any control the weighted mean of the adjoint is its mean under p*: on a Gaussian with a linear reward, where the adjoint
-// is the same on every path, weighting changes nothing; with a quadratic one the uncontrolled paths regress on -grad log E exp r
-// (weighted) or -grad E r (as published), both known in closed form at the last step but one.
+// Under any control the weighted mean of the adjoint is its mean under p*: on a Gaussian with a
+// linear reward, where the adjoint is the same on every path, weighting changes nothing; with a
+// quadratic one the uncontrolled paths regress on -grad log E exp r (weighted) or -grad E r (as
+// published), both known in closed form at the last step but one.
 TEST(finetune_am, PathWeightsTurnTheMeanIntoTheTiltedMean) {
   const ExactProblem p = line_gaussian(true);
   const MlpConfig shape{1, 8, 1, 2};
   ParameterSet zero;
-  for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1))) zero.add(name, at::zeros_like(tensor));
-  const Policy policy = side_policy(p.base, *make_mlp(shape, zero), make_path("linear"));  // no control at all
+  for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1)))
+    zero.add(name, at::zeros_like(tensor));
+  const Policy policy =
+      side_policy(p.base, *make_mlp(shape, zero), make_path("linear"));  // no control at all
   SamplerConfig sampler;
   sampler.steps = 4;
   const TransitionTable table = table_of(sampler, *p.path);
   const RandomStreams streams(7);
   const LabelSource labels = no_labels();
-  const FinetuneContext context{policy, *p.reward, *p.path, table, streams, labels, {1}, at::kFloat, p.target.log_z};
+  const FinetuneContext context{policy, *p.reward, *p.path,    table,         streams,
+                                labels, {1},       at::kFloat, p.target.log_z};
   AdjointMatchingConfig config = adjoint_matching_preset("exact", 4);
   config.keep_graphs = false;
   AdjointMatching method(config);
@@ -229,17 +256,23 @@ TEST(finetune_am, PathWeightsTurnTheMeanIntoTheTiltedMean) {
   const Batch batch = method.collect(context, 0, 0, n, true);
   // r = -w (x - c)^2 at X_4 = m + s xi: regress at fixed X_3 by averaging over a thin slice
   const Transition& last = table.steps[3];
-  const at::Tensor x = batch.states[3].flatten().to(at::kDouble), a = batch.targets[3].flatten().to(at::kDouble);
+  const at::Tensor x = batch.states[3].flatten().to(at::kDouble),
+                   a = batch.targets[3].flatten().to(at::kDouble);
   const at::Tensor weight = (batch.log_weights - p.target.log_z).exp();
-  EXPECT_NEAR(weight.mean().item<double>(), 1, 0.15) << "E exp(r) / Z, up to the discretisation of four steps";
+  EXPECT_NEAR(weight.mean().item<double>(), 1, 0.15)
+      << "E exp(r) / Z, up to the discretisation of four steps";
   const at::Tensor slice = ((x - 0.5).abs() < 0.05).nonzero().flatten();
   ASSERT_GT(slice.size(0), 3000);
   const at::Tensor mine = a.index_select(0, slice), w = weight.index_select(0, slice);
-  const double plain = mine.mean().item<double>(), weighted = ((mine * w).sum() / w.sum()).item<double>();
-  // X_4 | X_3 is Gaussian with variance s^2; r has slope g at its mean and second derivative h: E r' = g, tilted g / (1 - h s^2)
+  const double plain = mine.mean().item<double>(),
+               weighted = ((mine * w).sum() / w.sum()).item<double>();
+  // X_4 | X_3 is Gaussian with variance s^2; r has slope g at its mean and second derivative h: E
+  // r' = g, tilted g / (1 - h s^2)
   const at::Tensor centre = at::full({1, 1}, 0.5);
-  const at::Tensor m = centre * last.p + p.base->velocity(centre, time_tensor(last.t, centre), {}) * last.c;
-  const double g = p.reward->score_and_gradient(m, {}).gradient.item<double>(), h = p.reward->score_and_gradient(m + 1, {}).gradient.item<double>() - g;
+  const at::Tensor m =
+      centre * last.p + p.base->velocity(centre, time_tensor(last.t, centre), {}) * last.c;
+  const double g = p.reward->score_and_gradient(m, {}).gradient.item<double>(),
+               h = p.reward->score_and_gradient(m + 1, {}).gradient.item<double>() - g;
   const double se = mine.std().item<double>() / std::sqrt(static_cast<double>(slice.size(0)));
   EXPECT_NEAR(plain, -g, 5 * se + 0.003);
   EXPECT_NEAR(weighted, -g / (1 - h * last.s * last.s), 5 * se + 0.003);
@@ -261,12 +294,14 @@ TEST(finetune_am, ClippingDropsGradientsAndIsCounted) {
     AdjointMatching quantile(config);
     Bench again;
     const double first = again.run(quantile);  // the first batch only sets the thresholds
-    std::map<std::string, double> metrics{{"reward", 0}, {"reward_square", 0}, {"weight", 1}, {"weight_square", 1}};
+    std::map<std::string, double> metrics{
+        {"reward", 0}, {"reward_square", 0}, {"weight", 1}, {"weight_square", 1}};
     quantile.end_step(metrics);
     EXPECT_LT(again.run(quantile), first);
     // The same batch again: the half above its median is clipped.
     const at::AutoGradMode grad(true);
-    const LossReport report = quantile.loss(again.context(), quantile.collect(again.context(), 5, 0, 12, false), 12);
+    const LossReport report =
+        quantile.loss(again.context(), quantile.collect(again.context(), 5, 0, 12, false), 12);
     EXPECT_NEAR(report.metrics.averages().at("clip_rate"), 0.5, 1e-12);
     // the state that a resume needs is complete
     AdjointMatching copy(config);
@@ -283,15 +318,17 @@ TEST(finetune_am, NoiselessTerminalAndSmoothing) {
   const double reference = bench.run(last);
   config.terminal = "noiseless";
   AdjointMatching noiseless(config);
-  EXPECT_NEAR(bench.run(noiseless), reference, 1e-3) << "a linear reward has the same gradient everywhere";
+  EXPECT_NEAR(bench.run(noiseless), reference, 1e-3)
+      << "a linear reward has the same gradient everywhere";
   config.terminal = "last", config.smoothing = 3;
   AdjointMatching smoothed(config);
   EXPECT_NEAR(bench.run(smoothed), reference, 1e-3);
 }
 
-// Deterministic control of a Gaussian flow with a linear reward: the adjoint does not depend on the state, so the optimal
-// shift follows from two scalar recursions; trained on all steps it is reached, and it is not the shift of the tilted law.
-// With the last three steps alone nothing before them is evaluated.
+// Deterministic control of a Gaussian flow with a linear reward: the adjoint does not depend on the
+// state, so the optimal shift follows from two scalar recursions; trained on all steps it is
+// reached, and it is not the shift of the tilted law. With the last three steps alone nothing
+// before them is evaluated.
 TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
   const ExactProblem p = line_gaussian(false);
   const std::vector<double> grid = uniform_grid(20);
@@ -300,7 +337,8 @@ TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
   std::vector<double> factor(20), a(21);
   a[20] = -1.5;
   for (std::size_t k = 20; k-- > 0;) {
-    factor[k] = 1 + 0.05 * p.base->vjp(at_zero, time_tensor(grid[k], at_zero), {}, one).input_gradient.item<double>();
+    factor[k] = 1 + 0.05 * p.base->vjp(at_zero, time_tensor(grid[k], at_zero), {}, one)
+                               .input_gradient.item<double>();
     a[k] = factor[k] * a[k + 1];
   }
   double best = 0;
@@ -310,7 +348,8 @@ TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
   EXPECT_EQ(config.loss_steps, 3);
   config.loss_steps = config.late_steps = 0, config.late_fraction = 0;
   const MlpConfig shape{1, 32, 2, 6};
-  const Policy policy = side_policy(p.base, *make_mlp(shape, init_mlp(shape, RandomStreams(1))), p.path);
+  const Policy policy =
+      side_policy(p.base, *make_mlp(shape, init_mlp(shape, RandomStreams(1))), p.path);
   AdjointMatching method(config);
   const RandomStreams streams(3);
   const LabelSource labels = no_labels();
@@ -322,11 +361,15 @@ TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
     const at::AutoGradMode grad(true);
     method.begin_step(context, i, 0);
     const LossReport report = method.loss(context, method.collect(context, i, 0, 64, false), 64);
-    optimizer.step(torch::autograd::grad({report.loss}, policy.trainable.tensors()), optimizer_config.learning_rate * schedule_factor(optimizer_config, i, 300));
+    optimizer.step(torch::autograd::grad({report.loss}, policy.trainable.tensors()),
+                   optimizer_config.learning_rate * schedule_factor(optimizer_config, i, 300));
   }
   const at::Tensor x = prior_sample(RandomStreams(9), 0, 0, 500, {1}, at::kDouble);
   const OdeOptions euler{OdeMethod::kEuler};
-  const double shift = (solve_ode(*policy.tuned, x, grid, {}, euler).x - solve_ode(*p.base, x, grid, {}, euler).x).mean().item<double>();
+  const double shift =
+      (solve_ode(*policy.tuned, x, grid, {}, euler).x - solve_ode(*p.base, x, grid, {}, euler).x)
+          .mean()
+          .item<double>();
   EXPECT_NEAR(shift / best, 1, 0.03);
   EXPECT_GT(std::abs(best - 0.735), 0.1) << "the tilted law's shift is 0.735";
 
@@ -337,7 +380,8 @@ TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
   AdjointMatching late(adjoint_matching_preset("deterministic-control", 20));
   late.begin_step(counting, 0, 0);
   late.collect(counting, 0, 0, 10, false);
-  EXPECT_EQ(base->count(), 10 * (2 * 2 + 1)) << "two vector-Jacobian products and one velocity for three steps";
+  EXPECT_EQ(base->count(), 10 * (2 * 2 + 1))
+      << "two vector-Jacobian products and one velocity for three steps";
 }
 
 TEST(finetune_am, NoiselessStepsAreRefused) {
@@ -349,9 +393,13 @@ TEST(finetune_am, NoiselessStepsAreRefused) {
 
 // Gradient of the loss against finite differences of the loss with the batch held fixed.
 TEST(finetune_am, GradientAgainstFiniteDifferences) {
-  const auto tuned = load_velocity_model(test::golden("sit_a_model.safetensors"), {{"num_heads", "4"}}, {}, at::kDouble), base = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}}, {}, at::kDouble);
+  const auto tuned = load_velocity_model(test::golden("sit_a_model.safetensors"),
+                                         {{"num_heads", "4"}}, {}, at::kDouble),
+             base = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}},
+                                        {}, at::kDouble);
   Policy policy = full_policy(*tuned.model);
-  policy.base = std::shared_ptr<const VelocityField>(base.model->rebind(base.model->parameters(), {}));
+  policy.base =
+      std::shared_ptr<const VelocityField>(base.model->rebind(base.model->parameters(), {}));
   RewardTerm term;
   term.name = "quadratic", term.center = {0.2}, term.scale = 0.1;
   const StateReward reward(make_weighted_sum({term}), identity_decoder());
@@ -361,7 +409,8 @@ TEST(finetune_am, GradientAgainstFiniteDifferences) {
   const TransitionTable table = table_of(sampler, *path);
   const RandomStreams streams(3);
   const LabelSource labels = fixed_label(2);
-  const FinetuneContext context{policy, reward, *path, table, streams, labels, {4, 8, 8}, at::kDouble};
+  const FinetuneContext context{policy,  reward, *path,     table,
+                                streams, labels, {4, 8, 8}, at::kDouble};
   AdjointMatchingConfig config = adjoint_matching_preset("exact", 5);
   config.keep_graphs = false;
   AdjointMatching method(config);
@@ -369,7 +418,8 @@ TEST(finetune_am, GradientAgainstFiniteDifferences) {
   const Batch batch = method.collect(context, 0, 0, 2, true);
   const at::AutoGradMode grad(true);
   const at::Tensor weight = policy.trainable.at("blocks.1.mlp.fc2.bias");
-  const at::Tensor gradient = torch::autograd::grad({method.loss(context, batch, 2).loss}, {weight})[0];
+  const at::Tensor gradient =
+      torch::autograd::grad({method.loss(context, batch, 2).loss}, {weight})[0];
   for (const std::int64_t i : {0, 7, 33}) {
     const auto loss_at = [&](double offset) {
       const at::NoGradGuard no_grad;

@@ -23,7 +23,8 @@ class Controlled final : public VelocityField {
     const at::Tensor base = problem_.drift->velocity(x, t, c);
     const auto steps = static_cast<double>(problem_.table.steps.size() - 1);
     const auto k = static_cast<std::size_t>(std::llround(t[0].item<double>() * steps)) + 1;
-    return base + (problem_.optimal_shift(k, x) * (factor_ / problem_.table.steps[k].c)).to(x.scalar_type());
+    return base + (problem_.optimal_shift(k, x) * (factor_ / problem_.table.steps[k].c))
+                      .to(x.scalar_type());
   }
 
  private:
@@ -31,12 +32,14 @@ class Controlled final : public VelocityField {
   double factor_;
 };
 
-Batch collect(FinetuneMethod& method, const ControlProblem& problem, double factor, std::int64_t n, std::int64_t step = 0) {
+Batch collect(FinetuneMethod& method, const ControlProblem& problem, double factor, std::int64_t n,
+              std::int64_t step = 0) {
   Policy policy;
   policy.base = problem.drift, policy.tuned = std::make_shared<Controlled>(problem, factor);
   const auto path = make_path("linear");
   const LabelSource labels = no_labels();
-  const FinetuneContext context{policy, *problem.reward, *path, problem.table, kSocStreams, labels, {problem.dimension}, at::kDouble};
+  const FinetuneContext context{policy, *problem.reward,     *path,      problem.table, kSocStreams,
+                                labels, {problem.dimension}, at::kDouble};
   const at::NoGradGuard no_grad;
   method.begin_step(context, step, 0);
   return method.collect(context, step, 0, n, false);
@@ -49,36 +52,51 @@ double net_reward(const ControlProblem& problem, double factor, std::int64_t n) 
 }
 
 TEST(finetune_control, ExactControlsAreOptimal) {
-  for (const ControlProblem& p : {ornstein_uhlenbeck(false, 25), ornstein_uhlenbeck(true, 25), double_well(50)}) {
+  for (const ControlProblem& p :
+       {ornstein_uhlenbeck(false, 25), ornstein_uhlenbeck(true, 25), double_well(50)}) {
     const double best = net_reward(p, 1, 2000);
-    for (const double factor : {0.0, 0.7, 1.3}) EXPECT_GT(best, net_reward(p, factor, 2000)) << p.name << " " << factor;  // the same noise
+    for (const double factor : {0.0, 0.7, 1.3})
+      EXPECT_GT(best, net_reward(p, factor, 2000)) << p.name << " " << factor;  // the same noise
   }
 }
 
 TEST(finetune_control, GradientForTheNetworkIsTheRewards) {
   const ControlProblem p = double_well(100);
   const at::Tensor x = kSocStreams.normal(Purpose::kProbe, 0, 0, 0, 8, {p.dimension}, at::kDouble);
-  EXPECT_TRUE(at::allclose(p.reward_gradient(x), p.reward->score_and_gradient(x, {}).gradient, 1e-12, 1e-12));
+  EXPECT_TRUE(at::allclose(p.reward_gradient(x), p.reward->score_and_gradient(x, {}).gradient,
+                           1e-12, 1e-12));
 }
 
-// E*[g_k] is the optimal shift over s^2 whatever the matrices; under the base's own paths it is not. The lean adjoint has no variance here.
+// E*[g_k] is the optimal shift over s^2 whatever the matrices; under the base's own paths it is
+// not. The lean adjoint has no variance here.
 TEST(finetune_soc, TargetsHaveTheRightMeanWhateverTheMatrices) {
   const ControlProblem p = ornstein_uhlenbeck(false, 10);
-  const auto wanted = [&](std::size_t k) { return p.optimal_shift(k, at::zeros({1, p.dimension}, at::kDouble))[0] / (p.table.steps[k].s * p.table.steps[k].s); };
-  const auto deviation = [&](const Batch& b, std::size_t k) {
-    return (b.targets[k].mean(0) - wanted(k)).abs().div(b.targets[k].std(0) / std::sqrt(static_cast<double>(b.n))).max().item<double>();
+  const auto wanted = [&](std::size_t k) {
+    return p.optimal_shift(k, at::zeros({1, p.dimension}, at::kDouble))[0] /
+           (p.table.steps[k].s * p.table.steps[k].s);
   };
-  for (const auto& [matrices, gamma] : {std::pair{"constant", 0.0}, {"exponential", 0.5}, {"exponential", 4.0}}) {
+  const auto deviation = [&](const Batch& b, std::size_t k) {
+    return (b.targets[k].mean(0) - wanted(k))
+        .abs()
+        .div(b.targets[k].std(0) / std::sqrt(static_cast<double>(b.n)))
+        .max()
+        .item<double>();
+  };
+  for (const auto& [matrices, gamma] :
+       {std::pair{"constant", 0.0}, {"exponential", 0.5}, {"exponential", 4.0}}) {
     SocMatchingConfig c;
     c.matrices = matrices, c.gamma = gamma;
     SocMatching method("socm", c);
     const Batch optimal = collect(method, p, 1, 20000), base = collect(method, p, 0, 20000);
-    for (const std::size_t k : {1U, 5U, 9U}) EXPECT_LT(deviation(optimal, k), 4.5) << matrices << " " << gamma << " step " << k;
+    for (const std::size_t k : {1U, 5U, 9U})
+      EXPECT_LT(deviation(optimal, k), 4.5) << matrices << " " << gamma << " step " << k;
     EXPECT_GT(deviation(base, 1), 6) << matrices << " " << gamma;
   }
   SocMatching adjoint("socm-adjoint", {});
   const Batch exact = collect(adjoint, p, 1, 4);
-  for (std::size_t k = 1; k < p.table.steps.size(); ++k) EXPECT_TRUE(at::allclose(exact.targets[k], wanted(k).expand_as(exact.targets[k]), 1e-9, 1e-10)) << k;
+  for (std::size_t k = 1; k < p.table.steps.size(); ++k)
+    EXPECT_TRUE(at::allclose(exact.targets[k], wanted(k).expand_as(exact.targets[k]), 1e-9, 1e-10))
+        << k;
 }
 
 TEST(finetune_soc, LearnedMatricesHaveLessVariance) {
@@ -92,7 +110,9 @@ TEST(finetune_soc, LearnedMatricesHaveLessVariance) {
   const auto spread = [](const Batch& b) { return b.targets[2].var(0).sum().item<double>(); };
   const double before = spread(collect(learned, p, 1, 4000));
   learned.end_step(metrics);
-  for (std::int64_t step = 1; step < 4; ++step) collect(learned, p, 1, 4000, step), metrics = {{"reward", 0}, {"reward_square", 0}}, learned.end_step(metrics);
+  for (std::int64_t step = 1; step < 4; ++step)
+    collect(learned, p, 1, 4000, step), metrics = {{"reward", 0}, {"reward_square", 0}},
+                                        learned.end_step(metrics);
   const double after = spread(collect(learned, p, 1, 4000, 9));
   EXPECT_LT(after, 0.9 * before);
   EXPECT_LT(after, 0.9 * spread(collect(constant, p, 1, 4000, 9)));
@@ -107,8 +127,11 @@ TEST(finetune_soc, LearnedMatricesHaveLessVariance) {
 
 TEST(finetune_weights, TemperedToTheBudget) {
   const at::Tensor logs = kSocStreams.normal(Purpose::kProbe, 0, 0, 0, 64, {}, at::kDouble) * 3;
-  const auto divergence = [](const at::Tensor& w) { return (w * (w * static_cast<double>(w.size(0))).log()).sum().item<double>(); };
-  const PathWeights free = path_weights(logs, 0), tight = path_weights(logs, 0.2), loose = path_weights(logs, 10);
+  const auto divergence = [](const at::Tensor& w) {
+    return (w * (w * static_cast<double>(w.size(0))).log()).sum().item<double>();
+  };
+  const PathWeights free = path_weights(logs, 0), tight = path_weights(logs, 0.2),
+                    loose = path_weights(logs, 10);
   EXPECT_EQ(free.tau, 1);
   EXPECT_EQ(loose.tau, 1);
   EXPECT_GT(divergence(free.weights), 0.5);
@@ -124,11 +147,14 @@ TEST(finetune_weights, TrustRegionsActInEveryMethodThatHasThem) {
   const LabelSource labels = no_labels();
   Policy policy;
   policy.base = policy.tuned = p.drift;
-  const FinetuneContext context{policy, *p.reward, *path, p.table, kSocStreams, labels, {p.dimension}, at::kDouble};
+  const FinetuneContext context{policy,      *p.reward, *path,         p.table,
+                                kSocStreams, labels,    {p.dimension}, at::kDouble};
   const auto tempered = [&](FinetuneMethod& method) {
     const at::NoGradGuard no_grad;
     method.begin_step(context, 0, 0);
-    return method.loss(context, method.collect(context, 0, 0, 32, false), 32).metrics.averages().at("tempered");
+    return method.loss(context, method.collect(context, 0, 0, 32, false), 32)
+        .metrics.averages()
+        .at("tempered");
   };
   for (const double budget : {0.0, 0.05}) {
     SocMatchingConfig soc;
@@ -140,7 +166,9 @@ TEST(finetune_weights, TrustRegionsActInEveryMethodThatHasThem) {
     SocMatching matching("socm", soc), adjoint("socm-adjoint", soc);
     PathLoss entropy("cross-entropy", losses);
     EndpointRegression regression("rwr", rwr);
-    for (FinetuneMethod* method : std::initializer_list<FinetuneMethod*>{&matching, &adjoint, &entropy, &regression}) EXPECT_EQ(tempered(*method), budget > 0 ? 1 : 0) << method->name();
+    for (FinetuneMethod* method :
+         std::initializer_list<FinetuneMethod*>{&matching, &adjoint, &entropy, &regression})
+      EXPECT_EQ(tempered(*method), budget > 0 ? 1 : 0) << method->name();
   }
 }
 
@@ -148,22 +176,27 @@ TEST(finetune_weights, TrustRegionsActInEveryMethodThatHasThem) {
 TEST(finetune_direct, ContinuousAdjointBecomesTheDiscreteOne) {
   const ExactProblem problem = plane_modes(false);
   ParameterSet weights;
-  for (const auto& [name, tensor] : init_mlp({2, 16, 2, 4}, RandomStreams(1))) weights.add(name, (tensor + 0.02).to(at::kDouble));
-  const Policy policy = side_policy(problem.base, *make_mlp({2, 16, 2, 4}, weights), make_path("linear"));
+  for (const auto& [name, tensor] : init_mlp({2, 16, 2, 4}, RandomStreams(1)))
+    weights.add(name, (tensor + 0.02).to(at::kDouble));
+  const Policy policy =
+      side_policy(problem.base, *make_mlp({2, 16, 2, 4}, weights), make_path("linear"));
   const LabelSource labels = no_labels();
   std::vector<double> difference;
   for (const int steps : {6, 24, 96}) {
     SamplerConfig sampler;
     sampler.steps = steps;
     const TransitionTable table = table_of(sampler, *problem.path);
-    const FinetuneContext context{policy, *problem.reward, *problem.path, table, kSocStreams, labels, {2}, at::kDouble};
+    const FinetuneContext context{policy,      *problem.reward, *problem.path, table,
+                                  kSocStreams, labels,          {2},           at::kDouble};
     std::vector<at::Tensor> flat;
     for (const bool continuous : {false, true}) {
       const at::AutoGradMode grad(true);
       BasicAdjointMatching method(continuous);
-      const at::Tensor loss = method.loss(context, method.collect(context, 0, 0, 2000, false), 2000).loss;
+      const at::Tensor loss =
+          method.loss(context, method.collect(context, 0, 0, 2000, false), 2000).loss;
       std::vector<at::Tensor> parts;
-      for (const at::Tensor& g : torch::autograd::grad({loss}, policy.trainable.tensors())) parts.push_back(g.flatten());
+      for (const at::Tensor& g : torch::autograd::grad({loss}, policy.trainable.tensors()))
+        parts.push_back(g.flatten());
       flat.push_back(at::cat(parts));
     }
     difference.push_back(((flat[1] - flat[0]).norm() / flat[0].norm()).item<double>());
@@ -177,7 +210,9 @@ TEST(finetune_direct, ContinuousAdjointBecomesTheDiscreteOne) {
 class Leaf final : public VelocityField {
  public:
   mutable at::Tensor v;
-  at::Tensor velocity(const at::Tensor& x, const at::Tensor&, const Condition&) const override { return v.defined() && v.sizes() == x.sizes() ? v : x * -0.3; }
+  at::Tensor velocity(const at::Tensor& x, const at::Tensor&, const Condition&) const override {
+    return v.defined() && v.sizes() == x.sizes() ? v : x * -0.3;
+  }
 };
 
 struct LeafBench {
@@ -192,7 +227,9 @@ struct LeafBench {
     sampler.steps = 5;
     table = table_of(sampler, *problem.path);
   }
-  FinetuneContext context() const { return {policy, *problem.reward, *problem.path, table, kSocStreams, labels, {2}, at::kDouble}; }
+  FinetuneContext context() const {
+    return {policy, *problem.reward, *problem.path, table, kSocStreams, labels, {2}, at::kDouble};
+  }
 };
 
 TEST(finetune_policy_gradient, GuardPullsAlikeAtEveryStep) {
@@ -204,18 +241,27 @@ TEST(finetune_policy_gradient, GuardPullsAlikeAtEveryStep) {
   const Batch batch = guard.collect(b.context(), 0, 0, 8, true);
   b.leaf->v = at::cat(batch.tuned_velocities).requires_grad_(true);
   const at::AutoGradMode grad(true);
-  const at::Tensor g = torch::autograd::grad({guard.loss(b.context(), batch, 8).loss}, {b.leaf->v})[0].view({5, 8, 2});
+  const at::Tensor g =
+      torch::autograd::grad({guard.loss(b.context(), batch, 8).loss}, {b.leaf->v})[0].view(
+          {5, 8, 2});
   for (std::size_t k = 0; k < 5; ++k) {  // ratio 1: -A xi, the same at every step
-    EXPECT_TRUE(at::allclose(g[static_cast<std::int64_t>(k)], -batch.advantages.unsqueeze(1).to(at::kDouble) * batch.noises[k] / 40, 1e-6, 1e-9)) << k;
+    EXPECT_TRUE(at::allclose(g[static_cast<std::int64_t>(k)],
+                             -batch.advantages.unsqueeze(1).to(at::kDouble) * batch.noises[k] / 40,
+                             1e-6, 1e-9))
+        << k;
   }
-  // Far along the gradient, log-ratios of +-2 with the sign of the advantage, every ratio is clipped.
+  // Far along the gradient, log-ratios of +-2 with the sign of the advantage, every ratio is
+  // clipped.
   std::vector<at::Tensor> moved;
   for (std::size_t k = 0; k < 5; ++k) {
-    const at::Tensor &xi = batch.noises[k], sign = batch.advantages.sign().unsqueeze(1).to(at::kDouble);
-    moved.push_back(batch.tuned_velocities[k] + sign * xi * (2 / b.table.steps[k].c) / xi.square().sum(1, true));
+    const at::Tensor &xi = batch.noises[k],
+                     sign = batch.advantages.sign().unsqueeze(1).to(at::kDouble);
+    moved.push_back(batch.tuned_velocities[k] +
+                    sign * xi * (2 / b.table.steps[k].c) / xi.square().sum(1, true));
   }
   b.leaf->v = at::cat(moved).requires_grad_(true);
-  const at::Tensor far = torch::autograd::grad({guard.loss(b.context(), batch, 8).loss}, {b.leaf->v})[0];
+  const at::Tensor far =
+      torch::autograd::grad({guard.loss(b.context(), batch, 8).loss}, {b.leaf->v})[0];
   EXPECT_LT(far.abs().max().item<double>(), 1e-12);
 }
 
@@ -227,10 +273,15 @@ TEST(finetune_endpoint, AdvantageWeightedMatchingStartsAsWeightedFlowMatching) {
   const Batch batch = method.collect(b.context(), 0, 0, 8, true);
   b.leaf->v = at::cat(batch.tuned_velocities).requires_grad_(true);
   const at::AutoGradMode grad(true);
-  const at::Tensor g = torch::autograd::grad({method.loss(b.context(), batch, 8).loss}, {b.leaf->v})[0].view({2, 8, 2});
+  const at::Tensor g =
+      torch::autograd::grad({method.loss(b.context(), batch, 8).loss}, {b.leaf->v})[0].view(
+          {2, 8, 2});
   for (std::size_t j = 0; j < 2; ++j) {
-    const at::Tensor a = batch.advantages.unsqueeze(1).to(at::kDouble), &v = batch.tuned_velocities[j];
-    const at::Tensor wanted = (a * (v - batch.targets[j]) + c.preserve * (v - batch.base_velocities[j])) / 16;  // 2/2 entries, 16 noised points
+    const at::Tensor a = batch.advantages.unsqueeze(1).to(at::kDouble),
+                     &v = batch.tuned_velocities[j];
+    const at::Tensor wanted =
+        (a * (v - batch.targets[j]) + c.preserve * (v - batch.base_velocities[j])) /
+        16;  // 2/2 entries, 16 noised points
     EXPECT_TRUE(at::allclose(g[static_cast<std::int64_t>(j)], wanted, 1e-6, 1e-9));
   }
 }
@@ -259,8 +310,10 @@ TEST(finetune_reciprocal, BufferServesManyStepsAndOtherBasesAreRefused) {
   ReciprocalConfig c;
   c.replay.refresh = 3, c.replay.replay = 2;
   ReciprocalAdjointMatching method(c);
-  test::expect_error(ErrorKind::kConfig, "standard normal base", [&] { method.begin_step(b.context(), 0, 0); });
-  b.policy.base = std::make_shared<MixtureModel>(mixture_from_args({{"means", "0 0"}}), make_path("linear"));
+  test::expect_error(ErrorKind::kConfig, "standard normal base",
+                     [&] { method.begin_step(b.context(), 0, 0); });
+  b.policy.base =
+      std::make_shared<MixtureModel>(mixture_from_args({{"means", "0 0"}}), make_path("linear"));
   const auto counted = std::make_shared<CountingField>(b.leaf);
   b.policy.tuned = counted;
   std::vector<std::int64_t> calls;

@@ -7,19 +7,23 @@
 namespace tiltflow {
 
 TEST(flow_path, CoefficientsEqualTheOfficialOnes) {
-  const ParameterSet golden = read_safetensors(test::golden("transport_coeffs.safetensors")).tensors;
+  const ParameterSet golden =
+      read_safetensors(test::golden("transport_coeffs.safetensors")).tensors;
   const at::Tensor t = golden.at("t").to(at::kDouble);
   int compared = 0;
-  for (const auto& [official, name] : {std::pair{"Linear", "linear"}, {"GVP", "gvp"}, {"VP", "vp"}}) {
+  for (const auto& [official, name] :
+       {std::pair{"Linear", "linear"}, {"GVP", "gvp"}, {"VP", "vp"}}) {
     const auto path = make_path(name);
-    const auto check = [&](const std::string& key, const std::function<double(const PathPoint&)>& value) {
+    const auto check = [&](const std::string& key,
+                           const std::function<double(const PathPoint&)>& value) {
       const std::string full = std::string(official) + "." + key + ".f64";
       if (!golden.contains(full)) return;
       const at::Tensor expected = golden.at(full).to(at::kDouble);
       for (std::int64_t i = 0; i < t.numel(); ++i) {
         const double e = expected[i].item<double>(), time = t[i].item<double>();
         if (!std::isfinite(e)) continue;
-        EXPECT_NEAR(value(path->at(time)), e, 1e-8 * (1 + std::abs(e))) << full << " at t = " << time;
+        EXPECT_NEAR(value(path->at(time)), e, 1e-8 * (1 + std::abs(e)))
+            << full << " at t = " << time;
         ++compared;
       }
     };
@@ -35,18 +39,24 @@ TEST(flow_path, CoefficientsEqualTheOfficialOnes) {
 
 TEST(flow_path, ConversionsEqualTheOfficialOnes) {
   const ParameterSet g = read_safetensors(test::golden("transport_convert.safetensors")).tensors;
-  const at::Tensor x = g.at("x").to(at::kDouble), out = g.at("model_out").to(at::kDouble), t = g.at("t").to(at::kDouble);
+  const at::Tensor x = g.at("x").to(at::kDouble), out = g.at("model_out").to(at::kDouble),
+                   t = g.at("t").to(at::kDouble);
   int compared = 0;
   for (const char* name : {"Linear", "GVP", "VP"}) {
-    const auto path = make_path(std::string(name) == "Linear" ? "linear" : std::string(name) == "GVP" ? "gvp" : "vp");
+    const auto path = make_path(std::string(name) == "Linear" ? "linear"
+                                : std::string(name) == "GVP"  ? "gvp"
+                                                              : "vp");
     for (std::int64_t i = 0; i < t.size(0); ++i) {
       const PathPoint p = path->at(t[i].item<double>());
       const auto check = [&](const std::string& key, const at::Tensor& found) {
-        EXPECT_LT(test::relative_error(found, g.at(std::string(name) + "." + key)[i]), std::string(name) == "VP" ? 5e-4 : 1e-5) << name << "." << key << " at t = " << p.t;
+        EXPECT_LT(test::relative_error(found, g.at(std::string(name) + "." + key)[i]),
+                  std::string(name) == "VP" ? 5e-4 : 1e-5)
+            << name << "." << key << " at t = " << p.t;
         ++compared;
       };
       check("xt", g.at("x1")[i].to(at::kDouble) * p.alpha + g.at("x0")[i].to(at::kDouble) * p.beta);
-      check("ut", g.at("x1")[i].to(at::kDouble) * p.d_alpha + g.at("x0")[i].to(at::kDouble) * p.d_beta);
+      check("ut",
+            g.at("x1")[i].to(at::kDouble) * p.d_alpha + g.at("x0")[i].to(at::kDouble) * p.d_beta);
       check("score_from_velocity", score_from_velocity(p, x[i], out[i]));
       check("noise_from_velocity", noise_from_velocity(p, x[i], out[i]));
       check("velocity_from_score", velocity_from_score(p, x[i], out[i]));
@@ -64,9 +74,12 @@ TEST(flow_path, ConversionsInvertEachOther) {
   for (const std::string& name : path_names()) {
     for (const double t : {0.01, 0.3, 0.7, 0.99}) {
       const PathPoint p = make_path(name)->at(t);
-      EXPECT_LT(test::relative_error(velocity_from_data(p, x, data_from_velocity(p, x, v)), v), 1e-9);
-      EXPECT_LT(test::relative_error(velocity_from_noise(p, x, noise_from_velocity(p, x, v)), v), 1e-9);
-      EXPECT_LT(test::relative_error(velocity_from_score(p, x, score_from_velocity(p, x, v)), v), 1e-9);
+      EXPECT_LT(test::relative_error(velocity_from_data(p, x, data_from_velocity(p, x, v)), v),
+                1e-9);
+      EXPECT_LT(test::relative_error(velocity_from_noise(p, x, noise_from_velocity(p, x, v)), v),
+                1e-9);
+      EXPECT_LT(test::relative_error(velocity_from_score(p, x, score_from_velocity(p, x, v)), v),
+                1e-9);
       const at::Tensor data = data_from_velocity(p, x, v), noise = noise_from_velocity(p, x, v);
       EXPECT_LT(test::relative_error(data * p.alpha + noise * p.beta, x), 1e-10);
       EXPECT_LT(test::relative_error(data * p.d_alpha + noise * p.d_beta, v), 1e-9);
@@ -80,14 +93,18 @@ TEST(flow_path, EndsAreFiniteWhereTheLimitExists) {
   for (const std::string& name : path_names()) {
     const auto path = make_path(name);
     for (const double t : {0.0, 1.0}) {
-      EXPECT_TRUE(at::isfinite(data_from_velocity(path->at(t), x, v)).all().item<bool>()) << name << t;
-      EXPECT_TRUE(at::isfinite(noise_from_velocity(path->at(t), x, v)).all().item<bool>()) << name << t;
+      EXPECT_TRUE(at::isfinite(data_from_velocity(path->at(t), x, v)).all().item<bool>())
+          << name << t;
+      EXPECT_TRUE(at::isfinite(noise_from_velocity(path->at(t), x, v)).all().item<bool>())
+          << name << t;
     }
     EXPECT_TRUE(at::isfinite(score_from_velocity(path->at(0), x, v)).all().item<bool>()) << name;
   }
   EXPECT_NO_THROW(score_from_velocity(make_path("vp")->at(1), x, v));
-  test::expect_error(ErrorKind::kFailure, "no limit", [&] { score_from_velocity(make_path("linear")->at(1), x, v); });
-  test::expect_error(ErrorKind::kFailure, "no limit", [&] { velocity_from_score(make_path("gvp")->at(0), x, v); });
+  test::expect_error(ErrorKind::kFailure, "no limit",
+                     [&] { score_from_velocity(make_path("linear")->at(1), x, v); });
+  test::expect_error(ErrorKind::kFailure, "no limit",
+                     [&] { velocity_from_score(make_path("gvp")->at(0), x, v); });
   test::expect_error(ErrorKind::kConfig, "did you mean 'linear'", [&] { make_path("linar"); });
 }
 
@@ -102,23 +119,34 @@ TEST(flow_grid, EndsAndOrder) {
   test::expect_error(ErrorKind::kConfig, "at least one", [] { make_grid("uniform", 0); });
 }
 
-// The flow's velocity must give the score of the marginal: s = grad log p_t with p_t = sum pi N(alpha m, alpha^2 S + beta^2).
+// The flow's velocity must give the score of the marginal: s = grad log p_t with p_t = sum pi
+// N(alpha m, alpha^2 S + beta^2).
 TEST(flow_mixture, VelocityAgreesWithTheScoreOfTheMarginal) {
   for (const std::string& name : path_names()) {
-    const ExactProblem p = make_problem("", plane_modes(false).base->mixture(), plane_modes(false).form, name);
+    const ExactProblem p =
+        make_problem("", plane_modes(false).base->mixture(), plane_modes(false).form, name);
     const GaussianMixture& base = p.base->mixture();
     for (const double t : {0.05, 0.5, 0.95}) {
       const PathPoint point = p.path->at(t);
-      const GaussianMixture marginal{base.weights, base.means * point.alpha, base.covariances * (point.alpha * point.alpha) + at::eye(2, at::kDouble) * (point.beta * point.beta)};
+      const GaussianMixture marginal{base.weights, base.means * point.alpha,
+                                     base.covariances * (point.alpha * point.alpha) +
+                                         at::eye(2, at::kDouble) * (point.beta * point.beta)};
       const at::Tensor x = at::randn({7, 2}, at::kDouble).set_requires_grad(true);
       const at::Tensor score = torch::autograd::grad({log_density(marginal, x).sum()}, {x})[0];
       const at::Tensor v = p.base->velocity(x.detach(), time_tensor(t, x), {});
-      EXPECT_LT(test::relative_error(score_from_velocity(point, x.detach(), v), score), 1e-9) << name << t;
+      EXPECT_LT(test::relative_error(score_from_velocity(point, x.detach(), v), score), 1e-9)
+          << name << t;
     }
     // mixed times in one call equal separate calls
-    const at::Tensor x = at::randn({3, 2}, at::kDouble), times = at::tensor(std::vector<double>{0.0, 0.4, 1.0}, at::kDouble);
+    const at::Tensor x = at::randn({3, 2}, at::kDouble),
+                     times = at::tensor(std::vector<double>{0.0, 0.4, 1.0}, at::kDouble);
     const at::Tensor together = p.base->velocity(x, times, {});
-    for (std::int64_t i = 0; i < 3; ++i) EXPECT_LT((together[i] - p.base->velocity(x.narrow(0, i, 1), times.narrow(0, i, 1), {})[0]).abs().max().item<double>(), 1e-12);
+    for (std::int64_t i = 0; i < 3; ++i)
+      EXPECT_LT((together[i] - p.base->velocity(x.narrow(0, i, 1), times.narrow(0, i, 1), {})[0])
+                    .abs()
+                    .max()
+                    .item<double>(),
+                1e-12);
     EXPECT_TRUE(at::isfinite(together).all().item<bool>()) << name << ": the ends must be finite";
   }
 }
@@ -135,7 +163,10 @@ TEST(flow_mixture, TiltAgreesWithQuadrature) {
     EXPECT_LT((tilted - log_density(p.target.law, x).exp()).abs().max().item<double>(), 1e-9);
     EXPECT_NEAR((tilted * (r - std::log(z))).sum().item<double>() * h, p.target.kl(), 1e-9);
     // value function at t = 0 is -log Z for a memoryless start, everywhere
-    EXPECT_NEAR(value_function(p.base->mixture(), *p.path, p.form, at::full({1, 1}, 0.7, at::kDouble), 0.0)[0].item<double>(), -p.target.log_z, 1e-9);
+    EXPECT_NEAR(value_function(p.base->mixture(), *p.path, p.form,
+                               at::full({1, 1}, 0.7, at::kDouble), 0.0)[0]
+                    .item<double>(),
+                -p.target.log_z, 1e-9);
   }
   EXPECT_NEAR(two_modes().target.law.weights[1].item<double>(), 0.8808, 1e-4);
   EXPECT_NEAR(line_gaussian(true).target.law.means[0][0].item<double>(), 1.1354, 1e-4);
@@ -148,7 +179,8 @@ TEST(flow_mixture, SamplesHaveTheRightMoments) {
   const at::Tensor x = sample(p, RandomStreams(5), 0, 40000);
   EXPECT_LT((x.mean(0) - mean(p)).abs().max().item<double>(), 0.03);  // 5 standard errors
   EXPECT_LT((at::cov(x.t()) - covariance(p)).abs().max().item<double>(), 0.05);
-  test::expect_error(ErrorKind::kFailure, "sum to 1", [&] { validate({p.weights * 2, p.means, p.covariances}); });
+  test::expect_error(ErrorKind::kFailure, "sum to 1",
+                     [&] { validate({p.weights * 2, p.means, p.covariances}); });
 }
 
 }  // namespace tiltflow

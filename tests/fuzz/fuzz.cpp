@@ -1,6 +1,7 @@
-// Fuzzing of every reader of foreign files: seeds of its corpus are cut, damaged, spliced and repeated for a bounded time. A
-// reader may refuse (tiltflow::Error) or accept, nothing else: no other exception, no crash, no absurd allocation. A failing
-// input is kept in the working folder. Best run from a build with sanitizers.
+// Fuzzing of every reader of foreign files: seeds of its corpus are cut, damaged, spliced and
+// repeated for a bounded time. A reader may refuse (tiltflow::Error) or accept, nothing else: no
+// other exception, no crash, no absurd allocation. A failing input is kept in the working folder.
+// Best run from a build with sanitizers.
 //   tiltflow_fuzz TARGET|all [SECONDS]        targets: see kTargets
 #include <sys/resource.h>
 
@@ -18,11 +19,11 @@
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
+#include "tiltflow/io/latents.h"
 #include "tiltflow/io/npy.h"
 #include "tiltflow/io/npz.h"
-#include "tiltflow/io/picture.h"
-#include "tiltflow/io/latents.h"
 #include "tiltflow/io/pickle.h"
+#include "tiltflow/io/picture.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/models/autoencoder/autoencoder.h"
 #include "tiltflow/models/clip/vision.h"
@@ -49,33 +50,58 @@ Bytes file(const char* name) { return read_file(kSource / name); }
 std::map<std::string, Target> targets(const fs::path& folder) {
   std::map<std::string, Target> out;
   const Bytes tensors = file("tests/golden/sit/guided.safetensors");
-  out["safetensors"] = {{tensors, file("tests/golden/lora/peft_linear_rslora/adapter_model.safetensors")}, [](const fs::path& f, const Bytes&) { read_safetensors(f); }};
-  out["torch"] = {{file("tests/golden/torch/zip.pt"), file("tests/golden/torch/stream.pt"), file("tests/golden/torch/trainer.pt"), file("tests/golden/clip/aesthetic_random_head.pth")}, [](const fs::path& f, const Bytes&) { read_tensors(f); }};
-  out["index"] = {{R"({"metadata": {"total_size": 10}, "weight_map": {"a": "x-00001-of-00002.safetensors", "b": "../x.safetensors"}})"}, [](const fs::path& f, const Bytes&) { read_tensors(f); }};
-  out["model"] = {{file("tests/golden/sit/sit_a_ema.safetensors")}, [](const fs::path& f, const Bytes&) { load_velocity_model(f, {{"num_heads", "4"}}); }};
-  out["autoencoder"] = {{file("tests/golden/diffusers/taesd/diffusion_pytorch_model.safetensors")}, [](const fs::path& f, const Bytes&) { load_autoencoder(f); }};
-  out["clip"] = {{file("tests/golden/clip/vision_gelu/model.safetensors")}, [](const fs::path& f, const Bytes&) { load_clip_vision(f); }};
+  out["safetensors"] = {
+      {tensors, file("tests/golden/lora/peft_linear_rslora/adapter_model.safetensors")},
+      [](const fs::path& f, const Bytes&) { read_safetensors(f); }};
+  out["torch"] = {
+      {file("tests/golden/torch/zip.pt"), file("tests/golden/torch/stream.pt"),
+       file("tests/golden/torch/trainer.pt"), file("tests/golden/clip/aesthetic_random_head.pth")},
+      [](const fs::path& f, const Bytes&) { read_tensors(f); }};
+  out["index"] = {
+      {R"({"metadata": {"total_size": 10}, "weight_map": {"a": "x-00001-of-00002.safetensors", "b": "../x.safetensors"}})"},
+      [](const fs::path& f, const Bytes&) { read_tensors(f); }};
+  out["model"] = {
+      {file("tests/golden/sit/sit_a_ema.safetensors")},
+      [](const fs::path& f, const Bytes&) { load_velocity_model(f, {{"num_heads", "4"}}); }};
+  out["autoencoder"] = {{file("tests/golden/diffusers/taesd/diffusion_pytorch_model.safetensors")},
+                        [](const fs::path& f, const Bytes&) { load_autoencoder(f); }};
+  out["clip"] = {{file("tests/golden/clip/vision_gelu/model.safetensors")},
+                 [](const fs::path& f, const Bytes&) { load_clip_vision(f); }};
   const auto pictures = [](std::initializer_list<const char*> names) {
     Target target{{}, [](const fs::path&, const Bytes& b) { decode_picture(b, "x"); }};
-    for (const char* name : names) target.seeds.push_back(file((std::string("tests/golden/pictures/") + name).c_str()));
+    for (const char* name : names)
+      target.seeds.push_back(file((std::string("tests/golden/pictures/") + name).c_str()));
     return target;
   };
-  out["png"] = pictures({"rgb.png", "palette-trns.png", "interlaced.png", "grey16.png", "grey2bit.png"});
+  out["png"] =
+      pictures({"rgb.png", "palette-trns.png", "interlaced.png", "grey16.png", "grey2bit.png"});
   out["jpeg"] = pictures({"rgb.jpg", "grey.jpg", "progressive.jpg", "ycck.jpg", "rotated.jpg"});
   out["webp"] = pictures({"lossy.webp", "lossless.webp", "alpha.webp", "animated.webp"});
-  out["bmp"] = pictures({"rgb.bmp", "bilevel.bmp", "rgb565.bmp", "four-bit-top-down.bmp", "masks-with-alpha.bmp"});
-  out["npy"] = {{file("tests/golden/numpy/version2.npy"), file("tests/golden/numpy/version3.npy")}, [](const fs::path&, const Bytes& b) { parse_npy(b, "x"); }};
-  out["config"] = {{file("recipes/mnist-ink.toml"), file("recipes/mnist-class.toml")}, [](const fs::path& f, const Bytes&) { load_config<FinetuneConfig>(f, {}); }};
-  out["npz"] = {{file("tests/golden/numpy/statistics.npz"), file("tests/golden/numpy/arrays.npz")}, [](const fs::path& f, const Bytes&) { read_npz(f); }};
-  out["json-lines"] = {{"{\"step\": 1, \"loss\": 0.5}\n{\"step\": 2}\n"}, [](const fs::path& f, const Bytes&) { read_json_lines(f); }};
-  out["labels"] = {{"1, 2, 3\n4 5\n"}, [](const fs::path&, const Bytes& b) { parse_labels(b, "x"); }};
-  write_file_atomic(folder / "adapter_model.safetensors", file("tests/golden/lora/peft_linear_rslora/adapter_model.safetensors"));
-  out["peft"] = {{file("tests/golden/lora/peft_linear_rslora/adapter_config.json")}, [folder](const fs::path&, const Bytes& b) {
+  out["bmp"] = pictures(
+      {"rgb.bmp", "bilevel.bmp", "rgb565.bmp", "four-bit-top-down.bmp", "masks-with-alpha.bmp"});
+  out["npy"] = {{file("tests/golden/numpy/version2.npy"), file("tests/golden/numpy/version3.npy")},
+                [](const fs::path&, const Bytes& b) { parse_npy(b, "x"); }};
+  out["config"] = {{file("recipes/mnist-ink.toml"), file("recipes/mnist-class.toml")},
+                   [](const fs::path& f, const Bytes&) { load_config<FinetuneConfig>(f, {}); }};
+  out["npz"] = {{file("tests/golden/numpy/statistics.npz"), file("tests/golden/numpy/arrays.npz")},
+                [](const fs::path& f, const Bytes&) { read_npz(f); }};
+  out["json-lines"] = {{"{\"step\": 1, \"loss\": 0.5}\n{\"step\": 2}\n"},
+                       [](const fs::path& f, const Bytes&) { read_json_lines(f); }};
+  out["labels"] = {{"1, 2, 3\n4 5\n"},
+                   [](const fs::path&, const Bytes& b) { parse_labels(b, "x"); }};
+  write_file_atomic(folder / "adapter_model.safetensors",
+                    file("tests/golden/lora/peft_linear_rslora/adapter_model.safetensors"));
+  out["peft"] = {{file("tests/golden/lora/peft_linear_rslora/adapter_config.json")},
+                 [folder](const fs::path&, const Bytes& b) {
                    write_file_atomic(folder / "adapter_config.json", b);
                    read_adapters(folder, 1);
                  }};
   make_directories(folder / "idx");
-  const Bytes images{"\0\0\x08\x03\0\0\0\x02\0\0\0\x02\0\0\0\x02" "abcdefgh", 24}, labels{"\0\0\x08\x01\0\0\0\x02\1\2", 10};
+  const Bytes images{
+      "\0\0\x08\x03\0\0\0\x02\0\0\0\x02\0\0\0\x02"
+      "abcdefgh",
+      24},
+      labels{"\0\0\x08\x01\0\0\0\x02\1\2", 10};
   write_file_atomic(folder / "idx/train-labels-idx1-ubyte", labels);
   out["idx"] = {{images}, [folder](const fs::path&, const Bytes& b) {
                   write_file_atomic(folder / "idx/train-images-idx3-ubyte", b);
@@ -83,7 +109,8 @@ std::map<std::string, Target> targets(const fs::path& folder) {
                 }};
   LatentFile latents{at::rand({2, 1, 2, 2}), at::rand({2, 1, 2, 2}), at::arange(2), 0.5, 0, "x"};
   write_latents(folder / "latents", latents);
-  out["latents"] = {{read_file(folder / "latents")}, [](const fs::path& f, const Bytes&) { read_latents(f); }};
+  out["latents"] = {{read_file(folder / "latents")},
+                    [](const fs::path& f, const Bytes&) { read_latents(f); }};
   return out;
 }
 
@@ -93,36 +120,71 @@ Bytes mutate(const std::vector<Bytes>& seeds, std::mt19937_64& random) {
     if (out.empty()) return std::size_t{0};
     const std::size_t near = std::min<std::size_t>(out.size(), 512);
     switch (random() % 4) {
-      case 0: return random() % near;
-      case 1: return out.size() - 1 - random() % near;
-      default: return random() % out.size();
+      case 0:
+        return random() % near;
+      case 1:
+        return out.size() - 1 - random() % near;
+      default:
+        return random() % out.size();
     }
   };
   for (std::uint64_t rounds = 1 + random() % 4; rounds > 0 && !out.empty(); --rounds) {
-    const std::size_t at = place(), length = 1 + random() % std::min<std::size_t>(64, out.size() - at);
-    static const std::uint64_t kEvil[] = {0, 1, 0x7fffffff, 0x80000000, 0xffffffff, 0x7fffffffffffffff, 0xffffffffffffffff, 0x100000000};
+    const std::size_t at = place(),
+                      length = 1 + random() % std::min<std::size_t>(64, out.size() - at);
+    static const std::uint64_t kEvil[] = {
+        0,          1, 0x7fffffff, 0x80000000, 0xffffffff, 0x7fffffffffffffff, 0xffffffffffffffff,
+        0x100000000};
     switch (random() % 7) {
-      case 0: out[at] = static_cast<char>(random()); break;
-      case 1: out.resize(at); break;
-      case 2: out.erase(at, length); break;
-      case 3: out.insert(at, out.substr(at, length)); break;
-      case 4: { const Bytes& other = seeds[random() % seeds.size()]; const std::size_t from = other.empty() ? 0 : random() % other.size(); out.replace(at, length, other.substr(from, length)); break; }
-      case 5: { const std::uint64_t value = kEvil[random() % 8]; for (std::size_t i = 0; i < 8 && at + i < out.size(); ++i) out[at + i] = static_cast<char>(value >> (8 * i)); break; }
-      default: for (char& c : out) if (c >= '0' && c <= '9' && random() % 50 == 0) c = static_cast<char>('0' + random() % 10);
+      case 0:
+        out[at] = static_cast<char>(random());
+        break;
+      case 1:
+        out.resize(at);
+        break;
+      case 2:
+        out.erase(at, length);
+        break;
+      case 3:
+        out.insert(at, out.substr(at, length));
+        break;
+      case 4: {
+        const Bytes& other = seeds[random() % seeds.size()];
+        const std::size_t from = other.empty() ? 0 : random() % other.size();
+        out.replace(at, length, other.substr(from, length));
+        break;
+      }
+      case 5: {
+        const std::uint64_t value = kEvil[random() % 8];
+        for (std::size_t i = 0; i < 8 && at + i < out.size(); ++i)
+          out[at + i] = static_cast<char>(value >> (8 * i));
+        break;
+      }
+      default:
+        for (char& c : out)
+          if (c >= '0' && c <= '9' && random() % 50 == 0)
+            c = static_cast<char>('0' + random() % 10);
     }
   }
   return out;
 }
 
 // Returns the number of inputs tried.
-long run(const std::string& name, const Target& target, double seconds, const fs::path& folder, std::uint64_t seed) {
+long run(const std::string& name, const Target& target, double seconds, const fs::path& folder,
+         std::uint64_t seed) {
   std::mt19937_64 random(seed);
   const fs::path path = folder / "input";
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   long tried = 0, accepted = 0;
   for (const Bytes& good : target.seeds) {
     write_file_atomic(path, good);
-    try { target.read(path, good); } catch (const Error& error) { if (name != "index") { std::fprintf(stderr, "%s: a seed is refused: %s\n", name.c_str(), error.what()); std::exit(1); } }
+    try {
+      target.read(path, good);
+    } catch (const Error& error) {
+      if (name != "index") {
+        std::fprintf(stderr, "%s: a seed is refused: %s\n", name.c_str(), error.what());
+        std::exit(1);
+      }
+    }
   }
   while (std::chrono::steady_clock::now() < end) {
     const Bytes bytes = mutate(target.seeds, random);

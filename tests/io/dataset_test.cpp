@@ -25,8 +25,10 @@ TEST(io_dataset, IdxFolderAndErrors) {
   EXPECT_EQ(data.labels[1].item<int>(), 3);
   EXPECT_EQ(data.classes(), 4);
   write_file_atomic(dir / "train-labels-idx1-ubyte", idx({2}, 1));
-  test::expect_error(ErrorKind::kBadFile, "promises", [&] { read_dataset({"idx", (dir.path()).string()}, "train"); });
-  test::expect_error(ErrorKind::kBadFile, "not found", [&] { read_dataset({"idx", (dir.path()).string()}, "test"); });
+  test::expect_error(ErrorKind::kBadFile, "promises",
+                     [&] { read_dataset({"idx", (dir.path()).string()}, "train"); });
+  test::expect_error(ErrorKind::kBadFile, "not found",
+                     [&] { read_dataset({"idx", (dir.path()).string()}, "test"); });
 
   std::filesystem::create_directories(dir / "pictures/train/cat");
   std::filesystem::create_directories(dir / "pictures/train/dog");
@@ -38,30 +40,43 @@ TEST(io_dataset, IdxFolderAndErrors) {
 
   std::string records(2 * 3073, '\x01');
   write_file_atomic(dir / "data_batch_1.bin", records);
-  EXPECT_EQ(read_dataset({"cifar", (dir.path()).string()}, "train").images.sizes().vec(), (std::vector<std::int64_t>{2, 3, 32, 32}));
+  EXPECT_EQ(read_dataset({"cifar", (dir.path()).string()}, "train").images.sizes().vec(),
+            (std::vector<std::int64_t>{2, 3, 32, 32}));
   write_file_atomic(dir / "data_batch_1.bin", records.substr(1));
-  test::expect_error(ErrorKind::kBadFile, "record size", [&] { read_dataset({"cifar", (dir.path()).string()}, "train"); });
+  test::expect_error(ErrorKind::kBadFile, "record size",
+                     [&] { read_dataset({"cifar", (dir.path()).string()}, "train"); });
 }
 
-// Values of Pillow 12 (Image.resize with BOX and BICUBIC, as guided diffusion's center_crop_arr applies them) on a picture made of
-// a formula: sum of all bytes, a weighted sum and three pixels.
+// Values of Pillow 12 (Image.resize with BOX and BICUBIC, as guided diffusion's center_crop_arr
+// applies them) on a picture made of a formula: sum of all bytes, a weighted sum and three pixels.
 TEST(io_resize, CenterCropEqualsPillow) {
   struct Case {
     std::int64_t height, width, size, sum, weighted;
     std::vector<std::int64_t> first, inner, last;
   };
-  for (const Case& c : {Case{37, 53, 8, 24538, 1164571, {133, 135, 119}, {104, 125, 127}, {142, 120, 120}}, Case{16, 23, 12, 54696, 2464843, {98, 149, 143}, {99, 84, 85}, {134, 169, 112}},
-                        Case{9, 11, 16, 102189, 4894746, {84, 136, 202}, {196, 102, 102}, {8, 143, 6}}, Case{31, 31, 31, 365989, 17483173, {0, 53, 106}, {13, 216, 163}, {110, 39, 224}}}) {
+  for (const Case& c :
+       {Case{37, 53, 8, 24538, 1164571, {133, 135, 119}, {104, 125, 127}, {142, 120, 120}},
+        Case{16, 23, 12, 54696, 2464843, {98, 149, 143}, {99, 84, 85}, {134, 169, 112}},
+        Case{9, 11, 16, 102189, 4894746, {84, 136, 202}, {196, 102, 102}, {8, 143, 6}},
+        Case{31, 31, 31, 365989, 17483173, {0, 53, 106}, {13, 216, 163}, {110, 39, 224}}}) {
     at::Tensor picture = at::empty({3, c.height, c.width}, at::kByte);
     auto p = picture.accessor<std::uint8_t, 3>();
-    for (std::int64_t k = 0; k < 3; ++k) for (std::int64_t y = 0; y < c.height; ++y) for (std::int64_t x = 0; x < c.width; ++x) p[k][y][x] = static_cast<std::uint8_t>((37 * y * y + 101 * x + 53 * k + x * y * (k + 1)) % 256);
+    for (std::int64_t k = 0; k < 3; ++k)
+      for (std::int64_t y = 0; y < c.height; ++y)
+        for (std::int64_t x = 0; x < c.width; ++x)
+          p[k][y][x] =
+              static_cast<std::uint8_t>((37 * y * y + 101 * x + 53 * k + x * y * (k + 1)) % 256);
     const at::Tensor out = center_crop(picture, c.size).to(at::kLong);
     ASSERT_EQ(out.sizes().vec(), (std::vector<std::int64_t>{3, c.size, c.size}));
     EXPECT_EQ(out.sum().item<std::int64_t>(), c.sum);
-    EXPECT_EQ((out.flatten() * at::remainder(at::arange(out.numel()), 97)).sum().item<std::int64_t>(), c.weighted);
+    EXPECT_EQ(
+        (out.flatten() * at::remainder(at::arange(out.numel()), 97)).sum().item<std::int64_t>(),
+        c.weighted);
     EXPECT_TRUE(at::equal(out.select(1, 0).select(1, 0), at::tensor(c.first, at::kLong)));
-    EXPECT_TRUE(at::equal(out.select(1, c.size / 2).select(1, c.size / 3), at::tensor(c.inner, at::kLong)));
-    EXPECT_TRUE(at::equal(out.select(1, c.size - 1).select(1, c.size - 1), at::tensor(c.last, at::kLong)));
+    EXPECT_TRUE(
+        at::equal(out.select(1, c.size / 2).select(1, c.size / 3), at::tensor(c.inner, at::kLong)));
+    EXPECT_TRUE(
+        at::equal(out.select(1, c.size - 1).select(1, c.size - 1), at::tensor(c.last, at::kLong)));
   }
 }
 
@@ -70,23 +85,27 @@ TEST(io_dataset, PicturesOfAnySizeInMemoryOrOnDisk) {
   std::filesystem::create_directories(dir / "a"), std::filesystem::create_directories(dir / "b");
   write_png(dir / "a/grey.png", RandomStreams(1).uniform(Purpose::kProbe, 0, 0, 1, {1, 20, 31})[0]);
   write_png(dir / "b/wide.png", RandomStreams(1).uniform(Purpose::kProbe, 0, 1, 1, {3, 17, 40})[0]);
-  write_file_atomic(dir / "b/x.JPG", encode_jpeg(RandomStreams(1).uniform(Purpose::kProbe, 0, 2, 1, {3, 50, 33})[0]));
+  write_file_atomic(dir / "b/x.JPG", encode_jpeg(RandomStreams(1).uniform(Purpose::kProbe, 0, 2, 1,
+                                                                          {3, 50, 33})[0]));
   write_file_atomic(dir / "b/notes.txt", "no picture");
   const std::string path = dir.path().string();
-  const ImageDataset memory = read_dataset({"folder", path, 16}, "train"), disk = read_dataset({"folder", path, 16, 100}, "train");
+  const ImageDataset memory = read_dataset({"folder", path, 16}, "train"),
+                     disk = read_dataset({"folder", path, 16, 100}, "train");
   EXPECT_TRUE(memory.images.defined());
   EXPECT_FALSE(disk.images.defined());
   EXPECT_EQ(memory.size(), 3);
   EXPECT_EQ(disk.shape(), (std::vector<std::int64_t>{3, 16, 16}));
   const at::Tensor some = at::tensor(std::vector<std::int64_t>{2, 0});
   EXPECT_TRUE(at::equal(memory.batch(some), disk.batch(some)));
-  EXPECT_TRUE(at::equal(memory.batch(some)[1][0], memory.batch(some)[1][2])) << "grey among colours becomes RGB";
+  EXPECT_TRUE(at::equal(memory.batch(some)[1][0], memory.batch(some)[1][2]))
+      << "grey among colours becomes RGB";
   const std::string before = fingerprint(disk);
   EXPECT_EQ(before, fingerprint(read_dataset({"folder", path, 16, 100}, "train")));
   write_png(dir / "a/grey.png", at::zeros({1, 20, 31}));
   EXPECT_NE(before, fingerprint(read_dataset({"folder", path, 16, 100}, "train")));
   write_png(dir / "a/grey.png", at::zeros({1, 1, 600}));
-  test::expect_error(ErrorKind::kBadFile, "grey.png: 1 x 600 pixels are too narrow a strip", [&] { read_dataset({"folder", path, 512}, "train"); });
+  test::expect_error(ErrorKind::kBadFile, "grey.png: 1 x 600 pixels are too narrow a strip",
+                     [&] { read_dataset({"folder", path, 512}, "train"); });
 }
 
 namespace {
@@ -118,16 +137,20 @@ TEST(io_dataset, IdxOfOtherTypes) {
   const test::TempDir dir;
   const auto read = [&] { return read_dataset({"idx", dir.path().string()}, "train"); };
   write_file_atomic(dir / "train-images-idx3-ubyte", idx_file(8, {2, 1, 2}, "abcd"));
-  write_file_atomic(dir / "train-labels-idx1-ubyte", idx_file(0x0c, {2}, std::string("\0\0\0\5\0\0\1\0", 8)));
+  write_file_atomic(dir / "train-labels-idx1-ubyte",
+                    idx_file(0x0c, {2}, std::string("\0\0\0\5\0\0\1\0", 8)));
   EXPECT_TRUE(at::equal(read().labels, at::tensor({5, 256}, at::kLong)));
-  write_file_atomic(dir / "train-labels-idx1-ubyte", idx_file(0x0b, {2}, std::string("\0\2\xff\xff", 4)));
+  write_file_atomic(dir / "train-labels-idx1-ubyte",
+                    idx_file(0x0b, {2}, std::string("\0\2\xff\xff", 4)));
   test::expect_error(ErrorKind::kBadFile, "labels reach from -1", read);
-  write_file_atomic(dir / "train-labels-idx1-ubyte", idx_file(0x0c, {2}, std::string("\0\0\0\5\x7f\xff\xff\xff", 8)));
+  write_file_atomic(dir / "train-labels-idx1-ubyte",
+                    idx_file(0x0c, {2}, std::string("\0\0\0\5\x7f\xff\xff\xff", 8)));
   test::expect_error(ErrorKind::kBadFile, "2147483647", read);
   write_file_atomic(dir / "train-labels-idx1-ubyte", idx_file(0x0d, {2}, std::string(8, '\0')));
   test::expect_error(ErrorKind::kBadFile, "not whole numbers", read);
   write_file_atomic(dir / "train-labels-idx1-ubyte", idx_file(8, {2}, std::string("\0\1", 2)));
-  write_file_atomic(dir / "train-images-idx3-ubyte", idx_file(0x0e, {2, 1, 1}, std::string(16, '\0')));
+  write_file_atomic(dir / "train-images-idx3-ubyte",
+                    idx_file(0x0e, {2, 1, 1}, std::string(16, '\0')));
   test::expect_error(ErrorKind::kBadFile, "only bytes", read);
   write_file_atomic(dir / "train-images-idx3-ubyte", idx_file(8, {2, 1, 2}, "abcde"));
   test::expect_error(ErrorKind::kBadFile, "5 data bytes, the header promises 4", read);
@@ -150,13 +173,16 @@ TEST(io_dataset, GzipOfSeveralMembers) {
   EXPECT_EQ(read(gzip("one ") + gzip("") + gzip(large)), "one " + large);
   EXPECT_EQ(read(gzip("one") + std::string(512, '\0')), "one");
   EXPECT_EQ(read("plain"), "plain");
-  test::expect_error(ErrorKind::kBadFile, "x.gz: bytes after the gzip data", [&] { read(gzip("one") + "garbage"); });
+  test::expect_error(ErrorKind::kBadFile, "x.gz: bytes after the gzip data",
+                     [&] { read(gzip("one") + "garbage"); });
   const std::string two = gzip("one") + gzip(large);
-  for (const std::size_t cut : {std::size_t{5}, gzip("one").size() - 4, gzip("one").size() + 12, two.size() - 1}) {
+  for (const std::size_t cut :
+       {std::size_t{5}, gzip("one").size() - 4, gzip("one").size() + 12, two.size() - 1}) {
     test::expect_error(ErrorKind::kBadFile, "x.gz: ", [&] { read(two.substr(0, cut)); });
   }
   write_file_atomic(dir / "x.gz", gzip(large));
-  test::expect_error(ErrorKind::kBadFile, "larger than the allowed", [&] { read_file_gz(dir / "x.gz", 1000); });
+  test::expect_error(ErrorKind::kBadFile, "larger than the allowed",
+                     [&] { read_file_gz(dir / "x.gz", 1000); });
 }
 
 TEST(io_dataset, CifarHundredIsRecognised) {
@@ -185,7 +211,8 @@ TEST(io_dataset, NumpyImages) {
   arrays = {};
   arrays.add("arr_0", at::rand({2, 2, 2, 3}));
   write_npz(dir / "float.npz", arrays);
-  test::expect_error(ErrorKind::kBadFile, "only bytes", [&] { read_dataset({"numpy", (dir / "float.npz").string()}, "train"); });
+  test::expect_error(ErrorKind::kBadFile, "only bytes",
+                     [&] { read_dataset({"numpy", (dir / "float.npz").string()}, "train"); });
 }
 
 // Arrays under other names are no labels, and that is said; a single picture is no set of rows.
@@ -205,15 +232,18 @@ TEST(io_dataset, NumpyImagesWithoutLabels) {
   test::expect_error(ErrorKind::kBadFile, "looks like a single picture", [&] { read(picture); });
 }
 
-// The same records packed and unpacked count once; what differs from the original's five files is said.
+// The same records packed and unpacked count once; what differs from the original's five files is
+// said.
 TEST(io_dataset, CifarFilesAreCountedOnce) {
   const test::TempDir dir;
   const std::string record(3073, '\x01');
-  for (const char* number : {"1", "2", "3", "4"}) write_file_atomic(dir / cat("data_batch_", number, ".bin"), record);
+  for (const char* number : {"1", "2", "3", "4"})
+    write_file_atomic(dir / cat("data_batch_", number, ".bin"), record);
   write_file_atomic(dir / "data_batch_1.bin.gz", "not read");
   const ImageDataset data = read_dataset({"cifar", dir.path().string()}, "train");
   EXPECT_EQ(data.size(), 4);
-  EXPECT_NE(data.notes.at(0).find("missing: data_batch_5.bin"), std::string::npos) << data.notes.at(0);
+  EXPECT_NE(data.notes.at(0).find("missing: data_batch_5.bin"), std::string::npos)
+      << data.notes.at(0);
   write_file_atomic(dir / "data_batch_5.bin", record);
   EXPECT_TRUE(read_dataset({"cifar", dir.path().string()}, "train").notes.empty());
 }
@@ -222,7 +252,8 @@ TEST(io_dataset, CifarFilesAreCountedOnce) {
 TEST(io_npz, ReadsWhatNumPyWrites) {
   const ParameterSet t = read_npz(test::source_dir() / "tests/golden/numpy/statistics.npz");
   EXPECT_TRUE(at::equal(t.at("mu"), at::arange(3, at::kDouble)));
-  EXPECT_TRUE(at::equal(t.at("sigma"), at::eye(3, at::kDouble) * 2 + at::arange(9, at::kDouble).view({3, 3}).t()));
+  EXPECT_TRUE(at::equal(t.at("sigma"),
+                        at::eye(3, at::kDouble) * 2 + at::arange(9, at::kDouble).view({3, 3}).t()));
   const test::TempDir dir;
   write_npz(dir / "x.npz", t);
   EXPECT_TRUE(at::equal(read_npz(dir / "x.npz").at("sigma"), t.at("sigma")));
@@ -243,18 +274,26 @@ TEST(io_npz, EveryTypeAndOrder) {
   EXPECT_EQ(t.at("empty").sizes().vec(), (std::vector<std::int64_t>{0, 3}));
   EXPECT_TRUE(at::equal(t.at("bool"), base > 2));
   EXPECT_EQ(t.at("i1")[1][1].item<int>(), -6);
-  for (const char* name : {"version2.npy", "version3.npy"}) EXPECT_TRUE(at::equal(read_npz(folder / name).at("arr_0").to(at::kDouble), base)) << name;
+  for (const char* name : {"version2.npy", "version3.npy"})
+    EXPECT_TRUE(at::equal(read_npz(folder / name).at("arr_0").to(at::kDouble), base)) << name;
 }
 
 TEST(io_npz, RefusalsSayWhyAndOnlyMatterWhenAskedFor) {
   const auto file = test::source_dir() / "tests/golden/numpy/refused.npz";
-  const std::pair<const char*, const char*> refusals[] = {{"objects", "pickle"}, {"records", "records"}, {"text", "text"}, {"complex", "complex"}, {"huge", "2^63"}};
-  for (const auto& [name, why] : refusals) test::expect_error(ErrorKind::kBadFile, why, [&] { read_npz(file, {name}); });
+  const std::pair<const char*, const char*> refusals[] = {{"objects", "pickle"},
+                                                          {"records", "records"},
+                                                          {"text", "text"},
+                                                          {"complex", "complex"},
+                                                          {"huge", "2^63"}};
+  for (const auto& [name, why] : refusals)
+    test::expect_error(ErrorKind::kBadFile, why, [&] { read_npz(file, {name}); });
   EXPECT_EQ(read_npz(file, {"mu", "sigma"}).size(), 1u);
   EXPECT_EQ(npz_names(file).size(), 6u);
   const test::TempDir dir;
-  write_file_atomic(dir / "long.npy", read_file(test::source_dir() / "tests/golden/numpy/version2.npy") + "x");
-  test::expect_error(ErrorKind::kBadFile, "25 data bytes, the header promises 24", [&] { read_npz(dir / "long.npy"); });
+  write_file_atomic(dir / "long.npy",
+                    read_file(test::source_dir() / "tests/golden/numpy/version2.npy") + "x");
+  test::expect_error(ErrorKind::kBadFile, "25 data bytes, the header promises 24",
+                     [&] { read_npz(dir / "long.npy"); });
 }
 
 }  // namespace tiltflow

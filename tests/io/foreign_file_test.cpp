@@ -1,7 +1,8 @@
-// What is no file of tensors is named, with what to do about it; folders are searched for their weights.
+// What is no file of tensors is named, with what to do about it; folders are searched for their
+// weights.
+#include "tiltflow/io/foreign_file.h"
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
-#include "tiltflow/io/foreign_file.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/io/torch_file.h"
 #include "tiltflow/io/weight_files.h"
@@ -12,7 +13,9 @@ namespace {
 
 using namespace std::string_literals;
 
-const std::string kPointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + std::string(64, '0') + "\nsize 206960\n";
+const std::string kPointer =
+    "version https://git-lfs.github.com/spec/v1\noid sha256:" + std::string(64, '0') +
+    "\nsize 206960\n";
 
 }  // namespace
 
@@ -33,7 +36,9 @@ TEST(io_foreign_file, IsNamedUnderEveryEnding) {
       {"\x81\xa6params\x84\xa3"s, "a msgpack file (Flax)"},
       {"\x93NUMPY\x01\0v\0{'descr': '<f4'"s, "a NumPy array"},
       {std::string(257, '\0') + "ustar" + std::string(260, '\0'), "a tar archive"},
-      {"\x80\x04\x95\x0b\0\0\0\0\0\0\0]\x94K\x01"s "a.", "a Python pickle that torch.save did not write"},
+      {"\x80\x04\x95\x0b\0\0\0\0\0\0\0]\x94K\x01"s
+       "a.",
+       "a Python pickle that torch.save did not write"},
   };
   for (const auto& [bytes, what] : cases) {
     for (const char* name : {"x.safetensors", "x.pt", "x.bin"}) {
@@ -47,15 +52,17 @@ TEST(io_foreign_file, IsNamedUnderEveryEnding) {
 TEST(io_foreign_file, ArchivesThatHoldSomethingElse) {
   const test::TempDir dir;
   const std::vector<std::pair<std::string, std::string>> cases{
-      {"m/constants.pkl", "TorchScript"}, {"m/archive_format", "exported program"}, {"model.weights.h5", "Keras"},
-      {"a.npy", "NumPy archive"},         {"model.pt", "a checkpoint in it"},       {"readme", "without data.pkl"}};
+      {"m/constants.pkl", "TorchScript"}, {"m/archive_format", "exported program"},
+      {"model.weights.h5", "Keras"},      {"a.npy", "NumPy archive"},
+      {"model.pt", "a checkpoint in it"}, {"readme", "without data.pkl"}};
   for (const auto& [entry, what] : cases) {
     write_zip(dir / "x.pt", {{entry, "x"}});
     test::expect_error(ErrorKind::kBadFile, what, [&] { read_tensors(dir / "x.pt"); });
   }
 }
 
-// The length of a header may look like the beginning of anything: 0x8b1f is gzip's, 0x7b is that of JSON.
+// The length of a header may look like the beginning of anything: 0x8b1f is gzip's, 0x7b is that of
+// JSON.
 TEST(io_foreign_file, SafetensorsAreNotMistaken) {
   const test::TempDir dir;
   for (const std::size_t length : {std::size_t{0x8b1f}, std::size_t{0x7b}, std::size_t{0x207b}}) {
@@ -74,18 +81,25 @@ TEST(io_foreign_file, CutFilesSayBothSizes) {
   const std::string whole = read_file(test::golden("sit_a_ema.safetensors"));
   write_file_atomic(dir / "x.safetensors", whole.substr(0, whole.size() - 100));
   for (const std::size_t size : {whole.size(), whole.size() - 100}) {
-    test::expect_error(ErrorKind::kBadFile, std::to_string(size), [&] { read_tensors(dir / "x.safetensors"); });
+    test::expect_error(ErrorKind::kBadFile, std::to_string(size),
+                       [&] { read_tensors(dir / "x.safetensors"); });
   }
   const std::string archive = read_file(test::source_dir() / "tests/golden/torch/zip.pt");
   write_file_atomic(dir / "x.pt", archive.substr(0, archive.size() / 2));
-  test::expect_error(ErrorKind::kBadFile, std::to_string(archive.size() / 2), [&] { read_tensors(dir / "x.pt"); });
+  test::expect_error(ErrorKind::kBadFile, std::to_string(archive.size() / 2),
+                     [&] { read_tensors(dir / "x.pt"); });
 }
 
 // The names that diffusers and transformers give their files, one at a time.
 TEST(io_weight_files, EverySpellingIsFound) {
-  const std::vector<std::string> names{"model.safetensors", "model.safetensors.index.json", "model.bin", "model.bin.index.json",
-                                       "model.fp16.safetensors", "model.safetensors.index.fp16.json",
-                                       "model.fp16.safetensors.index.json", "model.bf16.bin"};
+  const std::vector<std::string> names{"model.safetensors",
+                                       "model.safetensors.index.json",
+                                       "model.bin",
+                                       "model.bin.index.json",
+                                       "model.fp16.safetensors",
+                                       "model.safetensors.index.fp16.json",
+                                       "model.fp16.safetensors.index.json",
+                                       "model.bf16.bin"};
   for (const std::string& name : names) {
     const test::TempDir dir;
     write_file_atomic(dir / name, "x");
@@ -95,10 +109,12 @@ TEST(io_weight_files, EverySpellingIsFound) {
   const test::TempDir dir;
   write_file_atomic(dir / "model.fp16.safetensors", "x");
   write_file_atomic(dir / "model.bin", "x");
-  EXPECT_EQ(find_weights(dir.path(), {"model"}).filename(), "model.bin");  // no variant before variants
+  EXPECT_EQ(find_weights(dir.path(), {"model"}).filename(),
+            "model.bin");  // no variant before variants
   std::filesystem::remove(dir / "model.bin");
   std::filesystem::rename(dir / "model.fp16.safetensors", dir / "model.non_ema.safetensors");
-  test::expect_error(ErrorKind::kBadFile, "has no model.safetensors or .bin", [&] { find_weights(dir.path(), {"model"}); });
+  test::expect_error(ErrorKind::kBadFile, "has no model.safetensors or .bin",
+                     [&] { find_weights(dir.path(), {"model"}); });
 }
 
 TEST(io_tensor_file, ShardsMayBePyTorchFiles) {
@@ -108,13 +124,15 @@ TEST(io_tensor_file, ShardsMayBePyTorchFiles) {
   second.add("b.c", at::full({3}, -2.0));
   write_torch_file(dir / "m-00001-of-00002.bin", {{"", first}});
   write_torch_file(dir / "m-00002-of-00002.bin", {{"", second}});
-  const std::string map = R"({"weight_map": {"a": "m-00001-of-00002.bin", "b.c": "m-00002-of-00002.bin"}})";
+  const std::string map =
+      R"({"weight_map": {"a": "m-00001-of-00002.bin", "b.c": "m-00002-of-00002.bin"}})";
   write_file_atomic(dir / "m.bin.index.fp16.json", map);
   const ParameterSet tensors = read_tensors(dir / "m.bin.index.fp16.json").tensors;
   EXPECT_EQ(tensors.at("a")[0].item<double>(), 1.5);
   EXPECT_EQ(tensors.at("b.c")[2].item<double>(), -2);
   std::filesystem::remove(dir / "m-00002-of-00002.bin");
-  test::expect_error(ErrorKind::kBadFile, "its shard m-00002-of-00002.bin is not there", [&] { read_tensors(dir / "m.bin.index.fp16.json"); });
+  test::expect_error(ErrorKind::kBadFile, "its shard m-00002-of-00002.bin is not there",
+                     [&] { read_tensors(dir / "m.bin.index.fp16.json"); });
 }
 
 }  // namespace tiltflow

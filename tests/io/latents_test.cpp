@@ -1,5 +1,5 @@
-#include "tests/support.h"
 #include "tiltflow/io/latents.h"
+#include "tests/support.h"
 
 namespace tiltflow {
 

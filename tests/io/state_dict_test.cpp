@@ -1,8 +1,9 @@
-// One set of rules chooses the weights of a file, whatever its format; what trainers say beside them is read as data.
+// One set of rules chooses the weights of a file, whatever its format; what trainers say beside
+// them is read as data.
+#include "tiltflow/io/state_dict.h"
 #include "tests/support.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/checkpoint_arguments.h"
-#include "tiltflow/io/state_dict.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/io/torch_file.h"
 #include "tiltflow/io/zip_archive.h"
@@ -56,8 +57,10 @@ TEST(io_state_dict, AveragesFirstThenModelInEveryFormat) {
   EXPECT_EQ(choose_section({"critic", "model", "ema"}, "x"), "ema");
   EXPECT_EQ(choose_section({"critic", "state_dict", "model"}, "x"), "model");
   EXPECT_EQ(choose_section({"whatever"}, "x"), "whatever");
-  test::expect_error(ErrorKind::kBadFile, "names that say nothing", [] { choose_section({"one", "two"}, "x"); });
-  test::expect_error(ErrorKind::kBadFile, "no state dict 'emma'", [] { taken(tensors({{"model.", 1}, {"ema.", 2}}), "emma"); });
+  test::expect_error(ErrorKind::kBadFile, "names that say nothing",
+                     [] { choose_section({"one", "two"}, "x"); });
+  test::expect_error(ErrorKind::kBadFile, "no state dict 'emma'",
+                     [] { taken(tensors({{"model.", 1}, {"ema.", 2}}), "emma"); });
 }
 
 // Lightning's networks beside losses and metrics: taken when they are named.
@@ -68,8 +71,9 @@ TEST(io_state_dict, SectionsBesideOtherModulesByName) {
 }
 
 TEST(io_state_dict, NamesOfWrappersGo) {
-  for (const char* prefix : {"module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "ema_model.", "model.module.",
-                             "net.", "base_model.model.", "_fsdp_wrapped_module.", "state_dict.", "transformer."}) {
+  for (const char* prefix : {"module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.",
+                             "model.", "ema_model.", "model.module.", "net.", "base_model.model.",
+                             "_fsdp_wrapped_module.", "state_dict.", "transformer."}) {
     EXPECT_EQ(taken(tensors({{prefix, 3}})), 3) << prefix;
   }
   ParameterSet compiled;  // block by block
@@ -94,12 +98,14 @@ TEST(io_state_dict, MixturesAreRefused) {
   test::expect_error(ErrorKind::kBadFile, "named 'ema....'", [&] { taken(half); });
   ParameterSet twice = tensors({{"", 1}});
   twice.add("_orig_mod.fc.weight", at::zeros({2, 2}));
-  test::expect_error(ErrorKind::kBadFile, "two tensors are named 'fc.weight'", [&] { taken(twice); });
+  test::expect_error(ErrorKind::kBadFile, "two tensors are named 'fc.weight'",
+                     [&] { taken(twice); });
 }
 
 TEST(io_state_dict, SectionsOneLevelDeeper) {
   const test::TempDir dir;
-  write_torch_file(dir / "x.pt", {{"model", tensors({{"", 1}})}, {"ema_state_dict", tensors({{"module.", 2}})}});
+  write_torch_file(dir / "x.pt",
+                   {{"model", tensors({{"", 1}})}, {"ema_state_dict", tensors({{"module.", 2}})}});
   EXPECT_EQ(read_state_dict(dir / "x.pt").section, "ema_state_dict");
   EXPECT_EQ(read_state_dict(dir / "x.pt").prefix, "module.");
   EXPECT_EQ(read_tensors(dir / "x.pt").tensors.at("fc.weight")[0][0].item<double>(), 2);
@@ -111,24 +117,34 @@ TEST(io_state_dict, WholeModulesAreNamed) {
   const std::string module = "(itorch.nn\nLinear\n(dS'_parameters'\n(dsb";
   for (const std::string& pickle : {module + ".", "(dS'model'\n" + module + "s."}) {
     write_zip(dir / "x.pt", {{"archive/data.pkl", pickle}});
-    test::expect_error(ErrorKind::kBadFile, "holds a whole pickled torch.nn.Linear", [&] { read_tensors(dir / "x.pt"); });
+    test::expect_error(ErrorKind::kBadFile, "holds a whole pickled torch.nn.Linear",
+                       [&] { read_tensors(dir / "x.pt"); });
   }
 }
 
 // dict, argparse.Namespace, a subclass of dict, OmegaConf, ConfigDict, slots: the same values.
 TEST(io_checkpoint_arguments, EveryContainerSaysTheSame) {
-  const std::map<std::string, std::string> expected{{"args.path_type", "GVP"}, {"args.num_heads", "4"}};
+  const std::map<std::string, std::string> expected{{"args.path_type", "GVP"},
+                                                    {"args.num_heads", "4"}};
   EXPECT_EQ(arguments(kNested), expected);
   EXPECT_EQ(arguments("(iargparse\nNamespace\n" + kNested + "b"), expected);
-  EXPECT_EQ(arguments("(ieasydict\nEasyDict\nS'path_type'\nS'GVP'\nsS'num_heads'\nI4\ns"), expected);
-  EXPECT_EQ(arguments("(iml_collections\nConfigDict\n(dS'_fields'\n" + kNested + "sS'_locked'\nI01\nsb"), expected);
+  EXPECT_EQ(arguments("(ieasydict\nEasyDict\nS'path_type'\nS'GVP'\nsS'num_heads'\nI4\ns"),
+            expected);
+  EXPECT_EQ(
+      arguments("(iml_collections\nConfigDict\n(dS'_fields'\n" + kNested + "sS'_locked'\nI01\nsb"),
+      expected);
   EXPECT_EQ(arguments("(imine\nSlots\n(N" + kNested + "tb"), expected);
-  EXPECT_EQ(arguments("(imine\nPydantic\n(dS'__dict__'\n" + kNested + "sS'__pydantic_extra__'\nNsb"), expected);
-  const std::string omega = "(iomegaconf.dictconfig\nDictConfig\n(dS'_metadata'\nNsS'_content'\n"
-                            "(dS'path_type'\n(iomegaconf.nodes\nAnyNode\n(dS'_val'\nS'GVP'\nsbs"
-                            "S'num_heads'\n(iomegaconf.nodes\nAnyNode\n(dS'_val'\nI4\nsbs" "sb";
+  EXPECT_EQ(
+      arguments("(imine\nPydantic\n(dS'__dict__'\n" + kNested + "sS'__pydantic_extra__'\nNsb"),
+      expected);
+  const std::string omega =
+      "(iomegaconf.dictconfig\nDictConfig\n(dS'_metadata'\nNsS'_content'\n"
+      "(dS'path_type'\n(iomegaconf.nodes\nAnyNode\n(dS'_val'\nS'GVP'\nsbs"
+      "S'num_heads'\n(iomegaconf.nodes\nAnyNode\n(dS'_val'\nI4\nsbs"
+      "sb";
   EXPECT_EQ(arguments(omega), expected);
-  EXPECT_EQ(arguments("(dS'path_type'\n(S'GVP'\nimine\nPathType\nsS'num_heads'\nI4\ns"), expected);  // an enumeration
+  EXPECT_EQ(arguments("(dS'path_type'\n(S'GVP'\nimine\nPathType\nsS'num_heads'\nI4\ns"),
+            expected);  // an enumeration
 }
 
 // Sizes come from the file: NumPy has numbers of one, two, four and eight bytes.
@@ -136,8 +152,13 @@ TEST(io_checkpoint_arguments, NumpyNumbersOfImpossibleSizesAreNone) {
   const auto argument = [](const std::string& type, const std::string& bytes) {
     const std::string dtype = "cnumpy\ndtype\nU\x02" + type + "\x85R";
     const std::string length(1, static_cast<char>(bytes.size()));
-    const std::string scalar = "cnumpy.core.multiarray\nscalar\n(" + dtype + "C" + length + bytes + "tR";
-    const PickleDocument document = parse_pickle("}U\x04" "args}U\x01x" + scalar + "ss.", "x");
+    const std::string scalar =
+        "cnumpy.core.multiarray\nscalar\n(" + dtype + "C" + length + bytes + "tR";
+    const PickleDocument document = parse_pickle(
+        "}U\x04"
+        "args}U\x01x" +
+            scalar + "ss.",
+        "x");
     return checkpoint_arguments(*document.root).at("args.x");
   };
   EXPECT_EQ(argument("i8", "\x07" + std::string(7, '\0')), "7");
@@ -159,10 +180,15 @@ TEST(io_checkpoint_arguments, NestedValuesHaveDottedNames) {
 // Plain values beside the tensors, or as attributes of a bare state dict, come back as they were.
 TEST(io_torch_file, PlainValuesBesideTensors) {
   const test::TempDir dir;
-  const PlainDicts beside{{"args", {{"path_type", "GVP"}, {"num_heads", std::int64_t{70000}}, {"learn_sigma", true}, {"mlp_ratio", 2.5}}},
+  const PlainDicts beside{{"args",
+                           {{"path_type", "GVP"},
+                            {"num_heads", std::int64_t{70000}},
+                            {"learn_sigma", true},
+                            {"mlp_ratio", 2.5}}},
                           {"metadata", {{"tiltflow.path", "gvp"}}}};
-  std::map<std::string, std::string> expected{{"args.path_type", "GVP"}, {"args.num_heads", "70000"}, {"args.learn_sigma", "True"},
-                                                    {"args.mlp_ratio", "2.5"}, {"tiltflow.path", "gvp"},    {"section", "ema"}};
+  std::map<std::string, std::string> expected{
+      {"args.path_type", "GVP"}, {"args.num_heads", "70000"}, {"args.learn_sigma", "True"},
+      {"args.mlp_ratio", "2.5"}, {"tiltflow.path", "gvp"},    {"section", "ema"}};
   write_torch_file(dir / "x.pt", {{"ema", tensors({{"", 2}})}}, beside);
   EXPECT_EQ(read_tensors(dir / "x.pt").metadata, expected);
   EXPECT_EQ(read_tensors(dir / "x.pt").tensors.size(), 2u);

@@ -11,7 +11,9 @@
 namespace tiltflow {
 namespace {
 
-std::filesystem::path sample(const std::string& name) { return test::source_dir() / "tests/golden/torch" / name; }
+std::filesystem::path sample(const std::string& name) {
+  return test::source_dir() / "tests/golden/torch" / name;
+}
 
 void expect_all_kinds(const ParameterSet& t) {
   const at::Tensor base = at::arange(24, at::kFloat).reshape({4, 6}) / 8;
@@ -24,7 +26,8 @@ void expect_all_kinds(const ParameterSet& t) {
   EXPECT_TRUE(at::equal(t.at("half"), base[0].to(at::kHalf)));
   EXPECT_TRUE(at::equal(t.at("brain"), base[0].to(at::kBFloat16)));
   EXPECT_TRUE(at::equal(t.at("double"), base[0].to(at::kDouble)));
-  EXPECT_TRUE(at::equal(t.at("long"), at::tensor(std::vector<std::int64_t>{-1, std::int64_t{1} << 40}, at::kLong)));
+  EXPECT_TRUE(at::equal(
+      t.at("long"), at::tensor(std::vector<std::int64_t>{-1, std::int64_t{1} << 40}, at::kLong)));
   EXPECT_EQ(t.at("int").item<int>(), -7);
   EXPECT_EQ(t.at("byte").item<int>(), 255);
   EXPECT_TRUE(t.at("bool")[0].item<bool>());
@@ -52,7 +55,8 @@ TEST(io_torch_file, EveryKindOfTensorFromBothContainers) {
 TEST(io_torch_file, TrainerFilesHaveSectionsAndInertArguments) {
   const TorchFile file = read_torch_file(sample("trainer.pt"));
   EXPECT_EQ(state_dict_sections(file), (std::vector<std::string>{"model", "ema"}));
-  const ParameterSet model = state_dict(file, "model"), ema = read_tensors(sample("trainer.pt")).tensors;  // written with "module."
+  const ParameterSet model = state_dict(file, "model"),
+                     ema = read_tensors(sample("trainer.pt")).tensors;  // written with "module."
   EXPECT_EQ(ema.names(), model.names());
   EXPECT_TRUE(at::equal(ema.at("weight"), model.at("weight") + 1));
   const std::string args = pickle_text(*file.document.root->find("args"));
@@ -60,11 +64,13 @@ TEST(io_torch_file, TrainerFilesHaveSectionsAndInertArguments) {
   EXPECT_NE(args.find("'lr': 0.001"), std::string::npos) << args;
   EXPECT_EQ(file.document.root->find("epoch")->integer, 3);
   EXPECT_TRUE(tensors_below(file, *file.document.root).contains("opt.state.0.exp_avg"));
-  test::expect_error(ErrorKind::kBadFile, "no state dict 'emma'", [&] { state_dict(file, "emma"); });
+  test::expect_error(ErrorKind::kBadFile, "no state dict 'emma'",
+                     [&] { state_dict(file, "emma"); });
   EXPECT_TRUE(state_dict_sections(read_torch_file(sample("no-tensors.pt"))).empty());
 }
 
-// A random state, a loss or a step at the root are no weights; a tensor among the arguments does not hide them.
+// A random state, a loss or a step at the root are no weights; a tensor among the arguments does
+// not hide them.
 TEST(io_torch_file, SingleTensorsBesideSections) {
   const TorchFile file = read_torch_file(sample("beside.pt"));
   EXPECT_EQ(state_dict_sections(file), (std::vector<std::string>{"model", "ema"}));
@@ -79,7 +85,8 @@ TEST(io_torch_file, SingleTensorsBesideSections) {
 }
 
 TEST(io_torch_file, TensorsWithoutPlainStorageAreNamed) {
-  test::expect_error(ErrorKind::kBadFile, "'fc.mask' is no plain tensor (_rebuild_sparse_tensor)", [] { read_tensors(sample("sparse.pt")); });
+  test::expect_error(ErrorKind::kBadFile, "'fc.mask' is no plain tensor (_rebuild_sparse_tensor)",
+                     [] { read_tensors(sample("sparse.pt")); });
 }
 
 TEST(io_torch_file, RoundTrip) {
@@ -95,7 +102,10 @@ TEST(io_torch_file, RoundTrip) {
 
 // Nothing is executed: a pickle that would delete files in Python is a node with a name.
 TEST(io_torch_file, CallsStayInert) {
-  const PickleDocument document = parse_pickle("\x80\x02" "cposix\nsystem\nU\x06rm -rf\x85R.", "x");
+  const PickleDocument document = parse_pickle(
+      "\x80\x02"
+      "cposix\nsystem\nU\x06rm -rf\x85R.",
+      "x");
   EXPECT_EQ(pickle_text(*document.root), "posix.system('rm -rf')");
 }
 
@@ -106,10 +116,19 @@ TEST(io_torch_file, HostilePickles) {
   EXPECT_NE(pickle_error("0.").find("mark"), std::string::npos);
   EXPECT_NE(pickle_error("t.").find("mark"), std::string::npos);
   EXPECT_NE(pickle_error("NNs.").find("empty stack"), std::string::npos);
-  EXPECT_NE(pickle_error("X\xff\xff\xff\xff" "a.").find("too long"), std::string::npos);
+  EXPECT_NE(pickle_error("X\xff\xff\xff\xff"
+                         "a.")
+                .find("too long"),
+            std::string::npos);
   EXPECT_NE(pickle_error("\xfe.").find("unknown opcode"), std::string::npos);
-  // a list that contains itself, and lists nested a million deep: printed up to a bound, freed without recursion
-  EXPECT_NE(pickle_text(*parse_pickle("]q\x01h\x01" "a.", "x").root).find("..."), std::string::npos);
+  // a list that contains itself, and lists nested a million deep: printed up to a bound, freed
+  // without recursion
+  EXPECT_NE(pickle_text(*parse_pickle("]q\x01h\x01"
+                                      "a.",
+                                      "x")
+                             .root)
+                .find("..."),
+            std::string::npos);
   std::string deep(1'000'000, ']');
   deep += std::string(999'999, 'a') + ".";
   EXPECT_NE(pickle_text(*parse_pickle(deep, "x").root).find("..."), std::string::npos);
@@ -121,29 +140,34 @@ TEST(io_torch_file, HostilePickles) {
   EXPECT_NE(pickle_error(bomb + "N.").find("blows up"), std::string::npos);
 }
 
-// Every truncation, and thousands of files with one to four damaged bytes: an error or a value, never a crash.
+// Every truncation, and thousands of files with one to four damaged bytes: an error or a value,
+// never a crash.
 TEST(io_torch_file, DamagedFilesAreErrors) {
   const test::TempDir dir;
   std::mt19937 random(7);
   const auto read_all = [&](const std::string& bytes) {
     const auto path = dir / "damaged.pt";
-    std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    std::ofstream(path, std::ios::binary)
+        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     try {
       const TorchFile file = read_torch_file(path);
       tensors_below(file, *file.document.root);
       return true;
     } catch (const Error& error) {
-      EXPECT_EQ(static_cast<int>(error.kind()), static_cast<int>(ErrorKind::kBadFile)) << error.what();
+      EXPECT_EQ(static_cast<int>(error.kind()), static_cast<int>(ErrorKind::kBadFile))
+          << error.what();
       return false;
     }
   };
   for (const char* name : {"zip.pt", "stream.pt", "trainer.pt"}) {
     const std::string bytes = read_file(sample(name));
     ASSERT_TRUE(read_all(bytes)) << name;
-    for (std::size_t n = 0; n < bytes.size(); n += 7) EXPECT_FALSE(read_all(bytes.substr(0, n))) << name << " cut to " << n;
+    for (std::size_t n = 0; n < bytes.size(); n += 7)
+      EXPECT_FALSE(read_all(bytes.substr(0, n))) << name << " cut to " << n;
     for (int i = 0; i < 2000; ++i) {
       std::string damaged = bytes;
-      for (unsigned k = 0; k <= random() % 4; ++k) damaged[random() % damaged.size()] = static_cast<char>(random());
+      for (unsigned k = 0; k <= random() % 4; ++k)
+        damaged[random() % damaged.size()] = static_cast<char>(random());
       read_all(damaged);
     }
   }
@@ -161,15 +185,19 @@ TEST(io_zip, RefusesWhatPointsOutside) {
     const MappedFile file(dir / "b.zip");
     ZipArchive(file, "b").stored("x/data");
   };
-  test::expect_error(ErrorKind::kBadFile, "leaves the file", [&] { with(6, 1u << 30); });   // offset of the directory
-  test::expect_error(ErrorKind::kBadFile, "leaves the file", [&] { with(10, 1u << 30); });  // its size
+  test::expect_error(ErrorKind::kBadFile, "leaves the file",
+                     [&] { with(6, 1u << 30); });  // offset of the directory
+  test::expect_error(ErrorKind::kBadFile, "leaves the file",
+                     [&] { with(10, 1u << 30); });  // its size
   std::string damaged = bytes;
   damaged[damaged.find("hello")] = 'j';
   write_file_atomic(dir / "c.zip", damaged);
   const MappedFile file(dir / "c.zip");
-  test::expect_error(ErrorKind::kBadFile, "checksum", [&] { ZipArchive(file, "c").stored("x/data"); });
+  test::expect_error(ErrorKind::kBadFile, "checksum",
+                     [&] { ZipArchive(file, "c").stored("x/data"); });
   EXPECT_EQ(ZipArchive(file, "c").stored("y"), "");
-  test::expect_error(ErrorKind::kBadFile, "no entry 'z'", [&] { ZipArchive(file, "c").stored("z"); });
+  test::expect_error(ErrorKind::kBadFile, "no entry 'z'",
+                     [&] { ZipArchive(file, "c").stored("z"); });
 }
 
 }  // namespace tiltflow

@@ -153,7 +153,8 @@ TEST(models_identity, ValuesWithoutNamesAreNotGuessed) {
   answered.prediction = "noise";
   EXPECT_EQ(law(load(with("trainer.Args('GVP', 'noise', 4)"), answered)), "gvp noise");
   EXPECT_EQ(law(load(with("trainer.Args('linear', 'runs/gvp', 4)"))), "linear velocity");
-  EXPECT_EQ(law(load(with("a note on 'noise'"))), "linear velocity") << "a text is no list of values";
+  EXPECT_EQ(law(load(with("a note on 'noise'"))), "linear velocity")
+      << "a text is no list of values";
 }
 
 TEST(models_identity, HeadsOfTheTrainersArguments) {

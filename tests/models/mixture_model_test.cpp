@@ -19,8 +19,11 @@ FlowModelConfig modes() {
 
 TEST(models_mixture, IsTheExactFlowAndSurvivesItsFile) {
   const FlowModel flow = load_flow_model(modes());
-  const at::Tensor x = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 16, {2}), t = at::linspace(0.05, 0.95, 16);
-  GaussianMixture mixture = isotropic_mixture(at::tensor({0.25, 0.75}, at::kDouble), at::tensor({-1.0, 0.0, 1.0, 0.5}, at::kDouble).view({2, 2}), 1);
+  const at::Tensor x = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 16, {2}),
+                   t = at::linspace(0.05, 0.95, 16);
+  GaussianMixture mixture =
+      isotropic_mixture(at::tensor({0.25, 0.75}, at::kDouble),
+                        at::tensor({-1.0, 0.0, 1.0, 0.5}, at::kDouble).view({2, 2}), 1);
   mixture.covariances[0] *= 0.25, mixture.covariances[1] *= 0.49;
   const MixtureField field(mixture, make_path("linear"));
   EXPECT_TRUE(at::allclose(flow.model->velocity(x, t, {}), field.velocity(x, t, {}), 1e-5, 1e-6));
@@ -37,34 +40,51 @@ TEST(models_mixture, IsTheExactFlowAndSurvivesItsFile) {
   save_velocity_model(dir / "m.safetensors", *tuned, tuned->parameters(), flow.metadata());
   FlowModelConfig file;
   file.file = (dir / "m.safetensors").string();
-  const at::Tensor a = load_flow_model(file).model->velocity(x, t, {}), b = tuned->velocity(x, t, {});
+  const at::Tensor a = load_flow_model(file).model->velocity(x, t, {}),
+                   b = tuned->velocity(x, t, {});
   EXPECT_TRUE(at::allclose(a, b, 1e-4, 1e-5));
   EXPECT_FALSE(at::allclose(a, field.velocity(x, t, {}), 1e-3, 1e-3));
   file.path = "gvp";
-  test::expect_error(ErrorKind::kConfig, "belongs to the linear path", [&] { load_flow_model(file); });
+  test::expect_error(ErrorKind::kConfig, "belongs to the linear path",
+                     [&] { load_flow_model(file); });
 }
 
-// The control of kind potential is the gradient of its scalar, and its own gradient in the weights is right (second order).
+// The control of kind potential is the gradient of its scalar, and its own gradient in the weights
+// is right (second order).
 TEST(models_control, PotentialIsAGradientAndDifferentiable) {
   const ControlConfig config{"potential", 8, 2};
   ParameterSet weights;
   std::uint32_t key = 0;
   for (const auto& [name, tensor] : init_control(config, {3}, 2, RandomStreams(1))) {
-    weights.add(name, (tensor.to(at::kDouble) + 0.3 * RandomStreams(2).normal(Purpose::kProbe, ++key, 0, 0, 1, tensor.sizes(), at::kDouble)[0]).set_requires_grad(true));
+    weights.add(name, (tensor.to(at::kDouble) +
+                       0.3 * RandomStreams(2).normal(Purpose::kProbe, ++key, 0, 0, 1,
+                                                     tensor.sizes(), at::kDouble)[0])
+                          .set_requires_grad(true));
   }
-  const at::Tensor x = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 4, {3}, at::kDouble), t = at::linspace(0.1, 0.9, 4, at::kDouble);
+  const at::Tensor x = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 4, {3}, at::kDouble),
+                   t = at::linspace(0.1, 0.9, 4, at::kDouble);
   const Condition c{at::tensor({0, 1, 2, 2}, at::kLong)};
-  const auto output = [&](const at::Tensor& at_x) { const at::NoGradGuard no_grad; return control_output(config, weights, at_x, t, c); };
-  const auto potential = [&](const at::Tensor& at_x) { const at::NoGradGuard no_grad; return control_potential(config, weights, at_x, t, c); };
+  const auto output = [&](const at::Tensor& at_x) {
+    const at::NoGradGuard no_grad;
+    return control_output(config, weights, at_x, t, c);
+  };
+  const auto potential = [&](const at::Tensor& at_x) {
+    const at::NoGradGuard no_grad;
+    return control_potential(config, weights, at_x, t, c);
+  };
   const double h = 1e-5;
   for (std::int64_t i = 0; i < 3; ++i) {
     const at::Tensor step = at::zeros({1, 3}, at::kDouble);
     step[0][i] = h;
-    EXPECT_TRUE(at::allclose(output(x).select(1, i), (potential(x + step) - potential(x - step)) / (2 * h), 1e-6, 1e-8)) << i;
+    EXPECT_TRUE(at::allclose(output(x).select(1, i),
+                             (potential(x + step) - potential(x - step)) / (2 * h), 1e-6, 1e-8))
+        << i;
   }
   const at::AutoGradMode grad(true);
-  const at::Tensor probe = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 4, {3}, at::kDouble), &w = weights.at("layers.0.weight");
-  const at::Tensor g = torch::autograd::grad({(control_output(config, weights, x, t, c) * probe).sum()}, {w})[0];
+  const at::Tensor probe = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 4, {3}, at::kDouble),
+                   &w = weights.at("layers.0.weight");
+  const at::Tensor g =
+      torch::autograd::grad({(control_output(config, weights, x, t, c) * probe).sum()}, {w})[0];
   const auto moved = [&](double by) {
     const at::NoGradGuard no_grad;
     at::Tensor(w)[1][2] += by;
@@ -76,7 +96,9 @@ TEST(models_control, PotentialIsAGradientAndDifferentiable) {
 }
 
 TEST(models_mixture, SaysWhatIsWrong) {
-  const auto refused = [](std::map<std::string, std::string> args, const std::string& why) { test::expect_error(ErrorKind::kConfig, why, [&] { mixture_from_args(args); }); };
+  const auto refused = [](std::map<std::string, std::string> args, const std::string& why) {
+    test::expect_error(ErrorKind::kConfig, why, [&] { mixture_from_args(args); });
+  };
   refused({}, "needs its means");
   refused({{"means", "1 2; 3"}}, "different lengths");
   refused({{"means", "1 x"}}, "expected numbers");
@@ -89,9 +111,12 @@ TEST(models_mixture, SaysWhatIsWrong) {
   test::expect_error(ErrorKind::kConfig, "give one of them", [&] { load_flow_model(both); });
   const test::TempDir dir;
   ParameterSet broken;
-  broken.add("weights", at::ones({1})), broken.add("means", at::zeros({1, 2})), broken.add("covariances", -at::eye(2).unsqueeze(0));
-  write_safetensors(dir / "b.safetensors", broken, {{"tiltflow.family", "gaussian-mixture"}, {"tiltflow.args", "{}"}});
-  test::expect_error(ErrorKind::kBadFile, "positive definite", [&] { load_velocity_model(dir / "b.safetensors"); });
+  broken.add("weights", at::ones({1})), broken.add("means", at::zeros({1, 2})),
+      broken.add("covariances", -at::eye(2).unsqueeze(0));
+  write_safetensors(dir / "b.safetensors", broken,
+                    {{"tiltflow.family", "gaussian-mixture"}, {"tiltflow.args", "{}"}});
+  test::expect_error(ErrorKind::kBadFile, "positive definite",
+                     [&] { load_velocity_model(dir / "b.safetensors"); });
   PolicyConfig lora;
   lora.kind = "lora";
   EXPECT_THROW(make_policy(load_flow_model(modes()), lora, 0), Error);
@@ -107,7 +132,8 @@ TEST(models_mixture, LogDensityRewardTiltsTheNormalIntoTheMixture) {
   term.over_normal = true;
   const at::Tensor normal = log_density(mixture_from_args({{"means", "0 0"}}), x);
   EXPECT_TRUE(at::allclose(make_reward(term)->score(x, {}), plain - normal));
-  test::expect_error(ErrorKind::kConfig, "has dimension 2", [&] { make_reward(term)->score(x.narrow(1, 0, 1), {}); });
+  test::expect_error(ErrorKind::kConfig, "has dimension 2",
+                     [&] { make_reward(term)->score(x.narrow(1, 0, 1), {}); });
 }
 
 }  // namespace

@@ -6,33 +6,43 @@
 namespace tiltflow {
 namespace {
 
-at::Tensor normal_values(std::uint32_t key, at::IntArrayRef shape) { return RandomStreams(5).normal(Purpose::kProbe, key, 0, 0, 1, shape)[0]; }
+at::Tensor normal_values(std::uint32_t key, at::IntArrayRef shape) {
+  return RandomStreams(5).normal(Purpose::kProbe, key, 0, 0, 1, shape)[0];
+}
 
 }  // namespace
 
-// Layers of several sizes as one product: what each gives in bf16, gradients in x and in the layers' own weights, which may change in between.
+// Layers of several sizes as one product: what each gives in bf16, gradients in x and in the
+// layers' own weights, which may change in between.
 TEST(nn_joined_linear, EqualsTheLayersOneByOne) {
   std::vector<Linear> layers;
   std::vector<at::Tensor> wanted;
   for (const std::int64_t size : {6, 10, 4}) {
     Linear layer;
-    layer.weight = normal_values(static_cast<std::uint32_t>(size), {size, 8}).set_requires_grad(true), layer.bias = normal_values(static_cast<std::uint32_t>(100 + size), {size}).set_requires_grad(true);
+    layer.weight =
+        normal_values(static_cast<std::uint32_t>(size), {size, 8}).set_requires_grad(true),
+    layer.bias =
+        normal_values(static_cast<std::uint32_t>(100 + size), {size}).set_requires_grad(true);
     wanted.insert(wanted.end(), {layer.weight, layer.bias});
     layers.push_back(layer);
   }
   const JoinedLinear joined(layers);
-  const at::Tensor x = normal_values(1, {5, 8}).to(at::kBFloat16).set_requires_grad(true), cotangent = normal_values(2, {5, 20});
+  const at::Tensor x = normal_values(1, {5, 8}).to(at::kBFloat16).set_requires_grad(true),
+                   cotangent = normal_values(2, {5, 20});
   wanted.push_back(x);
   at::Tensor before;
   for (int round = 0; round < 2; ++round) {
     const at::AutoGradMode grad(true);
     std::vector<at::Tensor> parts;
-    for (const Linear& layer : layers) parts.push_back(at::linear(x.to(at::kFloat), layer.weight, layer.bias));
+    for (const Linear& layer : layers)
+      parts.push_back(at::linear(x.to(at::kFloat), layer.weight, layer.bias));
     const at::Tensor expected = at::cat(parts, 1), found = joined(x);
     EXPECT_EQ(found.scalar_type(), at::kFloat);
     EXPECT_LT(test::relative_error(found.detach(), expected.detach()), 1e-2);
-    const auto g = torch::autograd::grad({expected}, wanted, {cotangent}), h = torch::autograd::grad({found}, wanted, {cotangent});
-    for (std::size_t i = 0; i < wanted.size(); ++i) EXPECT_LT(test::relative_error(h[i].detach(), g[i].detach()), 1e-2) << i;
+    const auto g = torch::autograd::grad({expected}, wanted, {cotangent}),
+               h = torch::autograd::grad({found}, wanted, {cotangent});
+    for (std::size_t i = 0; i < wanted.size(); ++i)
+      EXPECT_LT(test::relative_error(h[i].detach(), g[i].detach()), 1e-2) << i;
     if (round == 1) {
       EXPECT_GT(test::relative_error(found.detach(), before), 0.1) << "the change must matter";
     }

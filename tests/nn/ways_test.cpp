@@ -1,4 +1,5 @@
-// The ways of doing one thing agree with double precision, whichever is chosen; the rule that chooses; what is kept between processes.
+// The ways of doing one thing agree with double precision, whichever is chosen; the rule that
+// chooses; what is kept between processes.
 #include "tiltflow/nn/ways.h"
 
 #include <sys/stat.h>
@@ -21,29 +22,37 @@
 namespace tiltflow {
 namespace {
 
-at::Tensor drawn(std::uint32_t key, at::IntArrayRef shape) { return RandomStreams(6).normal(Purpose::kProbe, key, 0, 0, 1, shape)[0]; }
+at::Tensor drawn(std::uint32_t key, at::IntArrayRef shape) {
+  return RandomStreams(6).normal(Purpose::kProbe, key, 0, 0, 1, shape)[0];
+}
 
 // Chooses the option of this name wherever a slot of that kind has it.
 Ways everywhere(WaySlot::Kind kind, const std::string& option) {
   Ways out;
   for (std::size_t i = 0; i < way_slots().size(); ++i) {
     const WaySlot& slot = way_slots()[i];
-    for (const std::uint8_t o : slot.options) if (slot.kind == kind && option_name(slot, o) == option) out.choose(i, o);
+    for (const std::uint8_t o : slot.options)
+      if (slot.kind == kind && option_name(slot, o) == option) out.choose(i, o);
   }
   return out;
 }
 
-std::vector<at::Tensor> with_gradients(const std::function<at::Tensor(const std::vector<at::Tensor>&)>& function, std::vector<at::Tensor> inputs) {
+std::vector<at::Tensor> with_gradients(
+    const std::function<at::Tensor(const std::vector<at::Tensor>&)>& function,
+    std::vector<at::Tensor> inputs) {
   const at::AutoGradMode grad(true);
   for (at::Tensor& input : inputs) input = input.detach().set_requires_grad(true);
   const at::Tensor y = function(inputs);
-  std::vector<at::Tensor> out = torch::autograd::grad({y}, inputs, {drawn(9, y.sizes()).to(y.scalar_type())});
+  std::vector<at::Tensor> out =
+      torch::autograd::grad({y}, inputs, {drawn(9, y.sizes()).to(y.scalar_type())});
   out.insert(out.begin(), y.detach());
   return out;
 }
 
-void expect_close(const std::vector<at::Tensor>& found, const std::vector<at::Tensor>& expected, double tolerance, const std::string& what) {
-  for (std::size_t i = 0; i < found.size(); ++i) EXPECT_LT(test::relative_error(found[i], expected[i]), tolerance) << what << ", result " << i;
+void expect_close(const std::vector<at::Tensor>& found, const std::vector<at::Tensor>& expected,
+                  double tolerance, const std::string& what) {
+  for (std::size_t i = 0; i < found.size(); ++i)
+    EXPECT_LT(test::relative_error(found[i], expected[i]), tolerance) << what << ", result " << i;
 }
 
 }  // namespace
@@ -58,8 +67,10 @@ class nn_ways : public ::testing::Test {
     follow_choices({});
   }
   ~nn_ways() override {
-    if (cache_before_.empty()) ::unsetenv("XDG_CACHE_HOME");
-    else ::setenv("XDG_CACHE_HOME", cache_before_.c_str(), 1);
+    if (cache_before_.empty())
+      ::unsetenv("XDG_CACHE_HOME");
+    else
+      ::setenv("XDG_CACHE_HOME", cache_before_.c_str(), 1);
     set_ways({});
     follow_choices({});
   }
@@ -73,26 +84,37 @@ namespace {
 std::string odd_choices() {
   MachineChoices odd;
   odd.speeds = {131, 2.7};
-  for (std::size_t i = 0; i < way_slots().size(); ++i) odd.ways.choose(i, way_slots()[i].options.back());
+  for (std::size_t i = 0; i < way_slots().size(); ++i)
+    odd.ways.choose(i, way_slots()[i].options.back());
   return to_text(machine_key(), odd);
 }
 
 }  // namespace
 
 TEST_F(nn_ways, EveryWayOfAProductAgreesWithDouble) {
-  const auto in_double = [](const std::vector<at::Tensor>& in) { return at::linear(in[0], in[1], in[2]); };
-  for (const auto& [rows, in, out] : {std::tuple{7, 40, 96}, std::tuple{200, 96, 40}, std::tuple{130, 300, 260}}) {
-    const std::vector<at::Tensor> inputs{drawn(1, {1, rows, in}), drawn(2, {out, in}), drawn(3, {out})};
+  const auto in_double = [](const std::vector<at::Tensor>& in) {
+    return at::linear(in[0], in[1], in[2]);
+  };
+  for (const auto& [rows, in, out] :
+       {std::tuple{7, 40, 96}, std::tuple{200, 96, 40}, std::tuple{130, 300, 260}}) {
+    const std::vector<at::Tensor> inputs{drawn(1, {1, rows, in}), drawn(2, {out, in}),
+                                         drawn(3, {out})};
     std::vector<at::Tensor> exact;
     for (const at::Tensor& input : inputs) exact.push_back(input.to(at::kDouble));
     const auto expected = with_gradients(in_double, exact);
     for (const char* option : {"library", "onednn", "packed"}) {
       set_ways(everywhere(WaySlot::Kind::kProduct, option));
-      const auto trained = [](const std::vector<at::Tensor>& v) { return fused::linear({v[1], v[2]}, v[0], true); };
-      expect_close(with_gradients(trained, inputs), expected, 1e-5, cat(option, ", trained, ", rows, " rows"));
+      const auto trained = [](const std::vector<at::Tensor>& v) {
+        return fused::linear({v[1], v[2]}, v[0], true);
+      };
+      expect_close(with_gradients(trained, inputs), expected, 1e-5,
+                   cat(option, ", trained, ", rows, " rows"));
       const Linear frozen{inputs[1], inputs[2]};
-      const auto input_only = [&](const std::vector<at::Tensor>& v) { return fused::linear(frozen, v[0], true); };
-      expect_close(with_gradients(input_only, {inputs[0]}), {expected[0], expected[1]}, 1e-5, cat(option, ", frozen, ", rows, " rows"));
+      const auto input_only = [&](const std::vector<at::Tensor>& v) {
+        return fused::linear(frozen, v[0], true);
+      };
+      expect_close(with_gradients(input_only, {inputs[0]}), {expected[0], expected[1]}, 1e-5,
+                   cat(option, ", frozen, ", rows, " rows"));
     }
   }
 }
@@ -108,19 +130,38 @@ TEST_F(nn_ways, EveryWayOfAttentionAndOfThePassesAgreesWithDouble) {
   const auto expected = with_gradients(in_double, {packed.to(at::kDouble)});
   for (const char* option : {"own", "flash", "math"}) {
     set_ways(everywhere(WaySlot::Kind::kAttention, option));
-    expect_close(with_gradients([&](const std::vector<at::Tensor>& in) { return fused::attention(in[0], heads); }, {packed}), expected, 2e-5, option);
+    expect_close(
+        with_gradients(
+            [&](const std::vector<at::Tensor>& in) { return fused::attention(in[0], heads); },
+            {packed}),
+        expected, 2e-5, option);
   }
   const at::Tensor x = drawn(5, {2, 9, 40}), row = drawn(6, {2, 40}), scale = drawn(7, {2, 40});
-  const auto gelu = with_gradients([](const std::vector<at::Tensor>& in) { return at::gelu(in[0], "tanh"); }, {x.to(at::kDouble)});
-  const auto norm = with_gradients([](const std::vector<at::Tensor>& in) { return at::layer_norm(in[0], {40}, {}, {}, 1e-6) * (in[2].unsqueeze(1) + 1) + in[1].unsqueeze(1); }, {x.to(at::kDouble), row.to(at::kDouble), scale.to(at::kDouble)});
+  const auto gelu =
+      with_gradients([](const std::vector<at::Tensor>& in) { return at::gelu(in[0], "tanh"); },
+                     {x.to(at::kDouble)});
+  const auto norm = with_gradients(
+      [](const std::vector<at::Tensor>& in) {
+        return at::layer_norm(in[0], {40}, {}, {}, 1e-6) * (in[2].unsqueeze(1) + 1) +
+               in[1].unsqueeze(1);
+      },
+      {x.to(at::kDouble), row.to(at::kDouble), scale.to(at::kDouble)});
   for (const char* option : {"own", "library"}) {
     set_ways(everywhere(WaySlot::Kind::kPass, option));
-    expect_close(with_gradients([](const std::vector<at::Tensor>& in) { return fused::gelu(in[0]); }, {x}), gelu, 3e-6, option);
-    expect_close(with_gradients([](const std::vector<at::Tensor>& in) { return fused::modulated_norm(in[0], in[1], in[2], at::kFloat); }, {x, row, scale}), norm, 3e-6, option);
+    expect_close(
+        with_gradients([](const std::vector<at::Tensor>& in) { return fused::gelu(in[0]); }, {x}),
+        gelu, 3e-6, option);
+    expect_close(with_gradients(
+                     [](const std::vector<at::Tensor>& in) {
+                       return fused::modulated_norm(in[0], in[1], in[2], at::kFloat);
+                     },
+                     {x, row, scale}),
+                 norm, 3e-6, option);
   }
 }
 
-// Gradients of the attention of every instruction set; sizes that fill registers or leave a remainder.
+// Gradients of the attention of every instruction set; sizes that fill registers or leave a
+// remainder.
 TEST_F(nn_ways, EveryInstructionSetsAttentionAgreesWithDouble) {
   const kernels::UsableKernels& usable = kernels::usable_kernels();
   for (const auto& [tokens, head] : {std::pair{49, 32}, std::pair{70, 17}, std::pair{5, 3}}) {
@@ -128,16 +169,28 @@ TEST_F(nn_ways, EveryInstructionSetsAttentionAgreesWithDouble) {
     const at::Tensor packed = drawn(10, {1, t, 3 * h * d});
     const auto in_double = [&](const std::vector<at::Tensor>& in) {
       const auto parts = in[0].view({1, t, 3, h, d}).permute({2, 0, 3, 1, 4}).unbind(0);
-      return at::matmul((at::matmul(parts[0], parts[1].transpose(-2, -1)) / std::sqrt(static_cast<double>(d))).softmax(-1), parts[2]).transpose(1, 2).reshape({1, t, h * d});
+      return at::matmul((at::matmul(parts[0], parts[1].transpose(-2, -1)) /
+                         std::sqrt(static_cast<double>(d)))
+                            .softmax(-1),
+                        parts[2])
+          .transpose(1, 2)
+          .reshape({1, t, h * d});
     };
     const auto expected = with_gradients(in_double, {packed.to(at::kDouble)});
     const at::Tensor cotangent = drawn(9, expected[0].sizes());
     for (int i = 0; i < usable.count; ++i) {
       const kernels::Table<float>& table = usable.tables[i]->full;
-      const at::Tensor out = at::empty({1, t, h * d}), sums = at::empty({1, h, t}), scratch = at::empty({table.attention_scratch(t, d)}), gradient = at::empty_like(packed);
-      table.attention(packed.const_data_ptr<float>(), out.data_ptr<float>(), sums.data_ptr<float>(), scratch.data_ptr<float>(), 0, h, t, h, d);
-      table.attention_backward(packed.const_data_ptr<float>(), out.data_ptr<float>(), cotangent.data_ptr<float>(), sums.data_ptr<float>(), gradient.data_ptr<float>(), scratch.data_ptr<float>(), 0, h, t, h, d);
-      expect_close({out, gradient}, expected, 1e-5, cat(usable.tables[i]->name, ", ", t, " tokens"));
+      const at::Tensor out = at::empty({1, t, h * d}), sums = at::empty({1, h, t}),
+                       scratch = at::empty({table.attention_scratch(t, d)}),
+                       gradient = at::empty_like(packed);
+      table.attention(packed.const_data_ptr<float>(), out.data_ptr<float>(), sums.data_ptr<float>(),
+                      scratch.data_ptr<float>(), 0, h, t, h, d);
+      table.attention_backward(packed.const_data_ptr<float>(), out.data_ptr<float>(),
+                               cotangent.data_ptr<float>(), sums.data_ptr<float>(),
+                               gradient.data_ptr<float>(), scratch.data_ptr<float>(), 0, h, t, h,
+                               d);
+      expect_close({out, gradient}, expected, 1e-5,
+                   cat(usable.tables[i]->name, ", ", t, " tokens"));
     }
   }
 }
@@ -153,20 +206,25 @@ TEST_F(nn_ways, BfloatPaysWhereItsProductsAreClearlyFaster) {
   EXPECT_FALSE(bf16_pays({100, 119}));
   EXPECT_FALSE(bf16_pays({131, 2.7}));
   EXPECT_FALSE(bf16_pays({0, 0}));  // not measured
-  EXPECT_EQ(slow_bf16({131, 2.7}), "bf16 products are 49 times slower than fp32 ones on this processor");
-  EXPECT_EQ(slow_bf16({131, 100}), "bf16 products are 1.3 times slower than fp32 ones on this processor");
+  EXPECT_EQ(slow_bf16({131, 2.7}),
+            "bf16 products are 49 times slower than fp32 ones on this processor");
+  EXPECT_EQ(slow_bf16({131, 100}),
+            "bf16 products are 1.3 times slower than fp32 ones on this processor");
   EXPECT_EQ(slow_bf16({131, 140}), "");
   EXPECT_EQ(slow_bf16({0, 0}), "");
 }
 
 TEST_F(nn_ways, SizesFindTheirClass) {
-  for (std::size_t i = 0; i < way_slots().size(); ++i) {  // the sizes at which a slot is measured belong to it
+  for (std::size_t i = 0; i < way_slots().size();
+       ++i) {  // the sizes at which a slot is measured belong to it
     const WaySlot& slot = way_slots()[i];
     Ways changed;
     changed.choose(i, slot.options.back());
     const auto looked_up = [&](const Ways& w) -> int {
-      if (slot.kind == WaySlot::Kind::kProduct) return static_cast<int>(w.product(slot.half, slot.use, slot.rows, slot.width, slot.width));
-      if (slot.kind == WaySlot::Kind::kAttention) return static_cast<int>(w.attention(slot.half, slot.rows, slot.width));
+      if (slot.kind == WaySlot::Kind::kProduct)
+        return static_cast<int>(w.product(slot.half, slot.use, slot.rows, slot.width, slot.width));
+      if (slot.kind == WaySlot::Kind::kAttention)
+        return static_cast<int>(w.attention(slot.half, slot.rows, slot.width));
       return static_cast<int>(w.pass(slot.half, slot.pass));
     };
     EXPECT_EQ(looked_up(changed), slot.options.back()) << slot.name;
@@ -216,8 +274,12 @@ TEST_F(nn_ways, DamagedAndForeignFilesAreIgnored) {
     EXPECT_NE(at, std::string::npos) << from;
     return text.replace(at, from.size(), to);
   };
-  for (const std::string& bad : {std::string(), std::string("{"), std::string("[]"), std::string("null"), std::string(60000, '['), good.substr(0, good.size() / 2), replaced("\"math\"", "\"packed\""), replaced("\"math\"", "7"),
-                                 replaced("GELU", "gelu"), replaced("131", "-131"), replaced("131", "1e999"), replaced("131.0", "\"fast\""), replaced("\"ways\"", "\"way\""), replaced(key.at("libtorch"), "0.0.0")}) {
+  for (const std::string& bad :
+       {std::string(), std::string("{"), std::string("[]"), std::string("null"),
+        std::string(60000, '['), good.substr(0, good.size() / 2),
+        replaced("\"math\"", "\"packed\""), replaced("\"math\"", "7"), replaced("GELU", "gelu"),
+        replaced("131", "-131"), replaced("131", "1e999"), replaced("131.0", "\"fast\""),
+        replaced("\"ways\"", "\"way\""), replaced(key.at("libtorch"), "0.0.0")}) {
     EXPECT_FALSE(choices_from_text(bad, key)) << bad.substr(0, 60);
   }
   const std::filesystem::path pipe = folder_ / "pipe", large = folder_ / "large";
@@ -241,7 +303,9 @@ TEST_F(nn_ways, DamagedAndForeignFilesAreIgnored) {
 
 TEST_F(nn_ways, InstructionSets) {
   for (const InstructionSet& set : instruction_sets()) {
-    if (!set.available) test::expect_error(ErrorKind::kUsage, cat("no ", set.name), [&] { restrict_environment(set.name); });
+    if (!set.available)
+      test::expect_error(ErrorKind::kUsage, cat("no ", set.name),
+                         [&] { restrict_environment(set.name); });
   }
   test::expect_error(ErrorKind::kUsage, "'avx3' is unknown", [] { restrict_environment("avx3"); });
 }

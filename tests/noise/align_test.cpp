@@ -24,7 +24,9 @@ struct Linear16 {
     RewardTerm term;
     term.name = "linear";
     at::Tensor slope = at::zeros({16});
-    for (std::int64_t i = 0; i < 16; ++i) term.slope.push_back(static_cast<double>(i % 5) - 2), slope[i] = static_cast<double>(i % 5) - 2;
+    for (std::int64_t i = 0; i < 16; ++i)
+      term.slope.push_back(static_cast<double>(i % 5) - 2),
+          slope[i] = static_cast<double>(i % 5) - 2;
     reward = make_weighted_sum({term});
     direction = at::mv(w.t(), slope) / 200;  // pictures are shown in [0, 1]
   }
@@ -34,17 +36,26 @@ TEST(noise_align, ASharedRotationReachesTheKnownOptimum) {
   const Linear16 s;
   for (const char* optimizer : {"riemannian", "adamw"}) {
     AlignConfig c;
-    c.optimizer = optimizer, c.batch = 8, c.l2 = 0, c.steps = 150, c.angle = 0.3, c.learning_rate = 0.02, c.fresh = 4000;
+    c.optimizer = optimizer, c.batch = 8, c.l2 = 0, c.steps = 150, c.angle = 0.3,
+    c.learning_rate = 0.02, c.fresh = 4000;
     const AlignResult r = align_noise(*s.generator, *s.reward, nullptr, c, -1, kStreams);
     // mean_b direction . Q eps_b <= |direction| |mean eps|
-    const double offset = r.reward.front() - at::dot(s.direction, r.eps.mean(0)).item<double>(), best = offset + s.direction.norm().item<double>() * r.eps.mean(0).norm().item<double>();
-    EXPECT_GT(r.reward[static_cast<std::size_t>(r.best_step)], r.reward.front() + 0.97 * (best - r.reward.front())) << optimizer;
-    EXPECT_LT(r.reward[static_cast<std::size_t>(r.best_step)], best + 1e-3 * std::abs(best - r.reward.front())) << optimizer;
+    const double offset = r.reward.front() - at::dot(s.direction, r.eps.mean(0)).item<double>(),
+                 best = offset +
+                        s.direction.norm().item<double>() * r.eps.mean(0).norm().item<double>();
+    EXPECT_GT(r.reward[static_cast<std::size_t>(r.best_step)],
+              r.reward.front() + 0.97 * (best - r.reward.front()))
+        << optimizer;
+    EXPECT_LT(r.reward[static_cast<std::size_t>(r.best_step)],
+              best + 1e-3 * std::abs(best - r.reward.front()))
+        << optimizer;
     EXPECT_LT(orthogonality(r.maps[0]).error, 1e-5) << optimizer;
     EXPECT_LT(test::relative_error(r.noise.norm(2, {1}), r.eps.norm(2, {1})), 1e-5);
-    // A fixed rotation leaves the law alone: on new noise it gains nothing for a linear reward, whatever it gained on its own batch.
+    // A fixed rotation leaves the law alone: on new noise it gains nothing for a linear reward,
+    // whatever it gained on its own batch.
     ASSERT_TRUE(r.has_fresh);
-    EXPECT_LT(std::abs(r.fresh_aligned - r.fresh_base), 4 * std::hypot(r.fresh_base_se, r.fresh_aligned_se));
+    EXPECT_LT(std::abs(r.fresh_aligned - r.fresh_base),
+              4 * std::hypot(r.fresh_base_se, r.fresh_aligned_se));
     EXPECT_EQ(noise_report(r.noise, kStreams).statistics.dim, 8);
   }
 }
@@ -54,12 +65,15 @@ TEST(noise_align, OwnRotationsReachTheirsAndTheNoiseTellsIt) {
   AlignConfig c;
   c.patches.per_sample = true, c.batch = 64, c.l2 = 0, c.steps = 120, c.angle = 0.3;
   const AlignResult r = align_noise(*s.generator, *s.reward, nullptr, c, -1, kStreams);
-  const double offset = r.reward.front() - at::mv(r.eps, s.direction).mean().item<double>(), best = offset + s.direction.norm().item<double>() * r.eps.norm(2, {1}).mean().item<double>();
+  const double offset = r.reward.front() - at::mv(r.eps, s.direction).mean().item<double>(),
+               best = offset +
+                      s.direction.norm().item<double>() * r.eps.norm(2, {1}).mean().item<double>();
   EXPECT_GT(r.reward.back(), r.reward.front() + 0.97 * (best - r.reward.front()));
   EXPECT_FALSE(r.has_fresh);
   EXPECT_EQ(noise_report(r.noise, kStreams).verdict, "radially exact, angularly tilted");
   c.l2 = 1;
-  EXPECT_LT(align_noise(*s.generator, *s.reward, nullptr, c, -1, kStreams).drift.back(), 0.5 * r.drift.back());
+  EXPECT_LT(align_noise(*s.generator, *s.reward, nullptr, c, -1, kStreams).drift.back(),
+            0.5 * r.drift.back());
 }
 
 TEST(noise_align, HistoryBestAndHeldOut) {
@@ -69,14 +83,19 @@ TEST(noise_align, HistoryBestAndHeldOut) {
   const AlignResult r = align_noise(*s.generator, *s.reward, s.reward.get(), c, -1, kStreams);
   ASSERT_EQ(r.reward.size(), 13U);  // the last update is scored, too
   EXPECT_EQ(r.reward, r.held_out);
-  EXPECT_EQ(r.reward[static_cast<std::size_t>(r.best_step)], *std::max_element(r.reward.begin(), r.reward.end()));
+  EXPECT_EQ(r.reward[static_cast<std::size_t>(r.best_step)],
+            *std::max_element(r.reward.begin(), r.reward.end()));
   EXPECT_EQ(align_noise(*s.generator, *s.reward, nullptr, c, -1, kStreams).reward, r.reward);
   const auto gan = load_generator(test::golden_onestep("mnist_generator.safetensors"));
   c.labels = {10};
   RewardTerm ink;
-  test::expect_error(ErrorKind::kConfig, "class 10", [&] { align_noise(*gan, *make_weighted_sum({ink}), nullptr, c, 10, kStreams); });
+  test::expect_error(ErrorKind::kConfig, "class 10", [&] {
+    align_noise(*gan, *make_weighted_sum({ink}), nullptr, c, 10, kStreams);
+  });
   c.steps = 3;
-  EXPECT_TRUE((align_noise(*gan, *make_weighted_sum({ink}), nullptr, c, 4, kStreams).labels == 4).all().item<bool>());
+  EXPECT_TRUE((align_noise(*gan, *make_weighted_sum({ink}), nullptr, c, 4, kStreams).labels == 4)
+                  .all()
+                  .item<bool>());
 }
 
 TEST(noise_align, AStopIsHeardBetweenSteps) {
@@ -85,7 +104,8 @@ TEST(noise_align, AStopIsHeardBetweenSteps) {
   c.batch = 8;
   install_stop_handlers();
   ::raise(SIGUSR1);
-  test::expect_error(ErrorKind::kStopped, "stopped by SIGUSR1", [&] { align_noise(*s.generator, *s.reward, nullptr, c, -1, kStreams); });
+  test::expect_error(ErrorKind::kStopped, "stopped by SIGUSR1",
+                     [&] { align_noise(*s.generator, *s.reward, nullptr, c, -1, kStreams); });
   forget_stop();
 }
 
@@ -99,7 +119,8 @@ TEST(noise_align, PatchesOfANoisePicture) {
   const AlignResult r = align_noise(*flow, *make_weighted_sum({ink}), nullptr, c, 3, kStreams);
   EXPECT_EQ(r.maps.sizes(), (at::IntArrayRef{4, 49, 49}));
   EXPECT_GT(r.reward.back(), r.reward.front());
-  EXPECT_LT(test::relative_error(r.noise.flatten(1).norm(2, {1}), r.eps.flatten(1).norm(2, {1})), 1e-5);
+  EXPECT_LT(test::relative_error(r.noise.flatten(1).norm(2, {1}), r.eps.flatten(1).norm(2, {1})),
+            1e-5);
 }
 
 }  // namespace

@@ -5,7 +5,9 @@
 namespace tiltflow {
 namespace {
 
-at::Tensor normal(std::int64_t n, at::IntArrayRef shape, std::uint32_t key = 0) { return RandomStreams(11).normal(Purpose::kProbe, key, 0, 0, n, shape, at::kDouble); }
+at::Tensor normal(std::int64_t n, at::IntArrayRef shape, std::uint32_t key = 0) {
+  return RandomStreams(11).normal(Purpose::kProbe, key, 0, 0, n, shape, at::kDouble);
+}
 
 std::vector<OrthogonalConfig> all_maps() {
   std::vector<OrthogonalConfig> out;
@@ -16,7 +18,11 @@ std::vector<OrthogonalConfig> all_maps() {
 // Random parameters far from the identity.
 at::Tensor some_parameters(const OrthogonalMap& map, std::int64_t groups, at::ScalarType type) {
   const at::Tensor raw = normal(groups, map.parameter_shape(), 5);
-  return (map.parameter_shape().back() == map.dimension() && map.parameter_shape().size() == 2 && map.parameter_shape()[0] == map.dimension() ? raw * 0.2 : raw).to(type);
+  return (map.parameter_shape().back() == map.dimension() && map.parameter_shape().size() == 2 &&
+                  map.parameter_shape()[0] == map.dimension()
+              ? raw * 0.2
+              : raw)
+      .to(type);
 }
 
 TEST(noise_orthogonal, EveryMapIsOrthogonalAndTransposesExactly) {
@@ -24,12 +30,21 @@ TEST(noise_orthogonal, EveryMapIsOrthogonalAndTransposesExactly) {
     for (const std::int64_t d : {16, 64, 256}) {
       const auto map = make_orthogonal_map(config, d);
       for (const auto type : {at::kFloat, at::kDouble}) {
-        const double bound = (type == at::kFloat ? (config.kind == "expm" && d == 256 ? 1e-4 : 1e-5) : 1e-12) * std::sqrt(static_cast<double>(d));
-        const at::Tensor raw = some_parameters(*map, 2, type), q = map->matrix(raw), rows = normal(2, {3, d}).to(type);
-        for (int g = 0; g < 2; ++g) EXPECT_LT(orthogonality(q[g]).error, bound) << config.kind << " " << d;
-        EXPECT_LT(test::relative_error(map->apply(raw, rows), at::matmul(rows, q.transpose(1, 2))), type == at::kFloat ? 2e-5 : 1e-11) << config.kind;
-        EXPECT_LT(test::relative_error(map->apply_transposed(raw, map->apply(raw, rows)), rows), type == at::kFloat ? 3e-5 : 1e-11) << config.kind;
-        EXPECT_GT(test::relative_error(map->apply(raw, rows), rows), 0.05) << config.kind << ": these parameters should turn the rows";
+        const double bound =
+            (type == at::kFloat ? (config.kind == "expm" && d == 256 ? 1e-4 : 1e-5) : 1e-12) *
+            std::sqrt(static_cast<double>(d));
+        const at::Tensor raw = some_parameters(*map, 2, type), q = map->matrix(raw),
+                         rows = normal(2, {3, d}).to(type);
+        for (int g = 0; g < 2; ++g)
+          EXPECT_LT(orthogonality(q[g]).error, bound) << config.kind << " " << d;
+        EXPECT_LT(test::relative_error(map->apply(raw, rows), at::matmul(rows, q.transpose(1, 2))),
+                  type == at::kFloat ? 2e-5 : 1e-11)
+            << config.kind;
+        EXPECT_LT(test::relative_error(map->apply_transposed(raw, map->apply(raw, rows)), rows),
+                  type == at::kFloat ? 3e-5 : 1e-11)
+            << config.kind;
+        EXPECT_GT(test::relative_error(map->apply(raw, rows), rows), 0.05)
+            << config.kind << ": these parameters should turn the rows";
       }
     }
   }
@@ -38,20 +53,27 @@ TEST(noise_orthogonal, EveryMapIsOrthogonalAndTransposesExactly) {
 TEST(noise_orthogonal, DeterminantsAndStartsAtTheIdentity) {
   for (const OrthogonalConfig& config : all_maps()) {
     const auto map = make_orthogonal_map(config, 16);
-    EXPECT_NEAR(at::linalg_det(map->matrix(some_parameters(*map, 1, at::kDouble))[0]).item<double>(), 1, 1e-9) << config.kind;
+    EXPECT_NEAR(
+        at::linalg_det(map->matrix(some_parameters(*map, 1, at::kDouble))[0]).item<double>(), 1,
+        1e-9)
+        << config.kind;
     const at::Tensor start = map->matrix(map->initial(RandomStreams(1), 0, 1).to(at::kDouble))[0];
     EXPECT_LT((start - at::eye(16, at::kDouble)).abs().max().item<double>(), 1e-2) << config.kind;
   }
   for (const int k : {1, 3}) {
     const auto map = make_orthogonal_map({"householder", k}, 8);
-    EXPECT_NEAR(at::linalg_det(map->matrix(some_parameters(*map, 1, at::kDouble))[0]).item<double>(), -1, 1e-9);
+    EXPECT_NEAR(
+        at::linalg_det(map->matrix(some_parameters(*map, 1, at::kDouble))[0]).item<double>(), -1,
+        1e-9);
   }
 }
 
 TEST(noise_orthogonal, ExponentialAndCayleyAgreeToThirdOrder) {
   const auto expm = make_orthogonal_map({"expm"}, 16), cayley = make_orthogonal_map({"cayley"}, 16);
   const at::Tensor raw = normal(1, {16, 16});
-  const auto difference = [&](double h) { return (expm->matrix(raw * h) - cayley->matrix(raw * (h / 2))).norm().item<double>(); };
+  const auto difference = [&](double h) {
+    return (expm->matrix(raw * h) - cayley->matrix(raw * (h / 2))).norm().item<double>();
+  };
   EXPECT_NEAR(difference(0.02) / difference(0.01), 8, 0.2);
 }
 
@@ -59,24 +81,40 @@ TEST(noise_orthogonal, GradientsAgreeWithCentralDifferences) {
   for (const OrthogonalConfig& config : all_maps()) {
     const auto map = make_orthogonal_map(config, 8);
     for (const bool transposed : {false, true}) {
-      const at::Tensor raw = some_parameters(*map, 2, at::kDouble).set_requires_grad(true), rows = normal(2, {3, 8}, 1).set_requires_grad(true), weight = normal(2, {3, 8}, 2);
-      const auto value = [&](const at::Tensor& r, const at::Tensor& x) { return ((transposed ? map->apply_transposed(r, x) : map->apply(r, x)) * weight).sum(); };
+      const at::Tensor raw = some_parameters(*map, 2, at::kDouble).set_requires_grad(true),
+                       rows = normal(2, {3, 8}, 1).set_requires_grad(true),
+                       weight = normal(2, {3, 8}, 2);
+      const auto value = [&](const at::Tensor& r, const at::Tensor& x) {
+        return ((transposed ? map->apply_transposed(r, x) : map->apply(r, x)) * weight).sum();
+      };
       const auto g = torch::autograd::grad({value(raw, rows)}, {raw, rows});
       const at::NoGradGuard no_grad;
       const double h = 1e-5;
-      const at::Tensor dr = normal(2, raw.sizes().slice(1), 3), dx = normal(2, rows.sizes().slice(1), 4);
-      const double by_raw = ((value(raw + h * dr, rows) - value(raw - h * dr, rows)) / (2 * h)).item<double>(), by_rows = ((value(raw, rows + h * dx) - value(raw, rows - h * dx)) / (2 * h)).item<double>();
-      EXPECT_NEAR((g[0] * dr).sum().item<double>(), by_raw, 1e-6 * (1 + std::abs(by_raw))) << config.kind << transposed;
-      EXPECT_NEAR((g[1] * dx).sum().item<double>(), by_rows, 1e-6 * (1 + std::abs(by_rows))) << config.kind << transposed;
+      const at::Tensor dr = normal(2, raw.sizes().slice(1), 3),
+                       dx = normal(2, rows.sizes().slice(1), 4);
+      const double
+          by_raw =
+              ((value(raw + h * dr, rows) - value(raw - h * dr, rows)) / (2 * h)).item<double>(),
+          by_rows =
+              ((value(raw, rows + h * dx) - value(raw, rows - h * dx)) / (2 * h)).item<double>();
+      EXPECT_NEAR((g[0] * dr).sum().item<double>(), by_raw, 1e-6 * (1 + std::abs(by_raw)))
+          << config.kind << transposed;
+      EXPECT_NEAR((g[1] * dx).sum().item<double>(), by_rows, 1e-6 * (1 + std::abs(by_rows)))
+          << config.kind << transposed;
     }
   }
   // A shared map: the gradient of one set of parameters is the sum over the groups.
   for (const char* kind : {"cayley", "householder", "butterfly"}) {
     const auto map = make_orthogonal_map({kind}, 8);
-    const at::Tensor raw = some_parameters(*map, 1, at::kDouble).set_requires_grad(true), rows = normal(3, {2, 8}, 1), weight = normal(3, {2, 8}, 2);
-    const at::Tensor shared = torch::autograd::grad({(map->apply(raw, rows) * weight).sum()}, {raw})[0];
+    const at::Tensor raw = some_parameters(*map, 1, at::kDouble).set_requires_grad(true),
+                     rows = normal(3, {2, 8}, 1), weight = normal(3, {2, 8}, 2);
+    const at::Tensor shared =
+        torch::autograd::grad({(map->apply(raw, rows) * weight).sum()}, {raw})[0];
     at::Tensor sum = at::zeros_like(raw);
-    for (int i = 0; i < 3; ++i) sum = sum + torch::autograd::grad({(map->apply(raw, rows.narrow(0, i, 1)) * weight.narrow(0, i, 1)).sum()}, {raw})[0];
+    for (int i = 0; i < 3; ++i)
+      sum = sum +
+            torch::autograd::grad(
+                {(map->apply(raw, rows.narrow(0, i, 1)) * weight.narrow(0, i, 1)).sum()}, {raw})[0];
     EXPECT_LT(test::relative_error(shared, sum), 1e-12) << kind;
   }
 }
@@ -84,23 +122,30 @@ TEST(noise_orthogonal, GradientsAgreeWithCentralDifferences) {
 TEST(noise_orthogonal, TheCayleyBackwardIsThatOfTheExponentialAtTheIdentity) {
   // At S = 0: d exp(S) = dS, d cayley(S) = 2 dS.
   const auto expm = make_orthogonal_map({"expm"}, 8), cayley = make_orthogonal_map({"cayley"}, 8);
-  const at::Tensor raw = at::zeros({1, 8, 8}, at::kDouble).set_requires_grad(true), rows = normal(1, {4, 8}, 1), weight = normal(1, {4, 8}, 2);
-  const auto gradient = [&](const OrthogonalMap& map) { return torch::autograd::grad({(map.apply(raw, rows) * weight).sum()}, {raw})[0]; };
+  const at::Tensor raw = at::zeros({1, 8, 8}, at::kDouble).set_requires_grad(true),
+                   rows = normal(1, {4, 8}, 1), weight = normal(1, {4, 8}, 2);
+  const auto gradient = [&](const OrthogonalMap& map) {
+    return torch::autograd::grad({(map.apply(raw, rows) * weight).sum()}, {raw})[0];
+  };
   EXPECT_LT(test::relative_error(gradient(*cayley), 2 * gradient(*expm)), 1e-10);
 }
 
 TEST(noise_orthogonal, RotationBetweenTwoVectors) {
-  const at::Tensor eps = normal(6, {12}), z = on_sphere(normal(6, {12}, 1), eps), q = rotation_between(eps, z);
+  const at::Tensor eps = normal(6, {12}), z = on_sphere(normal(6, {12}, 1), eps),
+                   q = rotation_between(eps, z);
   EXPECT_LT(test::relative_error(at::matmul(q, eps.unsqueeze(2)).squeeze(2), z), 1e-12);
   for (int i = 0; i < 6; ++i) {
     EXPECT_LT(orthogonality(q[i]).error, 1e-12);
     EXPECT_NEAR(at::linalg_det(q[i]).item<double>(), 1, 1e-10);
     // The product of two reflections: first in the bisector a + b, then in b.
-    const auto reflection = [](const at::Tensor& v) { return at::eye(12, at::kDouble) - 2 * at::outer(v, v) / v.square().sum(); };
+    const auto reflection = [](const at::Tensor& v) {
+      return at::eye(12, at::kDouble) - 2 * at::outer(v, v) / v.square().sum();
+    };
     const at::Tensor a = eps[i] / eps[i].norm(), b = z[i] / z[i].norm();
     EXPECT_LT(test::relative_error(q[i], reflection(b).matmul(reflection(a + b))), 1e-10);
   }
-  const at::Tensor back = rotation_between(eps, -eps);  // opposite: a reflection, still orthogonal and exact
+  const at::Tensor back =
+      rotation_between(eps, -eps);  // opposite: a reflection, still orthogonal and exact
   EXPECT_LT(test::relative_error(at::matmul(back, eps.unsqueeze(2)).squeeze(2), -eps), 1e-12);
   EXPECT_LT(orthogonality(back[0]).error, 1e-12);
 }
@@ -113,18 +158,24 @@ TEST(noise_orthogonal, RiemannianStepsFindTheTopEigenvector) {
     const at::Tensor gradient = -2 * at::outer(a.matmul(q[0].matmul(e)), e).unsqueeze(0);
     const at::Tensor before = q;
     q = riemannian_step(q, gradient, 0.1 * std::pow(0.98, i));
-    EXPECT_LE(at::linalg_matrix_norm(q[0] - before[0], 2).item<double>(), 0.1001);  // |exp(i t) - 1| <= t
+    EXPECT_LE(at::linalg_matrix_norm(q[0] - before[0], 2).item<double>(),
+              0.1001);  // |exp(i t) - 1| <= t
   }
   EXPECT_LT(orthogonality(q[0]).error, 1e-12);
   const at::Tensor x = q[0].matmul(e);
-  EXPECT_NEAR((x.dot(a.matmul(x)) / e.square().sum()).item<double>() / at::linalg_eigvalsh(a)[5].item<double>(), 1, 1e-4);
+  EXPECT_NEAR((x.dot(a.matmul(x)) / e.square().sum()).item<double>() /
+                  at::linalg_eigvalsh(a)[5].item<double>(),
+              1, 1e-4);
 }
 
 TEST(noise_orthogonal, WrongSizesAreRefused) {
-  test::expect_error(ErrorKind::kConfig, "power of two", [] { make_orthogonal_map({"butterfly"}, 12); });
+  test::expect_error(ErrorKind::kConfig, "power of two",
+                     [] { make_orthogonal_map({"butterfly"}, 12); });
   test::expect_error(ErrorKind::kConfig, "even number", [] { make_orthogonal_map({"givens"}, 7); });
-  test::expect_error(ErrorKind::kConfig, "into 4 blocks", [] { make_orthogonal_map({"block"}, 10); });
-  test::expect_error(ErrorKind::kConfig, "did you mean 'cayley'", [] { make_orthogonal_map({"caley"}, 10); });
+  test::expect_error(ErrorKind::kConfig, "into 4 blocks",
+                     [] { make_orthogonal_map({"block"}, 10); });
+  test::expect_error(ErrorKind::kConfig, "did you mean 'cayley'",
+                     [] { make_orthogonal_map({"caley"}, 10); });
 }
 
 TEST(noise_patches, RoundTripOrderAndEnergy) {
@@ -134,35 +185,58 @@ TEST(noise_patches, RoundTripOrderAndEnergy) {
     for (const bool per_sample : {false, true}) {
       PatchConfig config{{"cayley"}, p, p == 8 ? 1 : 2, per_sample};
       const PatchMap map(config, {4, 8, 16});
-      const at::Tensor raw = normal(map.maps(3), map.map().parameter_shape(), 2) * 0.3, y = map.apply(raw, x);
-      EXPECT_LT(test::relative_error(to_patches(y, p).norm(2, {2}), to_patches(x, p).norm(2, {2})), 1e-10);
+      const at::Tensor raw = normal(map.maps(3), map.map().parameter_shape(), 2) * 0.3,
+                       y = map.apply(raw, x);
+      EXPECT_LT(test::relative_error(to_patches(y, p).norm(2, {2}), to_patches(x, p).norm(2, {2})),
+                1e-10);
       EXPECT_LT(test::relative_error(map.apply_transposed(raw, y), x), 1e-10);
       EXPECT_LT(test::relative_error(map.apply_matrices(map.map().matrix(raw), x), y), 1e-10);
       // A shared map keeps the angles between patches of different samples, own maps do not.
-      const auto gram = [&](const at::Tensor& s) { return to_patches(s, p).select(1, 0).matmul(to_patches(s, p).select(1, 0).t()); };
-      if (per_sample) EXPECT_GT(test::relative_error(gram(y), gram(x)), 1e-3);
-      else EXPECT_LT(test::relative_error(gram(y), gram(x)), 1e-10);
+      const auto gram = [&](const at::Tensor& s) {
+        return to_patches(s, p).select(1, 0).matmul(to_patches(s, p).select(1, 0).t());
+      };
+      if (per_sample)
+        EXPECT_GT(test::relative_error(gram(y), gram(x)), 1e-3);
+      else
+        EXPECT_LT(test::relative_error(gram(y), gram(x)), 1e-10);
     }
   }
-  const at::Tensor x = at::arange(32, at::kDouble).view({1, 2, 4, 4});  // patch 1 of 2 x 2: channel 0 rows 0-1, columns 2-3; then channel 1
-  EXPECT_TRUE(at::equal(to_patches(x, 2)[0][1], at::tensor({2., 3., 6., 7., 18., 19., 22., 23.}, at::kDouble)));
-  test::expect_error(ErrorKind::kConfig, "do not tile", [] { PatchMap({{"cayley"}, 3}, {4, 8, 8}); });
-  test::expect_error(ErrorKind::kConfig, "do not divide", [] { PatchMap({{"cayley"}, 2, 3}, {4, 8, 8}); });
+  const at::Tensor x =
+      at::arange(32, at::kDouble)
+          .view({1, 2, 4, 4});  // patch 1 of 2 x 2: channel 0 rows 0-1, columns 2-3; then channel 1
+  EXPECT_TRUE(at::equal(to_patches(x, 2)[0][1],
+                        at::tensor({2., 3., 6., 7., 18., 19., 22., 23.}, at::kDouble)));
+  test::expect_error(ErrorKind::kConfig, "do not tile",
+                     [] { PatchMap({{"cayley"}, 3}, {4, 8, 8}); });
+  test::expect_error(ErrorKind::kConfig, "do not divide",
+                     [] { PatchMap({{"cayley"}, 2, 3}, {4, 8, 8}); });
 }
 
 TEST(noise_patches, TheReferenceAdapterIsReproduced) {
   for (const std::int64_t p : {2, 4, 8}) {
-    const ParameterSet t = read_safetensors(test::golden_onestep(cat("patch_p", p, ".safetensors"))).tensors;
+    const ParameterSet t =
+        read_safetensors(test::golden_onestep(cat("patch_p", p, ".safetensors"))).tensors;
     const PatchMap map({{"expm"}, p}, {4, 16, 16});
-    const at::Tensor raw = t.at("raw").unsqueeze(0).clone().set_requires_grad(true), eps = t.at("eps").clone().set_requires_grad(true), out = map.apply(raw, eps);
+    const at::Tensor raw = t.at("raw").unsqueeze(0).clone().set_requires_grad(true),
+                     eps = t.at("eps").clone().set_requires_grad(true), out = map.apply(raw, eps);
     EXPECT_LT(test::relative_error(out.detach(), t.at("out")), 2e-5) << p;
     const at::Tensor q = map.map().matrix(raw.detach())[0];
-    EXPECT_LT((p == 8 ? q.narrow(0, 0, 16) - t.at("Q_first16rows") : q - t.at("Q")).abs().max().item<double>(), 1e-5);
+    EXPECT_LT((p == 8 ? q.narrow(0, 0, 16) - t.at("Q_first16rows") : q - t.at("Q"))
+                  .abs()
+                  .max()
+                  .item<double>(),
+              1e-5);
     const auto g = torch::autograd::grad({(out * t.at("cot")).sum()}, {raw, eps});
     EXPECT_LT(test::relative_error(g[1], t.at("vjp_eps")), 2e-5);
-    EXPECT_LT(test::relative_error(p == 8 ? g[0][0].narrow(0, 0, 8) : g[0][0], p == 8 ? t.at("vjp_raw_first8rows") : t.at("vjp_raw")), 1e-3);
+    EXPECT_LT(test::relative_error(p == 8 ? g[0][0].narrow(0, 0, 8) : g[0][0],
+                                   p == 8 ? t.at("vjp_raw_first8rows") : t.at("vjp_raw")),
+              1e-3);
     if (p < 8) {
-      EXPECT_LT((map.map().matrix(raw.detach().to(at::kDouble))[0] - t.at("Q.f64")).abs().max().item<double>(), 1e-12);
+      EXPECT_LT((map.map().matrix(raw.detach().to(at::kDouble))[0] - t.at("Q.f64"))
+                    .abs()
+                    .max()
+                    .item<double>(),
+                1e-12);
     }
   }
 }

@@ -9,11 +9,14 @@ namespace tiltflow {
 namespace {
 
 std::filesystem::path configured(const test::TempDir& dir, const std::string& options) {
-  write_file_atomic(dir / "adapter_config.json", cat(R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4)", options.empty() ? "" : ", ", options, "}"));
+  write_file_atomic(dir / "adapter_config.json",
+                    cat(R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4)",
+                        options.empty() ? "" : ", ", options, "}"));
   return dir / "adapter_config.json";
 }
 
-double scale(const std::string& options, const std::string& layer = "blocks.0.attn.qkv", std::int64_t rank = 2) {
+double scale(const std::string& options, const std::string& layer = "blocks.0.attn.qkv",
+             std::int64_t rank = 2) {
   const test::TempDir dir;
   return PeftConfig(configured(dir, options)).scale(layer, rank);
 }
@@ -41,16 +44,25 @@ TEST(policy_peft, OptionsThatChangeTheMathematicsAreRefusedByName) {
   refuse(R"("target_parameters": ["experts"])", "target_parameters is not supported");
   refuse(R"("option_of_the_future": 3)", "option_of_the_future is not supported");
   refuse(R"("peft_type": "LOHA")", "peft_type LOHA is not LORA");
-  for (const char* init : {"pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga", "mica"}) {
-    refuse(cat("\"init_lora_weights\": \"", init, "\""), cat("init_lora_weights = \"", init, "\" is not supported"));
+  for (const char* init :
+       {"pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga", "mica"}) {
+    refuse(cat("\"init_lora_weights\": \"", init, "\""),
+           cat("init_lora_weights = \"", init, "\" is not supported"));
   }
 }
 
 TEST(policy_peft, OptionsWithoutEffectAreAccepted) {
   EXPECT_EQ(scale(""), 2);
-  EXPECT_EQ(scale(R"("use_dora": false, "modules_to_save": null, "bias": "none", "layer_replication": null, "option_of_the_future": [])"), 2);
-  EXPECT_EQ(scale(R"("layers_to_transform": [0, 1], "lora_dropout": 0.1, "task_type": "FEATURE_EXTRACTION")"), 2);
-  for (const char* init : {"true", "false", "null", "\"gaussian\"", "\"eva\"", "\"orthogonal\""}) EXPECT_EQ(scale(cat("\"init_lora_weights\": ", init)), 2) << init;
+  EXPECT_EQ(
+      scale(
+          R"("use_dora": false, "modules_to_save": null, "bias": "none", "layer_replication": null, "option_of_the_future": [])"),
+      2);
+  EXPECT_EQ(
+      scale(
+          R"("layers_to_transform": [0, 1], "lora_dropout": 0.1, "task_type": "FEATURE_EXTRACTION")"),
+      2);
+  for (const char* init : {"true", "false", "null", "\"gaussian\"", "\"eva\"", "\"orthogonal\""})
+    EXPECT_EQ(scale(cat("\"init_lora_weights\": ", init)), 2) << init;
 }
 
 // alpha / sqrt(r); of several patterns the first in the file counts, as in PEFT.
@@ -60,7 +72,8 @@ TEST(policy_peft, ScalesFollowThePatterns) {
   EXPECT_EQ(scale(R"("alpha_pattern": {"blocks.0.attn.qkv": 20, "attn.qkv": 10})"), 10);
   EXPECT_EQ(scale(R"("alpha_pattern": {"kv": 20})"), 2);
   EXPECT_EQ(scale(R"("rank_pattern": {"qkv": 8})", "blocks.0.attn.qkv", 8), 0.5);
-  test::expect_error(ErrorKind::kBadFile, "has rank 3 in the tensors and 2 here", [] { scale("", "blocks.0.attn.qkv", 3); });
+  test::expect_error(ErrorKind::kBadFile, "has rank 3 in the tensors and 2 here",
+                     [] { scale("", "blocks.0.attn.qkv", 3); });
 }
 
 // Python's anchors are letters in the expressions of C++.
@@ -76,7 +89,8 @@ TEST(policy_peft, HalfPrecisionFactorsAreMultipliedInSingle) {
   tensors.add("fc.lora_B.weight", at::tensor({1.0, 1.0 / 256}).view({1, 2}).to(at::kBFloat16));
   ParameterSet base;
   base.add("fc.weight", at::zeros({1, 1}));
-  EXPECT_EQ(merge_adapters(base, adapters_from(tensors, 1)).at("fc.weight").item<float>(), 1 + 1.0f / 256);
+  EXPECT_EQ(merge_adapters(base, adapters_from(tensors, 1)).at("fc.weight").item<float>(),
+            1 + 1.0f / 256);
 }
 
 TEST(policy_peft, OtherAdaptersAreNamed) {
@@ -91,7 +105,8 @@ TEST(policy_peft, OtherAdaptersAreNamed) {
   refuse_names({}, "has no tensors");
   ParameterSet convolution;
   convolution.add("a.lora_A.weight", at::zeros({2, 3, 3, 3}));
-  test::expect_error(ErrorKind::kBadFile, "the LoRA of a convolution [2, 3, 3, 3]", [&] { adapters_from(convolution, 1); });
+  test::expect_error(ErrorKind::kBadFile, "the LoRA of a convolution [2, 3, 3, 3]",
+                     [&] { adapters_from(convolution, 1); });
 }
 
 // The pickled form of older versions, and an adapter of another model.
@@ -105,10 +120,14 @@ TEST(policy_peft, FoldersWithPickledTensors) {
   ParameterSet base, other;
   base.add("fc.weight", at::zeros({4, 3}));
   other.add("fc2.weight", at::zeros({4, 3}));
-  EXPECT_EQ(merge_adapters(base, read_adapters(dir.path(), 0.5)).at("fc.weight")[3][2].item<double>(), 2);  // 0.5 x 4 / 2 x (1 + 1)
-  test::expect_error(ErrorKind::kBadFile, "LoRA layer 'fc' is not part of the model", [&] { merge_adapters(other, read_adapters(dir.path(), 1)); });
+  EXPECT_EQ(
+      merge_adapters(base, read_adapters(dir.path(), 0.5)).at("fc.weight")[3][2].item<double>(),
+      2);  // 0.5 x 4 / 2 x (1 + 1)
+  test::expect_error(ErrorKind::kBadFile, "LoRA layer 'fc' is not part of the model",
+                     [&] { merge_adapters(other, read_adapters(dir.path(), 1)); });
   std::filesystem::remove(dir / "adapter_model.bin");
-  test::expect_error(ErrorKind::kBadFile, "has no adapter_model.safetensors or .bin", [&] { read_adapters(dir.path(), 1); });
+  test::expect_error(ErrorKind::kBadFile, "has no adapter_model.safetensors or .bin",
+                     [&] { read_adapters(dir.path(), 1); });
 }
 
 }  // namespace tiltflow

@@ -14,13 +14,22 @@ TEST(program_convert, OneModelOneSamplingLaw) {
   const TempDir dir;
   const std::string at = dir.path().string();
   const ParameterSet ema = read_safetensors(golden("sit_a_ema.safetensors")).tensors;
-  const PlainDicts said{{"args", {{"path_type", "GVP"}, {"prediction", "noise"}, {"num_classes", std::int64_t{1000}}, {"epochs", std::int64_t{5}}}}};
-  write_torch_file(dir / "trainer.pt", {{"model", read_safetensors(golden("sit_a_model.safetensors")).tensors}, {"ema", ema}}, said);
-  EXPECT_EQ(run(cat("convert ", at, "/trainer.pt ", at, "/a.safetensors --model-arg num_heads=4")).code, 0);
+  const PlainDicts said{{"args",
+                         {{"path_type", "GVP"},
+                          {"prediction", "noise"},
+                          {"num_classes", std::int64_t{1000}},
+                          {"epochs", std::int64_t{5}}}}};
+  write_torch_file(
+      dir / "trainer.pt",
+      {{"model", read_safetensors(golden("sit_a_model.safetensors")).tensors}, {"ema", ema}}, said);
+  EXPECT_EQ(
+      run(cat("convert ", at, "/trainer.pt ", at, "/a.safetensors --model-arg num_heads=4")).code,
+      0);
   EXPECT_EQ(run(cat("convert ", at, "/a.safetensors ", at, "/b.pt")).code, 0);
   EXPECT_EQ(run(cat("convert ", at, "/b.pt ", at, "/c.safetensors.index.json")).code, 0);
   EXPECT_EQ(run(cat("convert ", at, "/b.pt ", at, "/d.pt --checkpoint")).code, 0);
-  for (const char* name : {"trainer.pt", "a.safetensors", "b.pt", "c.safetensors.index.json", "d.pt"}) {
+  for (const char* name :
+       {"trainer.pt", "a.safetensors", "b.pt", "c.safetensors.index.json", "d.pt"}) {
     FlowModelConfig config;
     config.file = (dir / name).string();
     if (std::string(name) == "trainer.pt") config.args = {{"num_heads", "4"}};
@@ -30,7 +39,8 @@ TEST(program_convert, OneModelOneSamplingLaw) {
     EXPECT_EQ(flow.model->spec().args.at("num_heads"), "4") << name;
     EXPECT_TRUE(at::equal(flow.model->parameters().at("pos_embed"), ema.at("pos_embed"))) << name;
   }
-  // In Python: a state dict with the attributes args and metadata; {"ema": tensors, "args": {...}, "metadata": {...}}.
+  // In Python: a state dict with the attributes args and metadata; {"ema": tensors, "args": {...},
+  // "metadata": {...}}.
   const TorchFile b = read_torch_file(dir / "b.pt");
   const TorchFile d = read_torch_file(dir / "d.pt");
   EXPECT_EQ(state_dict_sections(b), std::vector<std::string>{""});
@@ -42,7 +52,8 @@ TEST(program_convert, OneModelOneSamplingLaw) {
     EXPECT_EQ(args.find("epochs")->integer, 5);
   }
 
-  const nlohmann::json seen = nlohmann::json::parse(run(cat("inspect --json ", at, "/trainer.pt")).out).at("identity");
+  const nlohmann::json seen =
+      nlohmann::json::parse(run(cat("inspect --json ", at, "/trainer.pt")).out).at("identity");
   EXPECT_EQ(seen.at("weights"), "ema of model, ema");
   EXPECT_EQ(seen.at("path").at("value"), "gvp");
   EXPECT_EQ(seen.at("path").at("source"), "args.path_type = 'GVP'");

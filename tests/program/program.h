@@ -48,8 +48,12 @@ inline Outcome run(const std::string& arguments, double limit = 0) {
 // output and exit code of the shell. For what a shell does, and for command lines that start the
 // program again (--procs, bench --isa, bench startup).
 inline Outcome shell(const TempDir& dir, const std::string& script) {
-  write_file_atomic(dir / "script.sh", cat("cd ", source_dir().string(), "\nTILTFLOW=", TILTFLOW_PROGRAM, "\nD=", dir.path().string(), "\n", script));
-  const int status = std::system(cat("bash ", (dir / "script.sh").string(), " >", (dir / "out").string(), " 2>", (dir / "err").string()).c_str());
+  write_file_atomic(dir / "script.sh",
+                    cat("cd ", source_dir().string(), "\nTILTFLOW=", TILTFLOW_PROGRAM,
+                        "\nD=", dir.path().string(), "\n", script));
+  const int status = std::system(cat("bash ", (dir / "script.sh").string(), " >",
+                                     (dir / "out").string(), " 2>", (dir / "err").string())
+                                     .c_str());
   return outcome_of(status, dir);
 }
 
@@ -74,7 +78,9 @@ inline std::string tiny_model() {
 
 // Keys that make any fine-tuning recipe short, and those of digits a tenth of a second.
 inline const char* const kShort =
-    " --set batch=4 --set item=2 --set sampler.steps=3 --set method.loss_steps=2 --set evaluation.base_samples=8 --set evaluation.samples=2 --set train.steps=4 --set train.checkpoint_every=1 --set compute.workers=1 ";
+    " --set batch=4 --set item=2 --set sampler.steps=3 --set method.loss_steps=2 --set "
+    "evaluation.base_samples=8 --set evaluation.samples=2 --set train.steps=4 --set "
+    "train.checkpoint_every=1 --set compute.workers=1 ";
 inline std::string tiny() { return cat(" --set model.file=", tiny_model(), kShort); }
 
 }  // namespace tiltflow::test

@@ -81,7 +81,8 @@ TEST(program_sample, OneProcessWritesAFolder) {
 
 // dir/c.toml: a run of two steps, in a second.
 void write_recipe(const test::TempDir& dir, const fs::path& model) {
-  write_file_atomic(dir / "c.toml", cat("batch = 8\nitem = 8\n[model]\nfile = '", model.string(), R"('
+  write_file_atomic(dir / "c.toml",
+                    cat("batch = 8\nitem = 8\n[model]\nfile = '", model.string(), R"('
 args = { num_heads = 4 }
 [[reward]]
 name = "ink"

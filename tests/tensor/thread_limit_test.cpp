@@ -14,7 +14,8 @@ std::atomic<int> g_threads_left{1 << 30};  // how many more the system gives
 }
 
 // Stands in front of the system's pthread_create in this binary.
-extern "C" int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*start)(void*), void* argument) noexcept {
+extern "C" int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
+                              void* (*start)(void*), void* argument) noexcept {
   using Create = int (*)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
   static const auto real = reinterpret_cast<Create>(::dlsym(RTLD_NEXT, "pthread_create"));
   if (g_threads_left-- <= 0) return EAGAIN;

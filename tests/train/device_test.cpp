@@ -1,7 +1,8 @@
+#include "tiltflow/tensor/device.h"
+#include "tests/fake_device.h"
 #include "tests/same_bytes.h"
 #include "tests/support.h"
 #include "tests/train/small_run.h"
-#include "tests/fake_device.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/models/autoencoder/autoencoder.h"
@@ -10,7 +11,6 @@
 #include "tiltflow/models/generator/generator.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/models/sit/sit.h"
-#include "tiltflow/tensor/device.h"
 #include "tiltflow/train/finetuning.h"
 #include "tiltflow/train/gan_training.h"
 #include "tiltflow/train/pretraining.h"
@@ -32,22 +32,30 @@ std::pair<at::Tensor, at::Tensor> on_both(const std::function<at::Tensor()>& wor
 }
 
 // Up to rounding: an operator may be composed differently elsewhere.
-void expect_same(const std::pair<at::Tensor, at::Tensor>& both) { EXPECT_LT(test::relative_error(both.first, both.second), 1e-5); }
-
-// The value of a network and its gradient in the input, side by side.
-at::Tensor with_gradient(const at::Tensor& input, const std::function<at::Tensor(const at::Tensor&)>& network) {
-  const at::AutoGradMode grad(true);
-  const at::Tensor x = input.detach().clone().set_requires_grad(true), y = network(x);
-  return at::cat({y.detach().flatten(), torch::autograd::grad({y.square().sum()}, {x})[0].flatten()});
+void expect_same(const std::pair<at::Tensor, at::Tensor>& both) {
+  EXPECT_LT(test::relative_error(both.first, both.second), 1e-5);
 }
 
-at::Tensor noise(at::IntArrayRef shape) { return RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, shape[0], shape.slice(1)); }
+// The value of a network and its gradient in the input, side by side.
+at::Tensor with_gradient(const at::Tensor& input,
+                         const std::function<at::Tensor(const at::Tensor&)>& network) {
+  const at::AutoGradMode grad(true);
+  const at::Tensor x = input.detach().clone().set_requires_grad(true), y = network(x);
+  return at::cat(
+      {y.detach().flatten(), torch::autograd::grad({y.square().sum()}, {x})[0].flatten()});
+}
+
+at::Tensor noise(at::IntArrayRef shape) {
+  return RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, shape[0], shape.slice(1));
+}
 
 // Largest difference of two model files, relative to the largest weight.
 double difference(const std::filesystem::path& a, const std::filesystem::path& b) {
   const ParameterSet x = read_safetensors(a).tensors, y = read_safetensors(b).tensors;
   double worst = 0, largest = 0;
-  for (const auto& [name, tensor] : x) worst = std::max(worst, (tensor - y.at(name)).abs().max().item<double>()), largest = std::max(largest, tensor.abs().max().item<double>());
+  for (const auto& [name, tensor] : x)
+    worst = std::max(worst, (tensor - y.at(name)).abs().max().item<double>()),
+    largest = std::max(largest, tensor.abs().max().item<double>());
   return worst / largest;
 }
 
@@ -56,7 +64,8 @@ double difference(const std::filesystem::path& a, const std::filesystem::path& b
 TEST(train_device, UnknownOnesAreRefused) {
   std::vector<const char*> names{"gpu", "cuda:99", "meta", ""};
   if (!at::hasCUDA()) names.push_back("cuda");
-  for (const char* name : names) test::expect_error(ErrorKind::kConfig, "is not usable", [&] { set_compute_device(name); });
+  for (const char* name : names)
+    test::expect_error(ErrorKind::kConfig, "is not usable", [&] { set_compute_device(name); });
   EXPECT_TRUE(compute_device().is_cpu());
 }
 
@@ -79,7 +88,8 @@ TEST(train_device, FineTuningGivesTheSameWeights) {
     config.policy.kind = policy;
     config.policy.control.kind = "conv", config.policy.control.width = 8;
     config.compute.activation_checkpointing = std::string(policy) == "lora";
-    const std::filesystem::path here = dir / cat(policy, "-cpu"), there = dir / cat(policy, "-fake");
+    const std::filesystem::path here = dir / cat(policy, "-cpu"),
+                                there = dir / cat(policy, "-fake");
     std::int64_t before = test::fake_device_calls();
     test::run_on("cpu", config, here);
     EXPECT_EQ(test::fake_device_calls(), before);
@@ -98,14 +108,17 @@ TEST(train_device, MethodsOfEveryKindAndResume) {
     FinetuneConfig config = test::small_run(dir);
     config.method.name = method;
     config.batch = 8, config.item = 8;
-    const std::filesystem::path here = dir / cat(method, "-cpu"), there = dir / cat(method, "-fake"), resumed = dir / cat(method, "-resumed");
+    const std::filesystem::path here = dir / cat(method, "-cpu"),
+                                there = dir / cat(method, "-fake"),
+                                resumed = dir / cat(method, "-resumed");
     test::run_on("cpu", config, here);
     const std::string whole = test::run_on(test::fake_device(), config, there);
     EXPECT_LT(difference(there / "model.safetensors", here / "model.safetensors"), 1e-5) << method;
     std::filesystem::copy(there, resumed, std::filesystem::copy_options::recursive);
     std::filesystem::remove_all(resumed / "checkpoints/step-000004");
     std::filesystem::remove(resumed / "model.safetensors");
-    EXPECT_TRUE(test::same_bytes(test::run_on(test::fake_device(), config, resumed, true), whole)) << method;
+    EXPECT_TRUE(test::same_bytes(test::run_on(test::fake_device(), config, resumed, true), whole))
+        << method;
   }
 }
 
@@ -123,22 +136,35 @@ TEST(train_device, PretrainingGivesTheSameWeights) {
       const auto objective = make();
       const TrainResult result = train(config, *objective, run, {});
       std::vector<at::Tensor> flat;
-      for (const auto& [name, tensor] : result.average) flat.push_back(tensor.detach().cpu().flatten());
+      for (const auto& [name, tensor] : result.average)
+        flat.push_back(tensor.detach().cpu().flatten());
       return at::cat(flat);
     });
   };
   expect_same(trained([&] {
-    auto model = create_velocity_model({"sit", {{"input_size", "8"}, {"patch_size", "4"}, {"in_channels", "1"}, {"hidden_size", "16"}, {"depth", "1"}, {"num_heads", "2"}, {"num_classes", "2"}, {"learn_sigma", "false"}}}, 1, {});
-    return std::make_unique<FlowMatchingObjective>(std::move(model), make_path("linear"), data, FlowMatchingOptions{16, 8, 0.1, "uniform"}, 1);
+    auto model = create_velocity_model({"sit",
+                                        {{"input_size", "8"},
+                                         {"patch_size", "4"},
+                                         {"in_channels", "1"},
+                                         {"hidden_size", "16"},
+                                         {"depth", "1"},
+                                         {"num_heads", "2"},
+                                         {"num_classes", "2"},
+                                         {"learn_sigma", "false"}}},
+                                       1, {});
+    return std::make_unique<FlowMatchingObjective>(std::move(model), make_path("linear"), data,
+                                                   FlowMatchingOptions{16, 8, 0.1, "uniform"}, 1);
   }));
   expect_same(trained([&] {
     ClassifierConfig judge;
     judge.input_size = 8, judge.width = 4, judge.features = 6, judge.num_classes = 2;
-    return std::make_unique<ClassificationObjective>(judge, data, ClassificationOptions{16, 8, 0.1, 1, 0.1}, 1);
+    return std::make_unique<ClassificationObjective>(judge, data,
+                                                     ClassificationOptions{16, 8, 0.1, 1, 0.1}, 1);
   }));
   expect_same(trained([&] {
     GanConfig gan;
-    gan.base_channels = 4, gan.d_base_channels = 4, gan.feat_dim = 8, gan.z_dim = 6, gan.embed_dim = 3, gan.image_size = 8, gan.num_classes = 2, gan.spectral_norm = true;
+    gan.base_channels = 4, gan.d_base_channels = 4, gan.feat_dim = 8, gan.z_dim = 6,
+    gan.embed_dim = 3, gan.image_size = 8, gan.num_classes = 2, gan.spectral_norm = true;
     return std::make_unique<GanObjective>(gan, data, GanTrainingOptions{16, 8, 1}, 1);
   }));
 }
@@ -146,37 +172,48 @@ TEST(train_device, PretrainingGivesTheSameWeights) {
 TEST(train_device, NetworksAnswerOnTheCpu) {
   const at::Tensor labels = at::arange(4, at::kLong).remainder(2);
   expect_same(on_both([&] {
-    const auto loaded = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}});
+    const auto loaded =
+        load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}});
     std::vector<std::int64_t> shape = loaded.model->sample_shape();
     shape.insert(shape.begin(), 4);
     const at::Tensor x = noise(shape);
-    const Vjp with = loaded.model->vjp(x, time_tensor(0.3, x), {labels}, x), without = loaded.model->vjp(x, time_tensor(0.3, x), {}, x);
-    return at::stack({with.velocity, with.input_gradient, without.velocity, without.input_gradient});
+    const Vjp with = loaded.model->vjp(x, time_tensor(0.3, x), {labels}, x),
+              without = loaded.model->vjp(x, time_tensor(0.3, x), {}, x);
+    return at::stack(
+        {with.velocity, with.input_gradient, without.velocity, without.input_gradient});
   }));
   expect_same(on_both([&] {
-    const auto model = create_velocity_model({"mlp", {{"dimension", "3"}, {"hidden_size", "8"}}}, 5);
-    return with_gradient(noise({4, 3}), [&](const at::Tensor& x) { return x + model->velocity(x, time_tensor(0.3, x), {}); });
+    const auto model =
+        create_velocity_model({"mlp", {{"dimension", "3"}, {"hidden_size", "8"}}}, 5);
+    return with_gradient(noise({4, 3}), [&](const at::Tensor& x) {
+      return x + model->velocity(x, time_tensor(0.3, x), {});
+    });
   }));
   expect_same(on_both([&] {
     const auto generator = load_generator(test::golden_onestep("mnist_generator.safetensors"));
-    return with_gradient(noise({4, noise_size(*generator)}), [&](const at::Tensor& z) { return generate_rows(*generator, z, labels); });
+    return with_gradient(noise({4, noise_size(*generator)}),
+                         [&](const at::Tensor& z) { return generate_rows(*generator, z, labels); });
   }));
   expect_same(on_both([&] {
     RewardTerm term;
-    term.name = "torchscript", term.file = (test::source_dir() / "tests/golden/torch/reward_module.pt").string();
+    term.name = "torchscript",
+    term.file = (test::source_dir() / "tests/golden/torch/reward_module.pt").string();
     const auto reward = make_reward(term);
-    return with_gradient(noise({4, 3, 8, 8}).sigmoid(), [&](const at::Tensor& x) { return reward->score(x, {labels}); });
+    return with_gradient(noise({4, 3, 8, 8}).sigmoid(),
+                         [&](const at::Tensor& x) { return reward->score(x, {labels}); });
   }));
   const std::filesystem::path golden = test::source_dir() / "tests/golden";
   expect_same(on_both([&] {
     const auto vae = load_autoencoder(golden / "diffusers/vae16");
     const at::Tensor images = noise({2, 3, 16, 16}).clamp(-1, 1);
     const Moments m = vae->encode(images);
-    return at::cat({m.mean.flatten(), m.logvar.flatten(), with_gradient(m.mean, [&](const at::Tensor& z) { return vae->decode(z); })});
+    return at::cat({m.mean.flatten(), m.logvar.flatten(),
+                    with_gradient(m.mean, [&](const at::Tensor& z) { return vae->decode(z); })});
   }));
   expect_same(on_both([&] {
     const auto clip = load_clip_vision(golden / "clip/vision_gelu");
-    return with_gradient(noise({2, 3, 20, 20}).sigmoid(), [&](const at::Tensor& x) { return clip->embed_images(x); });
+    return with_gradient(noise({2, 3, 20, 20}).sigmoid(),
+                         [&](const at::Tensor& x) { return clip->embed_images(x); });
   }));
 }
 

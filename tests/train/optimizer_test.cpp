@@ -1,6 +1,6 @@
 // Averaged weights.
-#include "tests/support.h"
 #include "tiltflow/train/optimizer.h"
+#include "tests/support.h"
 
 namespace tiltflow {
 
@@ -10,7 +10,8 @@ TEST(train_average, StartsQuicklyThenKeepsItsDecay) {
   weights.add("w", at::zeros({1}, at::kDouble));
   WeightAverage average(weights, 0.25);
   double expected = 0;
-  for (const auto& [updates, decay] : std::vector<std::pair<std::int64_t, double>>{{0, 1.0 / 10}, {1, 2.0 / 11}, {2, 0.25}, {50, 0.25}}) {
+  for (const auto& [updates, decay] : std::vector<std::pair<std::int64_t, double>>{
+           {0, 1.0 / 10}, {1, 2.0 / 11}, {2, 0.25}, {50, 0.25}}) {
     at::Tensor w = weights.at("w");
     w.fill_(1.0 + static_cast<double>(updates));
     average.update(updates);

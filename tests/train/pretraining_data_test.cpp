@@ -11,13 +11,16 @@ namespace tiltflow {
 TEST(train_pretraining, DataAreRecorded) {
   const test::TempDir dir;
   std::filesystem::create_directories(dir / "p/cat");
-  for (int i = 0; i < 3; ++i) write_png(dir / ("p/cat/" + std::to_string(i) + ".png"), at::zeros({1, 4, 4}));
+  for (int i = 0; i < 3; ++i)
+    write_png(dir / ("p/cat/" + std::to_string(i) + ".png"), at::zeros({1, 4, 4}));
   write_file_atomic(dir / "p/cat/bad.png", "no picture");
   PretrainConfig config;
   config.data = {"folder", (dir / "p").string()};
   config.batch = 2;
   config.item = 2;
-  config.model.args = {{"input_size", "4"}, {"patch_size", "4"}, {"in_channels", "1"}, {"hidden_size", "8"}, {"depth", "1"}, {"num_heads", "2"}, {"num_classes", "1"}, {"learn_sigma", "false"}};
+  config.model.args = {{"input_size", "4"},  {"patch_size", "4"},     {"in_channels", "1"},
+                       {"hidden_size", "8"}, {"depth", "1"},          {"num_heads", "2"},
+                       {"num_classes", "1"}, {"learn_sigma", "false"}};
   config.train.steps = 1;
   EXPECT_THROW(set_up(config), Error);
   config.data.skip_bad = true;
@@ -28,7 +31,8 @@ TEST(train_pretraining, DataAreRecorded) {
   EXPECT_EQ(record.at("items"), 3);
   EXPECT_EQ(record.at("classes"), std::vector<std::string>{"cat"});
   ASSERT_EQ(record.at("skipped").size(), 1u);
-  EXPECT_NE(record.at("skipped")[0].get<std::string>().find("bad.png: not a picture"), std::string::npos);
+  EXPECT_NE(record.at("skipped")[0].get<std::string>().find("bad.png: not a picture"),
+            std::string::npos);
   EXPECT_EQ(record.at("notes").size(), 1u);
 }
 

@@ -1,11 +1,11 @@
 // Run directories: who may write them, which checkpoints count, what a resume may change.
+#include "tiltflow/train/run.h"
 #include "tests/same_bytes.h"
 #include "tests/support.h"
 #include "tests/train/small_run.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/json_lines.h"
-#include "tiltflow/train/run.h"
 
 namespace tiltflow {
 namespace {

@@ -1,4 +1,5 @@
-// A fine-tuning run of seconds that uses every part: a SiT, a network as reward, evaluations and checkpoints; on any device.
+// A fine-tuning run of seconds that uses every part: a SiT, a network as reward, evaluations and
+// checkpoints; on any device.
 #pragma once
 
 #include "tests/support.h"
@@ -25,7 +26,8 @@ inline FinetuneConfig small_run(const TempDir& dir) {
   config.method.adjoint = adjoint_matching_preset("exact", 4);
   config.method.adjoint.loss_steps = 2;
   config.reward = {RewardTerm{}};
-  config.reward[0].name = "class-log-prob", config.reward[0].judge = (dir / "judge.safetensors").string(), config.reward[0].scale = 5;
+  config.reward[0].name = "class-log-prob",
+  config.reward[0].judge = (dir / "judge.safetensors").string(), config.reward[0].scale = 5;
   config.labels.kind = "uniform";
   config.evaluation.every = 2, config.evaluation.samples = 4, config.evaluation.base_samples = 16;
   config.compute.workers = 1, config.compute.attention = "math", config.compute.kernels = "plain";
@@ -34,7 +36,8 @@ inline FinetuneConfig small_run(const TempDir& dir) {
 }
 
 // The weights it ends with, as the file holds them.
-inline std::string run_on(const std::string& device, FinetuneConfig config, const std::filesystem::path& out, bool resume = false) {
+inline std::string run_on(const std::string& device, FinetuneConfig config,
+                          const std::filesystem::path& out, bool resume = false) {
   const BackToCpu restore;
   config.compute.device = device;
   const FinetuneSetup setup = set_up(config);

@@ -1,4 +1,5 @@
-// What a run would stumble over later is found before it starts, everything at once, and nothing is left behind.
+// What a run would stumble over later is found before it starts, everything at once, and nothing is
+// left behind.
 #include "tiltflow/train/start_check.h"
 
 #include <torch/csrc/jit/api/module.h>
@@ -12,7 +13,8 @@ namespace tiltflow {
 namespace {
 
 // A TorchScript reward in place of the judge's.
-FinetuneConfig with_module(const test::TempDir& dir, const std::string& body, const std::string& method) {
+FinetuneConfig with_module(const test::TempDir& dir, const std::string& body,
+                           const std::string& method) {
   torch::jit::Module module("R");
   module.define("def forward(self, x):\n" + body + "\n");
   module.save((dir / "r.pt").string());
@@ -35,7 +37,9 @@ std::string problem_of(const std::function<void()>& work) {
   return "none";
 }
 
-void expect_part(const std::string& text, const std::string& part) { EXPECT_NE(text.find(part), std::string::npos) << part << "\nin: " << text; }
+void expect_part(const std::string& text, const std::string& part) {
+  EXPECT_NE(text.find(part), std::string::npos) << part << "\nin: " << text;
+}
 
 }  // namespace
 
@@ -60,7 +64,8 @@ TEST(train_start_check, AllProblemsOfAConfigurationAtOnce) {
   config.labels.label = 77;
   const std::string text = problem_of([&] { set_up(config); });
   expect_part(text, "4 problems");
-  for (const char* part : {"no-decoder", "no-judge", "item = 2 is no multiple", "77"}) expect_part(text, part);
+  for (const char* part : {"no-decoder", "no-judge", "item = 2 is no multiple", "77"})
+    expect_part(text, part);
 }
 
 TEST(train_start_check, JudgesAndPairsAreOpened) {
@@ -80,22 +85,28 @@ TEST(train_start_check, JudgesAndPairsAreOpened) {
   other.input_size = 12, other.width = 4, other.features = 6, other.num_classes = 3;
   save_classifier(dir / "other.safetensors", other, init_classifier(other, RandomStreams(2)));
   config.check.judge = (dir / "other.safetensors").string();
-  expect_part(problem_of([&] { check_start(set_up(config)); }), "sees pictures [1, 12, 12], the model makes [1, 8, 8]");
+  expect_part(problem_of([&] { check_start(set_up(config)); }),
+              "sees pictures [1, 12, 12], the model makes [1, 8, 8]");
 }
 
-// A black box serves methods that need no gradient; the others are refused before anything is sampled, with the names of those that do.
+// A black box serves methods that need no gradient; the others are refused before anything is
+// sampled, with the names of those that do.
 TEST(train_start_check, RewardsWithoutGradient) {
   const test::TempDir dir;
   const std::string counted = "  return (x.flatten(1).mean(1) * 1000).round()";
   const std::string detached = "  return x.detach().flatten(1).mean(1)";
   for (const std::string& body : {counted, detached}) {
-    for (const char* method : {"flow-grpo", "rwr", "diffusion-nft", "log-variance", "best-of-group"}) {
+    for (const char* method :
+         {"flow-grpo", "rwr", "diffusion-nft", "log-variance", "best-of-group"}) {
       const FinetuneSetup setup = set_up(with_module(dir, body, method));
       EXPECT_FALSE(setup.reward_gradient);
       EXPECT_NO_THROW(check_start(setup)) << method;
     }
-    const std::string text = problem_of([&] { check_start(set_up(with_module(dir, body, "adjoint-matching"))); });
-    for (const char* part : {"adjoint-matching needs the reward's gradient", "r.pt has none", "flow-grpo", "rwr", "surrogate.every"}) expect_part(text, part);
+    const std::string text =
+        problem_of([&] { check_start(set_up(with_module(dir, body, "adjoint-matching"))); });
+    for (const char* part : {"adjoint-matching needs the reward's gradient", "r.pt has none",
+                             "flow-grpo", "rwr", "surrogate.every"})
+      expect_part(text, part);
     FinetuneConfig learned = with_module(dir, body, "adjoint-matching");
     learned.surrogate.every = 1;
     EXPECT_NO_THROW(check_start(set_up(learned)));
@@ -110,11 +121,19 @@ TEST(train_start_check, RewardsWithoutGradient) {
 
 TEST(train_start_check, ScoresMustNotDependOnTheBatch) {
   const test::TempDir dir;
-  const auto problem = [&](const std::string& body) { return problem_of([&] { check_start(set_up(with_module(dir, body, "rwr"))); }); };
-  expect_part(problem("  y = x.flatten(1).mean(1)\n  return (y - y.mean()) / (y.std(unbiased=False) + 0.001)"), "beside another one");
-  expect_part(problem("  y = x.flatten(1).mean(1)\n  assert x.size(0) > 1, \"wants two\"\n  return y"), "wants two");
+  const auto problem = [&](const std::string& body) {
+    return problem_of([&] { check_start(set_up(with_module(dir, body, "rwr"))); });
+  };
+  expect_part(
+      problem(
+          "  y = x.flatten(1).mean(1)\n  return (y - y.mean()) / (y.std(unbiased=False) + 0.001)"),
+      "beside another one");
+  expect_part(
+      problem("  y = x.flatten(1).mean(1)\n  assert x.size(0) > 1, \"wants two\"\n  return y"),
+      "wants two");
   expect_part(problem("  return x.flatten(1).mean(1) + float('nan')"), "NaN");
-  EXPECT_EQ(problem("  return x.flatten(1).mean(1) + torch.rand([x.size(0)])"), "none") << "random rewards get a warning";
+  EXPECT_EQ(problem("  return x.flatten(1).mean(1) + torch.rand([x.size(0)])"), "none")
+      << "random rewards get a warning";
 }
 
 TEST(train_start_check, FoldersThatCannotBeMade) {
@@ -122,11 +141,13 @@ TEST(train_start_check, FoldersThatCannotBeMade) {
   write_file_atomic(dir / "file", "x");
   EXPECT_NO_THROW(check_output_folder(dir / "a/b/c", 1));
   EXPECT_FALSE(std::filesystem::exists(dir / "a"));
-  test::expect_error(ErrorKind::kConfig, "is no folder", [&] { check_output_folder(dir / "file/run", 1); });
+  test::expect_error(ErrorKind::kConfig, "is no folder",
+                     [&] { check_output_folder(dir / "file/run", 1); });
   make_directories(dir / "old/checkpoints/step-000002");
   write_file_atomic(dir / "old/checkpoints/step-000002/DONE", "");
   write_file_atomic(dir / "old/config.toml", "");
-  test::expect_error(ErrorKind::kConfig, "already holds a run", [&] { require_startable(dir / "old", {}); });
+  test::expect_error(ErrorKind::kConfig, "already holds a run",
+                     [&] { require_startable(dir / "old", {}); });
   RunStart resumed;
   resumed.resume = true;
   EXPECT_NO_THROW(require_startable(dir / "old", resumed));
@@ -136,7 +157,8 @@ TEST(train_start_check, FoldersThatCannotBeMade) {
   write_file_atomic(dir / "letters/one.txt", "dear");
   test::expect_error(ErrorKind::kConfig, "exists and is not a run",
                      [&] { require_startable(dir / "letters", {}); });
-  test::expect_error(ErrorKind::kConfig, "the run needs about", [&] { check_output_folder(dir / "run", 1e18); });
+  test::expect_error(ErrorKind::kConfig, "the run needs about",
+                     [&] { check_output_folder(dir / "run", 1e18); });
 }
 
 }  // namespace tiltflow

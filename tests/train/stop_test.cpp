@@ -1,7 +1,8 @@
-// A stop in the middle of anything saves the last whole step, and the continued run ends as the one that was never stopped.
-#include <cstdlib>
+// A stop in the middle of anything saves the last whole step, and the continued run ends as the one
+// that was never stopped.
 #include <sys/wait.h>
 #include <unistd.h>
+#include <cstdlib>
 
 #include <csignal>
 
@@ -21,7 +22,8 @@ struct StopAt {
   std::int64_t step = 0;
 };
 
-// Weights that are pulled to keyed noise; a state that every step changes in place, as replay buffers and statistics do.
+// Weights that are pulled to keyed noise; a state that every step changes in place, as replay
+// buffers and statistics do.
 class Toy final : public Objective {
  public:
   Toy(std::int64_t period, StopAt stop) : period_(period), stop_(stop), streams_(3) {
@@ -43,7 +45,9 @@ class Toy final : public Objective {
       stop(Moment::kHang);
     }
     if (stop_.moment != Moment::kBetweenItems) check_stop();
-    const at::Tensor target = streams_.normal(Purpose::kPrior, static_cast<std::uint32_t>(step_), 0, i, 1, {4})[0] + state_.at("sum");
+    const at::Tensor target =
+        streams_.normal(Purpose::kPrior, static_cast<std::uint32_t>(step_), 0, i, 1, {4})[0] +
+        state_.at("sum");
     LossReport report;
     report.loss = (trainable_.at("w") - target).square().sum();
     if (i == 1) stop(Moment::kBetweenItems);
@@ -76,7 +80,8 @@ class Toy final : public Objective {
 constexpr std::int64_t kSteps = 8;
 
 // Trains to the end, or until a stop; "" then.
-std::string train_toy(const std::filesystem::path& out, std::int64_t period, StopAt stop, bool resume) {
+std::string train_toy(const std::filesystem::path& out, std::int64_t period, StopAt stop,
+                      bool resume) {
   Toy toy(period, stop);
   Run run(out, "toy", resume);
   TrainConfig config;
@@ -97,8 +102,10 @@ std::string train_toy(const std::filesystem::path& out, std::int64_t period, Sto
     const TrainResult result = train(config, toy, run, hooks);
     text = cat(result.weights.at("w"), result.average.at("w"), toy.state().at("sum"));
   } catch (const Error& error) {
-    EXPECT_EQ(static_cast<int>(error.kind()), static_cast<int>(ErrorKind::kStopped)) << error.what();
-    EXPECT_NE(std::string(error.what()).find("stopped by SIGTERM after step"), std::string::npos) << error.what();
+    EXPECT_EQ(static_cast<int>(error.kind()), static_cast<int>(ErrorKind::kStopped))
+        << error.what();
+    EXPECT_NE(std::string(error.what()).find("stopped by SIGTERM after step"), std::string::npos)
+        << error.what();
   }
   forget_stop();
   return text;
@@ -116,7 +123,8 @@ std::string log_of(const std::filesystem::path& run) {
 
 std::string newest_checkpoint(const std::filesystem::path& run) {
   std::string out;
-  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints")) out = std::max(out, entry.path().filename().string());
+  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints"))
+    out = std::max(out, entry.path().filename().string());
   return out;
 }
 
@@ -130,17 +138,23 @@ TEST(train_stop, AnyMomentIsContinuedExactly) {
     const std::string whole = train_toy(dir / "whole", period, {}, false);
     ASSERT_NE(whole, "");
     int number = 0;
-    for (const Moment moment : {Moment::kBegin, Moment::kItem, Moment::kBetweenItems, Moment::kFollowing}) {
+    for (const Moment moment :
+         {Moment::kBegin, Moment::kItem, Moment::kBetweenItems, Moment::kFollowing}) {
       for (const std::int64_t step : {4, 6, 7}) {
         if (moment == Moment::kFollowing && step % 2 != 0) continue;
         const std::filesystem::path out = dir / cat("stopped-", number++);
         EXPECT_EQ(train_toy(out, period, {moment, step}, false), "") << "it was not stopped";
-        const bool exactly = period == 1 && moment != Moment::kBetweenItems;  // there another worker may have taken the last item already
+        const bool exactly =
+            period == 1 &&
+            moment !=
+                Moment::kBetweenItems;  // there another worker may have taken the last item already
         if (exactly) {
           EXPECT_EQ(newest_checkpoint(out), cat("step-00000", step)) << "the last whole step";
         }
-        EXPECT_EQ(train_toy(out, period, {}, true), whole) << "moment " << static_cast<int>(moment) << ", step " << step << ", period " << period;
-        EXPECT_EQ(log_of(out), log_of(dir / "whole")) << "moment " << static_cast<int>(moment) << ", step " << step << ", period " << period;
+        EXPECT_EQ(train_toy(out, period, {}, true), whole)
+            << "moment " << static_cast<int>(moment) << ", step " << step << ", period " << period;
+        EXPECT_EQ(log_of(out), log_of(dir / "whole"))
+            << "moment " << static_cast<int>(moment) << ", step " << step << ", period " << period;
       }
     }
   }
@@ -156,13 +170,15 @@ TEST(train_stop, ARunThatNobodyContinuesSavesNothing) {
   config.steps = kSteps;
   TrainHooks hooks;
   hooks.lasting = false;
-  test::expect_error(ErrorKind::kStopped, "stopped by SIGTERM", [&] { train(config, toy, run, hooks); });
+  test::expect_error(ErrorKind::kStopped, "stopped by SIGTERM",
+                     [&] { train(config, toy, run, hooks); });
   EXPECT_EQ(stop_exit_code(), 128 + SIGTERM);
   forget_stop();
   EXPECT_EQ(newest_checkpoint(dir / "run"), "");
 }
 
-// The run of the next test, in a process that has no threads of libtorch yet: they do not survive a fork.
+// The run of the next test, in a process that has no threads of libtorch yet: they do not survive a
+// fork.
 TEST(train_stop, DISABLED_AStepThatHearsNothing) {
   const char* out = std::getenv("TILTFLOW_TEST_HUNG");
   ASSERT_NE(out, nullptr) << "is run by AStepThatHearsNothingLosesItselfOnly";
@@ -179,7 +195,8 @@ TEST(train_stop, AStepThatHearsNothingLosesItselfOnly) {
     ::setenv("TILTFLOW_TEST_HUNG", (dir / "hung").c_str(), 1);
     std::freopen("/dev/null", "w", stderr);
     std::freopen("/dev/null", "w", stdout);
-    ::execl("/proc/self/exe", "tiltflow_tests", "--gtest_also_run_disabled_tests", "--gtest_filter=train_stop.DISABLED_AStepThatHearsNothing", nullptr);
+    ::execl("/proc/self/exe", "tiltflow_tests", "--gtest_also_run_disabled_tests",
+            "--gtest_filter=train_stop.DISABLED_AStepThatHearsNothing", nullptr);
     ::_exit(1);
   }
   int status = 0;

@@ -7,10 +7,10 @@
 #include "tests/support.h"
 #include "tests/train/small_model.h"
 #include "tiltflow/base/file.h"
-#include "tiltflow/models/sit/sit.h"
-#include "tiltflow/tensor/parallel.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/models/model_file.h"
+#include "tiltflow/models/sit/sit.h"
+#include "tiltflow/tensor/parallel.h"
 #include "tiltflow/train/finetuning.h"
 #include "tiltflow/train/memory_plan.h"
 #include "tiltflow/train/pretraining.h"
@@ -38,9 +38,12 @@ FinetuneConfig ink_run(const test::TempDir& dir, const std::string& policy = "fu
   return config;
 }
 
-std::string weights_of(const std::filesystem::path& run) { return read_file(run / "model.safetensors"); }
+std::string weights_of(const std::filesystem::path& run) {
+  return read_file(run / "model.safetensors");
+}
 
-std::string run_to_end(const FinetuneConfig& config, const std::filesystem::path& out, bool resume = false) {
+std::string run_to_end(const FinetuneConfig& config, const std::filesystem::path& out,
+                       bool resume = false) {
   const FinetuneSetup setup = set_up(config);
   tiltflow::Run run(out, "x", resume);
   finetune(setup, run);
@@ -48,15 +51,27 @@ std::string run_to_end(const FinetuneConfig& config, const std::filesystem::path
 }
 
 // A fatal error in a hook stands for a kill.
-void die_after(std::int64_t last, const FinetuneConfig& config, const std::filesystem::path& out, double log_z = 0) {
+void die_after(std::int64_t last, const FinetuneConfig& config, const std::filesystem::path& out,
+               double log_z = 0) {
   const FinetuneSetup setup = set_up(config);
   tiltflow::Run run(out, "x", false);
-  FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0), make_method(config.method), log_z);
+  FinetuneObjective objective(setup, make_policy(setup.flow, config.policy, 0),
+                              make_method(config.method), log_z);
   const ParameterSet& start = objective.trainable();
-  run.log(0, {{"base_reward", 0}, {"base_reward_se", 0}, {"log_z", log_z}, {"log_z_se", 0}, {"base_ess", 1}});
-  run.save({0, {{"weights", start}, {"average", start}, {"optimizer", AdamW(config.train.optimizer, start).state()}}}, 2);
+  run.log(0, {{"base_reward", 0},
+              {"base_reward_se", 0},
+              {"log_z", log_z},
+              {"log_z_se", 0},
+              {"base_ess", 1}});
+  run.save({0,
+            {{"weights", start},
+             {"average", start},
+             {"optimizer", AdamW(config.train.optimizer, start).state()}}},
+           2);
   TrainHooks hooks;
-  hooks.after_step = [last](std::int64_t step, const ParameterSet&) { if (step == last) fail(ErrorKind::kFailure, "killed"); };
+  hooks.after_step = [last](std::int64_t step, const ParameterSet&) {
+    if (step == last) fail(ErrorKind::kFailure, "killed");
+  };
   EXPECT_THROW(train(config.train, objective, run, hooks), Error);
 }
 
@@ -70,7 +85,8 @@ void expect_resumes(const FinetuneConfig& config, const test::TempDir& dir) {
 }  // namespace
 
 TEST(train_optimizer, StepsEqualTheOfficialOnes) {
-  const auto loaded = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}});
+  const auto loaded =
+      load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}});
   const ParameterSet g = read_safetensors(test::golden("train_steps.safetensors")).tensors;
   const Policy policy = full_policy(*loaded.model);
   OptimizerConfig config;
@@ -78,20 +94,26 @@ TEST(train_optimizer, StepsEqualTheOfficialOnes) {
   const auto path = make_path("linear");
   for (std::int64_t step = 0; step < 3; ++step) {
     const at::AutoGradMode grad(true);
-    const at::Tensor t = g.at("u")[step], x0 = g.at("x0")[step], x1 = g.at("x1")[step], time = t.view({-1, 1, 1, 1});
+    const at::Tensor t = g.at("u")[step], x0 = g.at("x0")[step], x1 = g.at("x1")[step],
+                     time = t.view({-1, 1, 1, 1});
     const at::Tensor v = policy.tuned->velocity(time * x1 + (1 - time) * x0, t, {g.at("y")[step]});
     const at::Tensor loss = (v - (x1 - x0)).square().flatten(1).mean(1).mean();
     EXPECT_NEAR(loss.item<double>() / g.at("loss")[step].item<double>(), 1, 1e-5);
-    std::vector<at::Tensor> gradients = torch::autograd::grad({loss}, policy.trainable.tensors(), {}, false, false, true);
-    for (std::size_t i = 0; i < gradients.size(); ++i) if (!gradients[i].defined()) gradients[i] = at::zeros_like(policy.trainable.tensors()[i]);
+    std::vector<at::Tensor> gradients =
+        torch::autograd::grad({loss}, policy.trainable.tensors(), {}, false, false, true);
+    for (std::size_t i = 0; i < gradients.size(); ++i)
+      if (!gradients[i].defined()) gradients[i] = at::zeros_like(policy.trainable.tensors()[i]);
     EXPECT_NEAR(clip_gradients(gradients, 0) / g.at("grad_norm")[step].item<double>(), 1, 1e-4);
     optimizer.step(gradients, 1e-3);
   }
   for (const auto& [name, tensor] : g) {
     if (name.rfind("after.", 0) != 0) continue;
     at::Tensor found = policy.trainable.at(name.substr(6)).detach(), expected = tensor;
-    // The gradient of a key bias is zero (softmax ignores it); Adam turns its rounding into steps of any sign.
-    if (name == "after.blocks.0.attn.qkv.bias") found = at::cat({found.narrow(0, 0, 40), found.narrow(0, 80, 40)}), expected = at::cat({expected.narrow(0, 0, 40), expected.narrow(0, 80, 40)});
+    // The gradient of a key bias is zero (softmax ignores it); Adam turns its rounding into steps
+    // of any sign.
+    if (name == "after.blocks.0.attn.qkv.bias")
+      found = at::cat({found.narrow(0, 0, 40), found.narrow(0, 80, 40)}),
+      expected = at::cat({expected.narrow(0, 0, 40), expected.narrow(0, 80, 40)});
     EXPECT_LT(test::relative_error(found, expected), 1e-4) << name;
   }
 }
@@ -99,26 +121,34 @@ TEST(train_optimizer, StepsEqualTheOfficialOnes) {
 // Losses, weights, time intervals and gradients of SiT for every path, prediction and weighting.
 TEST(train_pretrain, LossesEqualTheOfficialOnes) {
   const ParameterSet g = read_safetensors(test::golden("transport_losses.safetensors")).tensors;
-  const auto loaded = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}});
-  const at::Tensor a = loaded.model->parameters().at("blocks.0.attn.qkv.bias"), b = loaded.model->parameters().at("final_layer.linear.bias");
+  const auto loaded =
+      load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}});
+  const at::Tensor a = loaded.model->parameters().at("blocks.0.attn.qkv.bias"),
+                   b = loaded.model->parameters().at("final_layer.linear.bias");
   a.set_requires_grad(true), b.set_requires_grad(true);
   int compared = 0;
   for (const auto& [key, expected] : g) {
     const std::vector<std::string> part = split(key, '.');
     if (part.size() != 4 || part[3] != "loss") continue;
-    const auto lower = [](std::string text) { for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c))); return text; };
+    const auto lower = [](std::string text) {
+      for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+      return text;
+    };
     const auto path = make_path(lower(part[0]));
     FlowMatchingOptions options;
     options.prediction = part[1], options.loss_weight = lower(part[2]);
     const std::string stem = key.substr(0, key.size() - 4);
     const at::Tensor t = training_times(*path, options, g.at("u"));
     EXPECT_LT((t - g.at(stem + "t")).abs().max().item<double>(), 1e-6) << key;
-    const at::Tensor losses = flow_matching_losses(*loaded.model, *path, options, g.at("x0"), g.at("x1"), t, {g.at("y")});
+    const at::Tensor losses =
+        flow_matching_losses(*loaded.model, *path, options, g.at("x0"), g.at("x1"), t, {g.at("y")});
     // fp32 of the reference cancels in VP's coefficients near t = 1
     EXPECT_LT(test::relative_error(losses, expected), part[0] == "VP" ? 2e-4 : 1e-5) << key;
     const auto gradients = torch::autograd::grad({losses.mean()}, {a, b});
-    EXPECT_LT(test::relative_error(gradients[0], g.at(stem + "grad.blocks.0.attn.qkv.bias")), 2e-4) << key;
-    EXPECT_LT(test::relative_error(gradients[1], g.at(stem + "grad.final_layer.linear.bias")), 2e-4) << key;
+    EXPECT_LT(test::relative_error(gradients[0], g.at(stem + "grad.blocks.0.attn.qkv.bias")), 2e-4)
+        << key;
+    EXPECT_LT(test::relative_error(gradients[1], g.at(stem + "grad.final_layer.linear.bias")), 2e-4)
+        << key;
     ++compared;
   }
   EXPECT_EQ(compared, 21);
@@ -152,31 +182,38 @@ TEST(train_finetune, ResumeIsBitExact) {
     EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "killed", true), whole)) << policy;
     // steps were not logged twice
     std::map<std::int64_t, int> losses;
-    for (const auto& line : read_json_lines(dir / "killed/metrics.jsonl")) if (line.contains("loss")) ++losses[line["step"].get<std::int64_t>()];
+    for (const auto& line : read_json_lines(dir / "killed/metrics.jsonl"))
+      if (line.contains("loss")) ++losses[line["step"].get<std::int64_t>()];
     EXPECT_EQ(losses.size(), 7u);
     for (const auto& [step, count] : losses) EXPECT_EQ(count, 1) << step;
   }
 }
 
-// Every method with both policies: it trains, and a run that is stopped and continued ends with the same bytes.
+// Every method with both policies: it trains, and a run that is stopped and continued ends with the
+// same bytes.
 TEST(train_finetune, EveryMethodTrainsAndResumes) {
   for (const MethodListing& m : method_listing()) {
     for (const char* policy : {"full", "lora"}) {
       const test::TempDir dir;
       FinetuneConfig config = ink_run(dir, policy);
       config.method.name = m.name;
-      if (m.name == "reciprocal-adjoint-matching" || m.name == "value-regression") continue;  // another base, another policy: below
+      if (m.name == "reciprocal-adjoint-matching" || m.name == "value-regression")
+        continue;  // another base, another policy: below
       config.method.policy_gradient.advantage.group = config.method.endpoint.advantage.group = 2;
       config.evaluation.every = 0, config.train.steps = 4;
       const std::string whole = run_to_end(config, dir / "whole");
-      const ParameterSet before = read_safetensors(dir / "base.safetensors").tensors, after = read_safetensors(dir / "whole/model.safetensors").tensors;
+      const ParameterSet before = read_safetensors(dir / "base.safetensors").tensors,
+                         after = read_safetensors(dir / "whole/model.safetensors").tensors;
       double moved = 0;
-      for (const auto& [name, tensor] : before) moved = std::max(moved, (tensor - after.at(name)).abs().max().item<double>());
+      for (const auto& [name, tensor] : before)
+        moved = std::max(moved, (tensor - after.at(name)).abs().max().item<double>());
       EXPECT_GT(moved, 0) << m.name << " " << policy;
-      std::filesystem::copy(dir / "whole", dir / "stopped", std::filesystem::copy_options::recursive);
+      std::filesystem::copy(dir / "whole", dir / "stopped",
+                            std::filesystem::copy_options::recursive);
       std::filesystem::remove_all(dir / "stopped/checkpoints/step-000004");
       std::filesystem::remove(dir / "stopped/model.safetensors");
-      EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "stopped", true), whole)) << m.name << " " << policy;
+      EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "stopped", true), whole))
+          << m.name << " " << policy;
     }
   }
 }
@@ -185,11 +222,15 @@ TEST(train_finetune, EveryMethodTrainsAndResumes) {
 TEST(train_finetune, ReplayResumes) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir);
-  config.model = {}, config.model.family = "gaussian-mixture", config.model.args = {{"means", "0 0"}};
-  config.policy.kind = "control", config.policy.control.kind = "mlp", config.policy.control.width = 8;
+  config.model = {}, config.model.family = "gaussian-mixture",
+  config.model.args = {{"means", "0 0"}};
+  config.policy.kind = "control", config.policy.control.kind = "mlp",
+  config.policy.control.width = 8;
   RewardTerm reward;
-  reward.name = "log-density", reward.over_normal = true, reward.args = {{"means", "1 0; -1 0"}, {"deviations", "0.6"}};
-  config.reward = {reward}, config.labels = {}, config.guidance = {}, config.evaluation.every = 0, config.train.steps = 7;
+  reward.name = "log-density", reward.over_normal = true,
+  reward.args = {{"means", "1 0; -1 0"}, {"deviations", "0.6"}};
+  config.reward = {reward}, config.labels = {}, config.guidance = {}, config.evaluation.every = 0,
+  config.train.steps = 7;
   config.method.name = "reciprocal-adjoint-matching", config.method.reciprocal.replay.refresh = 3;
   const std::string whole = run_to_end(config, dir / "whole");
   die_after(5, config, dir / "killed");
@@ -199,10 +240,12 @@ TEST(train_finetune, ReplayResumes) {
 TEST(train_finetune, ValueRegressionResumesAndRefusesOtherPolicies) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir, "control");
-  config.policy.control = {"potential", 8, 2}, config.method.name = "value-regression", config.method.value.replay.refresh = 3, config.evaluation.every = 0;
+  config.policy.control = {"potential", 8, 2}, config.method.name = "value-regression",
+  config.method.value.replay.refresh = 3, config.evaluation.every = 0;
   const std::string whole = run_to_end(config, dir / "whole");
   double log_z = 0;  // scales the weights: a resume reads the first start's
-  for (const auto& line : read_json_lines(dir / "whole/metrics.jsonl")) if (line.contains("log_z")) log_z = line["log_z"].get<double>();
+  for (const auto& line : read_json_lines(dir / "whole/metrics.jsonl"))
+    if (line.contains("log_z")) log_z = line["log_z"].get<double>();
   die_after(5, config, dir / "killed", log_z);
   EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "killed", true), whole));
   config.policy.kind = "full";
@@ -217,7 +260,8 @@ TEST(train_finetune, ValueRegressionResumesAndRefusesOtherPolicies) {
 TEST(train_finetune, SurrogateResumes) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir);
-  config.surrogate.every = 3, config.surrogate.samples = 8, config.surrogate.fits = 3, config.surrogate.width = 8;
+  config.surrogate.every = 3, config.surrogate.samples = 8, config.surrogate.fits = 3,
+  config.surrogate.width = 8;
   expect_resumes(config, dir);
 }
 
@@ -226,7 +270,8 @@ TEST(train_finetune, ModesResume) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir);
   config.method.name = "draft", config.sampler.name = "half-noise", config.buffer_passes = 1;
-  config.modes.codes = 3, config.modes.every = 2, config.modes.samples = 8, config.modes.fits = 3, config.modes.width = 8;
+  config.modes.codes = 3, config.modes.every = 2, config.modes.samples = 8, config.modes.fits = 3,
+  config.modes.width = 8;
   expect_resumes(config, dir);
 }
 
@@ -234,7 +279,8 @@ TEST(train_finetune, ModesResume) {
 TEST(train_finetune, MemoryStaysConstant) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir);
-  config.batch = 2, config.evaluation.every = 0, config.train.checkpoint_every = 1000, config.compute.workers = 1;
+  config.batch = 2, config.evaluation.every = 0, config.train.checkpoint_every = 1000,
+  config.compute.workers = 1;
   const auto in_use_after = [&](std::int64_t steps) {
     config.train.steps = steps;
     run_to_end(config, dir / cat("run-", steps));
@@ -251,14 +297,17 @@ TEST(train_finetune, WorkersAndItemsDoNotMatter) {
   FinetuneConfig config = ink_run(dir);
   const std::string two = run_to_end(config, dir / "two");
   config.compute.workers = 1;
-  EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "one"), two)) << "the number of workers changed the result";
+  EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "one"), two))
+      << "the number of workers changed the result";
   config.item = 6;  // another order of summation, the same sum
   config.method.adjoint.clip_quantile = 0;
   run_to_end(config, dir / "whole");
   config.item = 1;
   run_to_end(config, dir / "single");
-  const ParameterSet a = read_safetensors(dir / "whole/model.safetensors").tensors, b = read_safetensors(dir / "single/model.safetensors").tensors;
-  for (const auto& [name, tensor] : a) EXPECT_LT((tensor - b.at(name)).abs().max().item<double>(), 1e-3) << name;
+  const ParameterSet a = read_safetensors(dir / "whole/model.safetensors").tensors,
+                     b = read_safetensors(dir / "single/model.safetensors").tensors;
+  for (const auto& [name, tensor] : a)
+    EXPECT_LT((tensor - b.at(name)).abs().max().item<double>(), 1e-3) << name;
   set_thread_policy({1, 1});
 }
 
@@ -268,23 +317,50 @@ TEST(train_finetune, EvaluationsPerIterationAreLogged) {
     const FinetuneConfig config = ink_run(dir, policy);
     run_to_end(config, dir / policy);
     for (const auto& line : read_json_lines(dir / policy / "metrics.jsonl")) {
-      if (line.contains("evaluations")) { EXPECT_NEAR(line["evaluations"].get<double>(), 5 + 2 * 4 + 1 + 3 * backward, 1e-9); }
+      if (line.contains("evaluations")) {
+        EXPECT_NEAR(line["evaluations"].get<double>(), 5 + 2 * 4 + 1 + 3 * backward, 1e-9);
+      }
     }
   }
 }
 
 // The table of docs/methods.md: 5 sampler steps, 4 noisings; a backward pass counts twice.
 TEST(train_finetune, EvaluationsOfEveryMethodAreThoseDocumented) {
-  const std::map<std::string, double> expected{{"discrete-adjoint", 10 + 2 * 5}, {"log-variance", 10 + 2 * 5}, {"trajectory-balance", 10 + 2 * 5}, {"cross-entropy", 10 + 2 * 5}, {"flow-grpo", 10 + 2 * 5}, {"rwr", 9 + 2 * 4},
-                                               {"best-of-group", 9 + 2 * 4}, {"diffusion-nft", 9 + 2 * 4}, {"advantage-flow", 9 + 2 * 4}, {"ram", 13 + 2 * 4}, {"dpo", 13 + 2 * 4}, {"draft", 5 + 2}, {"basic-adjoint-matching", 5 + 1 + 2 * 2 * 4 + 2 * 5}, {"efficient-adjoint-matching", 5 + 1 + 4 + 2 * 4}, {"draft-lv", 7 + 2 * 3}, {"continuous-adjoint", 5 + 2 * 2 * 5 + 2 * 5}, {"socm", 6 + 2 * 4 + 2 * 5}, {"socm-adjoint", 6 + 2 * 4 + 2 * 5}, {"variance", 10 + 2 * 5},
-                                               {"grpo-guard", 10 + 2 * 5}, {"advantage-weighted-matching", 9 + 2 * 4}, {"alignprop", 5 + 2 * 3}, {"leap-align", 7 + 2 * 2}};
+  const std::map<std::string, double> expected{
+      {"discrete-adjoint", 10 + 2 * 5},
+      {"log-variance", 10 + 2 * 5},
+      {"trajectory-balance", 10 + 2 * 5},
+      {"cross-entropy", 10 + 2 * 5},
+      {"flow-grpo", 10 + 2 * 5},
+      {"rwr", 9 + 2 * 4},
+      {"best-of-group", 9 + 2 * 4},
+      {"diffusion-nft", 9 + 2 * 4},
+      {"advantage-flow", 9 + 2 * 4},
+      {"ram", 13 + 2 * 4},
+      {"dpo", 13 + 2 * 4},
+      {"draft", 5 + 2},
+      {"basic-adjoint-matching", 5 + 1 + 2 * 2 * 4 + 2 * 5},
+      {"efficient-adjoint-matching", 5 + 1 + 4 + 2 * 4},
+      {"draft-lv", 7 + 2 * 3},
+      {"continuous-adjoint", 5 + 2 * 2 * 5 + 2 * 5},
+      {"socm", 6 + 2 * 4 + 2 * 5},
+      {"socm-adjoint", 6 + 2 * 4 + 2 * 5},
+      {"variance", 10 + 2 * 5},
+      {"grpo-guard", 10 + 2 * 5},
+      {"advantage-weighted-matching", 9 + 2 * 4},
+      {"alignprop", 5 + 2 * 3},
+      {"leap-align", 7 + 2 * 2}};
   const test::TempDir dir;
   for (const auto& [name, evaluations] : expected) {
     FinetuneConfig config = ink_run(dir);
-    config.method.name = name, config.method.policy_gradient.advantage.group = config.method.endpoint.advantage.group = 2, config.evaluation.every = 0, config.train.steps = 1;
+    config.method.name = name,
+    config.method.policy_gradient.advantage.group = config.method.endpoint.advantage.group = 2,
+    config.evaluation.every = 0, config.train.steps = 1;
     run_to_end(config, dir / name);
     for (const auto& line : read_json_lines(dir / name / "metrics.jsonl")) {
-      if (line.contains("evaluations")) { EXPECT_NEAR(line["evaluations"].get<double>(), evaluations, 1e-9) << name; }
+      if (line.contains("evaluations")) {
+        EXPECT_NEAR(line["evaluations"].get<double>(), evaluations, 1e-9) << name;
+      }
     }
   }
 }
@@ -306,7 +382,15 @@ TEST(train_finetune, BufferReusesTrajectoriesAndLogsEss) {
 }
 
 TEST(train_memory, PiecesShrinkAndActivationsAreRecomputedBeforeItFails) {
-  const auto model = create_velocity_model({"sit", {{"input_size", "16"}, {"in_channels", "4"}, {"hidden_size", "64"}, {"depth", "6"}, {"num_heads", "4"}, {"num_classes", "3"}, {"patch_size", "2"}}}, 0);
+  const auto model = create_velocity_model({"sit",
+                                            {{"input_size", "16"},
+                                             {"in_channels", "4"},
+                                             {"hidden_size", "64"},
+                                             {"depth", "6"},
+                                             {"num_heads", "4"},
+                                             {"num_classes", "3"},
+                                             {"patch_size", "2"}}},
+                                           0);
   const MemoryNeed need = memory_need(*model, 1e5, 20);
   EXPECT_GT(need.activations, 3 * need.checkpointed);
   const MemoryPlan roomy = plan_memory(need, 12, 4, 2, 64e9);
@@ -317,7 +401,8 @@ TEST(train_memory, PiecesShrinkAndActivationsAreRecomputedBeforeItFails) {
   EXPECT_TRUE(tight.checkpointing);
   EXPECT_GE(tight.item, 4);
   EXPECT_LE(tight.bytes, tight.limit);
-  test::expect_error(ErrorKind::kConfig, "one trajectory needs about", [&] { plan_memory(need, 12, 4, 2, base); });
+  test::expect_error(ErrorKind::kConfig, "one trajectory needs about",
+                     [&] { plan_memory(need, 12, 4, 2, base); });
 }
 
 // item = 0: the set-up carries what was planned.
@@ -338,14 +423,17 @@ TEST(train_pretrain, FlowMatchingLearnsAndSamplesEveryImageOnce) {
   data.class_names = {"white", "black"};
   BatchOrder order(64, 16, RandomStreams(1));
   at::Tensor seen = at::zeros({64}, at::kLong);
-  for (std::int64_t step = 0; step < 4; ++step) seen.index_add_(0, order.indices(step), at::ones({16}, at::kLong));
+  for (std::int64_t step = 0; step < 4; ++step)
+    seen.index_add_(0, order.indices(step), at::ones({16}, at::kLong));
   EXPECT_TRUE(at::equal(seen, at::ones({64}, at::kLong)));
 
   SitConfig c;
-  c.input_size = 8, c.patch_size = 4, c.in_channels = 1, c.hidden_size = 16, c.depth = 1, c.num_heads = 2, c.num_classes = 2, c.learn_sigma = false;
+  c.input_size = 8, c.patch_size = 4, c.in_channels = 1, c.hidden_size = 16, c.depth = 1,
+  c.num_heads = 2, c.num_classes = 2, c.learn_sigma = false;
   const test::TempDir dir;
   tiltflow::Run run(dir / "r", "", false);
-  FlowMatchingObjective objective(make_sit(c, init_sit(c, RandomStreams(1))), make_path("linear"), data, {16, 8, 0.1, "uniform"}, 1);
+  FlowMatchingObjective objective(make_sit(c, init_sit(c, RandomStreams(1))), make_path("linear"),
+                                  data, {16, 8, 0.1, "uniform"}, 1);
   TrainConfig config;
   config.steps = 60, config.optimizer.learning_rate = 1e-2;
   train(config, objective, run, {});
@@ -357,17 +445,28 @@ TEST(train_pretrain, FlowMatchingLearnsAndSamplesEveryImageOnce) {
 TEST(train_pretrain, ADeeperModelStartsAsTheShallowerOne) {
   const test::TempDir dir;
   ink_run(dir);  // writes base.safetensors, one block
-  write_file_atomic(dir / "train-images-idx3-ubyte", std::string("\0\0\x08\x03\0\0\0\x02\0\0\0\x08\0\0\0\x08", 16) + std::string(2 * 8 * 8, '\0'));
-  write_file_atomic(dir / "train-labels-idx1-ubyte", std::string("\0\0\x08\x01\0\0\0\x02\0\x01", 10));
+  write_file_atomic(
+      dir / "train-images-idx3-ubyte",
+      std::string("\0\0\x08\x03\0\0\0\x02\0\0\0\x08\0\0\0\x08", 16) + std::string(2 * 8 * 8, '\0'));
+  write_file_atomic(dir / "train-labels-idx1-ubyte",
+                    std::string("\0\0\x08\x01\0\0\0\x02\0\x01", 10));
   PretrainConfig config;
   config.data.path = dir.path().string();
   config.model.init = (dir / "base.safetensors").string();
-  config.model.args = {{"input_size", "8"}, {"patch_size", "4"}, {"in_channels", "1"}, {"hidden_size", "16"}, {"depth", "3"}, {"num_heads", "2"}, {"num_classes", "3"}, {"learn_sigma", "false"}};
+  config.model.args = {{"input_size", "8"},   {"patch_size", "4"},     {"in_channels", "1"},
+                       {"hidden_size", "16"}, {"depth", "3"},          {"num_heads", "2"},
+                       {"num_classes", "3"},  {"learn_sigma", "false"}};
   const PretrainSetup setup = set_up(config);
   const auto shallow = load_velocity_model(config.model.init, {}).model;
-  const at::Tensor x = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 5, {1, 8, 8}), t = at::linspace(0, 1, 5);
+  const at::Tensor x = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 5, {1, 8, 8}),
+                   t = at::linspace(0, 1, 5);
   const Condition labels{at::tensor(std::vector<std::int64_t>{0, 1, 2, 3, 0}, at::kLong)};
-  EXPECT_LT((setup.model->velocity(x, t, labels) - shallow->velocity(x, t, labels)).abs().max().item<double>(), 1e-6) << "rounding of fp32 products";
+  EXPECT_LT((setup.model->velocity(x, t, labels) - shallow->velocity(x, t, labels))
+                .abs()
+                .max()
+                .item<double>(),
+            1e-6)
+      << "rounding of fp32 products";
   EXPECT_GT(setup.model->parameters().numel(), shallow->parameters().numel());
   config.model.args["hidden_size"] = "32";
   EXPECT_THROW(set_up(config), Error);

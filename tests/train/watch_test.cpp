@@ -16,7 +16,8 @@ namespace {
 // One weight whose loss is what the test says, with a gradient of one.
 class Scripted final : public Objective {
  public:
-  explicit Scripted(std::function<double(std::int64_t)> loss, std::int64_t between = 1) : loss_(std::move(loss)), between_(between) {
+  explicit Scripted(std::function<double(std::int64_t)> loss, std::int64_t between = 1)
+      : loss_(std::move(loss)), between_(between) {
     trainable_.add("w", at::ones({1}).set_requires_grad(true));
   }
   const ParameterSet& trainable() const override { return trainable_; }
@@ -35,7 +36,8 @@ class Scripted final : public Objective {
 
 std::vector<std::string> checkpoints_of(const std::filesystem::path& run) {
   std::vector<std::string> out;
-  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints")) out.push_back(entry.path().filename());
+  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints"))
+    out.push_back(entry.path().filename());
   std::sort(out.begin(), out.end());
   return out;
 }
@@ -47,7 +49,8 @@ TrainConfig short_training() {
   return config;
 }
 
-std::map<std::string, double> metrics_at(const std::filesystem::path& run, std::int64_t step, const std::string& having) {
+std::map<std::string, double> metrics_at(const std::filesystem::path& run, std::int64_t step,
+                                         const std::string& having) {
   for (const auto& line : read_json_lines(run / "metrics.jsonl")) {
     if (line.at("step") != step || !line.contains(having)) continue;
     std::map<std::string, double> out;
@@ -71,9 +74,13 @@ TEST(train_stop_when, EndsWithThisStateAndThoseBefore) {
     ADD_FAILURE() << "not stopped";
   } catch (const Error& error) {
     EXPECT_EQ(exit_code(error.kind()), 6);
-    EXPECT_NE(std::string(error.what()).find("after step 22: \"loss > 5 for 3\" (loss = 8 > 5, 3 times in a row)"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what())
+                  .find("after step 22: \"loss > 5 for 3\" (loss = 8 > 5, 3 times in a row)"),
+              std::string::npos)
+        << error.what();
   }
-  EXPECT_EQ(checkpoints_of(dir / "run"), (std::vector<std::string>{"step-000015", "step-000020", "step-000022"}));
+  EXPECT_EQ(checkpoints_of(dir / "run"),
+            (std::vector<std::string>{"step-000015", "step-000020", "step-000022"}));
 }
 
 // Between checkpoints a batch in use is not held by any: the stop waits for the next.
@@ -83,7 +90,8 @@ TEST(train_stop_when, WaitsForACheckpoint) {
   config.stop_when = {"loss > 5"};
   Scripted objective([](std::int64_t step) { return step == 21 ? 8.0 : 1.0; }, 4);
   tiltflow::Run run(dir / "run", "x", false);
-  test::expect_error(ErrorKind::kDiverged, "after step 24", [&] { train(config, objective, run, {}); });
+  test::expect_error(ErrorKind::kDiverged, "after step 24",
+                     [&] { train(config, objective, run, {}); });
 }
 
 TEST(train_stop_when, FiguresOfEvaluationsCount) {
@@ -93,8 +101,13 @@ TEST(train_stop_when, FiguresOfEvaluationsCount) {
   Scripted objective([](std::int64_t) { return 1.0; });
   tiltflow::Run run(dir / "run", "x", false);
   TrainHooks hooks;
-  hooks.evaluate = [](std::int64_t step, const ParameterSet&) { return step % 10 ? std::map<std::string, double>{} : std::map<std::string, double>{{"eval_reward", 15.0 - static_cast<double>(step)}}; };
-  test::expect_error(ErrorKind::kDiverged, "after step 20", [&] { train(config, objective, run, hooks); });
+  hooks.evaluate = [](std::int64_t step, const ParameterSet&) {
+    return step % 10
+               ? std::map<std::string, double>{}
+               : std::map<std::string, double>{{"eval_reward", 15.0 - static_cast<double>(step)}};
+  };
+  test::expect_error(ErrorKind::kDiverged, "after step 20",
+                     [&] { train(config, objective, run, hooks); });
   EXPECT_EQ(metrics_at(dir / "run", 10, "eval_reward").at("eval_reward"), 5);
 }
 
@@ -116,7 +129,8 @@ TEST(train_stop_when, MetricsThatAreNeverLoggedAreNamedInShortRunsToo) {
 TEST(train_stop_when, UnknownWordsAreRefusedWithTheirKey) {
   const test::TempDir dir;
   write_file_atomic(dir / "a.toml", "[train]\nstop_when = [\"loss >> 3\"]\n");
-  test::expect_error(ErrorKind::kConfig, "train.stop_when", [&] { load_config<FinetuneConfig>(dir / "a.toml", {}); });
+  test::expect_error(ErrorKind::kConfig, "train.stop_when",
+                     [&] { load_config<FinetuneConfig>(dir / "a.toml", {}); });
 }
 
 TEST(train_watch, SaysEachKindOnceAlsoAcrossResumes) {
@@ -128,7 +142,9 @@ TEST(train_watch, SaysEachKindOnceAlsoAcrossResumes) {
     Scripted objective(rising);
     tiltflow::Run run(dir / "run", "x", false);
     TrainHooks hooks;
-    hooks.after_step = [](std::int64_t step, const ParameterSet&) { if (step == 72) fail(ErrorKind::kFailure, "killed"); };
+    hooks.after_step = [](std::int64_t step, const ParameterSet&) {
+      if (step == 72) fail(ErrorKind::kFailure, "killed");
+    };
     EXPECT_THROW(train(config, objective, run, hooks), Error);
   }
   const auto first = stored_warnings(dir / "run");
@@ -142,12 +158,14 @@ TEST(train_watch, SaysEachKindOnceAlsoAcrossResumes) {
   EXPECT_EQ(stored_warnings(dir / "run").size(), 1u);
 }
 
-// Rewards of training are compared with base samples only where they are those of the policy's own samples.
+// Rewards of training are compared with base samples only where they are those of the policy's own
+// samples.
 TEST(train_watch, ComparesWithTheBaseWhereBatchesAreThePolicys) {
   const test::TempDir dir;
   FinetuneConfig config = test::small_run(dir);
   FinetuneSetup setup = set_up(config);
-  const auto compares = [&](const std::string& method, const std::string& rollouts, std::int64_t candidates) {
+  const auto compares = [&](const std::string& method, const std::string& rollouts,
+                            std::int64_t candidates) {
     setup.config.method.name = method;
     setup.config.method.endpoint.rollouts = rollouts;
     setup.config.method.endpoint.screening.candidates = candidates;
@@ -189,18 +207,24 @@ TEST(train_reward_terms, UnscaledBesideScaled) {
   const FinetuneSetup setup = set_up(config);
   tiltflow::Run run(dir / "run", "x", false);
   finetune(setup, run);
-  for (const auto& [step, prefix] : std::vector<std::pair<std::int64_t, std::string>>{{0, "base_"}, {1, ""}, {2, "eval_"}}) {
+  for (const auto& [step, prefix] :
+       std::vector<std::pair<std::int64_t, std::string>>{{0, "base_"}, {1, ""}, {2, "eval_"}}) {
     const auto m = metrics_at(dir / "run", step, prefix + "reward");
-    const double judge = m.at(prefix + "reward_unscaled_class-log-prob"), first = m.at(prefix + "reward_unscaled_ink"), second = m.at(prefix + "reward_unscaled_ink_2");
+    const double judge = m.at(prefix + "reward_unscaled_class-log-prob"),
+                 first = m.at(prefix + "reward_unscaled_ink"),
+                 second = m.at(prefix + "reward_unscaled_ink_2");
     EXPECT_EQ(first, second);
-    EXPECT_NEAR(m.at(prefix + "reward"), 5 * judge + 3 * first + 3 * second, 1e-5 * (1 + std::abs(m.at(prefix + "reward")))) << prefix;
+    EXPECT_NEAR(m.at(prefix + "reward"), 5 * judge + 3 * first + 3 * second,
+                1e-5 * (1 + std::abs(m.at(prefix + "reward"))))
+        << prefix;
     if (!prefix.empty()) {
       EXPECT_GT(m.at(prefix + "reward_unscaled_ink_se"), 0);
     }
   }
 }
 
-// Methods that reuse a batch, score inside the loss, or add something to their rewards log the terms too.
+// Methods that reuse a batch, score inside the loss, or add something to their rewards log the
+// terms too.
 TEST(train_reward_terms, EveryKindOfMethodLogsThem) {
   const test::TempDir dir;
   FinetuneConfig config = test::small_run(dir);
@@ -208,7 +232,8 @@ TEST(train_reward_terms, EveryKindOfMethodLogsThem) {
   RewardTerm ink;
   ink.scale = 4;
   config.reward = {ink};
-  for (const std::string& name : std::vector<std::string>{"adjoint-matching", "draft", "flow-grpo"}) {
+  for (const std::string& name :
+       std::vector<std::string>{"adjoint-matching", "draft", "flow-grpo"}) {
     config.method.name = name;
     config.buffer_passes = name == "adjoint-matching" ? 2 : 1;
     config.batch = config.item = 8;  // one group
@@ -221,7 +246,9 @@ TEST(train_reward_terms, EveryKindOfMethodLogsThem) {
     }
   }
   EXPECT_EQ(unscaled_text({{"reward_unscaled", 0.25}}, {""}), " (unscaled 0.25)");
-  EXPECT_EQ(unscaled_text({{"base_reward_unscaled_ink", 0.25}, {"base_reward_unscaled_step", 1}}, {"_ink", "_step"}, "base_"), " (unscaled: ink 0.25, step 1)");
+  EXPECT_EQ(unscaled_text({{"base_reward_unscaled_ink", 0.25}, {"base_reward_unscaled_step", 1}},
+                          {"_ink", "_step"}, "base_"),
+            " (unscaled: ink 0.25, step 1)");
   EXPECT_EQ(unscaled_text({}, {""}), "");
 }
 

@@ -1,6 +1,7 @@
-// Whole files that appear complete or not at all (declared in file.h). Symbolic links are followed and stay links; devices, pipes and
-// /dev/stdout are written through; the mode of an existing file is kept, a new one follows the umask; a file that is a mount of its own is
-// overwritten in place. An error leaves the old file and nothing else.
+// Whole files that appear complete or not at all (declared in file.h). Symbolic links are followed
+// and stay links; devices, pipes and /dev/stdout are written through; the mode of an existing file
+// is kept, a new one follows the umask; a file that is a mount of its own is overwritten in place.
+// An error leaves the old file and nothing else.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -39,7 +40,8 @@ struct Destination {
 // N of /proc/self/fd/N and of the names that lead there.
 std::optional<int> descriptor_of(const fs::path& path) {
   const std::string text = path.string();
-  for (const std::string& folder : {std::string("/proc/self/fd/"), cat("/proc/", ::getpid(), "/fd/"), std::string("/dev/fd/")}) {
+  for (const std::string& folder : {std::string("/proc/self/fd/"),
+                                    cat("/proc/", ::getpid(), "/fd/"), std::string("/dev/fd/")}) {
     if (!starts_with(text, folder)) continue;
     char* end = nullptr;
     const long number = std::strtol(text.c_str() + folder.size(), &end, 10);
@@ -54,7 +56,7 @@ Destination destination_of(const fs::path& asked) {
   for (int links = 0;; ++links) {
     out.descriptor = descriptor_of(out.path);
     if (out.descriptor) return out;
-    struct stat info {};
+    struct stat info{};
     if (::lstat(out.path.c_str(), &info) != 0) {
       if (errno != ENOENT) fail_write(asked, "create");
       return out;
@@ -79,7 +81,8 @@ void write_in_place(const fs::path& path, const Pieces& pieces, int flags) {
   write_pieces(file.fd, pieces, path);
 }
 
-// Mode and owner of the file that is replaced. The owner can be kept by root alone; without that the file is simply the writer's.
+// Mode and owner of the file that is replaced. The owner can be kept by root alone; without that
+// the file is simply the writer's.
 void keep_attributes(int fd, const struct stat& old) {
   [[maybe_unused]] const int owner = ::fchown(fd, old.st_uid, old.st_gid);
   ::fchmod(fd, old.st_mode & 07777);
@@ -117,7 +120,9 @@ void replace_file(const Destination& to, const fs::path& asked, const Pieces& pi
 
 }  // namespace
 
-void write_file_atomic(const fs::path& path, std::string_view content) { write_file_atomic(path, Pieces{content}); }
+void write_file_atomic(const fs::path& path, std::string_view content) {
+  write_file_atomic(path, Pieces{content});
+}
 
 void write_file_atomic(const fs::path& path, const Pieces& pieces) {
   const Destination to = destination_of(path);
@@ -126,7 +131,8 @@ void write_file_atomic(const fs::path& path, const Pieces& pieces) {
     return;
   }
   errno = EISDIR;
-  if (!to.path.has_filename() || (to.there && S_ISDIR(to.there->st_mode))) fail_write(path, "write");
+  if (!to.path.has_filename() || (to.there && S_ISDIR(to.there->st_mode)))
+    fail_write(path, "write");
   if (to.there && !S_ISREG(to.there->st_mode)) {
     write_in_place(to.path, pieces, 0);
     return;
@@ -135,8 +141,10 @@ void write_file_atomic(const fs::path& path, const Pieces& pieces) {
 }
 
 void sync_directory(const fs::path& path) {
-  const Descriptor folder{::open(path.empty() ? "." : path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-  if (folder.fd >= 0) ::fsync(folder.fd);  // the file itself is safe; many file systems cannot sync folders
+  const Descriptor folder{
+      ::open(path.empty() ? "." : path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  if (folder.fd >= 0)
+    ::fsync(folder.fd);  // the file itself is safe; many file systems cannot sync folders
 }
 
 }  // namespace tiltflow

@@ -13,13 +13,20 @@ void fail(ErrorKind kind, std::string message, std::string hint) {
 
 int exit_code(ErrorKind kind) noexcept {
   switch (kind) {
-    case ErrorKind::kFailure: return 1;
-    case ErrorKind::kUsage: return 2;
-    case ErrorKind::kConfig: return 3;
-    case ErrorKind::kBadFile: return 4;
-    case ErrorKind::kNonFinite: return 5;
-    case ErrorKind::kDiverged: return 6;
-    case ErrorKind::kStopped: return 75;
+    case ErrorKind::kFailure:
+      return 1;
+    case ErrorKind::kUsage:
+      return 2;
+    case ErrorKind::kConfig:
+      return 3;
+    case ErrorKind::kBadFile:
+      return 4;
+    case ErrorKind::kNonFinite:
+      return 5;
+    case ErrorKind::kDiverged:
+      return 6;
+    case ErrorKind::kStopped:
+      return 75;
   }
   return 1;
 }

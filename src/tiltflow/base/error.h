@@ -1,4 +1,5 @@
-// The one exception type of the project. Library code throws it; only apps/ turns it into an exit code.
+// The one exception type of the project. Library code throws it; only apps/ turns it into an exit
+// code.
 #pragma once
 
 #include <exception>

@@ -1,4 +1,5 @@
-// Files: whole-file reads, read-only memory maps, and writes that either complete or leave no trace.
+// Files: whole-file reads, read-only memory maps, and writes that either complete or leave no
+// trace.
 #pragma once
 
 #include <cstddef>
@@ -11,14 +12,18 @@ namespace tiltflow {
 
 // Throws kBadFile when missing or unreadable, or larger than `limit` bytes.
 std::string read_file(const std::filesystem::path& path, std::size_t limit = std::size_t{1} << 32);
-// As read_file, decompressing when the content starts with the gzip magic: all members one after the other, zero bytes between and
-// after them ignored, anything else there an error, as Python's gzip does it. `limit` bounds the decompressed size.
-std::string read_file_gz(const std::filesystem::path& path, std::size_t limit = std::size_t{1} << 32);
+// As read_file, decompressing when the content starts with the gzip magic: all members one after
+// the other, zero bytes between and after them ignored, anything else there an error, as Python's
+// gzip does it. `limit` bounds the decompressed size.
+std::string read_file_gz(const std::filesystem::path& path,
+                         std::size_t limit = std::size_t{1} << 32);
 
-// Writes to a temporary name beside `path`, fsyncs, renames, fsyncs the folder: `path` has the old or the new content.
+// Writes to a temporary name beside `path`, fsyncs, renames, fsyncs the folder: `path` has the old
+// or the new content.
 void write_file_atomic(const std::filesystem::path& path, std::string_view content);
 // The same for content in pieces (no copy of large tensors).
-void write_file_atomic(const std::filesystem::path& path, const std::vector<std::string_view>& pieces);
+void write_file_atomic(const std::filesystem::path& path,
+                       const std::vector<std::string_view>& pieces);
 
 void make_directories(const std::filesystem::path& path);
 void sync_directory(const std::filesystem::path& path);

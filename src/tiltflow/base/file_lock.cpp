@@ -30,17 +30,22 @@ struct Opened {
   int fd = -1;  // of a held lock
 };
 
-bool without_locks(int code) { return code == ENOSYS || code == ENOLCK || code == EOPNOTSUPP || code == EINVAL || code == EROFS; }
-
-void warn_without_locks(const fs::path& path, int code) {
-  log_warn(cat("this file system has no file locks (", path.string(), ": ", std::strerror(code), "): see to it that no other process writes to the same folder"));
+bool without_locks(int code) {
+  return code == ENOSYS || code == ENOLCK || code == EOPNOTSUPP || code == EINVAL || code == EROFS;
 }
 
-// The owner removes the file while it holds the lock, so a lock counts only on the file that still has the name.
+void warn_without_locks(const fs::path& path, int code) {
+  log_warn(cat("this file system has no file locks (", path.string(), ": ", std::strerror(code),
+               "): see to it that no other process writes to the same folder"));
+}
+
+// The owner removes the file while it holds the lock, so a lock counts only on the file that still
+// has the name.
 bool has_name(int fd, const fs::path& path) {
-  struct stat held {};
-  struct stat named {};
-  return ::fstat(fd, &held) == 0 && ::stat(path.c_str(), &named) == 0 && held.st_dev == named.st_dev && held.st_ino == named.st_ino;
+  struct stat held{};
+  struct stat named{};
+  return ::fstat(fd, &held) == 0 && ::stat(path.c_str(), &named) == 0 &&
+         held.st_dev == named.st_dev && held.st_ino == named.st_ino;
 }
 
 std::string owner_text() {
@@ -65,7 +70,10 @@ Opened attempt(const fs::path& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (fd < 0) {
     const int code = errno;
-    if (!without_locks(code)) fail(ErrorKind::kFailure, cat("cannot open the lock file ", path.string(), ": ", std::strerror(code)), "choose a folder you may write to with --out");
+    if (!without_locks(code))
+      fail(ErrorKind::kFailure,
+           cat("cannot open the lock file ", path.string(), ": ", std::strerror(code)),
+           "choose a folder you may write to with --out");
     warn_without_locks(path, code);
     return {Attempt::kNoLocks};
   }
@@ -85,7 +93,8 @@ Opened attempt(const fs::path& path) {
     return {Attempt::kNoLocks};
   }
   ::close(fd);
-  if (code != EWOULDBLOCK && code != EINTR) fail(ErrorKind::kFailure, cat("cannot lock ", path.string(), ": ", std::strerror(code)));
+  if (code != EWOULDBLOCK && code != EINTR)
+    fail(ErrorKind::kFailure, cat("cannot lock ", path.string(), ": ", std::strerror(code)));
   return {code == EINTR ? Attempt::kGone : Attempt::kBusy};
 }
 
@@ -94,8 +103,11 @@ int wait_for(const fs::path& path) {
   while (true) {
     const Opened opened = attempt(path);
     if (opened.attempt == Attempt::kHeld || opened.attempt == Attempt::kNoLocks) return opened.fd;
-    if (stop_signal() != 0) fail(ErrorKind::kStopped, cat("stopped while waiting for ", path.string(), ", held by ", lock_owner(path)));
-    if (opened.attempt == Attempt::kBusy) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    if (stop_signal() != 0)
+      fail(ErrorKind::kStopped,
+           cat("stopped while waiting for ", path.string(), ", held by ", lock_owner(path)));
+    if (opened.attempt == Attempt::kBusy)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
 }
 
@@ -113,7 +125,8 @@ std::optional<ProcessLock> ProcessLock::try_hold(const fs::path& path) {
   }
 }
 
-ProcessLock::ProcessLock(ProcessLock&& other) noexcept : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+ProcessLock::ProcessLock(ProcessLock&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
 
 ProcessLock::~ProcessLock() {
   if (fd_ < 0) return;

@@ -1,4 +1,5 @@
-// A file that one process at a time holds. It belongs to the process, not to the file's existence: a killed owner leaves no lock behind.
+// A file that one process at a time holds. It belongs to the process, not to the file's existence:
+// a killed owner leaves no lock behind.
 #pragma once
 
 #include <filesystem>
@@ -7,12 +8,14 @@
 
 namespace tiltflow {
 
-// Exclusive among processes and among objects of one process; given back with the object or when the process dies. The file
-// is created when missing, says who holds it, and is removed by its owner.
-// File systems without locks (ENOSYS, ENOLCK, EOPNOTSUPP, read-only ones): one warning, and the object guards nothing.
+// Exclusive among processes and among objects of one process; given back with the object or when
+// the process dies. The file is created when missing, says who holds it, and is removed by its
+// owner. File systems without locks (ENOSYS, ENOLCK, EOPNOTSUPP, read-only ones): one warning, and
+// the object guards nothing.
 class ProcessLock {
  public:
-  // Waits until the lock is free. Throws kFailure when the file cannot be opened, kStopped when a signal ends the wait.
+  // Waits until the lock is free. Throws kFailure when the file cannot be opened, kStopped when a
+  // signal ends the wait.
   explicit ProcessLock(const std::filesystem::path& path);
   // Does not wait: nothing when somebody else holds the lock; lock_owner(path) then says who.
   static std::optional<ProcessLock> try_hold(const std::filesystem::path& path);
@@ -31,7 +34,8 @@ class ProcessLock {
   int fd_ = -1;
 };
 
-// "process 123 on HOST, since 2026-11-28 01:10:20 UTC" as the holder wrote it; "another process" when the file says nothing.
+// "process 123 on HOST, since 2026-11-28 01:10:20 UTC" as the holder wrote it; "another process"
+// when the file says nothing.
 std::string lock_owner(const std::filesystem::path& path);
 
 }  // namespace tiltflow

@@ -37,7 +37,7 @@ constexpr double kSettled = 2;  // seconds after which a date tells two states o
 struct Listed {
   fs::path path;
   std::string name;
-  struct stat info {};
+  struct stat info{};
 };
 
 bool is_hidden(const fs::path& path) { return starts_with(path.filename().string(), "."); }
@@ -59,7 +59,7 @@ void add_file(const fs::path& path, const std::string& name, std::vector<Listed>
 // Links to folders are followed, each folder once.
 void add_folder(const fs::path& folder, const std::string& prefix, PathKind kind,
                 std::set<std::pair<dev_t, ino_t>>& seen, std::vector<Listed>& out) {
-  struct stat info {};
+  struct stat info{};
   if (::stat(folder.c_str(), &info) != 0 || !seen.insert({info.st_dev, info.st_ino}).second) return;
   std::error_code code;
   for (const auto& entry : fs::directory_iterator(folder, code)) {
@@ -77,8 +77,9 @@ void add_folder(const fs::path& folder, const std::string& prefix, PathKind kind
          cat("cannot read the folder ", folder.string(), ": ", code.message()));
 }
 
-// A data set that is divided into train, test and the like: what else lies in its folder, runs among
-// it, is no data. Lists and arrays may lie beside the parts. False when the folder is not divided.
+// A data set that is divided into train, test and the like: what else lies in its folder, runs
+// among it, is no data. Lists and arrays may lie beside the parts. False when the folder is not
+// divided.
 bool add_data_set(const fs::path& folder, std::set<std::pair<dev_t, ino_t>>& seen,
                   std::vector<Listed>& out) {
   bool divided = false;

@@ -11,8 +11,10 @@ bool is_gzip(std::string_view bytes) { return bytes.substr(0, 2) == "\x1f\x8b"; 
 
 class GzipMembers {
  public:
-  GzipMembers(std::string_view raw, std::size_t limit, const std::string& name) : raw_(raw), limit_(limit), name_(name) {
-    if (inflateInit2(&stream_, 16 + MAX_WBITS) != Z_OK) fail(ErrorKind::kFailure, "zlib could not start");
+  GzipMembers(std::string_view raw, std::size_t limit, const std::string& name)
+      : raw_(raw), limit_(limit), name_(name) {
+    if (inflateInit2(&stream_, 16 + MAX_WBITS) != Z_OK)
+      fail(ErrorKind::kFailure, "zlib could not start");
   }
   ~GzipMembers() { inflateEnd(&stream_); }
   GzipMembers(const GzipMembers&) = delete;
@@ -29,14 +31,17 @@ class GzipMembers {
   }
 
  private:
-  [[noreturn]] void bad(const std::string& what) const { fail(ErrorKind::kBadFile, cat(name_, ": ", what)); }
+  [[noreturn]] void bad(const std::string& what) const {
+    fail(ErrorKind::kBadFile, cat(name_, ": ", what));
+  }
 
   void read_member() {
     inflateReset(&stream_);
     int status = Z_OK;
     while (status != Z_STREAM_END) {
       stream_.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(raw_.data()));
-      stream_.avail_in = static_cast<uInt>(std::min<std::size_t>(raw_.size(), std::size_t{1} << 30));
+      stream_.avail_in =
+          static_cast<uInt>(std::min<std::size_t>(raw_.size(), std::size_t{1} << 30));
       stream_.next_out = reinterpret_cast<Bytef*>(buffer_);
       stream_.avail_out = sizeof buffer_;
       const uInt given = stream_.avail_in;
@@ -46,7 +51,8 @@ class GzipMembers {
       raw_.remove_prefix(used);
       if (status != Z_OK && status != Z_STREAM_END) bad("broken or truncated gzip data");
       if (status == Z_OK && got == 0 && used == 0) bad("truncated gzip data");
-      if (content_.size() + got > limit_) bad(cat("decompressed, it is larger than the allowed ", limit_, " bytes"));
+      if (content_.size() + got > limit_)
+        bad(cat("decompressed, it is larger than the allowed ", limit_, " bytes"));
       content_.append(buffer_, got);
     }
   }

@@ -1,4 +1,5 @@
-// Checksums and text encodings of bytes: CRC-32C (TensorBoard records), FNV-1a (keys), base64 (pictures in HTML).
+// Checksums and text encodings of bytes: CRC-32C (TensorBoard records), FNV-1a (keys), base64
+// (pictures in HTML).
 #pragma once
 
 #include <cstdint>

@@ -69,8 +69,7 @@ void require_same_inputs(const Inputs& before, const Inputs& now, const std::str
                          const std::string& hint) {
   const std::vector<std::string> changes = changed_inputs(before, now);
   if (!changes.empty())
-    fail(ErrorKind::kConfig, cat(what, " was made with other files: ", join(changes, "; ")),
-         hint);
+    fail(ErrorKind::kConfig, cat(what, " was made with other files: ", join(changes, "; ")), hint);
 }
 
 }  // namespace tiltflow

@@ -71,14 +71,15 @@ std::string unescaped(const std::string& text) {
   std::string out;
   for (std::size_t i = 0; i < text.size(); ++i) {
     const bool octal = text[i] == '\\' && i + 3 < text.size();
-    out += octal ? static_cast<char>(std::strtol(text.substr(i + 1, 3).c_str(), nullptr, 8)) : text[i];
+    out +=
+        octal ? static_cast<char>(std::strtol(text.substr(i + 1, 3).c_str(), nullptr, 8)) : text[i];
     if (octal) i += 3;
   }
   return out;
 }
 
 struct Mount {
-  std::string root;   // the group that is seen at the mount point
+  std::string root;  // the group that is seen at the mount point
   std::string point;
 };
 
@@ -89,7 +90,8 @@ std::optional<Mount> mount_of(const fs::path& root, const std::string& controlle
     const auto dash = std::find(words.begin(), words.end(), "-");
     if (words.size() < 6 || words.end() - dash < 4) continue;
     const std::string& type = dash[1];
-    const bool fits = controller.empty() ? type == "cgroup2" : type == "cgroup" && lists(dash[3], controller);
+    const bool fits =
+        controller.empty() ? type == "cgroup2" : type == "cgroup" && lists(dash[3], controller);
     if (fits) return Mount{unescaped(words[3]), unescaped(words[4])};
   }
   return std::nullopt;
@@ -102,24 +104,28 @@ std::string group_of(const fs::path& root, const std::string& controller) {
     const std::size_t second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string names = line.substr(first + 1, second - first - 1);
-    if (controller.empty() ? names.empty() : lists(names, controller)) return line.substr(second + 1);
+    if (controller.empty() ? names.empty() : lists(names, controller))
+      return line.substr(second + 1);
   }
   return "/";
 }
 
-// Folders of the process's group and of those above it, innermost first. A container may see its own group as the mount's root.
+// Folders of the process's group and of those above it, innermost first. A container may see its
+// own group as the mount's root.
 std::vector<fs::path> group_folders(const fs::path& root, const std::string& controller) {
   const std::optional<Mount> mount = mount_of(root, controller);
   if (!mount) return {};
   std::string group = group_of(root, controller);
-  if (mount->root != "/") group = starts_with(group, mount->root) ? group.substr(mount->root.size()) : "/";
+  if (mount->root != "/")
+    group = starts_with(group, mount->root) ? group.substr(mount->root.size()) : "/";
   const fs::path top = root / fs::path(mount->point).relative_path();
   fs::path folder = (top / fs::path(group).relative_path()).lexically_normal();
   if (!folder.has_filename()) folder = folder.parent_path();
   std::error_code ignored;
   if (group.find("..") != std::string::npos || !fs::exists(folder, ignored)) folder = top;
   std::vector<fs::path> out{folder};
-  while (out.back() != top && out.back().has_relative_path()) out.push_back(out.back().parent_path());
+  while (out.back() != top && out.back().has_relative_path())
+    out.push_back(out.back().parent_path());
   return out;
 }
 
@@ -129,12 +135,14 @@ void add_cpu_quotas(const fs::path& root, Machine& machine) {
     if (words.size() < 2) continue;
     const std::optional<double> quota = number_of(words[0]);
     const std::optional<double> period = number_of(words[1]);
-    if (quota && period && *period > 0) machine.cpu_quotas.push_back({(folder / "cpu.max").string(), *quota / *period, -1});
+    if (quota && period && *period > 0)
+      machine.cpu_quotas.push_back({(folder / "cpu.max").string(), *quota / *period, -1});
   }
   for (const fs::path& folder : group_folders(root, "cpu")) {
     const std::optional<double> quota = number_in(folder / "cpu.cfs_quota_us");
     const std::optional<double> period = number_in(folder / "cpu.cfs_period_us");
-    if (quota && period && *quota > 0 && *period > 0) machine.cpu_quotas.push_back({(folder / "cpu.cfs_quota_us").string(), *quota / *period, -1});
+    if (quota && period && *quota > 0 && *period > 0)
+      machine.cpu_quotas.push_back({(folder / "cpu.cfs_quota_us").string(), *quota / *period, -1});
   }
 }
 
@@ -148,13 +156,19 @@ void add_memory_limits(const fs::path& root, Machine& machine) {
   for (const fs::path& folder : group_folders(root, "")) {
     for (const char* name : {"memory.max", "memory.high"}) {
       const std::optional<double> limit = number_in(folder / name);
-      if (limit) machine.memory_limits.push_back({(folder / name).string(), *limit, in_use(folder / "memory.current", folder / "memory.stat", "inactive_file")});
+      if (limit)
+        machine.memory_limits.push_back(
+            {(folder / name).string(), *limit,
+             in_use(folder / "memory.current", folder / "memory.stat", "inactive_file")});
     }
   }
   for (const fs::path& folder : group_folders(root, "memory")) {
     const fs::path file = folder / "memory.limit_in_bytes";
     const std::optional<double> limit = number_in(file);
-    if (limit) machine.memory_limits.push_back({file.string(), *limit, in_use(folder / "memory.usage_in_bytes", folder / "memory.stat", "total_inactive_file")});
+    if (limit)
+      machine.memory_limits.push_back({file.string(), *limit,
+                                       in_use(folder / "memory.usage_in_bytes",
+                                              folder / "memory.stat", "total_inactive_file")});
   }
 }
 
@@ -197,7 +211,8 @@ UsableCores usable_cores(const Machine& m) {
   if (m.affinity > 0 && m.affinity < out.count) out = {m.affinity, "affinity"};
   for (const GroupLimit& quota : m.cpu_quotas) {
     const int whole = std::max(1, static_cast<int>(std::ceil(quota.limit - 1e-9)));
-    if (whole < out.count) out = {whole, cat("a quota of ", compact(quota.limit), " in ", quota.file)};
+    if (whole < out.count)
+      out = {whole, cat("a quota of ", compact(quota.limit), " in ", quota.file)};
   }
   return out;
 }
@@ -208,7 +223,8 @@ UsableMemory usable_memory(const Machine& m) {
     if (out.bytes < 0 || bytes < out.bytes) out = {std::max(0.0, bytes), reason};
   };
   for (const GroupLimit& each : m.memory_limits) {
-    lower(each.limit - each.used, cat("a limit of ", format_bytes(each.limit), " in ", each.file, ", ", format_bytes(each.used), " in use"));
+    lower(each.limit - each.used, cat("a limit of ", format_bytes(each.limit), " in ", each.file,
+                                      ", ", format_bytes(each.used), " in use"));
   }
   if (m.address_space >= 0) lower(m.address_space, "what `ulimit -v` leaves");
   return out.bytes >= 0 ? out : UsableMemory{kUnknownMemory, "nothing is known"};

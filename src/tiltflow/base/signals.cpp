@@ -26,25 +26,29 @@ struct Name {
   int signal;
   const char* text;
 };
-constexpr Name kNames[] = {{SIGTERM, "SIGTERM"}, {SIGINT, "SIGINT"}, {SIGHUP, "SIGHUP"}, {SIGUSR1, "SIGUSR1"}, {SIGUSR2, "SIGUSR2"}, {SIGXCPU, "SIGXCPU"}, {SIGPIPE, "SIGPIPE"}};
+constexpr Name kNames[] = {{SIGTERM, "SIGTERM"}, {SIGINT, "SIGINT"},   {SIGHUP, "SIGHUP"},
+                           {SIGUSR1, "SIGUSR1"}, {SIGUSR2, "SIGUSR2"}, {SIGXCPU, "SIGXCPU"},
+                           {SIGPIPE, "SIGPIPE"}};
 constexpr int kHandled = 6;  // SIGPIPE only comes through request_stop
 
 constexpr int kDeadlineMilliseconds = 1400;
 constexpr int kSaverPatience = 1000;
-// SIGXCPU comes every second by itself, and `timeout` and process groups deliver one request twice; a person needs longer.
+// SIGXCPU comes every second by itself, and `timeout` and process groups deliver one request twice;
+// a person needs longer.
 constexpr long kSameRequestMilliseconds = 100;
 
 volatile std::sig_atomic_t g_signal = 0;
-volatile std::sig_atomic_t g_kept = 0;     // keepers alive
-volatile std::sig_atomic_t g_savers = 0;   // of them with a thread that saves
+volatile std::sig_atomic_t g_kept = 0;          // keepers alive
+volatile std::sig_atomic_t g_savers = 0;        // of them with a thread that saves
 volatile std::sig_atomic_t g_stopped_kept = 0;  // g_kept at the stop
 std::atomic<bool> g_installed{false};
 std::string g_hint;  // of the outermost keeper: it is what the user started
 timespec g_first{};
-sem_t g_wake;        // posted by the handler, awaited by the thread of a StopSaver
+sem_t g_wake;  // posted by the handler, awaited by the thread of a StopSaver
 
 const char* name_of(int signal) {
-  for (const Name& each : kNames) if (each.signal == signal) return each.text;
+  for (const Name& each : kNames)
+    if (each.signal == signal) return each.text;
   return "a signal";
 }
 
@@ -61,7 +65,9 @@ void set_alarm(int milliseconds) {
   ::setitimer(ITIMER_REAL, &timer, nullptr);
 }
 
-void write_text(const char* text) { [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text, std::strlen(text)); }
+void write_text(const char* text) {
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text, std::strlen(text));
+}
 
 // The functions below run inside signal handlers: system calls and flags only.
 
@@ -97,9 +103,9 @@ void on_deadline(int) {
 }
 
 void handle(int signal, void (*handler)(int)) {
-  struct sigaction old {};
+  struct sigaction old{};
   if (::sigaction(signal, nullptr, &old) == 0 && old.sa_handler == SIG_IGN) return;
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = handler;
   action.sa_flags = SA_RESTART;
   ::sigaction(signal, &action, nullptr);
@@ -116,7 +122,7 @@ void install_stop_handlers() {
     handle(kNames[i].signal, on_signal);
     ::sigaddset(&heard, kNames[i].signal);
   }
-  struct sigaction deadline {};
+  struct sigaction deadline{};
   deadline.sa_handler = on_deadline;
   ::sigaction(SIGALRM, &deadline, nullptr);
   ::signal(SIGPIPE, SIG_IGN);  // writing answers EPIPE,
@@ -127,7 +133,8 @@ void install_stop_handlers() {
 
 bool stop_handlers_installed() { return g_installed; }
 bool is_stop_signal(int signal) {
-  for (int i = 0; i < kHandled; ++i) if (kNames[i].signal == signal) return true;
+  for (int i = 0; i < kHandled; ++i)
+    if (kNames[i].signal == signal) return true;
   return false;
 }
 int stop_signal() { return g_signal; }
@@ -150,7 +157,8 @@ void forget_stop() {
 }
 
 int stop_exit_code() {
-  if (g_signal != SIGINT && g_signal != SIGPIPE && g_stopped_kept > 0) return exit_code(ErrorKind::kStopped);
+  if (g_signal != SIGINT && g_signal != SIGPIPE && g_stopped_kept > 0)
+    return exit_code(ErrorKind::kStopped);
   return 128 + g_signal;
 }
 
@@ -171,13 +179,15 @@ struct StopSaver::Watch {
 
   void run() {
     while (!over && g_signal == 0) ::sem_wait(&g_wake);
-    for (int waited = 0; waited < kSaverPatience && !over; waited += 10) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    for (int waited = 0; waited < kSaverPatience && !over; waited += 10)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
     if (over) return;
     std::string said;
     try {
       said = save();
     } catch (const std::exception& error) {
-      said = cat("stopped by ", stop_signal_name(), ", and the last step could not be saved: ", error.what());
+      said = cat("stopped by ", stop_signal_name(),
+                 ", and the last step could not be saved: ", error.what());
     }
     remove_temporary_files();
     write_text(cat("error: ", said, "\n").c_str());
@@ -185,7 +195,8 @@ struct StopSaver::Watch {
   }
 };
 
-StopSaver::StopSaver(std::string hint, std::function<std::string()> save) : keeper_(std::move(hint)), watch_(new Watch) {
+StopSaver::StopSaver(std::string hint, std::function<std::string()> save)
+    : keeper_(std::move(hint)), watch_(new Watch) {
   watch_->save = std::move(save);
   if (!g_installed) return;
   try {

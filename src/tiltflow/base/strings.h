@@ -17,12 +17,12 @@ std::string cat(const Parts&... parts) {
   return out.str();
 }
 
-std::string fixed(double value, int digits);            // 3.142
-std::string compact(double value, int significant = 4); // 3.142, 1.2e-05, 12000
+std::string fixed(double value, int digits);             // 3.142
+std::string compact(double value, int significant = 4);  // 3.142, 1.2e-05, 12000
 std::string pad_left(std::string text, std::size_t width);
 std::string pad_right(std::string text, std::size_t width);
-std::string format_bytes(double bytes);                 // "1.4 GB" (powers of 1000)
-std::string format_duration(double seconds);            // "1h02m", "3m05s", "4.2s"
+std::string format_bytes(double bytes);       // "1.4 GB" (powers of 1000)
+std::string format_duration(double seconds);  // "1h02m", "3m05s", "4.2s"
 std::string join(const std::vector<std::string>& parts, std::string_view separator);
 std::vector<std::string> split(std::string_view text, char separator);
 std::string html_escape(std::string_view text);

@@ -50,11 +50,12 @@ void free_slot(int slot) {
   if (slot >= 0) g_slots[static_cast<std::size_t>(slot)].state = Slot::kFree;
 }
 
-// Names this start of this machine and the process numbers seen here (containers have their own). Empty when the system does not say.
+// Names this start of this machine and the process numbers seen here (containers have their own).
+// Empty when the system does not say.
 std::string machine_mark() {
   std::string boot;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  struct stat space {};
+  struct stat space{};
   if (boot.empty() || ::stat("/proc/self/ns/pid", &space) != 0) return "";
   char text[16];
   std::snprintf(text, sizeof text, "%08x", crc32c(cat(boot, " ", space.st_ino)));
@@ -78,7 +79,8 @@ pid_t maker_of(const std::string& name, const std::string& mark) {
 
 }  // namespace
 
-TemporaryFile::TemporaryFile(const fs::path& folder) : folder_(folder.empty() ? fs::path(".") : folder) {}
+TemporaryFile::TemporaryFile(const fs::path& folder)
+    : folder_(folder.empty() ? fs::path(".") : folder) {}
 
 TemporaryFile::~TemporaryFile() {
   if (fd_ >= 0) ::close(fd_);
@@ -98,7 +100,8 @@ int TemporaryFile::open(mode_t mode) {
       slot_ = take_slot((folder_ / name).string());
       return 0;
     }
-    if (errno != EEXIST) return errno;  // another machine may have made the same name in a shared folder
+    if (errno != EEXIST)
+      return errno;  // another machine may have made the same name in a shared folder
   }
   return EEXIST;
 }
@@ -127,8 +130,10 @@ void remove_leftover_files(const fs::path& folder) noexcept {
   for (; !ignored && entry != fs::directory_iterator(); entry.increment(ignored)) {
     const pid_t maker = maker_of(entry->path().filename().string(), mark);
     if (maker == 0 || ::kill(maker, 0) == 0 || errno != ESRCH) continue;
-    struct stat info {};
-    if (::lstat(entry->path().c_str(), &info) == 0 && S_ISREG(info.st_mode) && info.st_uid == ::geteuid()) ::unlink(entry->path().c_str());
+    struct stat info{};
+    if (::lstat(entry->path().c_str(), &info) == 0 && S_ISREG(info.st_mode) &&
+        info.st_uid == ::geteuid())
+      ::unlink(entry->path().c_str());
   }
 }
 

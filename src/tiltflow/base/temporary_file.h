@@ -1,5 +1,5 @@
-// Files under a temporary name until they are complete. The names are short and say which process made them, so that what a killed process
-// leaves can be told from everybody else's files.
+// Files under a temporary name until they are complete. The names are short and say which process
+// made them, so that what a killed process leaves can be told from everybody else's files.
 #pragma once
 
 #include <sys/types.h>
@@ -9,7 +9,8 @@
 
 namespace tiltflow {
 
-// A new file in `folder`; gone with the object unless it was renamed. errno-style: the members answer 0 or an error number.
+// A new file in `folder`; gone with the object unless it was renamed. errno-style: the members
+// answer 0 or an error number.
 class TemporaryFile {
  public:
   explicit TemporaryFile(const std::filesystem::path& folder);
@@ -19,8 +20,8 @@ class TemporaryFile {
 
   int open(mode_t mode);
   int fd() const { return fd_; }
-  int close();                               // late errors of network file systems come here
-  int rename_to(const std::string& name);    // within the folder, replacing what is there
+  int close();                             // late errors of network file systems come here
+  int rename_to(const std::string& name);  // within the folder, replacing what is there
 
  private:
   std::filesystem::path folder_;
@@ -30,11 +31,13 @@ class TemporaryFile {
   int slot_ = -1;
 };
 
-// Removes the temporary files of this process that are not renamed yet. Safe in signal handlers; only for a process that ends now.
+// Removes the temporary files of this process that are not renamed yet. Safe in signal handlers;
+// only for a process that ends now.
 void remove_temporary_files() noexcept;
 
-// Removes the temporary files in `folder` whose process is surely gone: made on this machine since it was started, among the same process
-// numbers, by this user, and no such process is there. Never throws.
+// Removes the temporary files in `folder` whose process is surely gone: made on this machine since
+// it was started, among the same process numbers, by this user, and no such process is there. Never
+// throws.
 void remove_leftover_files(const std::filesystem::path& folder) noexcept;
 
 }  // namespace tiltflow

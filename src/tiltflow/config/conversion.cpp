@@ -28,12 +28,17 @@ std::optional<double> number_meant(const toml::node& node) {
   return all ? std::optional(value) : std::nullopt;
 }
 
-Mismatch mismatch(const char* wanted, const toml::node& node, std::string advice) { return {wanted, toml_kind(node), std::move(advice), ""}; }
+Mismatch mismatch(const char* wanted, const toml::node& node, std::string advice) {
+  return {wanted, toml_kind(node), std::move(advice), ""};
+}
 
-bool among(const std::string& text, std::initializer_list<const char*> words) { return std::find(words.begin(), words.end(), text) != words.end(); }
+bool among(const std::string& text, std::initializer_list<const char*> words) {
+  return std::find(words.begin(), words.end(), text) != words.end();
+}
 
 template <class T>
-std::optional<Mismatch> convert_list(const toml::node& node, std::vector<T>& target, const char* wanted) {
+std::optional<Mismatch> convert_list(const toml::node& node, std::vector<T>& target,
+                                     const char* wanted) {
   const toml::array* array = node.as_array();
   if (!array) return mismatch(wanted, node, node.is_table() ? "" : cat("[", toml_text(node), "]"));
   std::vector<T> values(array->size());
@@ -53,7 +58,8 @@ std::optional<Mismatch> convert_list(const toml::node& node, std::vector<T>& tar
 std::optional<Mismatch> convert(const toml::node& node, double& target) {
   const auto meant = number_meant(node);
   const bool finite = meant && std::isfinite(*meant);
-  if (!node.is_floating_point() && !node.is_integer()) return mismatch("a number", node, finite ? shortest(*meant) : "");
+  if (!node.is_floating_point() && !node.is_integer())
+    return mismatch("a number", node, finite ? shortest(*meant) : "");
   if (!finite) return mismatch("a finite number", node, "");
   target = *meant;
   return std::nullopt;
@@ -66,7 +72,8 @@ std::optional<Mismatch> convert(const toml::node& node, std::int64_t& target) {
   }
   const auto meant = number_meant(node);
   const bool whole = meant && std::floor(*meant) == *meant && std::abs(*meant) < 1e15;
-  return mismatch("an integer", node, whole ? std::to_string(static_cast<std::int64_t>(*meant)) : "");
+  return mismatch("an integer", node,
+                  whole ? std::to_string(static_cast<std::int64_t>(*meant)) : "");
 }
 
 std::optional<Mismatch> convert(const toml::node& node, bool& target) {
@@ -88,11 +95,18 @@ std::optional<Mismatch> convert(const toml::node& node, std::string& target) {
   }
   const toml::node& inner = without_brackets(node);
   if (inner.is_array() || inner.is_table()) return mismatch("a text", node, "");
-  return mismatch("a text", node, inner.is_string() ? toml_text(inner) : cat("\"", toml_text(inner), "\""));
+  return mismatch("a text", node,
+                  inner.is_string() ? toml_text(inner) : cat("\"", toml_text(inner), "\""));
 }
 
-std::optional<Mismatch> convert(const toml::node& node, std::vector<double>& target) { return convert_list(node, target, "a list of numbers"); }
-std::optional<Mismatch> convert(const toml::node& node, std::vector<std::int64_t>& target) { return convert_list(node, target, "a list of integers"); }
-std::optional<Mismatch> convert(const toml::node& node, std::vector<std::string>& target) { return convert_list(node, target, "a list of texts"); }
+std::optional<Mismatch> convert(const toml::node& node, std::vector<double>& target) {
+  return convert_list(node, target, "a list of numbers");
+}
+std::optional<Mismatch> convert(const toml::node& node, std::vector<std::int64_t>& target) {
+  return convert_list(node, target, "a list of integers");
+}
+std::optional<Mismatch> convert(const toml::node& node, std::vector<std::string>& target) {
+  return convert_list(node, target, "a list of texts");
+}
 
 }  // namespace tiltflow

@@ -1,10 +1,10 @@
 // TOML values as the types of configuration keys. Internal to config/: includes the TOML library.
 #pragma once
 
+#include <toml++/toml.h>
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <toml++/toml.h>
 #include <vector>
 
 namespace tiltflow {

@@ -1,7 +1,7 @@
 #include "tiltflow/config/differences.h"
 
-#include <map>
 #include <toml++/toml.h>
+#include <map>
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"

@@ -1,10 +1,10 @@
 #include "tiltflow/config/fields.h"
 
+#include <toml++/toml.h>
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <set>
-#include <toml++/toml.h>
 
 #include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
@@ -17,13 +17,19 @@
 namespace tiltflow {
 
 Check<double> positive() {
-  return [](const double& v) { return v > 0 && std::isfinite(v) ? "" : "must be positive and finite"; };
+  return [](const double& v) {
+    return v > 0 && std::isfinite(v) ? "" : "must be positive and finite";
+  };
 }
 Check<double> at_least(double low) {
-  return [low](const double& v) { return v >= low && std::isfinite(v) ? std::string() : cat("must be finite and at least ", low); };
+  return [low](const double& v) {
+    return v >= low && std::isfinite(v) ? std::string() : cat("must be finite and at least ", low);
+  };
 }
 Check<double> between(double low, double high) {
-  return [=](const double& v) { return v >= low && v <= high ? std::string() : cat("must lie in [", low, ", ", high, "]"); };
+  return [=](const double& v) {
+    return v >= low && v <= high ? std::string() : cat("must lie in [", low, ", ", high, "]");
+  };
 }
 Check<std::int64_t> at_least_integer(std::int64_t low, std::int64_t high) {
   return [low, high](const std::int64_t& v) -> std::string {
@@ -44,8 +50,8 @@ Check<std::string> one_of(std::vector<std::string> choices) {
 
 struct Fields::Impl {
   struct Scope {
-    std::string prefix;     // "train." or "reward[0]."
-    toml::table* input;     // null when absent
+    std::string prefix;  // "train." or "reward[0]."
+    toml::table* input;  // null when absent
     toml::table* output;
   };
   std::string file;
@@ -65,13 +71,15 @@ struct Fields::Impl {
   std::set<std::string> free_tables, empty_lists;
 
   std::string source_of(const toml::node& node) const {
-    if (const auto found = override_nodes.find(&node); found != override_nodes.end()) return found->second.origin;
+    if (const auto found = override_nodes.find(&node); found != override_nodes.end())
+      return found->second.origin;
     return cat(file, ":", node.source().begin.line);
   }
   // The same with what an override says, for messages.
   std::string place_of(const toml::node& node) const {
     const auto found = override_nodes.find(&node);
-    return found == override_nodes.end() ? source_of(node) : cat(found->second.origin, " ", found->second.text);
+    return found == override_nodes.end() ? source_of(node)
+                                         : cat(found->second.origin, " ", found->second.text);
   }
   toml::node* find(const std::string& key) {
     known.push_back(scopes.back().prefix + key);
@@ -83,12 +91,18 @@ struct Fields::Impl {
     problems.push_back(cat(place_of(node), ": ", scopes.back().prefix, key, " ", message));
   }
   void complain_of_type(const toml::node& node, const std::string& key, const Mismatch& wrong) {
-    complain(node, key + wrong.item, cat("must be ", wrong.wanted, ", found ", wrong.found, wrong.advice.empty() ? "" : cat("; write ", scopes.back().prefix, key, " = ", wrong.advice)));
+    complain(node, key + wrong.item,
+             cat("must be ", wrong.wanted, ", found ", wrong.found,
+                 wrong.advice.empty()
+                     ? ""
+                     : cat("; write ", scopes.back().prefix, key, " = ", wrong.advice)));
   }
   template <class T>
-  void record(const std::string& key, const toml::node* node, const T& target, const std::string& doc) {
+  void record(const std::string& key, const toml::node* node, const T& target,
+              const std::string& doc) {
     toml::table& out = *scopes.back().output;
-    if constexpr (std::is_same_v<T, double> || std::is_same_v<T, bool> || std::is_same_v<T, std::string> || std::is_same_v<T, std::int64_t>) {
+    if constexpr (std::is_same_v<T, double> || std::is_same_v<T, bool> ||
+                  std::is_same_v<T, std::string> || std::is_same_v<T, std::int64_t>) {
       out.insert_or_assign(key, target);
     } else if constexpr (std::is_same_v<T, std::map<std::string, std::string>>) {
       toml::table table;
@@ -99,7 +113,8 @@ struct Fields::Impl {
       for (const auto& v : target) array.push_back(v);
       out.insert_or_assign(key, std::move(array));
     }
-    resolved.push_back({scopes.back().prefix + key, toml_text(*out.get(key)), node ? source_of(*node) : "default", doc});
+    resolved.push_back({scopes.back().prefix + key, toml_text(*out.get(key)),
+                        node ? source_of(*node) : "default", doc});
   }
 
   // Returns false (and complains) on the wrong type.
@@ -114,7 +129,8 @@ struct Fields::Impl {
   void value(const std::string& key, T& target, const std::string& doc, const Check<T>& check) {
     toml::node* node = find(key);
     if (node && converted(*node, key, target) && check) {
-      if (const std::string wrong = check(target); !wrong.empty()) complain(*node, key, cat(wrong, ", found ", toml_text(*node)));
+      if (const std::string wrong = check(target); !wrong.empty())
+        complain(*node, key, cat(wrong, ", found ", toml_text(*node)));
     }
     record(key, node, target, doc);
   }
@@ -127,9 +143,11 @@ struct Fields::Impl {
     return std::filesystem::absolute(file).parent_path();
   }
   // Makes one path absolute and notes it. `name` has the index of a list behind the key.
-  void place(const toml::node* node, const std::string& key, const std::string& name, std::string& target, PathKind kind) {
+  void place(const toml::node* node, const std::string& key, const std::string& name,
+             std::string& target, PathKind kind) {
     if (target.empty()) return;
-    if (const std::string wrong = misread_path(target, base_of(node)); !wrong.empty()) complain(*node, key, cat("= \"", target, "\" ", wrong));
+    if (const std::string wrong = misread_path(target, base_of(node)); !wrong.empty())
+      complain(*node, key, cat("= \"", target, "\" ", wrong));
     target = located(target, base_of(node));
     inputs.push_back({scopes.back().prefix + name, target, kind});
   }
@@ -138,7 +156,8 @@ struct Fields::Impl {
     for (const auto& [key, node] : table) {
       const std::string name = prefix + std::string(key.str());
       if (!seen.count(&node)) {
-        problems.push_back(cat(place_of(node), ": unknown key '", name, "'", did_you_mean(name, known)));
+        problems.push_back(
+            cat(place_of(node), ": unknown key '", name, "'", did_you_mean(name, known)));
       } else if (node.is_table()) {
         find_unknown(*node.as_table(), name + ".");
       } else if (node.is_array()) {
@@ -154,13 +173,16 @@ struct Fields::Impl {
   void find_unknown_unset();
   void mark(const toml::node& node, const FromOutside& from);
   void apply_override(const Override& change);
-  toml::node* step_into(toml::node& node, const std::vector<KeyPart>& parts, std::size_t i, const FromOutside& from);
+  toml::node* step_into(toml::node& node, const std::vector<KeyPart>& parts, std::size_t i,
+                        const FromOutside& from);
   void remove(const Override& change);
 };
 
 namespace {
 
-std::string file_and_line(const std::string& file, const toml::parse_error& error) { return cat(file, ":", error.source().begin.line, ": ", error.description()); }
+std::string file_and_line(const std::string& file, const toml::parse_error& error) {
+  return cat(file, ":", error.source().begin.line, ": ", error.description());
+}
 
 // The value of "key=value"; a bare word counts as a string.
 toml::table parsed_value(const std::string& value, const std::string& where) {
@@ -168,7 +190,9 @@ toml::table parsed_value(const std::string& value, const std::string& where) {
     return toml::parse("v = " + value);
   } catch (const toml::parse_error&) {
     const bool word = !value.empty() && value.find_first_of("\"'[]{}\n=") == std::string::npos;
-    if (!word) fail(ErrorKind::kUsage, cat(where, ": the value is not valid TOML"), "texts are quoted inside lists and sections: --set 'key=[\"text\"]'");
+    if (!word)
+      fail(ErrorKind::kUsage, cat(where, ": the value is not valid TOML"),
+           "texts are quoted inside lists and sections: --set 'key=[\"text\"]'");
     toml::table table;
     table.insert("v", value);
     return table;
@@ -199,22 +223,33 @@ void Fields::Impl::mark(const toml::node& node, const FromOutside& from) {
 }
 
 // The node that parts[i] names inside `node`, made when it is missing.
-toml::node* Fields::Impl::step_into(toml::node& node, const std::vector<KeyPart>& parts, std::size_t i, const FromOutside& from) {
+toml::node* Fields::Impl::step_into(toml::node& node, const std::vector<KeyPart>& parts,
+                                    std::size_t i, const FromOutside& from) {
   const KeyPart& part = parts[i];
   const std::string where = cat(from.origin, " ", from.text);
   if (toml::table* table = node.as_table()) {
     if (!table->contains(part.name)) {
-      if (parts[i + 1].index()) table->insert(part.name, toml::array{});
-      else table->insert(part.name, toml::table{});
+      if (parts[i + 1].index())
+        table->insert(part.name, toml::array{});
+      else
+        table->insert(part.name, toml::table{});
       mark(*table->get(part.name), from);
     }
     return table->get(part.name);
   }
   toml::array* array = node.as_array();
-  if (!array) fail(ErrorKind::kUsage, cat(where, ": '", part.name, "' is inside a value, not a section"));
-  if (!part.index()) fail(ErrorKind::kUsage, cat(where, ": '", parts[i - 1].name, "' is a list of ", counted(static_cast<std::int64_t>(array->size()), "section")), cat("say which: ", parts[i - 1].name, "[0].", part.name));
+  if (!array)
+    fail(ErrorKind::kUsage, cat(where, ": '", part.name, "' is inside a value, not a section"));
+  if (!part.index())
+    fail(ErrorKind::kUsage,
+         cat(where, ": '", parts[i - 1].name, "' is a list of ",
+             counted(static_cast<std::int64_t>(array->size()), "section")),
+         cat("say which: ", parts[i - 1].name, "[0].", part.name));
   const std::size_t index = std::stoul(part.name);
-  if (index > array->size()) fail(ErrorKind::kUsage, cat(where, ": the list has ", counted(static_cast<std::int64_t>(array->size()), "item")), cat("[", array->size(), "] adds one"));
+  if (index > array->size())
+    fail(ErrorKind::kUsage,
+         cat(where, ": the list has ", counted(static_cast<std::int64_t>(array->size()), "item")),
+         cat("[", array->size(), "] adds one"));
   if (index == array->size()) {
     array->push_back(toml::table{});
     mark(*array->get(index), from);
@@ -224,10 +259,13 @@ toml::node* Fields::Impl::step_into(toml::node& node, const std::vector<KeyPart>
 
 void Fields::Impl::apply_override(const Override& change) {
   if (change.unset) return remove(change);
-  const FromOutside from{change.origin, change.text.size() > 60 ? change.text.substr(0, 57) + "..." : change.text, change.base};
+  const FromOutside from{change.origin,
+                         change.text.size() > 60 ? change.text.substr(0, 57) + "..." : change.text,
+                         change.base};
   const std::string where = cat(from.origin, " ", from.text);
   const std::size_t equals = equals_of(change.text);
-  if (equals == std::string::npos || equals == 0) fail(ErrorKind::kUsage, cat(where, ": expected key=value"));
+  if (equals == std::string::npos || equals == 0)
+    fail(ErrorKind::kUsage, cat(where, ": expected key=value"));
   const toml::table parsed = parsed_value(change.text.substr(equals + 1), where);
   const std::vector<KeyPart> parts = key_parts(change.text.substr(0, equals), where);
   toml::node* node = &root;
@@ -239,7 +277,8 @@ void Fields::Impl::apply_override(const Override& change) {
     mark(*table->get(parts.back().name), from);
     return;
   }
-  step_into(*node, parts, parts.size() - 1, from);  // refuses what is no list, and adds an item behind the last
+  step_into(*node, parts, parts.size() - 1,
+            from);  // refuses what is no list, and adds an item behind the last
   toml::array& list = *node->as_array();
   const auto place = static_cast<std::ptrdiff_t>(std::stoul(parts.back().name));
   value.visit([&](const auto& v) { list.replace(list.cbegin() + place, v); });
@@ -257,7 +296,8 @@ void Fields::Impl::remove(const Override& change) {
       node = table->get(parts[i].name);
     } else if (toml::array* array = node->as_array(); array && parts[i].index()) {
       const std::size_t index = std::stoul(parts[i].name);
-      if (last && index < array->size()) array->erase(array->cbegin() + static_cast<std::ptrdiff_t>(index));
+      if (last && index < array->size())
+        array->erase(array->cbegin() + static_cast<std::ptrdiff_t>(index));
       node = array->get(index);
     } else {
       node = nullptr;
@@ -272,16 +312,20 @@ void Fields::Impl::find_unknown_unset() {
     const auto names = [&](const std::string& name) {
       const std::string plain = without_indices(name);
       const bool same = plain == key;
-      const bool above = starts_with(plain, key + ".") || starts_with(plain, key + "[") || plain + "[]" == key;
+      const bool above =
+          starts_with(plain, key + ".") || starts_with(plain, key + "[") || plain + "[]" == key;
       const bool inside = free_tables.count(name) && starts_with(key, plain + ".");
       const bool absent = empty_lists.count(name) && starts_with(key, plain + "[");
       return same || above || inside || absent;
     };
-    if (std::none_of(known.begin(), known.end(), names)) problems.push_back(cat(change.origin, " ", change.text, ": unknown key", did_you_mean(change.text, known)));
+    if (std::none_of(known.begin(), known.end(), names))
+      problems.push_back(
+          cat(change.origin, " ", change.text, ": unknown key", did_you_mean(change.text, known)));
   }
 }
 
-Fields::Fields(const std::filesystem::path& file, const std::vector<Override>& overrides) : impl_(std::make_unique<Impl>()) {
+Fields::Fields(const std::filesystem::path& file, const std::vector<Override>& overrides)
+    : impl_(std::make_unique<Impl>()) {
   impl_->file = file.string();
   if (!file.empty()) {
     const std::string content = read_file(file, 16 << 20);
@@ -297,29 +341,51 @@ Fields::Fields(const std::filesystem::path& file, const std::vector<Override>& o
 
 Fields::~Fields() = default;
 
-void Fields::value(const std::string& key, double& t, const std::string& doc, const Check<double>& c) { impl_->value(key, t, doc, c); }
-void Fields::value(const std::string& key, std::int64_t& t, const std::string& doc, const Check<std::int64_t>& c) { impl_->value(key, t, doc, c); }
-void Fields::value(const std::string& key, bool& t, const std::string& doc) { impl_->value<bool>(key, t, doc, {}); }
-void Fields::value(const std::string& key, std::string& t, const std::string& doc, const Check<std::string>& c) { impl_->value(key, t, doc, c); }
-void Fields::value(const std::string& key, std::vector<std::int64_t>& t, const std::string& doc) { impl_->value<std::vector<std::int64_t>>(key, t, doc, {}); }
-void Fields::value(const std::string& key, std::vector<double>& t, const std::string& doc) { impl_->value<std::vector<double>>(key, t, doc, {}); }
-void Fields::value(const std::string& key, std::vector<std::string>& t, const std::string& doc) { impl_->value<std::vector<std::string>>(key, t, doc, {}); }
+void Fields::value(const std::string& key, double& t, const std::string& doc,
+                   const Check<double>& c) {
+  impl_->value(key, t, doc, c);
+}
+void Fields::value(const std::string& key, std::int64_t& t, const std::string& doc,
+                   const Check<std::int64_t>& c) {
+  impl_->value(key, t, doc, c);
+}
+void Fields::value(const std::string& key, bool& t, const std::string& doc) {
+  impl_->value<bool>(key, t, doc, {});
+}
+void Fields::value(const std::string& key, std::string& t, const std::string& doc,
+                   const Check<std::string>& c) {
+  impl_->value(key, t, doc, c);
+}
+void Fields::value(const std::string& key, std::vector<std::int64_t>& t, const std::string& doc) {
+  impl_->value<std::vector<std::int64_t>>(key, t, doc, {});
+}
+void Fields::value(const std::string& key, std::vector<double>& t, const std::string& doc) {
+  impl_->value<std::vector<double>>(key, t, doc, {});
+}
+void Fields::value(const std::string& key, std::vector<std::string>& t, const std::string& doc) {
+  impl_->value<std::vector<std::string>>(key, t, doc, {});
+}
 
-void Fields::path(const std::string& key, std::string& target, PathKind kind, const std::string& doc, const std::vector<std::string>& words) {
+void Fields::path(const std::string& key, std::string& target, PathKind kind,
+                  const std::string& doc, const std::vector<std::string>& words) {
   toml::node* node = impl_->find(key);
   if (node) impl_->converted(*node, key, target);
-  if (std::find(words.begin(), words.end(), target) == words.end()) impl_->place(node, key, key, target, kind);
+  if (std::find(words.begin(), words.end(), target) == words.end())
+    impl_->place(node, key, key, target, kind);
   impl_->record(key, node, target, doc);
 }
 
-void Fields::path(const std::string& key, std::vector<std::string>& target, PathKind kind, const std::string& doc) {
+void Fields::path(const std::string& key, std::vector<std::string>& target, PathKind kind,
+                  const std::string& doc) {
   toml::node* node = impl_->find(key);
   if (node) impl_->converted(*node, key, target);
-  for (std::size_t i = 0; i < target.size(); ++i) impl_->place(node, key, cat(key, "[", i, "]"), target[i], kind);
+  for (std::size_t i = 0; i < target.size(); ++i)
+    impl_->place(node, key, cat(key, "[", i, "]"), target[i], kind);
   impl_->record(key, node, target, doc);
 }
 
-void Fields::table(const std::string& key, std::map<std::string, std::string>& target, const std::string& doc) {
+void Fields::table(const std::string& key, std::map<std::string, std::string>& target,
+                   const std::string& doc) {
   toml::node* node = impl_->find(key);
   impl_->free_tables.insert(impl_->scopes.back().prefix + key);
   if (node) {
@@ -327,11 +393,18 @@ void Fields::table(const std::string& key, std::map<std::string, std::string>& t
       target.clear();
       for (auto&& [name, item] : *table) {
         impl_->seen.insert(&item);
-        if (item.is_table() || item.is_array()) impl_->complain(item, key + "." + std::string(name.str()), cat("must be a single value, found ", toml_kind(item)));
-        else target[std::string(name.str())] = item.is_string() ? *item.value<std::string>() : toml_text(item);
+        if (item.is_table() || item.is_array())
+          impl_->complain(item, key + "." + std::string(name.str()),
+                          cat("must be a single value, found ", toml_kind(item)));
+        else
+          target[std::string(name.str())] =
+              item.is_string() ? *item.value<std::string>() : toml_text(item);
       }
     } else {
-      impl_->complain_of_type(*node, key, {cat("a section of names and values, e.g. ", key, " = { num_heads = 4 }"), toml_kind(*node), "", ""});
+      impl_->complain_of_type(
+          *node, key,
+          {cat("a section of names and values, e.g. ", key, " = { num_heads = 4 }"),
+           toml_kind(*node), "", ""});
     }
   }
   impl_->record(key, node, target, doc);
@@ -340,7 +413,11 @@ void Fields::table(const std::string& key, std::map<std::string, std::string>& t
 void Fields::enter(const std::string& key) {
   toml::node* node = impl_->find(key);
   toml::table* input = node ? node->as_table() : nullptr;
-  if (node && !input) impl_->complain_of_type(*node, key, {cat("a section, written [", impl_->scopes.back().prefix, key, "] with its keys below"), toml_kind(*node), "", ""});
+  if (node && !input)
+    impl_->complain_of_type(
+        *node, key,
+        {cat("a section, written [", impl_->scopes.back().prefix, key, "] with its keys below"),
+         toml_kind(*node), "", ""});
   Impl::Scope& parent = impl_->scopes.back();
   if (!parent.output->contains(key)) parent.output->insert(key, toml::table{});
   impl_->scopes.push_back({parent.prefix + key + ".", input, parent.output->get(key)->as_table()});
@@ -353,9 +430,11 @@ std::size_t Fields::list_size(const std::string& key) {
     return 0;
   }
   toml::array* array = node->as_array();
-  const bool tables = array && std::all_of(array->begin(), array->end(), [](const toml::node& n) { return n.is_table(); });
+  const bool tables = array && std::all_of(array->begin(), array->end(),
+                                           [](const toml::node& n) { return n.is_table(); });
   if (!tables) {
-    impl_->complain_of_type(*node, key, {cat("a list of sections, written [[", key, "]]"), toml_kind(*node), "", ""});
+    impl_->complain_of_type(
+        *node, key, {cat("a list of sections, written [[", key, "]]"), toml_kind(*node), "", ""});
     return 0;
   }
   for (toml::node& item : *array) impl_->seen.insert(&item);
@@ -370,7 +449,8 @@ void Fields::enter_item(const std::string& key, std::size_t index) {
   if (!parent.output->contains(key)) parent.output->insert(key, toml::array{});
   toml::array* out = parent.output->get(key)->as_array();
   out->push_back(toml::table{});
-  impl_->scopes.push_back({cat(parent.prefix, key, "[", index, "]."), input, out->get(out->size() - 1)->as_table()});
+  impl_->scopes.push_back(
+      {cat(parent.prefix, key, "[", index, "]."), input, out->get(out->size() - 1)->as_table()});
 }
 
 void Fields::leave() { impl_->scopes.pop_back(); }
@@ -382,8 +462,10 @@ bool Fields::has(const std::string& key) const {
 
 void Fields::problem(const std::string& key, const std::string& message) {
   toml::node* node = impl_->scopes.back().input ? impl_->scopes.back().input->get(key) : nullptr;
-  if (node) impl_->complain(*node, key, message);
-  else impl_->problems.push_back(cat(impl_->scopes.back().prefix, key, " ", message));
+  if (node)
+    impl_->complain(*node, key, message);
+  else
+    impl_->problems.push_back(cat(impl_->scopes.back().prefix, key, " ", message));
 }
 
 void Fields::finish() {
@@ -391,7 +473,9 @@ void Fields::finish() {
   impl_->find_unknown_unset();
   if (impl_->problems.empty()) return;
   const std::size_t n = impl_->problems.size();
-  fail(ErrorKind::kConfig, cat(n == 1 ? "configuration: " : cat(n, " problems in the configuration:\n  "), join(impl_->problems, "\n  ")),
+  fail(ErrorKind::kConfig,
+       cat(n == 1 ? "configuration: " : cat(n, " problems in the configuration:\n  "),
+           join(impl_->problems, "\n  ")),
        "`tiltflow config show` lists every key with its default");
 }
 
@@ -399,8 +483,6 @@ const std::vector<ResolvedValue>& Fields::resolved() const { return impl_->resol
 
 const std::vector<InputPath>& Fields::inputs() const { return impl_->inputs; }
 
-std::string Fields::resolved_toml() const {
-  return toml_document(impl_->output);
-}
+std::string Fields::resolved_toml() const { return toml_document(impl_->output); }
 
 }  // namespace tiltflow

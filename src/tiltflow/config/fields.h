@@ -1,5 +1,6 @@
-// Typed configuration. Every record has one function bind(Fields&, Record&) that names its keys once; the same walk reads
-// a TOML document, checks types and ranges, and produces the resolved values with their source.
+// Typed configuration. Every record has one function bind(Fields&, Record&) that names its keys
+// once; the same walk reads a TOML document, checks types and ranges, and produces the resolved
+// values with their source.
 #pragma once
 
 #include <cstdint>
@@ -39,28 +40,37 @@ struct ResolvedValue {
 
 class Fields {
  public:
-  // `file` may be empty (defaults and overrides only). Overrides are applied in their order. Throws kUsage for overrides that are
-  // none, kConfig on syntax errors (with line) and kBadFile when the file is missing.
+  // `file` may be empty (defaults and overrides only). Overrides are applied in their order. Throws
+  // kUsage for overrides that are none, kConfig on syntax errors (with line) and kBadFile when the
+  // file is missing.
   explicit Fields(const std::filesystem::path& file, const std::vector<Override>& overrides = {});
   ~Fields();
   Fields(const Fields&) = delete;
   Fields& operator=(const Fields&) = delete;
 
-  bool has(const std::string& key) const;  // the document or an override gives this key of the current section
+  bool has(const std::string& key)
+      const;  // the document or an override gives this key of the current section
 
-  void value(const std::string& key, double& target, const std::string& doc, const Check<double>& check = {});
-  void value(const std::string& key, std::int64_t& target, const std::string& doc, const Check<std::int64_t>& check = {});
+  void value(const std::string& key, double& target, const std::string& doc,
+             const Check<double>& check = {});
+  void value(const std::string& key, std::int64_t& target, const std::string& doc,
+             const Check<std::int64_t>& check = {});
   void value(const std::string& key, bool& target, const std::string& doc);
-  void value(const std::string& key, std::string& target, const std::string& doc, const Check<std::string>& check = {});
+  void value(const std::string& key, std::string& target, const std::string& doc,
+             const Check<std::string>& check = {});
   void value(const std::string& key, std::vector<std::int64_t>& target, const std::string& doc);
   void value(const std::string& key, std::vector<double>& target, const std::string& doc);
   void value(const std::string& key, std::vector<std::string>& target, const std::string& doc);
-  // Files or folders that are read: relative to the configuration's folder, on the command line to the working directory; targets
-  // become absolute. Empty ones stay empty, and so do `words`, which name no file.
-  void path(const std::string& key, std::string& target, PathKind kind, const std::string& doc, const std::vector<std::string>& words = {});
-  void path(const std::string& key, std::vector<std::string>& target, PathKind kind, const std::string& doc);
+  // Files or folders that are read: relative to the configuration's folder, on the command line to
+  // the working directory; targets become absolute. Empty ones stay empty, and so do `words`, which
+  // name no file.
+  void path(const std::string& key, std::string& target, PathKind kind, const std::string& doc,
+            const std::vector<std::string>& words = {});
+  void path(const std::string& key, std::vector<std::string>& target, PathKind kind,
+            const std::string& doc);
   // A free table of scalars, kept as text (model arguments by their official names).
-  void table(const std::string& key, std::map<std::string, std::string>& target, const std::string& doc);
+  void table(const std::string& key, std::map<std::string, std::string>& target,
+             const std::string& doc);
 
   template <class Record>
   void section(const std::string& key, Record& record) {
@@ -81,11 +91,12 @@ class Fields {
   // Adds a problem found by the caller to the list, at the line of `key` in the current section.
   void problem(const std::string& key, const std::string& message);
 
-  // Throws kConfig with every problem found: wrong types and ranges, unknown keys with a suggestion; all with lines.
+  // Throws kConfig with every problem found: wrong types and ranges, unknown keys with a
+  // suggestion; all with lines.
   void finish();
   const std::vector<ResolvedValue>& resolved() const;
   const std::vector<InputPath>& inputs() const;  // the paths that are not empty
-  std::string resolved_toml() const;  // a document that reproduces this configuration
+  std::string resolved_toml() const;             // a document that reproduces this configuration
 
  private:
   void enter(const std::string& key);
@@ -102,9 +113,11 @@ struct ResolvedConfig {
   std::vector<InputPath> inputs;  // the files it names
 };
 
-// Reads `file` with overrides into a copy of `start`; complete in one call. `resolved` (if given) receives the rest.
+// Reads `file` with overrides into a copy of `start`; complete in one call. `resolved` (if given)
+// receives the rest.
 template <class Record>
-Record load_config(const std::filesystem::path& file, const std::vector<Override>& overrides, ResolvedConfig* resolved, Record start = {}) {
+Record load_config(const std::filesystem::path& file, const std::vector<Override>& overrides,
+                   ResolvedConfig* resolved, Record start = {}) {
   Fields fields(file, overrides);
   bind(fields, start);
   fields.finish();
@@ -119,7 +132,8 @@ std::string reread_config(const std::filesystem::path& file) {
   return resolved.toml;
 }
 template <class Record>
-Record load_config(const std::filesystem::path& file, const std::vector<Override>& overrides, std::string* resolved_toml = nullptr, Record start = {}) {
+Record load_config(const std::filesystem::path& file, const std::vector<Override>& overrides,
+                   std::string* resolved_toml = nullptr, Record start = {}) {
   ResolvedConfig resolved;
   start = load_config<Record>(file, overrides, &resolved, std::move(start));
   if (resolved_toml) *resolved_toml = std::move(resolved.toml);

@@ -7,7 +7,8 @@
 
 namespace tiltflow {
 
-std::vector<Override> command_line_overrides(const std::vector<std::string>& set, const std::vector<std::string>& unset) {
+std::vector<Override> command_line_overrides(const std::vector<std::string>& set,
+                                             const std::vector<std::string>& unset) {
   std::vector<Override> out;
   for (const std::string& key : unset) {
     Override removal(key, "--unset");
@@ -18,7 +19,8 @@ std::vector<Override> command_line_overrides(const std::vector<std::string>& set
   return out;
 }
 
-std::vector<Override> overrides_from(const std::string& origin, const std::vector<std::string>& set, const std::filesystem::path& base) {
+std::vector<Override> overrides_from(const std::string& origin, const std::vector<std::string>& set,
+                                     const std::filesystem::path& base) {
   std::vector<Override> out;
   for (const std::string& text : set) {
     out.emplace_back(text, origin);
@@ -29,7 +31,8 @@ std::vector<Override> overrides_from(const std::string& origin, const std::vecto
 
 bool KeyPart::index() const {
   const auto digit = [](char c) { return c >= '0' && c <= '9'; };
-  return !quoted && !name.empty() && name.size() < 6 && std::all_of(name.begin(), name.end(), digit);
+  return !quoted && !name.empty() && name.size() < 6 &&
+         std::all_of(name.begin(), name.end(), digit);
 }
 
 std::size_t equals_of(const std::string& text) {
@@ -51,7 +54,10 @@ namespace {
 
 // Reads one part from `at` on, which moves behind it.
 KeyPart read_part(const std::string& key, std::size_t& at, const std::string& where) {
-  const auto refuse = [&] { fail(ErrorKind::kUsage, cat(where, ": '", key, "' is no key"), "keys look like train.steps, reward[0].scale or model.args.\"a name\""); };
+  const auto refuse = [&] {
+    fail(ErrorKind::kUsage, cat(where, ": '", key, "' is no key"),
+         "keys look like train.steps, reward[0].scale or model.args.\"a name\"");
+  };
   KeyPart part;
   if (key[at] == '"' || key[at] == '\'') {
     const std::size_t end = key.find(key[at], at + 1);
@@ -76,7 +82,8 @@ KeyPart read_part(const std::string& key, std::size_t& at, const std::string& wh
 
 std::string trimmed(const std::string& text) {
   const std::size_t begin = text.find_first_not_of(" \t");
-  return begin == std::string::npos ? "" : text.substr(begin, text.find_last_not_of(" \t") - begin + 1);
+  return begin == std::string::npos ? ""
+                                    : text.substr(begin, text.find_last_not_of(" \t") - begin + 1);
 }
 
 }  // namespace
@@ -89,10 +96,14 @@ std::vector<KeyPart> key_parts(const std::string& text, const std::string& where
     out.push_back(read_part(key, at, where));
     const bool dot = at < key.size() && key[at] == '.';
     const bool joined = at == key.size() || dot || key[at] == '[';
-    if (!joined || (dot && at + 1 == key.size())) fail(ErrorKind::kUsage, cat(where, ": '", key, "' is no key"), "keys look like train.steps, reward[0].scale or model.args.\"a name\"");
+    if (!joined || (dot && at + 1 == key.size()))
+      fail(ErrorKind::kUsage, cat(where, ": '", key, "' is no key"),
+           "keys look like train.steps, reward[0].scale or model.args.\"a name\"");
     if (dot) ++at;
   }
-  if (out.empty()) fail(ErrorKind::kUsage, cat(where, ": the key is missing"), "keys look like train.steps or reward[0].scale");
+  if (out.empty())
+    fail(ErrorKind::kUsage, cat(where, ": the key is missing"),
+         "keys look like train.steps or reward[0].scale");
   return out;
 }
 

@@ -11,7 +11,10 @@ namespace tiltflow {
 namespace {
 
 std::string key_text(const std::string& key) {
-  const auto bare = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-'; };
+  const auto bare = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
+           c == '-';
+  };
   if (!key.empty() && std::all_of(key.begin(), key.end(), bare)) return key;
   return toml_text(toml::value<std::string>(key));
 }
@@ -24,12 +27,15 @@ std::string float_text(double value) {
 
 bool is_list_of_sections(const toml::node& node) {
   const toml::array* array = node.as_array();
-  return array && !array->empty() && std::all_of(array->begin(), array->end(), [](const toml::node& item) { return item.is_table(); });
+  return array && !array->empty() &&
+         std::all_of(array->begin(), array->end(),
+                     [](const toml::node& item) { return item.is_table(); });
 }
 
 void write_section(std::ostringstream& out, const toml::table& section, const std::string& prefix) {
   for (const auto& [key, node] : section) {
-    if (!node.is_table() && !is_list_of_sections(node)) out << key_text(std::string(key.str())) << " = " << toml_text(node) << "\n";
+    if (!node.is_table() && !is_list_of_sections(node))
+      out << key_text(std::string(key.str())) << " = " << toml_text(node) << "\n";
   }
   for (const auto& [key, node] : section) {
     const std::string name = prefix + key_text(std::string(key.str()));
@@ -55,7 +61,8 @@ std::string toml_text(const toml::node& node) {
     return cat("[", join(parts, ", "), "]");
   }
   if (const toml::table* table = node.as_table()) {
-    for (const auto& [key, item] : *table) parts.push_back(cat(key_text(std::string(key.str())), " = ", toml_text(item)));
+    for (const auto& [key, item] : *table)
+      parts.push_back(cat(key_text(std::string(key.str())), " = ", toml_text(item)));
     return parts.empty() ? "{}" : cat("{ ", join(parts, ", "), " }");
   }
   std::ostringstream out;

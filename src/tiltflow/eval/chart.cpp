@@ -58,9 +58,11 @@ std::vector<std::size_t> extremes(const std::vector<double>& y, std::size_t stre
   return keep;
 }
 
-std::vector<double> chosen(const std::vector<double>& values, const std::vector<std::size_t>& index) {
+std::vector<double> chosen(const std::vector<double>& values,
+                           const std::vector<std::size_t>& index) {
   std::vector<double> out;
-  for (const std::size_t i : index) if (i < values.size()) out.push_back(values[i]);
+  for (const std::size_t i : index)
+    if (i < values.size()) out.push_back(values[i]);
   return out;
 }
 
@@ -70,19 +72,24 @@ std::string axis_text(const AxisLabel& axis) {
   std::vector<std::string> inside;
   if (!axis.unit.empty()) inside.push_back(axis.unit);
   if (axis.logarithmic) inside.emplace_back("log scale");
-  return inside.empty() ? axis.text : cat(axis.text, axis.text.empty() ? "(" : " (", join(inside, ", "), ")");
+  return inside.empty() ? axis.text
+                        : cat(axis.text, axis.text.empty() ? "(" : " (", join(inside, ", "), ")");
 }
 
-bool is_drawn(const Chart& chart, double x, double y) { return on_axis(chart.x, x) && on_axis(chart.y, y); }
+bool is_drawn(const Chart& chart, double x, double y) {
+  return on_axis(chart.x, x) && on_axis(chart.y, y);
+}
 
 bool has_points(const Chart& chart, const Series& series) {
   const std::size_t n = std::min(series.x.size(), series.y.size());
-  for (std::size_t i = 0; i < n; ++i) if (is_drawn(chart, series.x[i], series.y[i])) return true;
+  for (std::size_t i = 0; i < n; ++i)
+    if (is_drawn(chart, series.x[i], series.y[i])) return true;
   return false;
 }
 
 bool has_points(const Chart& chart) {
-  return std::any_of(chart.series.begin(), chart.series.end(), [&](const Series& s) { return has_points(chart, s); });
+  return std::any_of(chart.series.begin(), chart.series.end(),
+                     [&](const Series& s) { return has_points(chart, s); });
 }
 
 Chart thinned(Chart chart, std::size_t most) {
@@ -97,26 +104,32 @@ Chart thinned(Chart chart, std::size_t most) {
     s.x_error = chosen(s.x_error, keep);
   }
   if (longest > 0) {
-    chart.note += cat(chart.note.empty() ? "" : " ", "The extremes of ", most / 2, " stretches of up to ", longest, " points.");
+    chart.note += cat(chart.note.empty() ? "" : " ", "The extremes of ", most / 2,
+                      " stretches of up to ", longest, " points.");
   }
   return chart;
 }
 
 std::string chart_csv(const Chart& chart) {
   const auto any = [&](auto member) {
-    return std::any_of(chart.series.begin(), chart.series.end(), [&](const Series& s) { return !(s.*member).empty(); });
+    return std::any_of(chart.series.begin(), chart.series.end(),
+                       [&](const Series& s) { return !(s.*member).empty(); });
   };
   const bool errors = any(&Series::error);
   const bool x_errors = any(&Series::x_error);
-  const bool steps = std::any_of(chart.series.begin(), chart.series.end(), [](const Series& s) { return s.steps; });
+  const bool steps = std::any_of(chart.series.begin(), chart.series.end(),
+                                 [](const Series& s) { return s.steps; });
   std::string out = "series,";
-  out += steps ? cat(column(chart.x, "", " from"), ",", column(chart.x, "", " to")) : column(chart.x, "", "");
+  out += steps ? cat(column(chart.x, "", " from"), ",", column(chart.x, "", " to"))
+               : column(chart.x, "", "");
   out += "," + column(chart.y, "", "");
   if (errors) out += "," + column(chart.y, "standard error of ", "");
   if (x_errors) out += "," + column(chart.x, "standard error of ", "");
   out += "\n";
   for (const Series& s : chart.series) {
-    const auto cell = [](const std::vector<double>& values, std::size_t i) { return i < values.size() ? exact(values[i]) : ""; };
+    const auto cell = [](const std::vector<double>& values, std::size_t i) {
+      return i < values.size() ? exact(values[i]) : "";
+    };
     for (std::size_t i = 0; i < s.y.size(); ++i) {
       out += cat(quoted(s.name), ",", cell(s.x, i));
       if (steps) out += "," + cell(s.x, s.steps ? i + 1 : i);

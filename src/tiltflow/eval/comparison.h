@@ -1,5 +1,6 @@
-// Base against tuned from the same noise and labels: rewards, diversity, Frechet distance, precision and recall, control
-// cost; under the stochastic and the deterministic sampler, without and with guidance.
+// Base against tuned from the same noise and labels: rewards, diversity, Frechet distance,
+// precision and recall, control cost; under the stochastic and the deterministic sampler, without
+// and with guidance.
 #pragma once
 
 #include <filesystem>
@@ -17,12 +18,13 @@ namespace tiltflow {
 
 struct ComparisonOptions {
   std::int64_t n = 500, seeds = 2;  // samples per seed; seeds are those of the run + 1, + 2, ...
-  std::optional<double> guidance;   // rows with this scale beside those of the run's own guidance (needs labels)
+  std::optional<double>
+      guidance;  // rows with this scale beside those of the run's own guidance (needs labels)
   std::vector<Override> changes;    // of the runs' configurations
   std::string features = "pixels";  // see make_feature_network
-  DatasetConfig data;               // real images, when its path is given: Frechet distance, precision, recall
-  std::string reference;            // their feature statistics (read_moments): Frechet distance alone
-  std::string make_reference;       // write the statistics of `data` here
+  DatasetConfig data;  // real images, when its path is given: Frechet distance, precision, recall
+  std::string reference;       // their feature statistics (read_moments): Frechet distance alone
+  std::string make_reference;  // write the statistics of `data` here
   std::function<void(std::int64_t done, std::int64_t total)> progress;
 };
 
@@ -39,9 +41,10 @@ struct ModelComparison {
   std::vector<ComparedModel> rows;
 };
 
-// One or more runs; the base's rows stand once for runs whose base, sampler and reward give the same figures. Throws kBadFile for an
-// unfinished run.
-ModelComparison compare_models(const std::vector<std::filesystem::path>& runs, const ComparisonOptions& options);
+// One or more runs; the base's rows stand once for runs whose base, sampler and reward give the
+// same figures. Throws kBadFile for an unfinished run.
+ModelComparison compare_models(const std::vector<std::filesystem::path>& runs,
+                               const ComparisonOptions& options);
 
 std::string table_text(const ModelComparison& comparison);
 std::string to_csv(const ModelComparison& comparison);

@@ -30,17 +30,23 @@ std::vector<Part> parts_of(const GenerateOptions& o) {
   std::vector<Part> parts;
   for (std::int64_t begin = 0; begin < o.n; begin += o.part) {
     const std::int64_t n = std::min(o.part, o.n - begin);
-    parts.push_back({o.first + begin, n, o.out / "parts" / cat(padded(o.first + begin, 9), "-", padded(o.first + begin + n, 9), ".safetensors")});
+    parts.push_back(
+        {o.first + begin, n,
+         o.out / "parts" /
+             cat(padded(o.first + begin, 9), "-", padded(o.first + begin + n, 9), ".safetensors")});
   }
   return parts;
 }
 
 // How many of a part's samples are in grid.png.
-std::int64_t in_grid(const Part& part, const GenerateOptions& o) { return std::clamp<std::int64_t>(o.first + o.grid - part.first, 0, part.n); }
+std::int64_t in_grid(const Part& part, const GenerateOptions& o) {
+  return std::clamp<std::int64_t>(o.first + o.grid - part.first, 0, part.n);
+}
 
 bool is_image(const at::Tensor& x) { return x.dim() == 4 && is_picture(x.sizes().slice(1)); }
 
-void write_pictures(const Part& part, const at::Tensor& images, bool prediction, const GenerateOptions& o) {
+void write_pictures(const Part& part, const at::Tensor& images, bool prediction,
+                    const GenerateOptions& o) {
   parallel_chunks(images.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       std::map<std::string, std::string> text = o.request;
@@ -51,7 +57,8 @@ void write_pictures(const Part& part, const at::Tensor& images, bool prediction,
   });
 }
 
-void pack(const std::vector<Part>& parts, const std::function<at::Tensor(const at::Tensor&)>& decode, const GenerateOptions& o) {
+void pack(const std::vector<Part>& parts,
+          const std::function<at::Tensor(const at::Tensor&)>& decode, const GenerateOptions& o) {
   std::vector<at::Tensor> samples, labels, noise, pictures;
   std::int64_t shown = 0;
   for (const Part& part : parts) {
@@ -71,15 +78,18 @@ void pack(const std::vector<Part>& parts, const std::function<at::Tensor(const a
     }
     if (o.pack == "npz") {  // the law that was asked for, not what pictures show
       const at::Tensor images = decode(x).clamp(0, 1);
-      if (is_image(images)) x = images.mul(255).round().to(at::kByte).permute({0, 2, 3, 1}).contiguous();
+      if (is_image(images))
+        x = images.mul(255).round().to(at::kByte).permute({0, 2, 3, 1}).contiguous();
     }
     if (o.pack != "none") samples.push_back(x);
   }
   const at::Tensor all_labels = labels.empty() ? at::Tensor() : at::cat(labels);
   if (!pictures.empty()) {
     std::vector<std::string> captions;
-    for (std::int64_t i = 0; all_labels.defined() && i < shown; ++i) captions.push_back(std::to_string(all_labels[i].item<std::int64_t>()));
-    write_png(o.out / "grid.png", image_grid(at::cat(pictures), static_cast<int>(o.columns), captions), o.request);
+    for (std::int64_t i = 0; all_labels.defined() && i < shown; ++i)
+      captions.push_back(std::to_string(all_labels[i].item<std::int64_t>()));
+    write_png(o.out / "grid.png",
+              image_grid(at::cat(pictures), static_cast<int>(o.columns), captions), o.request);
   }
   if (o.pack == "none") return;
   ParameterSet out;
@@ -87,15 +97,22 @@ void pack(const std::vector<Part>& parts, const std::function<at::Tensor(const a
   out.add(npz ? "arr_0" : "samples", at::cat(samples));
   if (all_labels.defined()) out.add(npz ? "arr_1" : "labels", all_labels);
   if (!noise.empty() && !npz) out.add("noise", at::cat(noise));
-  if (npz) write_npz(o.out / "samples.npz", out);
-  else write_safetensors(o.out / "samples.safetensors", out, o.request);
+  if (npz)
+    write_npz(o.out / "samples.npz", out);
+  else
+    write_safetensors(o.out / "samples.safetensors", out, o.request);
 }
 
 }  // namespace
 
-GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
-                        const LabelSource& labels, const std::function<at::Tensor(const at::Tensor&)>& decode, const GenerateOptions& o) {
-  if (o.shards < 1 || o.shard < 0 || o.shard >= o.shards) fail(ErrorKind::kConfig, cat("shard ", o.shard, " of ", o.shards, " does not exist"), "shards count from 0");
+GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler, const Path& path,
+                        at::IntArrayRef shape, const RandomStreams& streams,
+                        const LabelSource& labels,
+                        const std::function<at::Tensor(const at::Tensor&)>& decode,
+                        const GenerateOptions& o) {
+  if (o.shards < 1 || o.shard < 0 || o.shard >= o.shards)
+    fail(ErrorKind::kConfig, cat("shard ", o.shard, " of ", o.shards, " does not exist"),
+         "shards count from 0");
   GenerateResult result;
   const SampleFolder folder = open_sample_folder(o);
   if (folder.finished) {
@@ -104,8 +121,11 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
   }
   const std::vector<Part> parts = parts_of(o);
   const bool noisy = leaves_noise(sampler, path);
-  const auto progress = [&](std::int64_t within) { if (o.progress) o.progress(result.drawn + result.kept + within); };
-  for (std::size_t i = static_cast<std::size_t>(o.shard); i < parts.size(); i += static_cast<std::size_t>(o.shards)) {
+  const auto progress = [&](std::int64_t within) {
+    if (o.progress) o.progress(result.drawn + result.kept + within);
+  };
+  for (std::size_t i = static_cast<std::size_t>(o.shard); i < parts.size();
+       i += static_cast<std::size_t>(o.shards)) {
     const Part& part = parts[i];
     if (std::filesystem::exists(part.file)) {
       result.kept += part.n;
@@ -113,7 +133,8 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
       continue;
     }
     DrawOptions options;
-    options.n = part.n, options.first = part.first, options.chunk = o.chunk, options.progress = progress, options.keep_noise = o.keep_noise;
+    options.n = part.n, options.first = part.first, options.chunk = o.chunk,
+    options.progress = progress, options.keep_noise = o.keep_noise;
     const std::int64_t shown = in_grid(part, o);  // whose predictions are kept
     options.keep_prediction = noisy && (o.png || shown > 0);
     const Draws draws = draw(field, sampler, path, shape, streams, labels, options);
@@ -126,14 +147,20 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
       const at::Tensor images = decode(noisy ? draws.prediction : draws.x).clamp(0, 1);
       if (is_image(images)) write_pictures(part, images, noisy, o);
     }
-    if (noisy && shown > 0) tensors.add("prediction", draws.prediction.narrow(0, 0, shown).contiguous());
+    if (noisy && shown > 0)
+      tensors.add("prediction", draws.prediction.narrow(0, 0, shown).contiguous());
     write_safetensors(part.file, tensors);
     result.drawn += part.n;
-    if (draws.evaluations > result.evaluations) result.evaluations = draws.evaluations, result.accepted = draws.accepted, result.rejected = draws.rejected;
+    if (draws.evaluations > result.evaluations)
+      result.evaluations = draws.evaluations, result.accepted = draws.accepted,
+      result.rejected = draws.rejected;
   }
   // Whoever finds all parts packs them; a shard that comes later finds none.
   const ProcessLock lock(o.out / ".lock-pack");
-  result.complete = !std::filesystem::exists(o.out / "parts") || std::all_of(parts.begin(), parts.end(), [](const Part& part) { return std::filesystem::exists(part.file); });
+  result.complete = !std::filesystem::exists(o.out / "parts") ||
+                    std::all_of(parts.begin(), parts.end(), [](const Part& part) {
+                      return std::filesystem::exists(part.file);
+                    });
   if (result.complete && std::filesystem::exists(o.out / "parts")) {
     pack(parts, decode, o);
     std::filesystem::remove_all(o.out / "parts");

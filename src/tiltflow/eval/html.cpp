@@ -57,8 +57,10 @@ std::string file_name(const std::string& title) {
   std::string out;
   for (const char c : title) {
     const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0;
-    if (plain) out += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    else if (!out.empty() && out.back() != '-') out += '-';
+    if (plain)
+      out += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    else if (!out.empty() && out.back() != '-')
+      out += '-';
   }
   out = out.substr(0, 60);
   while (!out.empty() && out.back() == '-') out.pop_back();
@@ -71,16 +73,22 @@ std::string hexadecimal(std::uint64_t v) {
   return out;
 }
 
-std::string data_link(const std::string& type, const std::string& bytes) { return cat("data:", type, ";base64,", base64(bytes)); }
+std::string data_link(const std::string& type, const std::string& bytes) {
+  return cat("data:", type, ";base64,", base64(bytes));
+}
 
-std::string save_link(const std::string& name, const std::string& type, const std::string& bytes, const std::string& text, const std::string& what) {
-  return cat("<a download=\"", name, "\" href=\"", data_link(type, bytes), "\" aria-label=\"save ", xml_text(what), " as ", text, "\">", text, "</a>");
+std::string save_link(const std::string& name, const std::string& type, const std::string& bytes,
+                      const std::string& text, const std::string& what) {
+  return cat("<a download=\"", name, "\" href=\"", data_link(type, bytes), "\" aria-label=\"save ",
+             xml_text(what), " as ", text, "\">", text, "</a>");
 }
 
 // `shown` under a link to its own figure, which the style enlarges while it is the page's target.
-std::string enlargeable(const std::string& kind, const std::string& id, const std::string& name, const std::string& shown, const std::string& caption) {
-  return cat("<figure class=\"", kind, "\" id=\"", id, "\"><a class=\"shown\" href=\"#", id, "\" aria-label=\"enlarge: ", xml_text(name), "\">", shown,
-             "</a><figcaption>", caption, "</figcaption><a class=\"close\" href=\"#back\">Close</a></figure>");
+std::string enlargeable(const std::string& kind, const std::string& id, const std::string& name,
+                        const std::string& shown, const std::string& caption) {
+  return cat("<figure class=\"", kind, "\" id=\"", id, "\"><a class=\"shown\" href=\"#", id,
+             "\" aria-label=\"enlarge: ", xml_text(name), "\">", shown, "</a><figcaption>", caption,
+             "</figcaption><a class=\"close\" href=\"#back\">Close</a></figure>");
 }
 
 // Width and height in the header of a PNG file; zeros when it is none.
@@ -97,23 +105,29 @@ std::pair<std::uint32_t, std::uint32_t> size_of_png(const std::string& png) {
 }  // namespace
 
 std::string html_page(const std::string& title, const std::string& body) {
-  return cat("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>",
-             xml_text(title), "</title><style>", kStyle, "</style></head><body><main>\n", body, "\n</main></body></html>\n");
+  return cat(
+      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+      "content=\"width=device-width, initial-scale=1\"><title>",
+      xml_text(title), "</title><style>", kStyle, "</style></head><body><main>\n", body,
+      "\n</main></body></html>\n");
 }
 
 std::string chart_figure(const Chart& whole) {
   const Chart chart = thinned(whole);
   const std::string svg = svg_chart(chart);
   if (svg.empty()) return "";
-  const bool errors = std::any_of(chart.series.begin(), chart.series.end(), [](const Series& s) { return !s.error.empty(); });
+  const bool errors = std::any_of(chart.series.begin(), chart.series.end(),
+                                  [](const Series& s) { return !s.error.empty(); });
   std::string caption;
   if (!chart.note.empty()) caption += xml_text(chart.note) + " ";
   if (errors) caption += "± one standard error. ";
   const std::string csv = chart_csv(chart);
   const std::string name = file_name(chart.title);
-  caption += cat("<span class=\"tools\">", save_link(name + ".svg", "image/svg+xml", svg, "SVG", chart.title),
-                 save_link(name + ".csv", "text/csv;charset=utf-8", csv, "CSV", chart.title), "</span>");
-  return enlargeable("plot", "plot-" + hexadecimal(fnv1a(chart.title + csv)), chart.title, svg, caption);
+  caption += cat(
+      "<span class=\"tools\">", save_link(name + ".svg", "image/svg+xml", svg, "SVG", chart.title),
+      save_link(name + ".csv", "text/csv;charset=utf-8", csv, "CSV", chart.title), "</span>");
+  return enlargeable("plot", "plot-" + hexadecimal(fnv1a(chart.title + csv)), chart.title, svg,
+                     caption);
 }
 
 std::string chart_figures(const std::vector<Chart>& charts) {
@@ -123,18 +137,26 @@ std::string chart_figures(const std::vector<Chart>& charts) {
 }
 
 std::string picture_figure(const std::string& png, const std::string& caption) {
-  constexpr std::uint32_t kReadable = 560;  // pixels across that small pictures are enlarged towards
+  constexpr std::uint32_t kReadable =
+      560;  // pixels across that small pictures are enlarged towards
   const auto [width, height] = size_of_png(png);
-  const std::uint32_t factor = width > 0 ? std::max<std::uint32_t>(1, (kReadable + width / 2) / width) : 1;
-  const std::string size = width > 0 ? cat(" width=\"", width * factor, "\" height=\"", height * factor, "\"") : "";
-  const std::string image = cat("<img alt=\"", xml_text(caption), "\"", size, " src=\"", data_link("image/png", png), "\">");
-  return enlargeable("picture", "picture-" + hexadecimal(fnv1a(caption + png)), caption, image, xml_text(caption));
+  const std::uint32_t factor =
+      width > 0 ? std::max<std::uint32_t>(1, (kReadable + width / 2) / width) : 1;
+  const std::string size =
+      width > 0 ? cat(" width=\"", width * factor, "\" height=\"", height * factor, "\"") : "";
+  const std::string image = cat("<img alt=\"", xml_text(caption), "\"", size, " src=\"",
+                                data_link("image/png", png), "\">");
+  return enlargeable("picture", "picture-" + hexadecimal(fnv1a(caption + png)), caption, image,
+                     xml_text(caption));
 }
 
-std::string figure_grid(const std::string& figures) { return figures.empty() ? "" : cat("<div class=\"figures pictures\">", figures, "</div>"); }
+std::string figure_grid(const std::string& figures) {
+  return figures.empty() ? "" : cat("<div class=\"figures pictures\">", figures, "</div>");
+}
 
 std::string scrolling(const std::string& html, const std::string& label) {
-  return cat("<div class=\"wide\" role=\"region\" tabindex=\"0\" aria-label=\"", xml_text(label), "\">", html, "</div>");
+  return cat("<div class=\"wide\" role=\"region\" tabindex=\"0\" aria-label=\"", xml_text(label),
+             "\">", html, "</div>");
 }
 
 }  // namespace tiltflow

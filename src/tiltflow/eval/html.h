@@ -1,5 +1,5 @@
-// Self-contained HTML pages: one style, no scripts, no files beside. Readable from 390 pixels on, in light and dark, with the
-// keyboard and on paper. Plots and pictures enlarge by a plain link.
+// Self-contained HTML pages: one style, no scripts, no files beside. Readable from 390 pixels on,
+// in light and dark, with the keyboard and on paper. Plots and pictures enlarge by a plain link.
 #pragma once
 
 #include <string>
@@ -12,8 +12,8 @@ namespace tiltflow {
 // `body` is HTML; `title` is text.
 std::string html_page(const std::string& title, const std::string& body);
 
-// A plot with its note and links that save it as SVG and its numbers as CSV; "" when there is nothing to draw. The links
-// hold the files themselves, so they work from a page on disk.
+// A plot with its note and links that save it as SVG and its numbers as CSV; "" when there is
+// nothing to draw. The links hold the files themselves, so they work from a page on disk.
 std::string chart_figure(const Chart& chart);
 // Those of the charts that have something to draw, side by side where there is room.
 std::string chart_figures(const std::vector<Chart>& charts);

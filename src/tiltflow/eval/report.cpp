@@ -27,7 +27,11 @@ std::string curves_html(const std::vector<Json>& lines) {
   std::string out;
   if (!main.empty()) out += "<h2 id=\"curves\">Curves</h2>" + main;
   if (!cost.empty()) out += "<h2 id=\"cost\">Optimiser and cost</h2>" + cost;
-  if (!other.empty()) out += cat("<h2 id=\"other\">Other numbers</h2><details><summary>Everything else that was logged</summary>", other, "</details>");
+  if (!other.empty())
+    out +=
+        cat("<h2 id=\"other\">Other numbers</h2><details><summary>Everything else that was "
+            "logged</summary>",
+            other, "</details>");
   return out;
 }
 
@@ -39,8 +43,14 @@ Json check_of(const fs::path& run) {
 // Links to the parts that are there.
 std::string contents_of(const std::string& body) {
   std::string out;
-  for (const auto& [id, name] : {std::pair{"warnings", "Warnings"}, {"pictures", "Pictures"}, {"check", "Check"}, {"curves", "Curves"}, {"cost", "Cost"}, {"settings", "Settings"}}) {
-    if (body.find(cat("<h2 id=\"", id, "\">")) != std::string::npos) out += cat(out.empty() ? "" : " · ", "<a href=\"#", id, "\">", name, "</a>");
+  for (const auto& [id, name] : {std::pair{"warnings", "Warnings"},
+                                 {"pictures", "Pictures"},
+                                 {"check", "Check"},
+                                 {"curves", "Curves"},
+                                 {"cost", "Cost"},
+                                 {"settings", "Settings"}}) {
+    if (body.find(cat("<h2 id=\"", id, "\">")) != std::string::npos)
+      out += cat(out.empty() ? "" : " · ", "<a href=\"#", id, "\">", name, "</a>");
   }
   return cat("<nav aria-label=\"parts of this page\">", out, "</nav>");
 }
@@ -49,7 +59,8 @@ std::string contents_of(const std::string& body) {
 
 fs::path write_report(const fs::path& run) {
   if (!fs::exists(run / "config.toml") || !fs::exists(run / "metrics.jsonl")) {
-    fail(ErrorKind::kBadFile, cat(run.string(), " is not a run directory"), "give the folder that `tiltflow finetune` or `pretrain` wrote");
+    fail(ErrorKind::kBadFile, cat(run.string(), " is not a run directory"),
+         "give the folder that `tiltflow finetune` or `pretrain` wrote");
   }
   const std::vector<Json> lines = read_json_lines(run / "metrics.jsonl");
   const std::string config = read_file(run / "config.toml");
@@ -59,14 +70,19 @@ fs::path write_report(const fs::path& run) {
   std::string check_part;
   try {
     const Json check = check_of(run);
-    head = cat("<h1>tiltflow run: ", xml_text(name), "</h1>", verdict_html(check, lines, settings), facts_html(settings));
+    head = cat("<h1>tiltflow run: ", xml_text(name), "</h1>", verdict_html(check, lines, settings),
+               facts_html(settings));
     if (!check.is_null()) check_part = check_html(check);
   } catch (const nlohmann::json::exception&) {
-    fail(ErrorKind::kBadFile, cat((run / "check.json").string(), " is broken"), "make it again with `tiltflow eval --run`");
+    fail(ErrorKind::kBadFile, cat((run / "check.json").string(), " is broken"),
+         "make it again with `tiltflow eval --run`");
   }
   const bool tuned = settings.count("reward[0].name") > 0;
-  std::string body = warnings_html(lines) + pictures_html(run, tuned) + check_part + curves_html(lines);
-  body += cat("<h2 id=\"settings\">Settings</h2><details><summary>Every setting of the run</summary><pre>", xml_text(config), "</pre></details>");
+  std::string body =
+      warnings_html(lines) + pictures_html(run, tuned) + check_part + curves_html(lines);
+  body += cat(
+      "<h2 id=\"settings\">Settings</h2><details><summary>Every setting of the run</summary><pre>",
+      xml_text(config), "</pre></details>");
   const fs::path file = run / "report.html";
   write_file_atomic(file, html_page(cat("tiltflow: ", name), head + contents_of(body) + body));
   return file;

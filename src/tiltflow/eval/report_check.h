@@ -1,4 +1,5 @@
-// The tilted-law check as a report shows it: tables with tolerances, densities of base, p* and tuned model.
+// The tilted-law check as a report shows it: tables with tolerances, densities of base, p* and
+// tuned model.
 #pragma once
 
 #include <nlohmann/json.hpp>

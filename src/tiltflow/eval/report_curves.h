@@ -1,4 +1,5 @@
-// The curves of a run: every number of metrics.jsonl in a plot, named ones together and with their units.
+// The curves of a run: every number of metrics.jsonl in a plot, named ones together and with their
+// units.
 #pragma once
 
 #include <nlohmann/json.hpp>

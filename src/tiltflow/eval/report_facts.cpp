@@ -20,7 +20,8 @@ std::string trimmed(const std::string& text) {
 }
 
 std::string unquoted(const std::string& text) {
-  const bool quoted = text.size() >= 2 && (text[0] == '\'' || text[0] == '"') && text.back() == text[0];
+  const bool quoted =
+      text.size() >= 2 && (text[0] == '\'' || text[0] == '"') && text.back() == text[0];
   return quoted ? text.substr(1, text.size() - 2) : text;
 }
 
@@ -49,9 +50,11 @@ std::string rewards_of(const Settings& settings) {
 }
 
 // The values of some keys in a row: "exponential, 20 steps".
-std::string together(const Settings& settings, const std::vector<std::pair<std::string, std::string>>& keys) {
+std::string together(const Settings& settings,
+                     const std::vector<std::pair<std::string, std::string>>& keys) {
   std::vector<std::string> parts;
-  for (const auto& [key, after] : keys) if (const std::string v = find(settings, key); !v.empty()) parts.push_back(v + after);
+  for (const auto& [key, after] : keys)
+    if (const std::string v = find(settings, key); !v.empty()) parts.push_back(v + after);
   return join(parts, ", ");
 }
 
@@ -65,10 +68,13 @@ double last_number(const std::vector<Json>& lines, const std::string& key) {
 std::string share_of_shift(const Json& sampler) {
   const Json& e = sampler.at("shift_reached");
   const double value = 100 * number_from_json(e.at("value"));
-  return cat(fixed(value, 0), "\u00a0±\u00a0", fixed(100 * number_from_json(e.at("se")), 0), "\u00a0% (sampler ", sampler.at("sampler").get<std::string>(), ")");
+  return cat(fixed(value, 0), "\u00a0±\u00a0", fixed(100 * number_from_json(e.at("se")), 0),
+             "\u00a0% (sampler ", sampler.at("sampler").get<std::string>(), ")");
 }
 
-std::string verdict(const std::string& kind, const std::string& text) { return cat("<p class=\"verdict ", kind, "\">", xml_text(text), "</p>"); }
+std::string verdict(const std::string& kind, const std::string& text) {
+  return cat("<p class=\"verdict ", kind, "\">", xml_text(text), "</p>");
+}
 
 std::string verdict_of_check(const Json& check) {
   std::vector<std::string> shares;
@@ -82,9 +88,14 @@ std::string verdict_of_check(const Json& check) {
     }
   }
   const bool passed = check.at("passed").get<bool>();
-  const std::string result = passed ? cat("Passes the tilted-law check: all ", all, " statistics agree with p*")
-                                    : cat("Fails the tilted-law check: ", differing, " of ", all, " statistics differ from p*");
-  return verdict(passed ? "ok" : "bad", cat(result, ". Of the shift of the mean reward from base to p* the tuned model reaches ", join(shares, " and "), "."));
+  const std::string result =
+      passed ? cat("Passes the tilted-law check: all ", all, " statistics agree with p*")
+             : cat("Fails the tilted-law check: ", differing, " of ", all,
+                   " statistics differ from p*");
+  return verdict(
+      passed ? "ok" : "bad",
+      cat(result, ". Of the shift of the mean reward from base to p* the tuned model reaches ",
+          join(shares, " and "), "."));
 }
 
 }  // namespace
@@ -114,29 +125,39 @@ std::string facts_html(const Settings& settings) {
       {"Reward", rewards_of(settings)},
       {"Method", together(settings, {{"method.name", ""}, {"method.preset", " preset"}})},
       {"Policy", find(settings, "policy.kind")},
-      {"Model", together(settings, {{"model.file", ""}, {"model.family", ""}, {"generator.file", ""}})},
+      {"Model",
+       together(settings, {{"model.file", ""}, {"model.family", ""}, {"generator.file", ""}})},
       {"Data", together(settings, {{"data.path", ""}, {"targets.path", ""}, {"data.format", ""}})},
-      {"Sampler", together(settings, {{"sampler.name", ""}, {"sampler.steps", " steps"}, {"sampler.grid", " grid"}})},
+      {"Sampler",
+       together(settings,
+                {{"sampler.name", ""}, {"sampler.steps", " steps"}, {"sampler.grid", " grid"}})},
       {"Training", together(settings, {{"train.steps", " steps"}, {"batch", " samples a step"}})},
       {"Learning rate", find(settings, "train.learning_rate")},
       {"Seed", find(settings, "seed")},
   };
   std::string out;
-  for (const auto& [name, value] : facts) if (!value.empty()) out += cat("<dt>", name, "</dt><dd>", xml_text(value), "</dd>");
+  for (const auto& [name, value] : facts)
+    if (!value.empty()) out += cat("<dt>", name, "</dt><dd>", xml_text(value), "</dd>");
   return out.empty() ? "" : cat("<dl class=\"facts\">", out, "</dl>");
 }
 
-std::string verdict_html(const Json& check, const std::vector<Json>& lines, const Settings& settings) {
+std::string verdict_html(const Json& check, const std::vector<Json>& lines,
+                         const Settings& settings) {
   if (!check.is_null()) return verdict_of_check(check);
   const double step = last_number(lines, "step");
-  const std::string done = std::isfinite(step) ? cat("After ", compact(step, 9), " of ", find(settings, "train.steps"), " steps") : "Nothing logged yet";
+  const std::string done = std::isfinite(step) ? cat("After ", compact(step, 9), " of ",
+                                                     find(settings, "train.steps"), " steps")
+                                               : "Nothing logged yet";
   if (const double reward = last_number(lines, "eval_reward"); std::isfinite(reward)) {
     const Estimate now{reward, last_number(lines, "eval_reward_se")};
     const Estimate base{last_number(lines, "base_reward"), last_number(lines, "base_reward_se")};
-    return verdict("", cat(done, ": mean reward ", rounded(now), ", base ", rounded(base), ". The law has not been checked: run tiltflow eval --run."));
+    return verdict("", cat(done, ": mean reward ", rounded(now), ", base ", rounded(base),
+                           ". The law has not been checked: run tiltflow eval --run."));
   }
-  for (const auto& [key, name] : {std::pair{"validation_loss", "validation loss"}, {"loss", "loss"}}) {
-    if (const double loss = last_number(lines, key); std::isfinite(loss)) return verdict("", cat(done, ": ", name, " ", compact(loss), "."));
+  for (const auto& [key, name] :
+       {std::pair{"validation_loss", "validation loss"}, {"loss", "loss"}}) {
+    if (const double loss = last_number(lines, key); std::isfinite(loss))
+      return verdict("", cat(done, ": ", name, " ", compact(loss), "."));
   }
   return verdict("", done + ".");
 }
@@ -147,12 +168,16 @@ std::string warnings_html(const std::vector<Json>& lines) {
     if (!line.contains("warning") || !line["warning"].is_string()) continue;
     std::vector<std::string> words;
     for (const char* key : {"seen", "meaning", "change"}) {
-      if (line.contains(key) && line[key].is_string()) words.push_back(line[key].get<std::string>());
+      if (line.contains(key) && line[key].is_string())
+        words.push_back(line[key].get<std::string>());
     }
     const std::string text = words.empty() ? line["warning"].get<std::string>() : join(words, ". ");
-    items += cat("<li>Step ", compact(line.value("step", 0.0), 9), ": <b>", xml_text(line["warning"].get<std::string>()), "</b>. ", xml_text(text), "</li>");
+    items += cat("<li>Step ", compact(line.value("step", 0.0), 9), ": <b>",
+                 xml_text(line["warning"].get<std::string>()), "</b>. ", xml_text(text), "</li>");
   }
-  return items.empty() ? "" : cat("<h2 id=\"warnings\">Warnings</h2><ul class=\"warnings\">", items, "</ul>");
+  return items.empty()
+             ? ""
+             : cat("<h2 id=\"warnings\">Warnings</h2><ul class=\"warnings\">", items, "</ul>");
 }
 
 }  // namespace tiltflow

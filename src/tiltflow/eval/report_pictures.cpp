@@ -20,9 +20,14 @@ struct PictureKind {
 };
 const std::vector<PictureKind>& picture_kinds() {
   static const std::vector<PictureKind> kinds{
-      {"base-above-tuned", "In pairs from one noise and label: base above, tuned below; the number is the reward of the sample"},
-      {"adjoint", "Where the reward pulls: size of the adjoint over the image at five times, each map scaled to its own maximum"},
-      {"target-base-tuned", "In threes: the target, then what the base and the tuned generator make of its noise"},
+      {"base-above-tuned",
+       "In pairs from one noise and label: base above, tuned below; the number is the reward of "
+       "the sample"},
+      {"adjoint",
+       "Where the reward pulls: size of the adjoint over the image at five times, each map scaled "
+       "to its own maximum"},
+      {"target-base-tuned",
+       "In threes: the target, then what the base and the tuned generator make of its noise"},
       {"random-base-tuned", "In pairs: base and tuned generator from the same random noise"},
   };
   return kinds;
@@ -47,18 +52,23 @@ std::vector<std::pair<std::string, std::vector<fs::path>>> pictures_of(const fs:
   std::vector<fs::path> files;
   std::error_code code;
   for (const auto& entry : fs::directory_iterator(run / "samples", code)) {
-    if (entry.path().extension() == ".png" && !kind_of(entry.path()).empty()) files.push_back(entry.path());
+    if (entry.path().extension() == ".png" && !kind_of(entry.path()).empty())
+      files.push_back(entry.path());
   }
   std::sort(files.begin(), files.end(), [](const fs::path& a, const fs::path& b) {
     const std::string left = a.stem().string();
     const std::string right = b.stem().string();
-    return std::pair{left.size(), left} < std::pair{right.size(), right};  // a million steps have one digit more
+    return std::pair{left.size(), left} <
+           std::pair{right.size(), right};  // a million steps have one digit more
   });
   std::vector<std::pair<std::string, std::vector<fs::path>>> out;
   for (const fs::path& file : files) {
-    const auto known = std::find_if(out.begin(), out.end(), [&](const auto& group) { return group.first == kind_of(file); });
-    if (known != out.end()) known->second.push_back(file);
-    else out.push_back({kind_of(file), {file}});
+    const auto known = std::find_if(
+        out.begin(), out.end(), [&](const auto& group) { return group.first == kind_of(file); });
+    if (known != out.end())
+      known->second.push_back(file);
+    else
+      out.push_back({kind_of(file), {file}});
   }
   return out;
 }
@@ -80,21 +90,29 @@ std::string pictures_html(const fs::path& run, bool tuned) {
     const fs::path& last = files.back();
     if (kind == "samples") {
       if (files.size() > 1) {
-        const std::string before = tuned ? "Before: the base model" : "At " + step_text(files.front());
+        const std::string before =
+            tuned ? "Before: the base model" : "At " + step_text(files.front());
         samples += picture_figure(read_file(files.front()), before);
         write_before_after(files.front(), last, run / "before-after.png");
       }
-      samples += picture_figure(read_file(last), files.size() > 1 && tuned ? cat("After: the tuned model at ", step_text(last)) : cat("Samples at ", step_text(last)));
+      samples +=
+          picture_figure(read_file(last), files.size() > 1 && tuned
+                                              ? cat("After: the tuned model at ", step_text(last))
+                                              : cat("Samples at ", step_text(last)));
       continue;
     }
     std::string caption = kind;
-    for (const PictureKind& known : picture_kinds()) if (known.prefix == kind) caption = known.caption;
+    for (const PictureKind& known : picture_kinds())
+      if (known.prefix == kind) caption = known.caption;
     others += picture_figure(read_file(last), cat(caption, " (", step_text(last), ")."));
   }
   if (samples.empty() && others.empty()) return "";
-  const std::string shown = tuned ? "<p class=\"soft\">Base and tuned model start from the same noise. Pictures show samples without the noise that the sampler's last step "
-                                    "leaves in them, as the model predicts them; every number is of the samples themselves.</p>"
-                                  : "";
+  const std::string shown =
+      tuned ? "<p class=\"soft\">Base and tuned model start from the same noise. Pictures show "
+              "samples without the noise that the sampler's last step "
+              "leaves in them, as the model predicts them; every number is of the samples "
+              "themselves.</p>"
+            : "";
   return cat("<h2 id=\"pictures\">Pictures</h2>", shown, figure_grid(samples), figure_grid(others));
 }
 

@@ -20,8 +20,10 @@ constexpr std::uint32_t kCheckKey = 0xffffe000u;  // of random labels; no traini
 
 namespace {
 
-// The tuned model is compared with the base, under the reward and decoder, that it was trained with.
-void require_files_of_training(const std::filesystem::path& run, const std::vector<InputPath>& inputs) {
+// The tuned model is compared with the base, under the reward and decoder, that it was trained
+// with.
+void require_files_of_training(const std::filesystem::path& run,
+                               const std::vector<InputPath>& inputs) {
   const Inputs before = read_inputs(run / "inputs.json");
   std::vector<InputPath> same;  // not those that --set names anew
   for (const InputPath& one : inputs) {
@@ -29,7 +31,9 @@ void require_files_of_training(const std::filesystem::path& run, const std::vect
     const bool of_training = !find_free(finetune_keys(), one.name) && one.name != "policy.start";
     if (of_training && found != before.end() && found->second.path == one.path) same.push_back(one);
   }
-  require_same_inputs(before, fingerprints_of(same), cat("the run in ", run.string()), "put the files back, or train in another folder; --set KEY=FILE evaluates with another file knowingly");
+  require_same_inputs(before, fingerprints_of(same), cat("the run in ", run.string()),
+                      "put the files back, or train in another folder; --set KEY=FILE evaluates "
+                      "with another file knowingly");
 }
 
 }  // namespace
@@ -46,10 +50,12 @@ void require_finished_run(const std::filesystem::path& run) {
   }
 }
 
-FinishedRun load_finished_run(const std::filesystem::path& run, const std::vector<Override>& changes) {
+FinishedRun load_finished_run(const std::filesystem::path& run,
+                              const std::vector<Override>& changes) {
   require_finished_run(run);
   ResolvedConfig resolved;
-  const FinetuneConfig config = load_config<FinetuneConfig>(run / "config.toml", changes, &resolved);
+  const FinetuneConfig config =
+      load_config<FinetuneConfig>(run / "config.toml", changes, &resolved);
   require_files_of_training(run, resolved.inputs);
   follow_choices(choices_in(run));
   FlowModelConfig file;
@@ -57,11 +63,13 @@ FinishedRun load_finished_run(const std::filesystem::path& run, const std::vecto
   try {
     return {set_up(config), load_flow_model(file, apply(config.compute))};
   } catch (const Error& error) {
-    fail(error.kind(), cat("run ", run.string(), ", by its config.toml: ", error.what()), error.hint());
+    fail(error.kind(), cat("run ", run.string(), ", by its config.toml: ", error.what()),
+         error.hint());
   }
 }
 
-std::vector<std::string> changed_keys(const std::filesystem::path& run, const std::vector<Override>& changes) {
+std::vector<std::string> changed_keys(const std::filesystem::path& run,
+                                      const std::vector<Override>& changes) {
   const auto resolved = [&](const std::vector<Override>& of) {
     Fields fields(run / "config.toml", of);
     FinetuneConfig config;
@@ -75,14 +83,17 @@ std::vector<std::string> changed_keys(const std::filesystem::path& run, const st
   std::vector<std::string> out;
   for (const auto& [key, value] : resolved(changes)) {
     const auto before = own.find(key);
-    if (before == own.end() || before->second != value) out.push_back(cat(key, " = ", value, before == own.end() ? "" : cat(" instead of ", before->second)));
+    if (before == own.end() || before->second != value)
+      out.push_back(
+          cat(key, " = ", value, before == own.end() ? "" : cat(" instead of ", before->second)));
   }
   return out;
 }
 
 bool keep_the_numbers(const std::vector<Override>& changes) {
   return std::all_of(changes.begin(), changes.end(), [](const Override& change) {
-    return starts_with(change.text, "compute.workers=") || starts_with(change.text, "compute.threads=");
+    return starts_with(change.text, "compute.workers=") ||
+           starts_with(change.text, "compute.threads=");
   });
 }
 
@@ -93,8 +104,10 @@ TiltedCheck check_run(const std::filesystem::path& run, const std::vector<Overri
   if (own) claim.emplace(run);
   const FinetuneConfig& config = setup.config;
   TiltedCheckOptions options;
-  options.base_samples = config.check.base_samples, options.tuned_samples = config.check.tuned_samples;
-  options.standard_errors = config.check.standard_errors, options.allowance = config.check.allowance;
+  options.base_samples = config.check.base_samples,
+  options.tuned_samples = config.check.tuned_samples;
+  options.standard_errors = config.check.standard_errors,
+  options.allowance = config.check.allowance;
   if (!config.check.judge.empty()) options.judge = load_classifier(config.check.judge);
   options.samplers.push_back(setup.config.sampler);
   if (!config.check.ode.empty()) {
@@ -102,7 +115,10 @@ TiltedCheck check_run(const std::filesystem::path& run, const std::vector<Overri
     ode.name = config.check.ode, ode.steps = config.check.ode_steps;
     options.samplers.push_back(ode);
   }
-  const TiltedCheck check = check_tilted_law(*setup.for_check(setup.flow.model), *setup.for_check(tuned.model), *setup.flow.path, *setup.reward, setup.flow.model->sample_shape(), setup.streams, setup.labels_at(kCheckKey), options);
+  const TiltedCheck check =
+      check_tilted_law(*setup.for_check(setup.flow.model), *setup.for_check(tuned.model),
+                       *setup.flow.path, *setup.reward, setup.flow.model->sample_shape(),
+                       setup.streams, setup.labels_at(kCheckKey), options);
   if (!own) return check;
   write_file_atomic(run / "check.json", to_json(check).dump(1) + "\n");
   write_report(run);

@@ -8,15 +8,25 @@
 
 namespace tiltflow {
 
-// Matrix-product rate in GFLOP/s with `workers` independent single-thread streams of 512^3 products (8192^3 on other devices); best of several.
+// Matrix-product rate in GFLOP/s with `workers` independent single-thread streams of 512^3 products
+// (8192^3 on other devices); best of several.
 double gemm_peak(int workers, bool bf16);
 
-// GB/s of copies of 256 MB by `workers` threads, bytes read and bytes written; on other devices of 1 GB. Best of several.
+// GB/s of copies of 256 MB by `workers` threads, bytes read and bytes written; on other devices of
+// 1 GB. Best of several.
 double copy_rate(int workers);
 
 // SiT constructor arguments of the demo's size.
 inline ModelSpec small_sit() {
-  return {"sit", {{"input_size", "28"}, {"patch_size", "4"}, {"in_channels", "1"}, {"hidden_size", "96"}, {"depth", "6"}, {"num_heads", "3"}, {"num_classes", "10"}, {"learn_sigma", "false"}}};
+  return {"sit",
+          {{"input_size", "28"},
+           {"patch_size", "4"},
+           {"in_channels", "1"},
+           {"hidden_size", "96"},
+           {"depth", "6"},
+           {"num_heads", "3"},
+           {"num_classes", "10"},
+           {"learn_sigma", "false"}}};
 }
 
 struct AmBenchOptions {
@@ -27,8 +37,9 @@ struct AmBenchOptions {
   std::int64_t adjoint_stride = 1;
   ModelRuntime runtime;
 };
-// One Adjoint Matching iteration with a quadratic reward: seconds (min, median), network evaluations, GFLOP/s, fraction
-// of the matrix-product peak measured between the repetitions, peak memory, threads.
+// One Adjoint Matching iteration with a quadratic reward: seconds (min, median), network
+// evaluations, GFLOP/s, fraction of the matrix-product peak measured between the repetitions, peak
+// memory, threads.
 nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& options);
 
 struct NetworkBenchOptions {
@@ -37,11 +48,13 @@ struct NetworkBenchOptions {
   std::int64_t steps = 20;  // sample: Euler steps of the ODE
   ModelRuntime runtime;
 };
-// `what`: forward (no graph), sample (a whole ODE from noise to pictures), vjp (forward and the product of a vector with the Jacobian in x), train-step (flow-matching loss,
-// weight gradients, AdamW, averaged weights). As bench_adjoint_matching; random weights everywhere.
+// `what`: forward (no graph), sample (a whole ODE from noise to pictures), vjp (forward and the
+// product of a vector with the Jacobian in x), train-step (flow-matching loss, weight gradients,
+// AdamW, averaged weights). As bench_adjoint_matching; random weights everywhere.
 nlohmann::ordered_json bench_network(const std::string& what, const NetworkBenchOptions& options);
 
-// One step of the trainer as `tiltflow pretrain` takes it: noise and times drawn, loss, gradients, AdamW, averaged weights, log line.
+// One step of the trainer as `tiltflow pretrain` takes it: noise and times drawn, loss, gradients,
+// AdamW, averaged weights, log line.
 nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& options);
 
 // Forward GFLOP per sample of a SiT (2 x multiply-adds of all matrix products).

@@ -29,13 +29,16 @@ double seconds_of(const std::vector<std::string>& arguments) {
   argv.push_back(nullptr);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  for (const int stream : {1, 2}) posix_spawn_file_actions_addopen(&actions, stream, "/dev/null", O_WRONLY, 0);
+  for (const int stream : {1, 2})
+    posix_spawn_file_actions_addopen(&actions, stream, "/dev/null", O_WRONLY, 0);
   const auto begin = std::chrono::steady_clock::now();
   pid_t child = 0;
-  const int failed = ::posix_spawn(&child, std::filesystem::read_symlink("/proc/self/exe").c_str(), &actions, nullptr, argv.data(), environ);
+  const int failed = ::posix_spawn(&child, std::filesystem::read_symlink("/proc/self/exe").c_str(),
+                                   &actions, nullptr, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   int status = 0;
-  if (failed || ::waitpid(child, &status, 0) != child || status != 0) fail(ErrorKind::kFailure, cat("`", join(words, " "), "` did not run"));
+  if (failed || ::waitpid(child, &status, 0) != child || status != 0)
+    fail(ErrorKind::kFailure, cat("`", join(words, " "), "` did not run"));
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
@@ -43,7 +46,8 @@ double seconds_of(const std::vector<std::string>& arguments) {
 
 nlohmann::ordered_json bench_startup(std::int64_t repeats) {
   const ScratchFolder folder("tiltflow-bench");
-  const std::string model = (folder.path() / "tiny.safetensors").string(), recipe = (folder.path() / "recipe.toml").string();
+  const std::string model = (folder.path() / "tiny.safetensors").string(),
+                    recipe = (folder.path() / "recipe.toml").string();
   ModelSpec tiny = small_sit();
   tiny.args["depth"] = "2", tiny.args["hidden_size"] = "48";
   const auto network = create_velocity_model(tiny, 1);
@@ -51,7 +55,12 @@ nlohmann::ordered_json bench_startup(std::int64_t repeats) {
   write_file_atomic(recipe, cat("[model]\nfile = \"", model, "\"\n\n[[reward]]\nname = \"ink\"\n"));
   nlohmann::ordered_json out{{"bench", "startup"}, {"repeats", repeats}};
   const std::vector<std::pair<std::string, std::vector<std::string>>> commands{
-      {"help", {"--help"}}, {"list", {"list", "rewards"}}, {"config", {"config", "show", recipe}}, {"first_image", {"sample", "--model", model, "--n", "1", "--steps", "10", "--out", (folder.path() / "samples").string()}}};
+      {"help", {"--help"}},
+      {"list", {"list", "rewards"}},
+      {"config", {"config", "show", recipe}},
+      {"first_image",
+       {"sample", "--model", model, "--n", "1", "--steps", "10", "--out",
+        (folder.path() / "samples").string()}}};
   for (const auto& [name, arguments] : commands) {
     std::vector<double> seconds;
     for (std::int64_t repeat = 0; repeat < repeats; ++repeat) {
@@ -59,7 +68,8 @@ nlohmann::ordered_json bench_startup(std::int64_t repeats) {
       seconds.push_back(seconds_of(arguments));
     }
     std::sort(seconds.begin(), seconds.end());
-    out[name + "_seconds_min"] = seconds.front(), out[name + "_seconds_median"] = seconds[seconds.size() / 2];
+    out[name + "_seconds_min"] = seconds.front(),
+               out[name + "_seconds_median"] = seconds[seconds.size() / 2];
   }
   return out;
 }

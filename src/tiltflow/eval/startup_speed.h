@@ -5,7 +5,8 @@
 
 namespace tiltflow {
 
-// Fastest and median seconds of `--help`, `list rewards`, `config show` and of `sample` to the first picture of a tiny model.
+// Fastest and median seconds of `--help`, `list rewards`, `config show` and of `sample` to the
+// first picture of a tiny model.
 nlohmann::ordered_json bench_startup(std::int64_t repeats);
 
 }  // namespace tiltflow

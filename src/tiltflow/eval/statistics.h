@@ -1,5 +1,5 @@
-// Statistics with standard errors: means, weighted (self-normalised importance) estimates by the delete-a-group
-// jackknife, and the Frechet distance of feature sets.
+// Statistics with standard errors: means, weighted (self-normalised importance) estimates by the
+// delete-a-group jackknife, and the Frechet distance of feature sets.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,11 +16,15 @@ struct Estimate {
 
 Estimate mean_estimate(const at::Tensor& x);  // [N]
 
-// statistic(indices, indices) -> values of two sets of samples, the second of which may be empty. The standard error of every value comes from leaving
-// out one of `groups` interleaved groups at a time; it is right for weighted means, ratios and variances, too. Samples of the same number belong together
-// (drawn from the same noise): both sets lose them at once, so that differences between the sets get the error that they have.
-using PairedStatistic = std::function<std::vector<double>(const at::Tensor& of_first, const at::Tensor& of_second)>;
-std::vector<Estimate> jackknife(std::int64_t first, std::int64_t second, const PairedStatistic& statistic, int groups = 32);
+// statistic(indices, indices) -> values of two sets of samples, the second of which may be empty.
+// The standard error of every value comes from leaving out one of `groups` interleaved groups at a
+// time; it is right for weighted means, ratios and variances, too. Samples of the same number
+// belong together (drawn from the same noise): both sets lose them at once, so that differences
+// between the sets get the error that they have.
+using PairedStatistic =
+    std::function<std::vector<double>(const at::Tensor& of_first, const at::Tensor& of_second)>;
+std::vector<Estimate> jackknife(std::int64_t first, std::int64_t second,
+                                const PairedStatistic& statistic, int groups = 32);
 
 struct FeatureMoments {
   at::Tensor mean;        // [F] fp64
@@ -28,11 +32,12 @@ struct FeatureMoments {
   double count = 0;
 };
 FeatureMoments feature_moments(const at::Tensor& features);  // [N, F]
-// |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2}); biased upwards by about tr(S)/N in small samples. Throws kBadFile for
-// moments of different networks.
+// |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2}); biased upwards by about tr(S)/N in small samples.
+// Throws kBadFile for moments of different networks.
 double frechet_distance(const FeatureMoments& a, const FeatureMoments& b);
 
-// Mean over `directions` random projections of the squared 1-D Wasserstein distance, square root; equal set sizes.
+// Mean over `directions` random projections of the squared 1-D Wasserstein distance, square root;
+// equal set sizes.
 double sliced_wasserstein(const at::Tensor& a, const at::Tensor& b, const at::Tensor& directions);
 
 }  // namespace tiltflow

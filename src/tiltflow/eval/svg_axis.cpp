@@ -19,7 +19,9 @@ std::string superscript(int n) {
   return out;
 }
 
-int exponent_of(double v) { return v == 0 ? 0 : static_cast<int>(std::floor(std::log10(std::abs(v)) + 1e-9)); }
+int exponent_of(double v) {
+  return v == 0 ? 0 : static_cast<int>(std::floor(std::log10(std::abs(v)) + 1e-9));
+}
 
 // 1, 2 or 5 times a power of ten.
 double round_step(double raw) {
@@ -68,16 +70,20 @@ void add_log_ticks(Axis& axis, int wanted) {
     for (int lead = 1; lead < 10; ++lead) {
       const double at = axis.place(lead * std::pow(10, n));
       if (!(at >= -1e-9 && at <= 1 + 1e-9)) continue;
-      const bool named = n % every == 0 && std::find(labelled.begin(), labelled.end(), lead) != labelled.end();
+      const bool named =
+          n % every == 0 && std::find(labelled.begin(), labelled.end(), lead) != labelled.end();
       if (!named && decades > 8 && lead > 1) continue;  // minor ticks would run together
       axis.ticks.push_back({at, named ? power_label(lead, n, plain) : ""});
       labels += named ? 1 : 0;
     }
   }
   if (labels >= 3 || decades > 1) return;
-  for (Tick& tick : axis.ticks) tick.label.clear();  // a narrow range: round numbers of a plain axis, at their places
-  const std::vector<Labelled> numbers = linear_numbers(std::pow(10, axis.low), std::pow(10, axis.high), false, wanted);
-  for (const Labelled& number : numbers) if (number.value > 0) axis.ticks.push_back({axis.place(number.value), number.label});
+  for (Tick& tick : axis.ticks)
+    tick.label.clear();  // a narrow range: round numbers of a plain axis, at their places
+  const std::vector<Labelled> numbers =
+      linear_numbers(std::pow(10, axis.low), std::pow(10, axis.high), false, wanted);
+  for (const Labelled& number : numbers)
+    if (number.value > 0) axis.ticks.push_back({axis.place(number.value), number.label});
 }
 
 }  // namespace
@@ -103,7 +109,9 @@ std::string axis_number(double value, double step, double largest) {
 }
 
 double Axis::place(double value) const {
-  const double v = logarithmic ? (value > 0 ? std::log10(value) : std::numeric_limits<double>::quiet_NaN()) : value;
+  const double v = logarithmic
+                       ? (value > 0 ? std::log10(value) : std::numeric_limits<double>::quiet_NaN())
+                       : value;
   return (v - low) / (high - low);
 }
 
@@ -126,7 +134,8 @@ Axis make_axis(double low, double high, bool logarithmic, bool whole, double pad
   if (logarithmic) {
     add_log_ticks(axis, wanted);
   } else {
-    for (const Labelled& n : linear_numbers(axis.low, axis.high, whole, wanted)) axis.ticks.push_back({axis.place(n.value), n.label});
+    for (const Labelled& n : linear_numbers(axis.low, axis.high, whole, wanted))
+      axis.ticks.push_back({axis.place(n.value), n.label});
   }
   return axis;
 }

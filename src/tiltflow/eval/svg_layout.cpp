@@ -9,7 +9,7 @@ namespace tiltflow::svg {
 namespace {
 
 constexpr double kPlotHeight = 230;
-constexpr double kGap = 14;         // between legend entries
+constexpr double kGap = 14;  // between legend entries
 
 struct Range {
   double low = std::numeric_limits<double>::infinity();
@@ -31,7 +31,8 @@ std::pair<Range, Range> ranges_of(const Chart& chart) {
       if (!is_drawn(chart, s.x[i], s.y[i])) continue;
       x.add(chart.x, s.x[i]);
       if (s.steps && i + 1 < s.x.size()) x.add(chart.x, s.x[i + 1]);
-      for (const double sign : {-1.0, 0.0, 1.0}) y.add(chart.y, s.y[i] + sign * error_of(s.error, i));
+      for (const double sign : {-1.0, 0.0, 1.0})
+        y.add(chart.y, s.y[i] + sign * error_of(s.error, i));
       if (s.x_error.empty()) continue;
       for (const double sign : {-1.0, 1.0}) x.add(chart.x, s.x[i] + sign * error_of(s.x_error, i));
     }
@@ -41,8 +42,10 @@ std::pair<Range, Range> ranges_of(const Chart& chart) {
 }
 
 Axis axis_of(const AxisLabel& label, const Range& data, double pad, int wanted) {
-  if (label.range.size() == 2) return make_axis(label.range[0], label.range[1], label.logarithmic, false, 0, wanted);
-  return make_axis(data.low, data.high, label.logarithmic, data.whole && !label.logarithmic, pad, wanted);
+  if (label.range.size() == 2)
+    return make_axis(label.range[0], label.range[1], label.logarithmic, false, 0, wanted);
+  return make_axis(data.low, data.high, label.logarithmic, data.whole && !label.logarithmic, pad,
+                   wanted);
 }
 
 // Fewer numbers until none touches its neighbour.
@@ -61,17 +64,20 @@ Axis fitting_x_axis(const Chart& chart, const Range& data, double pad, double wi
   }
   Axis axis = axis_of(chart.x, data, pad, 2);  // the first and the last number remain
   std::vector<Tick*> named;
-  for (Tick& tick : axis.ticks) if (!tick.label.empty()) named.push_back(&tick);
+  for (Tick& tick : axis.ticks)
+    if (!tick.label.empty()) named.push_back(&tick);
   for (std::size_t i = 1; i + 1 < named.size(); ++i) named[i]->label.clear();
   return axis;
 }
 
-// Width of an entry with its gap: its own for a few, that of the widest for many, which then stand in columns.
+// Width of an entry with its gap: its own for a few, that of the widest for many, which then stand
+// in columns.
 double entry_width(const Chart& chart, const Layout& l, const std::vector<std::string>& lines) {
   double own = 0;
   for (const std::string& line : lines) own = std::max(own, text_width(line, kTextSize));
   double widest = own;
-  for (const std::size_t i : l.shown) widest = std::max(widest, text_width(chart.series[i].name, kTextSize));
+  for (const std::size_t i : l.shown)
+    widest = std::max(widest, text_width(chart.series[i].name, kTextSize));
   const bool columns = l.shown.size() > 3 && kSwatch + widest + kGap <= (kWidth - 20) / 2;
   return kSwatch + (columns ? widest : own) + kGap;
 }
@@ -83,7 +89,8 @@ double place_legend(const Chart& chart, Layout& l, double y) {
   double x = 10;
   std::size_t row_lines = 0;
   for (const std::size_t i : l.shown) {
-    const std::vector<std::string> lines = wrapped(chart.series[i].name, kWidth - 20 - kSwatch, kTextSize);
+    const std::vector<std::string> lines =
+        wrapped(chart.series[i].name, kWidth - 20 - kSwatch, kTextSize);
     const double width = entry_width(chart, l, lines);
     if (x > 10 && x + width - kGap > kWidth - 10) {
       y += kLine * static_cast<double>(row_lines);
@@ -105,9 +112,11 @@ double error_of(const std::vector<double>& errors, std::size_t i) {
 
 Layout layout_of(const Chart& chart) {
   Layout l;
-  for (std::size_t i = 0; i < chart.series.size(); ++i) if (has_points(chart, chart.series[i])) l.shown.push_back(i);
+  for (std::size_t i = 0; i < chart.series.size(); ++i)
+    if (has_points(chart, chart.series[i])) l.shown.push_back(i);
   const auto [x, y] = ranges_of(chart);
-  const bool steps = std::any_of(chart.series.begin(), chart.series.end(), [](const Series& s) { return s.steps; });
+  const bool steps = std::any_of(chart.series.begin(), chart.series.end(),
+                                 [](const Series& s) { return s.steps; });
   l.y = axis_of(chart.y, y, steps ? 0 : 0.05, 5);
   double numbers = 0;
   for (const Tick& tick : l.y.ticks) numbers = std::max(numbers, text_width(tick.label, kTextSize));

@@ -1,4 +1,5 @@
-// Where the parts of a plot stand: title above, plotting area, labels of the axes, legend below. What is drawn there: svg.cpp.
+// Where the parts of a plot stand: title above, plotting area, labels of the axes, legend below.
+// What is drawn there: svg.cpp.
 #pragma once
 
 #include <algorithm>
@@ -15,9 +16,9 @@ namespace tiltflow::svg {
 constexpr double kWidth = 440;
 constexpr double kTitleSize = 14;
 constexpr double kTextSize = 12.5;
-constexpr double kLine = 17;        // of text
-constexpr double kSwatch = 34;      // of a legend entry, with the gap to its name
-constexpr double kRight = 22;       // right of the plotting area: room for half of the last number
+constexpr double kLine = 17;    // of text
+constexpr double kSwatch = 34;  // of a legend entry, with the gap to its name
+constexpr double kRight = 22;   // right of the plotting area: room for half of the last number
 
 struct Entry {
   std::size_t series;
@@ -35,7 +36,8 @@ struct Layout {
   double right() const { return kWidth - kRight; }
   double px(double v) const { return left + x.place(v) * (right() - left); }
   double py(double v) const { return bottom - y.place(v) * (bottom - top); }
-  // A value outside is drawn at the edge: bands and bars may end beyond the data. NaN: below a logarithmic axis.
+  // A value outside is drawn at the edge: bands and bars may end beyond the data. NaN: below a
+  // logarithmic axis.
   double py_inside(double v) const {
     const double at = y.place(v);
     return bottom - std::clamp(std::isnan(at) ? 0.0 : at, 0.0, 1.0) * (bottom - top);

@@ -1,4 +1,5 @@
-// What a sweep leaves behind: sweep.json and sweep.md with one row a run, sweep.html with the table and trade-offs.
+// What a sweep leaves behind: sweep.json and sweep.md with one row a run, sweep.html with the table
+// and trade-offs.
 #pragma once
 
 #include <vector>

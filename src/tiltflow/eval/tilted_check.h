@@ -1,6 +1,7 @@
-// The tilted-law check: does the tuned model sample p* ~ p_base exp(r)? Statistics of p* are predicted by importance-
-// weighting samples of the base model, and compared with the tuned model's own, under the memoryless SDE and an ODE. Both models
-// start from the same noise, so that chance cancels from the comparison where it has moved both alike.
+// The tilted-law check: does the tuned model sample p* ~ p_base exp(r)? Statistics of p* are
+// predicted by importance- weighting samples of the base model, and compared with the tuned model's
+// own, under the memoryless SDE and an ODE. Both models start from the same noise, so that chance
+// cancels from the comparison where it has moved both alike.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -16,22 +17,25 @@ namespace tiltflow {
 
 struct ComparedStatistic {
   std::string name;
-  Estimate base, predicted, tuned, difference;  // difference: tuned - predicted, from samples of the same noise
+  Estimate base, predicted, tuned,
+      difference;        // difference: tuned - predicted, from samples of the same noise
   double tolerance = 0;  // largest accepted |difference|
   bool agrees = false;
 };
 
 struct SamplerCheck {
   std::string sampler;
-  double ess = 0;                 // of the importance weights
+  double ess = 0;  // of the importance weights
   std::int64_t base_samples = 0, tuned_samples = 0;
   Estimate log_z;
-  Estimate control_cost;          // SDE only, as what follows
-  Estimate gap, path_gap;         // log Z - (E r - cost), log Z from base samples or from the tuned paths (see PathGap)
-  double path_ess = 0;            // share of the tuned paths
+  Estimate control_cost;   // SDE only, as what follows
+  Estimate gap, path_gap;  // log Z - (E r - cost), log Z from base samples or from the tuned paths
+                           // (see PathGap)
+  double path_ess = 0;     // share of the tuned paths
   std::vector<ComparedStatistic> statistics;
-  Estimate shift_reached;         // of the mean reward: (tuned - base) / (p* - base)
-  std::vector<double> edges, base_density, predicted_density, tuned_density;  // of the first statistic's variable
+  Estimate shift_reached;  // of the mean reward: (tuned - base) / (p* - base)
+  std::vector<double> edges, base_density, predicted_density,
+      tuned_density;  // of the first statistic's variable
   std::string histogram_of;
 };
 
@@ -47,10 +51,13 @@ struct TiltedCheckOptions {
   std::vector<SamplerConfig> samplers;      // compared one after the other
 };
 
-// `base` and `tuned` on the same path; `labels` are drawn alike for both. Cost: (base + tuned) samples x steps, and as much
-// again of the base for the control cost. Same noise keys as nothing else in a run.
-TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tuned, const Path& path, const StateReward& reward,
-                             at::IntArrayRef shape, const RandomStreams& streams, const LabelSource& labels, const TiltedCheckOptions& options);
+// `base` and `tuned` on the same path; `labels` are drawn alike for both. Cost: (base + tuned)
+// samples x steps, and as much again of the base for the control cost. Same noise keys as nothing
+// else in a run.
+TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tuned,
+                             const Path& path, const StateReward& reward, at::IntArrayRef shape,
+                             const RandomStreams& streams, const LabelSource& labels,
+                             const TiltedCheckOptions& options);
 
 nlohmann::ordered_json to_json(const TiltedCheck& check);
 std::string table_text(const TiltedCheck& check);  // for people

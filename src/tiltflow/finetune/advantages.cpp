@@ -8,8 +8,13 @@
 namespace tiltflow {
 
 void bind(Fields& f, AdvantageConfig& c) {
-  f.value("group", c.group, "consecutive samples that share a label and are compared; must divide item", at_least_integer(1));
-  f.value("advantage", c.kind, "value (the reward itself), centred, group (centred, over the group's deviation), batch (over that of all), rank, pairwise (wins within the group)", one_of({"value", "centred", "group", "batch", "rank", "pairwise"}));
+  f.value("group", c.group,
+          "consecutive samples that share a label and are compared; must divide item",
+          at_least_integer(1));
+  f.value("advantage", c.kind,
+          "value (the reward itself), centred, group (centred, over the group's deviation), batch "
+          "(over that of all), rank, pairwise (wins within the group)",
+          one_of({"value", "centred", "group", "batch", "rank", "pairwise"}));
   f.value("advantage_clip", c.clip, "largest advantage; 0 = none", at_least(0));
 }
 
@@ -18,7 +23,8 @@ LabelSource grouped(LabelSource labels, std::int64_t group) {
   return [labels = std::move(labels), group](std::int64_t first, std::int64_t n) -> at::Tensor {
     const std::int64_t begin = first / group, end = (first + n + group - 1) / group;
     const at::Tensor each = labels(begin, end - begin);
-    return each.defined() ? each.repeat_interleave(group).narrow(0, first - begin * group, n) : at::Tensor();
+    return each.defined() ? each.repeat_interleave(group).narrow(0, first - begin * group, n)
+                          : at::Tensor();
   };
 }
 
@@ -29,7 +35,8 @@ at::Tensor shares_of_best(const at::Tensor& groups) {
 
 namespace {
 
-// Places of rewards within their group, from 0; those that tie share the mean of the places they fill. [g, G] -> [g, G]
+// Places of rewards within their group, from 0; those that tie share the mean of the places they
+// fill. [g, G] -> [g, G]
 at::Tensor places(const at::Tensor& r) {
   const at::Tensor own = r.unsqueeze(2);
   const at::Tensor others = r.unsqueeze(1);
@@ -43,8 +50,14 @@ at::Tensor places(const at::Tensor& r) {
 at::Tensor advantages(const at::Tensor& rewards, const AdvantageConfig& c) {
   if (c.kind == "value") return c.clip > 0 ? rewards.clamp(-c.clip, c.clip) : rewards;
   const std::int64_t n = rewards.size(0);
-  if (n % c.group) fail(ErrorKind::kConfig, cat(counted(n, "sample"), " in a piece of work are no multiple of method.group = ", c.group), "choose batch and item as multiples of method.group");
-  if (c.group < 2) fail(ErrorKind::kConfig, cat("method.advantage = \"", c.kind, "\" compares samples: method.group must be 2 or more"));
+  if (n % c.group)
+    fail(ErrorKind::kConfig,
+         cat(counted(n, "sample"),
+             " in a piece of work are no multiple of method.group = ", c.group),
+         "choose batch and item as multiples of method.group");
+  if (c.group < 2)
+    fail(ErrorKind::kConfig, cat("method.advantage = \"", c.kind,
+                                 "\" compares samples: method.group must be 2 or more"));
   const at::Tensor r = rewards.to(at::kDouble).view({-1, c.group});
   at::Tensor a = r - r.mean(1, true);
   if (c.kind == "group") a = a / (r.std(1, /*unbiased=*/false, true) + 1e-4);
@@ -55,7 +68,8 @@ at::Tensor advantages(const at::Tensor& rewards, const AdvantageConfig& c) {
     a = (place - place.mean(1, true)) / deviation.clamp_min(1e-9);  // 0 in a group of equal rewards
   }
   if (c.kind == "pairwise") {
-    const at::Tensor wins = at::sigmoid(r.unsqueeze(2) - r.unsqueeze(1)).sum(2) - 0.5;  // without the sample itself
+    const at::Tensor wins =
+        at::sigmoid(r.unsqueeze(2) - r.unsqueeze(1)).sum(2) - 0.5;  // without the sample itself
     a = 2 * wins / static_cast<double>(c.group - 1) - 1;
   }
   if (c.clip > 0) a = a.clamp(-c.clip, c.clip);

@@ -6,9 +6,14 @@
 
 namespace tiltflow {
 
-Batch BasicAdjointMatching::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) {
-  if (will_reuse) fail(ErrorKind::kConfig, cat(name(), ": the adjoint belongs to the policy that collected it; buffer_passes must be 1"));
-  Batch batch = collect_paths(context, step, first, n, context.labels(first, n), std::vector<bool>(context.table.steps.size(), true), will_reuse);
+Batch BasicAdjointMatching::collect(const FinetuneContext& context, std::int64_t step,
+                                    std::int64_t first, std::int64_t n, bool will_reuse) {
+  if (will_reuse)
+    fail(ErrorKind::kConfig,
+         cat(name(),
+             ": the adjoint belongs to the policy that collected it; buffer_passes must be 1"));
+  Batch batch = collect_paths(context, step, first, n, context.labels(first, n),
+                              std::vector<bool>(context.table.steps.size(), true), will_reuse);
   const at::NoGradGuard no_grad;
   const Condition condition{batch.labels};
   ScoreAndGradient end = context.reward.score_and_gradient(batch.states.back(), batch.labels);
@@ -22,8 +27,11 @@ Batch BasicAdjointMatching::collect(const FinetuneContext& context, std::int64_t
     if (!continuous_) batch.targets[k] = a;
     if (!continuous_ && k == 0) break;
     at::Tensor pull;  // of the control's own cost, by both Jacobians
-    const Vjp base = context.policy.base->vjp_of(x, t, condition, [&](const at::Tensor& v) { return pull = (batch.tuned_velocities[k] - v) * (s.c * s.c / (s.s * s.s)); });
-    a = a * s.p + context.policy.tuned->vjp(x, t, condition, a * s.c + pull).input_gradient - base.input_gradient;
+    const Vjp base = context.policy.base->vjp_of(x, t, condition, [&](const at::Tensor& v) {
+      return pull = (batch.tuned_velocities[k] - v) * (s.c * s.c / (s.s * s.s));
+    });
+    a = a * s.p + context.policy.tuned->vjp(x, t, condition, a * s.c + pull).input_gradient -
+        base.input_gradient;
     batch.base_velocities[k] = base.velocity;
     if (continuous_) batch.targets[k] = a;
   }
@@ -31,12 +39,15 @@ Batch BasicAdjointMatching::collect(const FinetuneContext& context, std::int64_t
   return batch;
 }
 
-LossReport BasicAdjointMatching::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
+LossReport BasicAdjointMatching::loss(const FinetuneContext& context, const Batch& batch,
+                                      std::int64_t total) {
   LossReport report;
   const std::vector<at::Tensor> v = velocities_along(context, batch, all_steps(context.table));
   for (std::size_t k = 0; k < v.size(); ++k) {
     const Transition& s = context.table.steps[k];
-    const at::Tensor term = ((v[k] - batch.base_velocities[k]) * (s.c / s.s) + batch.targets[k] * s.s).square().sum() * (0.5 / static_cast<double>(total));
+    const at::Tensor term =
+        ((v[k] - batch.base_velocities[k]) * (s.c / s.s) + batch.targets[k] * s.s).square().sum() *
+        (0.5 / static_cast<double>(total));
     report.loss = report.loss.defined() ? report.loss + term : term;
   }
   add_batch_metrics(report, batch);

@@ -10,7 +10,8 @@
 namespace tiltflow {
 
 const std::vector<std::string>& direct_gradient_methods() {
-  static const std::vector<std::string> names{"draft", "alignprop", "draft-lv", "refl", "drtune", "leap-align", "discrete-adjoint"};
+  static const std::vector<std::string> names{"draft",  "alignprop",  "draft-lv",        "refl",
+                                              "drtune", "leap-align", "discrete-adjoint"};
   return names;
 }
 
@@ -19,21 +20,35 @@ void bind_for(Fields& f, DirectGradientConfig& c, const std::string& method) {
     f.value("last", c.last, "steps before the end that have a graph; 0 = all", at_least_integer(0));
     f.value("random_last", c.random_last, "draw 1 .. last of them anew each time");
   }
-  if (method == "draft-lv") f.value("copies", c.copies, "end points noised back by one step and stepped again", at_least_integer(1));
-  if (method == "refl" || method == "drtune") f.value("late_fraction", c.late_fraction, "share of the grid where the stop is drawn", between(0.01, 1));
-  if (method == "drtune") f.value("graph_steps", c.graph_steps, "steps with a graph before the stop", at_least_integer(1));
+  if (method == "draft-lv")
+    f.value("copies", c.copies, "end points noised back by one step and stepped again",
+            at_least_integer(1));
+  if (method == "refl" || method == "drtune")
+    f.value("late_fraction", c.late_fraction, "share of the grid where the stop is drawn",
+            between(0.01, 1));
+  if (method == "drtune")
+    f.value("graph_steps", c.graph_steps, "steps with a graph before the stop",
+            at_least_integer(1));
   if (method == "leap-align") {
-    f.value("nested", c.nested, "factor on the gradient through the input of the second jump", between(0, 1));
-    f.value("tau", c.tau, "smallest distance between a jump and the path; samples whose jumps miss by more count less", positive());
+    f.value("nested", c.nested, "factor on the gradient through the input of the second jump",
+            between(0, 1));
+    f.value("tau", c.tau,
+            "smallest distance between a jump and the path; samples whose jumps miss by more count "
+            "less",
+            positive());
   }
   if (method == "discrete-adjoint") return;
-  if (method != "leap-align") f.value("kl", c.kl, "weight of the path KL of the steps with a graph", at_least(0));
+  if (method != "leap-align")
+    f.value("kl", c.kl, "weight of the path KL of the steps with a graph", at_least(0));
   f.value("hinged", c.hinged, "max(0, hinge - r) instead of -r: no gradient above the hinge");
   f.value("hinge", c.hinge, "reward above which nothing more is wanted");
-  f.value("preserve", c.preserve, "weight of the mean squared distance to the base's velocity on the steps with a graph", at_least(0));
+  f.value("preserve", c.preserve,
+          "weight of the mean squared distance to the base's velocity on the steps with a graph",
+          at_least(0));
 }
 
-DirectGradient::DirectGradient(std::string method, DirectGradientConfig config) : method_(std::move(method)), config_(std::move(config)) {
+DirectGradient::DirectGradient(std::string method, DirectGradientConfig config)
+    : method_(std::move(method)), config_(std::move(config)) {
   if (method_ == "alignprop") config_.last = 0, config_.random_last = true;
   if (method_ == "discrete-adjoint") config_ = {}, config_.last = 0, config_.kl = 1;
 }
@@ -45,19 +60,30 @@ double DirectGradient::training_calls(const TransitionTable& table) const {
     return config_.random_last ? 0.5 * (last + 1) : last;
   }
   if (method_ == "leap-align") return 2;
-  return method_ == "draft-lv" ? 1.0 + static_cast<double>(config_.copies) : method_ == "refl" ? 1.0 : 1.0 + static_cast<double>(config_.graph_steps);
+  return method_ == "draft-lv" ? 1.0 + static_cast<double>(config_.copies)
+         : method_ == "refl"   ? 1.0
+                               : 1.0 + static_cast<double>(config_.graph_steps);
 }
 
 void DirectGradient::begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t) {
   const std::int64_t steps = context.table.size();
   if (config_.kl > 0) {
-    for (const Transition& s : context.table.steps) if (!(s.s > 0)) fail(ErrorKind::kConfig, cat("method.kl needs noise in every step; sampler ", context.table.name, " has none at t = ", s.t), "set method.kl = 0 or use a stochastic sampler");
+    for (const Transition& s : context.table.steps)
+      if (!(s.s > 0))
+        fail(ErrorKind::kConfig,
+             cat("method.kl needs noise in every step; sampler ", context.table.name,
+                 " has none at t = ", s.t),
+             "set method.kl = 0 or use a stochastic sampler");
   }
-  const auto draw = [&](std::int64_t low, std::int64_t high) { return context.streams.choose(Purpose::kSubset, static_cast<std::uint32_t>(step), low, high, 1).front(); };  // [low, high)
+  const auto draw = [&](std::int64_t low, std::int64_t high) {
+    return context.streams.choose(Purpose::kSubset, static_cast<std::uint32_t>(step), low, high, 1)
+        .front();
+  };  // [low, high)
   std::int64_t stop = steps, begin = steps - 1;
   if (method_ == "leap-align") {
     if (steps < 2) fail(ErrorKind::kConfig, "leap-align needs two sampler steps or more");
-    const std::vector<std::int64_t> two = context.streams.choose(Purpose::kSubset, static_cast<std::uint32_t>(step), 0, steps, 2);
+    const std::vector<std::int64_t> two =
+        context.streams.choose(Purpose::kSubset, static_cast<std::uint32_t>(step), 0, steps, 2);
     begin_ = static_cast<std::size_t>(two[0]), stop_ = static_cast<std::size_t>(two[1]);
     return;
   }
@@ -66,23 +92,31 @@ void DirectGradient::begin_step(const FinetuneContext& context, std::int64_t ste
     if (config_.random_last) last = draw(1, last + 1);
     begin = steps - last;
   } else if (method_ == "refl" || method_ == "drtune") {
-    const std::int64_t late = std::max<std::int64_t>(1, std::llround(config_.late_fraction * static_cast<double>(steps)));
+    const std::int64_t late =
+        std::max<std::int64_t>(1, std::llround(config_.late_fraction * static_cast<double>(steps)));
     stop = draw(steps - late, steps);  // the prediction is made at X_stop
     begin = method_ == "refl" ? stop : 0;
   }
   begin_ = static_cast<std::size_t>(begin), stop_ = static_cast<std::size_t>(stop);
   graph_.assign(static_cast<std::size_t>(steps), false);
-  const std::int64_t wanted = method_ == "drtune" ? std::min(config_.graph_steps, stop) : stop - begin;
-  for (std::int64_t i = 0; i < wanted; ++i) graph_[static_cast<std::size_t>(begin + (stop - begin) * i / std::max<std::int64_t>(1, wanted))] = true;
+  const std::int64_t wanted =
+      method_ == "drtune" ? std::min(config_.graph_steps, stop) : stop - begin;
+  for (std::int64_t i = 0; i < wanted; ++i)
+    graph_[static_cast<std::size_t>(begin +
+                                    (stop - begin) * i / std::max<std::int64_t>(1, wanted))] = true;
 }
 
-Batch DirectGradient::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, bool will_reuse) {
-  if (will_reuse) fail(ErrorKind::kConfig, cat(method_, " needs the path of the current policy: buffer_passes must be 1"));
+Batch DirectGradient::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first,
+                              std::int64_t n, bool will_reuse) {
+  if (will_reuse)
+    fail(ErrorKind::kConfig,
+         cat(method_, " needs the path of the current policy: buffer_passes must be 1"));
   const auto key = static_cast<std::uint32_t>(step);
   Batch batch;
   batch.first = first, batch.n = n;
   batch.labels = context.labels(first, n);
-  const at::Tensor x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
+  const at::Tensor x_0 =
+      prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
   const NoiseSource noise = keyed_noise(context.streams, key, first, x_0);
   if (context.bonus) batch.start = x_0;
   // Only the states before the part with a graph are made here.
@@ -90,30 +124,43 @@ Batch DirectGradient::collect(const FinetuneContext& context, std::int64_t step,
   if (method_ == "leap-align") {
     RolloutOptions options;
     options.keep_states = true;
-    const Trajectory path = rollout(context.policy.collector(), context.table, x_0, Condition{batch.labels}, noise, options);
+    const Trajectory path = rollout(context.policy.collector(), context.table, x_0,
+                                    Condition{batch.labels}, noise, options);
     batch.states = {path.states[begin_], path.states[stop_], path.states.back()};
     return batch;
   }
   TransitionTable head = context.table;
   head.steps.resize(begin_);
-  batch.states.push_back(rollout(context.policy.collector(), head, x_0, Condition{batch.labels}, noise).last);
-  for (std::size_t k = begin_; k < context.table.steps.size(); ++k) batch.noises.push_back(context.table.steps[k].s > 0 ? noise(static_cast<int>(k)) : at::zeros_like(x_0));
+  batch.states.push_back(
+      rollout(context.policy.collector(), head, x_0, Condition{batch.labels}, noise).last);
+  for (std::size_t k = begin_; k < context.table.steps.size(); ++k)
+    batch.noises.push_back(context.table.steps[k].s > 0 ? noise(static_cast<int>(k))
+                                                        : at::zeros_like(x_0));
   if (method_ == "draft-lv") {
-    for (std::int64_t i = 0; i < config_.copies; ++i) batch.targets.push_back(context.streams.normal(Purpose::kSmoothing, key, static_cast<std::uint32_t>(i), first, n, context.sample_shape, context.dtype));
+    for (std::int64_t i = 0; i < config_.copies; ++i)
+      batch.targets.push_back(context.streams.normal(Purpose::kSmoothing, key,
+                                                     static_cast<std::uint32_t>(i), first, n,
+                                                     context.sample_shape, context.dtype));
   }
   return batch;
 }
 
-LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& batch, std::int64_t total) {
+LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& batch,
+                                std::int64_t total) {
   const Condition condition{batch.labels};
   const std::vector<Transition>& steps = context.table.steps;
   at::Tensor x = batch.states[0], cost, keep;
-  const auto add = [](at::Tensor& sum, const at::Tensor& term) { sum = sum.defined() ? sum + term : term; };
+  const auto add = [](at::Tensor& sum, const at::Tensor& term) {
+    sum = sum.defined() ? sum + term : term;
+  };
   // v at (x, t_k), with the terms that tie it to the base.
   const auto velocity = [&](const at::Tensor& state, double t, const Transition* s) {
-    const at::Tensor time = time_tensor(t, state), v = context.policy.tuned->velocity(state, time, condition);
+    const at::Tensor time = time_tensor(t, state),
+                     v = context.policy.tuned->velocity(state, time, condition);
     if ((config_.kl <= 0 || !s) && config_.preserve <= 0) return v;
-    const at::Tensor base = context.policy.base->velocity(state, time, condition);  // with the graph of the state: its Jacobian is part of the gradient
+    const at::Tensor base = context.policy.base->velocity(
+        state, time,
+        condition);  // with the graph of the state: its Jacobian is part of the gradient
     if (config_.kl > 0 && s) add(cost, control_cost(*s, v, base));
     if (config_.preserve > 0) add(keep, (v - base).flatten(1).square().mean(1));
     return v;
@@ -121,10 +168,16 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
   at::Tensor jumped;  // leap-align: how far the jumps are from the path, [n]
   if (method_ == "leap-align") {
     const double t_k = steps[begin_].t, t_j = steps[stop_].t;
-    const auto through = [](const at::Tensor& value, const at::Tensor& gradient) { return gradient + (value - gradient).detach(); };  // straight-through
-    const auto distance = [&](const at::Tensor& a, const at::Tensor& b) { return (a - b).detach().flatten(1).abs().mean(1).clamp_min(config_.tau); };
-    const at::Tensor jump = x + (t_j - t_k) * velocity(x, t_k, nullptr), x_j = through(batch.states[1], jump);
-    const at::Tensor input = config_.nested * x_j + (1 - config_.nested) * x_j.detach(), end = x_j + (context.table.t_end - t_j) * velocity(input, t_j, nullptr);
+    const auto through = [](const at::Tensor& value, const at::Tensor& gradient) {
+      return gradient + (value - gradient).detach();
+    };  // straight-through
+    const auto distance = [&](const at::Tensor& a, const at::Tensor& b) {
+      return (a - b).detach().flatten(1).abs().mean(1).clamp_min(config_.tau);
+    };
+    const at::Tensor jump = x + (t_j - t_k) * velocity(x, t_k, nullptr),
+                     x_j = through(batch.states[1], jump);
+    const at::Tensor input = config_.nested * x_j + (1 - config_.nested) * x_j.detach(),
+                     end = x_j + (context.table.t_end - t_j) * velocity(input, t_j, nullptr);
     jumped = distance(jump, batch.states[1]) + distance(end, batch.states[2]);
     x = through(batch.states[2], end);
   }
@@ -143,12 +196,14 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
   std::vector<at::Tensor> ends{x};
   if (method_ == "refl" || method_ == "drtune") {
     const double t = steps[stop_].t;
-    ends[0] = data_from_velocity(context.path.at(t), x, velocity(method_ == "drtune" ? x.detach() : x, t, nullptr));
+    ends[0] = data_from_velocity(context.path.at(t), x,
+                                 velocity(method_ == "drtune" ? x.detach() : x, t, nullptr));
   }
   if (method_ == "draft-lv") {
     const Transition& s = steps.back();
     const PathPoint here = context.path.at(s.t), end = context.path.at(context.table.t_end);
-    const double a = here.alpha / end.alpha, b = std::sqrt(std::max(0.0, here.beta * here.beta - a * a * end.beta * end.beta));
+    const double a = here.alpha / end.alpha,
+                 b = std::sqrt(std::max(0.0, here.beta * here.beta - a * a * end.beta * end.beta));
     for (const at::Tensor& noise : batch.targets) {
       const at::Tensor back = x.detach() * a + noise * b;
       ends.push_back(back * s.p + velocity(back, s.t, &s) * s.c + batch.noises.back() * s.s);

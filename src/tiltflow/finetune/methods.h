@@ -1,4 +1,5 @@
-// All fine-tuning methods by name: configuration, construction, what they need and what they sample.
+// All fine-tuning methods by name: configuration, construction, what they need and what they
+// sample.
 #pragma once
 
 #include <memory>
@@ -35,22 +36,32 @@ std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& config);
 
 struct MethodListing {
   std::string name, samples, needs, paper;
-  std::string calls;  // of the network, per sample and optimiser step with K sampler steps, M noisings, n loss steps: without | with graph
+  std::string calls;  // of the network, per sample and optimiser step with K sampler steps, M
+                      // noisings, n loss steps: without | with graph
   bool reward_gradient() const { return needs.find("reward gradient") != std::string::npos; }
 };
 const std::vector<MethodListing>& method_listing();
-std::vector<std::string> methods_without_reward_gradient();  // names of those that work with a black box
-// Throws kConfig: `method` needs the gradient of `reward`, which has none (`why`: how that is known); the hint names those that need none.
-[[noreturn]] void refuse_missing_gradient(const std::string& method, const std::string& reward, const std::string& why);
-std::string method_table_text();  // name, what it samples, whether it needs the reward's gradient, calls
+std::vector<std::string>
+methods_without_reward_gradient();  // names of those that work with a black box
+// Throws kConfig: `method` needs the gradient of `reward`, which has none (`why`: how that is
+// known); the hint names those that need none.
+[[noreturn]] void refuse_missing_gradient(const std::string& method, const std::string& reward,
+                                          const std::string& why);
+std::string
+method_table_text();  // name, what it samples, whether it needs the reward's gradient, calls
 
-// Refuses what cannot work, with the reason and the methods that can: rewards without gradient, samplers with noiseless steps. Throws kConfig.
-void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward, const TransitionTable& table);
+// Refuses what cannot work, with the reason and the methods that can: rewards without gradient,
+// samplers with noiseless steps. Throws kConfig.
+void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward,
+                         const TransitionTable& table);
 // The same for groups, which batch and pieces of work must keep whole.
 void require_groups_fit(const FinetuneMethod& method, std::int64_t batch, std::int64_t item);
-// The same for rewards that depend on where a sample starts: methods that take none, memoryless samplers.
+// The same for rewards that depend on where a sample starts: methods that take none, memoryless
+// samplers.
 void require_bonus_fits(const FinetuneMethod& method, const TransitionTable& table);
-// The same for what surrounds it: reused batches, other policies than a scalar's gradient, other bases than N(0, I).
-void require_surroundings_fit(const FinetuneMethod& method, std::int64_t buffer_passes, const PolicyConfig& policy, const FlowModel& base);
+// The same for what surrounds it: reused batches, other policies than a scalar's gradient, other
+// bases than N(0, I).
+void require_surroundings_fit(const FinetuneMethod& method, std::int64_t buffer_passes,
+                              const PolicyConfig& policy, const FlowModel& base);
 
 }  // namespace tiltflow

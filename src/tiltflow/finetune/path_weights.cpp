@@ -10,7 +10,9 @@ PathWeights path_weights(const at::Tensor& log_weights, double budget) {
   const at::Tensor logs = log_weights.detach().to(at::kDouble);
   const auto n = static_cast<double>(logs.size(0));
   const auto tempered = [&](double tau) { return at::softmax(logs * tau, 0); };
-  const auto divergence = [&](const at::Tensor& w) { return (w * (w.clamp_min(1e-300) * n).log()).sum().item<double>(); };
+  const auto divergence = [&](const at::Tensor& w) {
+    return (w * (w.clamp_min(1e-300) * n).log()).sum().item<double>();
+  };
   PathWeights out{tempered(1), 1};
   if (budget <= 0 || divergence(out.weights) <= budget) return out;
   double low = 0, high = 1;  // the divergence grows with tau

@@ -1,6 +1,8 @@
-// Weights of a batch of paths, normalised, and tempered when they would leave a trust region: w^tau with the largest tau in [0, 1] whose Kullback-
-// Leibler divergence from equal weights is within the budget (the escort weights of TRI-TSMC and of trust-region SOC matching). At the tilted law all
-// weights are equal, so the fixed point does not move; on the way a step goes no further than the paths at hand can show.
+// Weights of a batch of paths, normalised, and tempered when they would leave a trust region: w^tau
+// with the largest tau in [0, 1] whose Kullback- Leibler divergence from equal weights is within
+// the budget (the escort weights of TRI-TSMC and of trust-region SOC matching). At the tilted law
+// all weights are equal, so the fixed point does not move; on the way a step goes no further than
+// the paths at hand can show.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -16,11 +16,17 @@ void bind(Fields& f, ReplayConfig& c) {
 }
 
 void ReplayBuffer::require_alone(const std::string& method, bool will_reuse) {
-  if (world_size() > 1) fail(ErrorKind::kConfig, method + " keeps its buffer in one process", "run it without `launch`");
-  if (will_reuse) fail(ErrorKind::kConfig, method + " has a buffer of its own: buffer_passes must be 1", "set method.refresh and method.replay instead");
+  if (world_size() > 1)
+    fail(ErrorKind::kConfig, method + " keeps its buffer in one process",
+         "run it without `launch`");
+  if (will_reuse)
+    fail(ErrorKind::kConfig, method + " has a buffer of its own: buffer_passes must be 1",
+         "set method.refresh and method.replay instead");
 }
 
-ReplayBuffer::Columns ReplayBuffer::draw(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, const std::function<Columns()>& fresh, Columns* newest) {
+ReplayBuffer::Columns ReplayBuffer::draw(const FinetuneContext& context, std::int64_t step,
+                                         std::int64_t first, std::int64_t n,
+                                         const std::function<Columns()>& fresh, Columns* newest) {
   Columns stored;
   {
     const std::lock_guard lock(mutex_);
@@ -38,7 +44,8 @@ ReplayBuffer::Columns ReplayBuffer::draw(const FinetuneContext& context, std::in
     kept_[first] = stored;
   }
   const std::int64_t held = stored[0].size(0);
-  const at::Tensor u = context.streams.uniform(Purpose::kSubset, static_cast<std::uint32_t>(step), first, n, {}, at::kDouble);
+  const at::Tensor u = context.streams.uniform(Purpose::kSubset, static_cast<std::uint32_t>(step),
+                                               first, n, {}, at::kDouble);
   const at::Tensor rows = (u * static_cast<double>(held)).to(at::kLong).clamp_max(held - 1);
   Columns out;
   if (newest) newest->clear();
@@ -52,7 +59,8 @@ ReplayBuffer::Columns ReplayBuffer::draw(const FinetuneContext& context, std::in
 ParameterSet ReplayBuffer::state() const {
   const std::lock_guard lock(mutex_);
   ParameterSet out;
-  for (const auto& [first, columns] : kept_) for (std::size_t j = 0; j < columns.size(); ++j) out.add(cat(first, ".", j), columns[j]);
+  for (const auto& [first, columns] : kept_)
+    for (std::size_t j = 0; j < columns.size(); ++j) out.add(cat(first, ".", j), columns[j]);
   return out;
 }
 

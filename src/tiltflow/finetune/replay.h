@@ -1,4 +1,5 @@
-// Samples that serve many steps: every `refresh` steps an item draws new ones, the newest `rollouts` batches are kept, and each step takes rows of them at random.
+// Samples that serve many steps: every `refresh` steps an item draws new ones, the newest
+// `rollouts` batches are kept, and each step takes rows of them at random.
 #pragma once
 
 #include <functional>
@@ -13,8 +14,8 @@
 namespace tiltflow {
 
 struct ReplayConfig {
-  std::int64_t refresh = 4;   // steps per rollout
-  std::int64_t replay = 16;   // rollouts kept
+  std::int64_t refresh = 4;  // steps per rollout
+  std::int64_t replay = 16;  // rollouts kept
 };
 void bind(Fields& f, ReplayConfig& c);
 
@@ -22,11 +23,13 @@ class ReplayBuffer {
  public:
   using Columns = std::vector<at::Tensor>;  // [n, ...] each
   explicit ReplayBuffer(ReplayConfig config) : config_(config) {}
-  // Throws kConfig for several processes and reused batches: the buffer is one process's and has its own reuse.
+  // Throws kConfig for several processes and reused batches: the buffer is one process's and has
+  // its own reuse.
   static void require_alone(const std::string& method, bool will_reuse);
-  // Rows for samples first..first+n of `step`; `fresh` makes n new ones where they are due. `newest` (if given) receives the last rollout. Thread-safe
-  // for different `first`.
-  Columns draw(const FinetuneContext& context, std::int64_t step, std::int64_t first, std::int64_t n, const std::function<Columns()>& fresh, Columns* newest = nullptr);
+  // Rows for samples first..first+n of `step`; `fresh` makes n new ones where they are due.
+  // `newest` (if given) receives the last rollout. Thread-safe for different `first`.
+  Columns draw(const FinetuneContext& context, std::int64_t step, std::int64_t first,
+               std::int64_t n, const std::function<Columns()>& fresh, Columns* newest = nullptr);
   ParameterSet state() const;  // names FIRST.COLUMN
   void restore(const ParameterSet& state);
 

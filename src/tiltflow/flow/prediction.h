@@ -1,4 +1,5 @@
-// Networks that predict noise or score, seen as velocity fields. The last place where the three are told apart.
+// Networks that predict noise or score, seen as velocity fields. The last place where the three are
+// told apart.
 #pragma once
 
 #include <memory>
@@ -12,12 +13,15 @@ namespace tiltflow {
 
 const std::vector<std::string>& predictions();  // velocity, noise, score
 
-// Not defined where the conversion has no limit (t = 0 for noise on linear and gvp): samplers keep `epsilon` away.
+// Not defined where the conversion has no limit (t = 0 for noise on linear and gvp): samplers keep
+// `epsilon` away.
 class PredictionField final : public VelocityField {
  public:
   // Throws kConfig for an unknown prediction.
-  PredictionField(std::shared_ptr<const VelocityField> field, std::shared_ptr<const Path> path, const std::string& prediction);
-  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const override;
+  PredictionField(std::shared_ptr<const VelocityField> field, std::shared_ptr<const Path> path,
+                  const std::string& prediction);
+  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t,
+                      const Condition& condition) const override;
 
  private:
   std::shared_ptr<const VelocityField> field_;
@@ -25,7 +29,8 @@ class PredictionField final : public VelocityField {
   std::string prediction_;
 };
 
-// Where time begins and ends for a sampler: inside [0, 1] by `epsilon` where path or prediction is singular, as SiT.
+// Where time begins and ends for a sampler: inside [0, 1] by `epsilon` where path or prediction is
+// singular, as SiT.
 struct TimeEnds {
   double begin = 0, end = 1;
 };

@@ -22,7 +22,8 @@ std::vector<double> make_grid(const std::string& name, int steps, double shift) 
     } else if (name == "shifted") {
       grid.push_back(u / (u + shift * (1 - u)));
     } else {
-      fail(ErrorKind::kConfig, cat("time grid '", name, "' is unknown", did_you_mean(name, {"uniform", "cosine", "shifted"})));
+      fail(ErrorKind::kConfig, cat("time grid '", name, "' is unknown",
+                                   did_you_mean(name, {"uniform", "cosine", "shifted"})));
     }
   }
   grid.front() = 0;

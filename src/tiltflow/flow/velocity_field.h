@@ -1,4 +1,5 @@
-// All that samplers and methods know about a model: its velocity and the transposed Jacobian applied to a vector.
+// All that samplers and methods know about a model: its velocity and the transposed Jacobian
+// applied to a vector.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -20,17 +21,21 @@ struct Vjp {
 };
 
 // The vector to multiply, when it depends on the velocity that the same evaluation yields.
-using Cotangent = std::function<at::Tensor(const at::Tensor& velocity)>;  // no graph; [N, ...] -> [N, ...]
+using Cotangent =
+    std::function<at::Tensor(const at::Tensor& velocity)>;  // no graph; [N, ...] -> [N, ...]
 
 class VelocityField {
  public:
   virtual ~VelocityField() = default;
-  // x [N, ...], t [N] (an expanded scalar when all are equal) -> [N, ...]. Differentiable in x and in the weights when
-  // grad mode is on.
-  virtual at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const = 0;
+  // x [N, ...], t [N] (an expanded scalar when all are equal) -> [N, ...]. Differentiable in x and
+  // in the weights when grad mode is on.
+  virtual at::Tensor velocity(const at::Tensor& x, const at::Tensor& t,
+                              const Condition& condition) const = 0;
   // Default: autograd, one forward and one backward; no graph is left behind.
-  virtual Vjp vjp_of(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const Cotangent& cotangent) const;
-  Vjp vjp(const at::Tensor& x, const at::Tensor& t, const Condition& condition, const at::Tensor& cotangent) const;
+  virtual Vjp vjp_of(const at::Tensor& x, const at::Tensor& t, const Condition& condition,
+                     const Cotangent& cotangent) const;
+  Vjp vjp(const at::Tensor& x, const at::Tensor& t, const Condition& condition,
+          const at::Tensor& cotangent) const;
 };
 
 // [N] view of one time value.

@@ -7,7 +7,8 @@
 
 namespace tiltflow {
 
-// White on black, [9 scale, width], as wide as the text needs: nothing is cut off. Unknown characters are hollow boxes.
+// White on black, [9 scale, width], as wide as the text needs: nothing is cut off. Unknown
+// characters are hollow boxes.
 at::Tensor caption(const std::string& text, int scale = 1);
 
 }  // namespace tiltflow

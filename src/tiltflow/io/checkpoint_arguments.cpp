@@ -17,7 +17,8 @@ constexpr std::size_t kMost = 2000;
 constexpr std::size_t kMostVisits = 100'000;  // shared nodes are visited once for every way to them
 constexpr int kDeepest = 8;
 constexpr std::size_t kLongestText = 2000;
-constexpr const char* kOwn = "metadata";  // the dict of texts that write_torch_file puts beside the tensors
+constexpr const char* kOwn =
+    "metadata";  // the dict of texts that write_torch_file puts beside the tensors
 
 // OmegaConf and ConfigDict keep their values one attribute further down.
 const PickleNode* inner(const PickleNode& state) {
@@ -38,9 +39,12 @@ const PickleNode& unwrapped(const PickleNode& node) {
   return enumeration ? *node.items[0] : node;
 }
 
-// A whole or real number of NumPy as text, "" for anything else: scalar(dtype('i8', ...)('<', ...), bytes).
+// A whole or real number of NumPy as text, "" for anything else: scalar(dtype('i8', ...)('<', ...),
+// bytes).
 std::string numpy_number(const PickleNode& node) {
-  if (!node.is(Kind::kObject) || !ends_with(node.text, "multiarray.scalar") || node.items.size() != 2) return "";
+  if (!node.is(Kind::kObject) || !ends_with(node.text, "multiarray.scalar") ||
+      node.items.size() != 2)
+    return "";
   const PickleNode& type = *node.items[0];
   const std::string code = type.items.empty() ? "" : type.items[0]->text;
   const std::string& bytes = node.items[1]->text;
@@ -64,7 +68,8 @@ void add_entries(const PickleNode& dict, Entries& out) {
   }
 }
 
-// Named values of a dict, of a subclass of dict, or of an object. Of equal names the last one counts.
+// Named values of a dict, of a subclass of dict, or of an object. Of equal names the last one
+// counts.
 Entries named_values(const PickleNode& node) {
   Entries out;
   if (!node.is(Kind::kDict) && !node.is(Kind::kObject)) return out;
@@ -72,12 +77,14 @@ Entries named_values(const PickleNode& node) {
   if (!node.state) return out;
   add_entries(*node.state, out);
   for (const PickleNode* part : node.state->items) add_entries(*part, out);  // (attributes, slots)
-  if (const PickleNode* attributes = node.state->find("__dict__")) add_entries(*attributes, out);  // pydantic
+  if (const PickleNode* attributes = node.state->find("__dict__"))
+    add_entries(*attributes, out);  // pydantic
   return out;
 }
 
 bool is_scalar(const PickleNode& node) {
-  return node.is(Kind::kBool) || node.is(Kind::kInt) || node.is(Kind::kFloat) || node.is(Kind::kText);
+  return node.is(Kind::kBool) || node.is(Kind::kInt) || node.is(Kind::kFloat) ||
+         node.is(Kind::kText);
 }
 
 std::string text_of(const PickleNode& node) {
@@ -89,7 +96,8 @@ bool holds_state(const std::string& name, const PickleNode& node) {
   if (is_scalar(node)) return false;
   const auto holds_tensor = [](const auto& entry) { return is_tensor(*entry.second); };
   const auto tensors = std::count_if(node.entries.begin(), node.entries.end(), holds_tensor);
-  if (2 * static_cast<std::size_t>(tensors) > node.entries.size()) return true;  // arguments may hold a tensor, too
+  if (2 * static_cast<std::size_t>(tensors) > node.entries.size())
+    return true;  // arguments may hold a tensor, too
   if (node.find("param_groups") || node.find("_step_count")) return true;
   for (const char* word : {"optim", "sched", "rng", "callback", "loops", "scaler"}) {
     if (name.find(word) != std::string::npos) return true;
@@ -97,8 +105,10 @@ bool holds_state(const std::string& name, const PickleNode& node) {
   return false;
 }
 
-void collect(const std::string& name, const PickleNode& wrapped, Arguments& out, std::size_t& visits, int depth) {
-  if (out.size() >= kMost || ++visits > kMostVisits || depth > kDeepest || is_tensor(wrapped)) return;
+void collect(const std::string& name, const PickleNode& wrapped, Arguments& out,
+             std::size_t& visits, int depth) {
+  if (out.size() >= kMost || ++visits > kMostVisits || depth > kDeepest || is_tensor(wrapped))
+    return;
   const PickleNode& node = unwrapped(wrapped);
   if (is_scalar(node) || node.is(Kind::kNone)) {
     out[name] = text_of(node);

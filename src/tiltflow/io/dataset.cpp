@@ -18,8 +18,12 @@ namespace tiltflow {
 
 namespace fs = std::filesystem;
 
-at::Tensor state_of_bytes(const at::Tensor& bytes) { return bytes.to(at::kFloat).div(255).mul(2).sub(1); }
-at::Tensor bytes_of_state(const at::Tensor& state) { return state.add(1).mul(127.5).round().clamp(0, 255).to(at::kByte); }
+at::Tensor state_of_bytes(const at::Tensor& bytes) {
+  return bytes.to(at::kFloat).div(255).mul(2).sub(1);
+}
+at::Tensor bytes_of_state(const at::Tensor& state) {
+  return state.add(1).mul(127.5).round().clamp(0, 255).to(at::kByte);
+}
 
 namespace {
 
@@ -32,9 +36,12 @@ std::int64_t channel_count(const std::string& name) {
 
 }  // namespace
 
-PictureOptions picture_options(const DatasetConfig& c) { return {c.size, parse_alpha_rule(c.alpha), channel_count(c.channels)}; }
+PictureOptions picture_options(const DatasetConfig& c) {
+  return {c.size, parse_alpha_rule(c.alpha), channel_count(c.channels)};
+}
 
-at::Tensor prepared(const Picture& picture, const PictureOptions& options, const std::string& name) {
+at::Tensor prepared(const Picture& picture, const PictureOptions& options,
+                    const std::string& name) {
   at::Tensor bytes = without_alpha(picture, options.alpha, name);
   if (options.channels > 0) bytes = with_channels(bytes, options.channels);
   return options.size > 0 ? center_crop(bytes, options.size, name) : bytes;
@@ -55,7 +62,8 @@ std::vector<std::int64_t> ImageDataset::shape() const {
   return (latents() ? mean : images).sizes().slice(1).vec();
 }
 
-at::Tensor ImageDataset::states(const at::Tensor& indices, const std::function<at::Tensor()>& noise) const {
+at::Tensor ImageDataset::states(const at::Tensor& indices,
+                                const std::function<at::Tensor()>& noise) const {
   if (!latents()) return batch(indices) * 2 - 1;
   const at::Tensor center = mean.index_select(0, indices);
   return deviation.defined() ? center + deviation.index_select(0, indices) * noise() : center;
@@ -64,11 +72,14 @@ at::Tensor ImageDataset::states(const at::Tensor& indices, const std::function<a
 at::Tensor ImageDataset::pictures(const at::Tensor& indices) const {
   if (disk.files.empty()) return images.index_select(0, indices);
   std::vector<fs::path> chosen;
-  for (std::int64_t i = 0; i < indices.size(0); ++i) chosen.push_back(disk.files[static_cast<std::size_t>(indices[i].item<std::int64_t>())]);
+  for (std::int64_t i = 0; i < indices.size(0); ++i)
+    chosen.push_back(disk.files[static_cast<std::size_t>(indices[i].item<std::int64_t>())]);
   return read_pictures(disk, chosen);
 }
 
-at::Tensor ImageDataset::batch(const at::Tensor& indices) const { return pictures(indices).to(at::kFloat).div(255); }
+at::Tensor ImageDataset::batch(const at::Tensor& indices) const {
+  return pictures(indices).to(at::kFloat).div(255);
+}
 
 std::uint64_t bytes_hash(const at::Tensor& x) {
   const at::Tensor whole = x.contiguous();
@@ -78,8 +89,10 @@ std::uint64_t bytes_hash(const at::Tensor& x) {
 std::string fingerprint(const ImageDataset& data) {
   std::uint64_t pictures = 0;
   if (data.disk.files.empty()) pictures = bytes_hash(data.images);
-  for (const fs::path& file : data.disk.files) pictures = pictures * 0x100000001b3ULL ^ fnv1a(read_file(file));
-  return cat(data.size(), " x ", shape_text(data.shape()), " ", pictures, "-", bytes_hash(data.labels));
+  for (const fs::path& file : data.disk.files)
+    pictures = pictures * 0x100000001b3ULL ^ fnv1a(read_file(file));
+  return cat(data.size(), " x ", shape_text(data.shape()), " ", pictures, "-",
+             bytes_hash(data.labels));
 }
 
 std::int64_t class_count(const at::Tensor& labels, const std::string& where) {
@@ -87,7 +100,9 @@ std::int64_t class_count(const at::Tensor& labels, const std::string& where) {
   if (labels.numel() == 0) return 0;
   const auto least = labels.min().item<std::int64_t>();
   const auto most = labels.max().item<std::int64_t>();
-  if (least < 0 || most >= kMost) fail(ErrorKind::kBadFile, cat(where, ": labels reach from ", least, " to ", most, ", expected 0 and above, below ", kMost));
+  if (least < 0 || most >= kMost)
+    fail(ErrorKind::kBadFile, cat(where, ": labels reach from ", least, " to ", most,
+                                  ", expected 0 and above, below ", kMost));
   return most + 1;
 }
 
@@ -96,14 +111,18 @@ namespace {
 void crop_all(ImageDataset& data, std::int64_t size, const std::string& name) {
   if (size <= 0 || (data.images.size(2) == size && data.images.size(3) == size)) return;
   at::Tensor cropped = at::empty({data.size(), data.images.size(1), size, size}, at::kByte);
-  parallel_for(data.size(), [&](std::int64_t i) { cropped[i].copy_(center_crop(data.images[i], size, name)); });
+  parallel_for(data.size(),
+               [&](std::int64_t i) { cropped[i].copy_(center_crop(data.images[i], size, name)); });
   data.images = cropped;
 }
 
 void convert_all(ImageDataset& data, std::int64_t channels) {
   if (channels == 0 || data.images.size(1) == channels) return;
-  at::Tensor converted = at::empty({data.size(), channels, data.images.size(2), data.images.size(3)}, at::kByte);
-  parallel_for(data.size(), [&](std::int64_t i) { converted[i].copy_(with_channels(data.images[i], channels)); });
+  at::Tensor converted =
+      at::empty({data.size(), channels, data.images.size(2), data.images.size(3)}, at::kByte);
+  parallel_for(data.size(), [&](std::int64_t i) {
+    converted[i].copy_(with_channels(data.images[i], channels));
+  });
   data.images = converted;
 }
 
@@ -116,7 +135,10 @@ ImageDataset read_records(const DatasetConfig& config, const std::string& split)
   if (config.format == "idx") return read_idx_pair(config.path, split);
   if (config.format == "cifar") return read_cifar(config.path, split);
   if (config.format == "numpy") return read_numpy_images(config.path);
-  fail(ErrorKind::kConfig, cat("data.format '", config.format, "' is unknown", did_you_mean(config.format, data_formats())), cat("use one of ", join(data_formats(), ", ")));
+  fail(ErrorKind::kConfig,
+       cat("data.format '", config.format, "' is unknown",
+           did_you_mean(config.format, data_formats())),
+       cat("use one of ", join(data_formats(), ", ")));
 }
 
 }  // namespace
@@ -128,14 +150,19 @@ const std::vector<std::string>& data_formats() {
 
 bool has_test_split(const DatasetConfig& config) {
   if (config.format == "folder") return split_folder(config.path, "test").split;
-  return config.format == "idx" || config.format == "cifar";  // files of their own, whose reader says when they are missing
+  return config.format == "idx" ||
+         config.format == "cifar";  // files of their own, whose reader says when they are missing
 }
 
 ImageDataset read_dataset(const DatasetConfig& config, const std::string& split) {
   ImageDataset data;
   if (config.format == "latents") {
-    if (config.size > 0) fail(ErrorKind::kConfig, "latents cannot be cropped to a size", "give the size when encoding: tiltflow encode --size");
-    if (config.channels != "auto") fail(ErrorKind::kConfig, "latents have the channels of their autoencoder", "give --channels when encoding: tiltflow encode --channels");
+    if (config.size > 0)
+      fail(ErrorKind::kConfig, "latents cannot be cropped to a size",
+           "give the size when encoding: tiltflow encode --size");
+    if (config.channels != "auto")
+      fail(ErrorKind::kConfig, "latents have the channels of their autoencoder",
+           "give --channels when encoding: tiltflow encode --channels");
     data = read_latents(config.path);
   } else if (config.format == "folder") {
     data = read_folder(config, split);

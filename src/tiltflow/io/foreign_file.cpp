@@ -12,8 +12,10 @@ namespace {
 using namespace std::string_view_literals;
 
 constexpr const char* kUnpack = "unpack it first";
-constexpr const char* kExport = "save the weights in Python: safetensors.torch.save_file(model.state_dict(), FILE)";
-constexpr const char* kDownload = "open it in an editor to see what the server said, then download the file again";
+constexpr const char* kExport =
+    "save the weights in Python: safetensors.torch.save_file(model.state_dict(), FILE)";
+constexpr const char* kDownload =
+    "open it in an editor to see what the server said, then download the file again";
 
 struct Signature {
   std::size_t offset;
@@ -24,14 +26,18 @@ struct Signature {
 constexpr Signature kSignatures[] = {
     {0, "version https://git-lfs.github.com/spec/"sv, "a Git LFS pointer, not the file itself",
      "run `git lfs pull` in its repository, or download the file itself"},
-    {0, "/annex/objects/"sv, "a git-annex pointer, not the file itself", "run `git annex get` on it"},
-    {0, "GGUF"sv, "a GGUF file (quantised weights of llama.cpp and its relatives)", "take the model's safetensors"},
+    {0, "/annex/objects/"sv, "a git-annex pointer, not the file itself",
+     "run `git annex get` on it"},
+    {0, "GGUF"sv, "a GGUF file (quantised weights of llama.cpp and its relatives)",
+     "take the model's safetensors"},
     {0, "\x89HDF\r\n\x1a\n"sv, "an HDF5 file (Keras, MATLAB)", kExport},
     {0, "\x93NUMPY"sv, "a NumPy array (.npy)", kExport},
     {0, "\x1f\x8b"sv, "compressed with gzip", "run gunzip on it first"},
     {0, "\x28\xb5\x2f\xfd"sv, "compressed with zstd", kUnpack},
-    {0, "\xfd"
-        "7zXZ"sv, "compressed with xz", kUnpack},
+    {0,
+     "\xfd"
+     "7zXZ"sv,
+     "compressed with xz", kUnpack},
     {0, "BZh"sv, "compressed with bzip2", kUnpack},
     {0, "7z\xbc\xaf\x27\x1c"sv, "a 7z archive", kUnpack},
     {0, "Rar!"sv, "a RAR archive", kUnpack},
@@ -48,15 +54,18 @@ std::string lower_start(std::string_view head) {
   if (starts_with(head, "\xef\xbb\xbf")) head.remove_prefix(3);
   while (!head.empty() && std::isspace(static_cast<unsigned char>(head[0]))) head.remove_prefix(1);
   std::string out(head.substr(0, 64));
-  std::transform(out.begin(), out.end(), out.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::transform(out.begin(), out.end(), out.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
   return out;
 }
 
 // Printable throughout, and for the most part ASCII.
 bool is_text(std::string_view head) {
   const auto printable = [](unsigned char c) { return c >= 32 || (c >= 9 && c <= 13); };
-  const auto high = std::count_if(head.begin(), head.end(), [](unsigned char c) { return c >= 128; });
-  return std::all_of(head.begin(), head.end(), printable) && 4 * static_cast<std::size_t>(high) <= head.size();
+  const auto high =
+      std::count_if(head.begin(), head.end(), [](unsigned char c) { return c >= 128; });
+  return std::all_of(head.begin(), head.end(), printable) &&
+         4 * static_cast<std::size_t>(high) <= head.size();
 }
 
 // Protocol buffers begin with the format's version, then the producer's name.
@@ -74,11 +83,13 @@ bool looks_like_msgpack(std::string_view head) {
   const unsigned char text = static_cast<unsigned char>(head[1]);
   if (map < 0x81 || map > 0x8f || text < 0xa1 || text > 0xbf) return false;
   const std::string_view key = head.substr(2, text - 0xa0u);
-  return std::all_of(key.begin(), key.end(), [](unsigned char c) { return std::isalnum(c) || c == '_'; });
+  return std::all_of(key.begin(), key.end(),
+                     [](unsigned char c) { return std::isalnum(c) || c == '_'; });
 }
 
 std::string first_line(std::string_view text) {
-  const std::string_view line = text.substr(0, std::min(text.find_first_of("\r\n"), std::size_t{60}));
+  const std::string_view line =
+      text.substr(0, std::min(text.find_first_of("\r\n"), std::size_t{60}));
   return std::string(line);
 }
 
@@ -93,7 +104,8 @@ ForeignFile foreign_file(std::string_view head) {
   if (looks_like_safetensors(head)) return {};
   if (head.empty()) return {"empty (0 bytes)", "copy or download it again"};
   for (const Signature& s : kSignatures) {
-    if (head.size() >= s.offset && starts_with(head.substr(s.offset), s.bytes)) return {s.what, s.hint};
+    if (head.size() >= s.offset && starts_with(head.substr(s.offset), s.bytes))
+      return {s.what, s.hint};
   }
   if (looks_like_onnx(head)) return {"an ONNX graph", kExport};
   if (looks_like_msgpack(head)) return {"a msgpack file (Flax)", kExport};
@@ -105,7 +117,8 @@ ForeignFile foreign_file(std::string_view head) {
     return {"an XML page (a failed download?)", kDownload};
   }
   if (is_text(head)) {
-    return {cat("a text file that begins '", first_line(head), "' (a failed download?)"), kDownload};
+    return {cat("a text file that begins '", first_line(head), "' (a failed download?)"),
+            kDownload};
   }
   return {};
 }
@@ -121,7 +134,8 @@ void refuse_foreign_archive(const ZipArchive& archive, const std::string& where)
     const char* what;
     const char* hint;
   };
-  static constexpr const char* kState = "save the weights alone: torch.save(model.state_dict(), FILE)";
+  static constexpr const char* kState =
+      "save the weights alone: torch.save(model.state_dict(), FILE)";
   static constexpr Entry kEntries[] = {
       {"*/constants.pkl", "a TorchScript archive, which holds code", kState},
       {"*serialized_exported_program.*", "an exported program (.pt2), which holds code", kState},
@@ -135,7 +149,8 @@ void refuse_foreign_archive(const ZipArchive& archive, const std::string& where)
   };
   for (const std::string& name : archive.names()) {
     for (const Entry& entry : kEntries) {
-      if (matches_pattern(name, entry.pattern)) fail(ErrorKind::kBadFile, cat(where, " is ", entry.what), entry.hint);
+      if (matches_pattern(name, entry.pattern))
+        fail(ErrorKind::kBadFile, cat(where, " is ", entry.what), entry.hint);
     }
   }
 }

@@ -1,5 +1,6 @@
-// What a file is when it is not a file of tensors: the pointer of a version control system, a web page, an archive, a
-// picture, another framework's model. Recognised by content, so that the message can say what to do about it.
+// What a file is when it is not a file of tensors: the pointer of a version control system, a web
+// page, an archive, a picture, another framework's model. Recognised by content, so that the
+// message can say what to do about it.
 #pragma once
 
 #include <string>
@@ -23,7 +24,8 @@ ForeignFile foreign_file(std::string_view head);
 // Throws kBadFile when `head` belongs to a foreign file; `where` is its path.
 void refuse_foreign_file(std::string_view head, const std::string& where);
 
-// The same for zip archives that hold something else than a checkpoint: TorchScript, exported programs, Keras, NumPy.
+// The same for zip archives that hold something else than a checkpoint: TorchScript, exported
+// programs, Keras, NumPy.
 void refuse_foreign_archive(const ZipArchive& archive, const std::string& where);
 
 }  // namespace tiltflow

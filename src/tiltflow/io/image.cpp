@@ -22,7 +22,14 @@ at::Tensor to_bytes(const at::Tensor& image) {
   if (image.dim() != 3 || (image.size(0) != 1 && image.size(0) != 3)) {
     fail(ErrorKind::kFailure, "a picture needs shape [1 or 3, H, W]");
   }
-  return image.detach().to(at::kFloat).mul(255).add(0.5).clamp(0, 255).to(at::kByte).permute({1, 2, 0}).contiguous();
+  return image.detach()
+      .to(at::kFloat)
+      .mul(255)
+      .add(0.5)
+      .clamp(0, 255)
+      .to(at::kByte)
+      .permute({1, 2, 0})
+      .contiguous();
 }
 
 void append_png(png_structp png, png_bytep data, png_size_t size) {
@@ -42,8 +49,10 @@ std::string encode_png(const at::Tensor& image, const std::map<std::string, std:
     fail(ErrorKind::kFailure, "libpng could not encode a picture");
   }
   png_set_write_fn(png, &out, append_png, nullptr);
-  png_set_IHDR(png, info, static_cast<png_uint_32>(bytes.size(1)), static_cast<png_uint_32>(bytes.size(0)), 8,
-               bytes.size(2) == 1 ? PNG_COLOR_TYPE_GRAY : PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+  png_set_IHDR(png, info, static_cast<png_uint_32>(bytes.size(1)),
+               static_cast<png_uint_32>(bytes.size(0)), 8,
+               bytes.size(2) == 1 ? PNG_COLOR_TYPE_GRAY : PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE,
+               PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
   for (const auto& [key, value] : text) {
     png_text chunk{};
     chunk.compression = PNG_TEXT_COMPRESSION_NONE;
@@ -54,7 +63,8 @@ std::string encode_png(const at::Tensor& image, const std::map<std::string, std:
   }
   if (!chunks.empty()) png_set_text(png, info, chunks.data(), static_cast<int>(chunks.size()));
   png_write_info(png, info);
-  for (std::int64_t y = 0; y < bytes.size(0); ++y) png_write_row(png, bytes.data_ptr<std::uint8_t>() + y * bytes.size(1) * bytes.size(2));
+  for (std::int64_t y = 0; y < bytes.size(0); ++y)
+    png_write_row(png, bytes.data_ptr<std::uint8_t>() + y * bytes.size(1) * bytes.size(2));
   png_write_end(png, nullptr);
   png_destroy_write_struct(&png, &info);
   return out;
@@ -96,7 +106,8 @@ std::string encode_jpeg(const at::Tensor& image, int quality) {
   jpeg_set_quality(&info, quality, TRUE);
   jpeg_start_compress(&info, TRUE);
   while (info.next_scanline < info.image_height) {
-    JSAMPROW row = bytes.data_ptr<std::uint8_t>() + info.next_scanline * bytes.size(1) * bytes.size(2);
+    JSAMPROW row =
+        bytes.data_ptr<std::uint8_t>() + info.next_scanline * bytes.size(1) * bytes.size(2);
     jpeg_write_scanlines(&info, &row, 1);
   }
   jpeg_finish_compress(&info);
@@ -114,14 +125,18 @@ at::Tensor read_image(const std::filesystem::path& path) {
   return read_picture_file(path).bytes.to(at::kFloat).div(255);
 }
 
-void write_png(const std::filesystem::path& path, const at::Tensor& image, const std::map<std::string, std::string>& text) {
+void write_png(const std::filesystem::path& path, const at::Tensor& image,
+               const std::map<std::string, std::string>& text) {
   write_file_atomic(path, encode_png(image, text));
 }
 
-at::Tensor image_grid(const at::Tensor& images, int columns, const std::vector<std::string>& captions) {
+at::Tensor image_grid(const at::Tensor& images, int columns,
+                      const std::vector<std::string>& captions) {
   constexpr std::int64_t kPad = 2;
-  constexpr std::int64_t kCaptionWidth = 54;  // pixels of a picture for every step of the captions' size: nine characters fit
-  const std::int64_t n = images.size(0), channels = images.size(1), height = images.size(2), width = images.size(3);
+  constexpr std::int64_t kCaptionWidth =
+      54;  // pixels of a picture for every step of the captions' size: nine characters fit
+  const std::int64_t n = images.size(0), channels = images.size(1), height = images.size(2),
+                     width = images.size(3);
   const std::int64_t across = std::min<std::int64_t>(columns, n), down = (n + across - 1) / across;
   const int scale = static_cast<int>(std::max<std::int64_t>(1, width / kCaptionWidth));
   std::vector<at::Tensor> texts;
@@ -132,9 +147,11 @@ at::Tensor image_grid(const at::Tensor& images, int columns, const std::vector<s
     cell_width = std::max(cell_width, texts.back().size(1));
   }
   const std::int64_t cell = height + line + kPad;
-  at::Tensor grid = at::zeros({channels, down * cell + kPad, across * (cell_width + kPad) + kPad}, at::kFloat);
+  at::Tensor grid =
+      at::zeros({channels, down * cell + kPad, across * (cell_width + kPad) + kPad}, at::kFloat);
   for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t y = (i / across) * cell + kPad, x = (i % across) * (cell_width + kPad) + kPad;
+    const std::int64_t y = (i / across) * cell + kPad,
+                       x = (i % across) * (cell_width + kPad) + kPad;
     grid.narrow(1, y, height).narrow(2, x, width).copy_(images[i].detach().to(at::kFloat));
     if (captions.empty()) continue;
     const at::Tensor& text = texts.at(static_cast<std::size_t>(i));

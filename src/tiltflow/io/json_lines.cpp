@@ -28,7 +28,8 @@ std::vector<nlohmann::ordered_json> read_json_lines(const std::filesystem::path&
   if (!std::filesystem::exists(path)) return out;
   const std::string text = read_file(path);
   std::size_t begin = 0;
-  for (std::size_t end = text.find('\n'); end != std::string::npos; begin = end + 1, end = text.find('\n', begin)) {
+  for (std::size_t end = text.find('\n'); end != std::string::npos;
+       begin = end + 1, end = text.find('\n', begin)) {
     try {
       out.push_back(nlohmann::ordered_json::parse(text.substr(begin, end - begin)));
     } catch (const nlohmann::json::exception&) {

@@ -1,4 +1,5 @@
-// metrics.jsonl: one JSON object a line. Non-finite numbers are written as the strings "nan", "inf", "-inf".
+// metrics.jsonl: one JSON object a line. Non-finite numbers are written as the strings "nan",
+// "inf", "-inf".
 #pragma once
 
 #include <filesystem>
@@ -22,7 +23,8 @@ class JsonLines {
 nlohmann::ordered_json json_number(double value);
 double number_from_json(const nlohmann::ordered_json& value);  // the inverse
 
-// All complete lines; a last line without newline (a kill while writing) is ignored. Missing file: empty.
+// All complete lines; a last line without newline (a kill while writing) is ignored. Missing file:
+// empty.
 std::vector<nlohmann::ordered_json> read_json_lines(const std::filesystem::path& path);
 
 }  // namespace tiltflow

@@ -16,7 +16,8 @@ struct LatentFile {
   std::string source;               // fingerprint of the pictures and of the autoencoder
 };
 void write_latents(const std::filesystem::path& file, const LatentFile& latents);  // atomic
-// The `source` entry of such a file; "" when it is none or its tensors do not have the checksum it was written with.
+// The `source` entry of such a file; "" when it is none or its tensors do not have the checksum it
+// was written with.
 std::string latents_source(const std::filesystem::path& file);
 // Throws kBadFile for tensors that do not fit each other, are not finite or fail the checksum.
 ImageDataset read_latents(const std::filesystem::path& file);

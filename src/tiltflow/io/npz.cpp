@@ -14,7 +14,9 @@ namespace {
 
 constexpr std::string_view kSuffix = ".npy";
 
-std::string_view text_of(const MappedFile& file) { return {reinterpret_cast<const char*>(file.data()), file.size()}; }
+std::string_view text_of(const MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.data()), file.size()};
+}
 
 std::vector<std::string> arrays_in(const ZipArchive& archive) {
   std::vector<std::string> out;
@@ -25,7 +27,8 @@ std::vector<std::string> arrays_in(const ZipArchive& archive) {
 }
 
 ZipArchive open_archive(const MappedFile& file, const std::filesystem::path& path) {
-  if (!looks_like_zip(text_of(file))) fail(ErrorKind::kBadFile, cat(path.string(), ": not an npz archive"));
+  if (!looks_like_zip(text_of(file)))
+    fail(ErrorKind::kBadFile, cat(path.string(), ": not an npz archive"));
   return ZipArchive(file, path.string());
 }
 
@@ -46,8 +49,11 @@ ParameterSet read_npz(const std::filesystem::path& path, const std::vector<std::
   }
   const ZipArchive archive = open_archive(file, path);
   for (const std::string& name : arrays_in(archive)) {
-    const bool asked = wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end();
-    if (asked) out.add(name, parse_npy(archive.read(cat(name, kSuffix), kMaxNpyBytes), cat(path.string(), ": ", name)));
+    const bool asked =
+        wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end();
+    if (asked)
+      out.add(name, parse_npy(archive.read(cat(name, kSuffix), kMaxNpyBytes),
+                              cat(path.string(), ": ", name)));
   }
   return out;
 }

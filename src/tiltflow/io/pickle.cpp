@@ -12,7 +12,8 @@ namespace {
 
 using Kind = PickleNode::Kind;
 
-constexpr std::size_t kMaxOpcodes = 200'000'000, kMaxNodes = 50'000'000, kMaxText = std::size_t{1} << 31, kMaxStack = 10'000'000;
+constexpr std::size_t kMaxOpcodes = 200'000'000, kMaxNodes = 50'000'000,
+                      kMaxText = std::size_t{1} << 31, kMaxStack = 10'000'000;
 
 // The bytes that Python's str.encode("latin1") makes of a text in UTF-8.
 std::string latin1(const std::string& text) {
@@ -38,7 +39,9 @@ class Machine {
   }
 
  private:
-  [[noreturn]] void bad(const std::string& why) const { fail(ErrorKind::kBadFile, cat(where_, ": the pickle ", why, " (byte ", position_, ")")); }
+  [[noreturn]] void bad(const std::string& why) const {
+    fail(ErrorKind::kBadFile, cat(where_, ": the pickle ", why, " (byte ", position_, ")"));
+  }
 
   std::string_view take(std::size_t n) {
     if (n > bytes_.size() - position_) bad("ends too early");
@@ -49,7 +52,8 @@ class Machine {
   std::uint64_t little(std::size_t width) {
     std::uint64_t value = 0;
     const std::string_view raw = take(width);
-    for (std::size_t i = 0; i < width; ++i) value |= static_cast<std::uint64_t>(static_cast<unsigned char>(raw[i])) << (8 * i);
+    for (std::size_t i = 0; i < width; ++i)
+      value |= static_cast<std::uint64_t>(static_cast<unsigned char>(raw[i])) << (8 * i);
     return value;
   }
   std::string_view line() {
@@ -102,7 +106,8 @@ class Machine {
     return out;
   }
 
-  // Copies made while reducing must stay in proportion to the file: a few bytes may not become gigabytes.
+  // Copies made while reducing must stay in proportion to the file: a few bytes may not become
+  // gigabytes.
   void spend(std::size_t n) {
     spent_ += n;
     if (spent_ > 16 * bytes_.size() + (std::size_t{64} << 20)) bad("blows up when it is unpacked");
@@ -115,14 +120,17 @@ class Machine {
   }
   void append(const std::vector<PickleNode*>& items) {
     PickleNode* list = top();
-    if (!list->is(Kind::kList) && !list->is(Kind::kObject)) bad("appends to something that is not a list");
+    if (!list->is(Kind::kList) && !list->is(Kind::kObject))
+      bad("appends to something that is not a list");
     list->items.insert(list->items.end(), items.begin(), items.end());
   }
   void set_items(const std::vector<PickleNode*>& pairs) {
     if (pairs.size() % 2) bad("sets a key without a value");
     PickleNode* dict = top();
-    if (!dict->is(Kind::kDict) && !dict->is(Kind::kObject)) bad("sets an item of something that is not a dict");
-    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) dict->entries.emplace_back(pairs[i], pairs[i + 1]);
+    if (!dict->is(Kind::kDict) && !dict->is(Kind::kObject))
+      bad("sets an item of something that is not a dict");
+    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2)
+      dict->entries.emplace_back(pairs[i], pairs[i + 1]);
   }
   void memoize(std::uint64_t index) {
     if (index > kMaxNodes) bad("uses a memo index that is too large");
@@ -146,30 +154,37 @@ class Machine {
     PickleNode* node = make(Kind::kInt);
     if (raw.size() <= 8) {
       std::uint64_t value = 0;
-      for (std::size_t i = 0; i < raw.size(); ++i) value |= static_cast<std::uint64_t>(static_cast<unsigned char>(raw[i])) << (8 * i);
-      if (!raw.empty() && raw.size() < 8 && (static_cast<unsigned char>(raw.back()) & 0x80)) value |= ~std::uint64_t{0} << (8 * raw.size());
+      for (std::size_t i = 0; i < raw.size(); ++i)
+        value |= static_cast<std::uint64_t>(static_cast<unsigned char>(raw[i])) << (8 * i);
+      if (!raw.empty() && raw.size() < 8 && (static_cast<unsigned char>(raw.back()) & 0x80))
+        value |= ~std::uint64_t{0} << (8 * raw.size());
       node->integer = static_cast<std::int64_t>(value);
     } else {
       static const char* const kDigits = "0123456789abcdef";
       node->text = "0x";
-      for (std::size_t i = std::min<std::size_t>(raw.size(), 64); i-- > 0;) node->text += {kDigits[static_cast<unsigned char>(raw[i]) >> 4], kDigits[raw[i] & 15]};
+      for (std::size_t i = std::min<std::size_t>(raw.size(), 64); i-- > 0;)
+        node->text += {kDigits[static_cast<unsigned char>(raw[i]) >> 4], kDigits[raw[i] & 15]};
     }
     push(node);
   }
 
-  // What a call would make; nothing is called. Dicts and sequences become plain nodes, the rest stays an object.
+  // What a call would make; nothing is called. Dicts and sequences become plain nodes, the rest
+  // stays an object.
   PickleNode* reduced(const PickleNode* callable, const std::vector<const PickleNode*>& arguments) {
     const std::string name = callable->is(Kind::kGlobal) ? callable->text : "";
     spend(sizeof(PickleNode) + name.size() + arguments.size() * sizeof(void*));
-    if (name == "collections.OrderedDict" || name == "builtins.dict" || name == "collections.defaultdict") {
+    if (name == "collections.OrderedDict" || name == "builtins.dict" ||
+        name == "collections.defaultdict") {
       PickleNode* dict = make(Kind::kDict);
       if (name != "collections.defaultdict" && !arguments.empty()) {
         spend(arguments[0]->items.size() * 2 * sizeof(void*));
-        for (const PickleNode* pair : arguments[0]->items) if (pair->items.size() == 2) dict->entries.emplace_back(pair->items[0], pair->items[1]);
+        for (const PickleNode* pair : arguments[0]->items)
+          if (pair->items.size() == 2) dict->entries.emplace_back(pair->items[0], pair->items[1]);
       }
       return dict;
     }
-    if ((name == "torch.Size" || name == "builtins.list" || name == "builtins.tuple") && arguments.size() == 1) {
+    if ((name == "torch.Size" || name == "builtins.list" || name == "builtins.tuple") &&
+        arguments.size() == 1) {
       spend(arguments[0]->items.size() * sizeof(void*));
       PickleNode* sequence = make(name == "builtins.list" ? Kind::kList : Kind::kTuple);
       sequence->items = arguments[0]->items;
@@ -214,36 +229,72 @@ class Machine {
 };
 
 std::string unquoted(std::string_view text) {
-  if (text.size() >= 2 && (text.front() == '\'' || text.front() == '"') && text.back() == text.front()) text = text.substr(1, text.size() - 2);
+  if (text.size() >= 2 && (text.front() == '\'' || text.front() == '"') &&
+      text.back() == text.front())
+    text = text.substr(1, text.size() - 2);
   return std::string(text);
 }
 
 // One opcode; true after STOP.
 bool Machine::step(unsigned char opcode) {
   switch (opcode) {
-    case 0x80: if (const auto version = little(1); version > 5) bad(cat("uses protocol ", version)); return false;  // PROTO
-    case 0x95: little(8); return false;                                                                              // FRAME
+    case 0x80:
+      if (const auto version = little(1); version > 5) bad(cat("uses protocol ", version));
+      return false;  // PROTO
+    case 0x95:
+      little(8);
+      return false;  // FRAME
     case '.':
       document_.root = pop();
       document_.consumed = position_;
       return true;
-    case '(': marks_.push_back(stack_.size()); return false;
-    case '0': if (stack_.size() > floor()) stack_.pop_back(); else pop_to_mark(); return false;  // POP
-    case '1': pop_to_mark(); return false;
-    case '2': push(top()); return false;
+    case '(':
+      marks_.push_back(stack_.size());
+      return false;
+    case '0':
+      if (stack_.size() > floor())
+        stack_.pop_back();
+      else
+        pop_to_mark();
+      return false;  // POP
+    case '1':
+      pop_to_mark();
+      return false;
+    case '2':
+      push(top());
+      return false;
 
-    case 'N': push(make(Kind::kNone)); return false;
-    case 0x88: push_integer(Kind::kBool, 1); return false;
-    case 0x89: push_integer(Kind::kBool, 0); return false;
-    case 'J': push_integer(Kind::kInt, static_cast<std::int32_t>(little(4))); return false;
-    case 'K': push_integer(Kind::kInt, static_cast<std::int64_t>(little(1))); return false;
-    case 'M': push_integer(Kind::kInt, static_cast<std::int64_t>(little(2))); return false;
-    case 0x8a: push_long(take(little(1))); return false;  // LONG1
-    case 0x8b: push_long(take(little(4))); return false;  // LONG4
+    case 'N':
+      push(make(Kind::kNone));
+      return false;
+    case 0x88:
+      push_integer(Kind::kBool, 1);
+      return false;
+    case 0x89:
+      push_integer(Kind::kBool, 0);
+      return false;
+    case 'J':
+      push_integer(Kind::kInt, static_cast<std::int32_t>(little(4)));
+      return false;
+    case 'K':
+      push_integer(Kind::kInt, static_cast<std::int64_t>(little(1)));
+      return false;
+    case 'M':
+      push_integer(Kind::kInt, static_cast<std::int64_t>(little(2)));
+      return false;
+    case 0x8a:
+      push_long(take(little(1)));
+      return false;  // LONG1
+    case 0x8b:
+      push_long(take(little(4)));
+      return false;  // LONG4
     case 'I':
     case 'L': {
       std::string text(line());
-      if (opcode == 'I' && (text == "00" || text == "01")) { push_integer(Kind::kBool, text == "01"); return false; }
+      if (opcode == 'I' && (text == "00" || text == "01")) {
+        push_integer(Kind::kBool, text == "01");
+        return false;
+      }
       if (!text.empty() && text.back() == 'L') text.pop_back();
       char* end = nullptr;
       errno = 0;
@@ -267,24 +318,56 @@ bool Machine::step(unsigned char opcode) {
       return false;
     }
 
-    case 'X': push_text(Kind::kText, sized_text(4)); return false;
-    case 0x8c: push_text(Kind::kText, sized_text(1)); return false;
-    case 0x8d: push_text(Kind::kText, sized_text(8)); return false;
-    case 'V': push_text(Kind::kText, std::string(line())); return false;
-    case 'T': push_text(Kind::kText, sized_text(4)); return false;  // str of Python 2
-    case 'U': push_text(Kind::kText, sized_text(1)); return false;
-    case 'S': push_text(Kind::kText, unquoted(line())); return false;
-    case 'B': push_text(Kind::kBytes, sized_text(4)); return false;
-    case 'C': push_text(Kind::kBytes, sized_text(1)); return false;
+    case 'X':
+      push_text(Kind::kText, sized_text(4));
+      return false;
+    case 0x8c:
+      push_text(Kind::kText, sized_text(1));
+      return false;
+    case 0x8d:
+      push_text(Kind::kText, sized_text(8));
+      return false;
+    case 'V':
+      push_text(Kind::kText, std::string(line()));
+      return false;
+    case 'T':
+      push_text(Kind::kText, sized_text(4));
+      return false;  // str of Python 2
+    case 'U':
+      push_text(Kind::kText, sized_text(1));
+      return false;
+    case 'S':
+      push_text(Kind::kText, unquoted(line()));
+      return false;
+    case 'B':
+      push_text(Kind::kBytes, sized_text(4));
+      return false;
+    case 'C':
+      push_text(Kind::kBytes, sized_text(1));
+      return false;
     case 0x8e:
-    case 0x96: push_text(Kind::kBytes, sized_text(8)); return false;  // BINBYTES8, BYTEARRAY8
+    case 0x96:
+      push_text(Kind::kBytes, sized_text(8));
+      return false;  // BINBYTES8, BYTEARRAY8
 
-    case ']': push(make(Kind::kList)); return false;
-    case '}': push(make(Kind::kDict)); return false;
-    case ')': push(make(Kind::kTuple)); return false;
-    case 0x8f: push_text(Kind::kObject, "builtins.set"); return false;  // EMPTY_SET
-    case 'l': push_sequence(Kind::kList, pop_to_mark()); return false;
-    case 't': push_sequence(Kind::kTuple, pop_to_mark()); return false;
+    case ']':
+      push(make(Kind::kList));
+      return false;
+    case '}':
+      push(make(Kind::kDict));
+      return false;
+    case ')':
+      push(make(Kind::kTuple));
+      return false;
+    case 0x8f:
+      push_text(Kind::kObject, "builtins.set");
+      return false;  // EMPTY_SET
+    case 'l':
+      push_sequence(Kind::kList, pop_to_mark());
+      return false;
+    case 't':
+      push_sequence(Kind::kTuple, pop_to_mark());
+      return false;
     case 'd': {
       const auto pairs = pop_to_mark();
       push(make(Kind::kDict));
@@ -311,22 +394,40 @@ bool Machine::step(unsigned char opcode) {
       return false;
     }
     case 'e':
-    case 0x90: append(pop_to_mark()); return false;  // APPENDS, ADDITEMS
+    case 0x90:
+      append(pop_to_mark());
+      return false;  // APPENDS, ADDITEMS
     case 's': {
       PickleNode* value = pop();
       PickleNode* key = pop();
       set_items({key, value});
       return false;
     }
-    case 'u': set_items(pop_to_mark()); return false;
+    case 'u':
+      set_items(pop_to_mark());
+      return false;
 
-    case 'g': recall(number_line()); return false;
-    case 'h': recall(little(1)); return false;
-    case 'j': recall(little(4)); return false;
-    case 'p': memoize(number_line()); return false;
-    case 'q': memoize(little(1)); return false;
-    case 'r': memoize(little(4)); return false;
-    case 0x94: memoize(memo_.size()); return false;
+    case 'g':
+      recall(number_line());
+      return false;
+    case 'h':
+      recall(little(1));
+      return false;
+    case 'j':
+      recall(little(4));
+      return false;
+    case 'p':
+      memoize(number_line());
+      return false;
+    case 'q':
+      memoize(little(1));
+      return false;
+    case 'r':
+      memoize(little(4));
+      return false;
+    case 0x94:
+      memoize(memo_.size());
+      return false;
 
     case 'c': {
       const std::string module(line()), name(line());
@@ -335,13 +436,18 @@ bool Machine::step(unsigned char opcode) {
     }
     case 0x93: {
       const PickleNode *name = pop(), *module = pop();
-      if (!name->is(Kind::kText) || !module->is(Kind::kText)) bad("names a global by something that is not text");
+      if (!name->is(Kind::kText) || !module->is(Kind::kText))
+        bad("names a global by something that is not text");
       global(module->text, name->text);
       return false;
     }
-    case 'R': reduce(); return false;
-    case 0x81: reduce(); return false;  // NEWOBJ: cls.__new__(cls, *args)
-    case 0x92: {                        // NEWOBJ_EX
+    case 'R':
+      reduce();
+      return false;
+    case 0x81:
+      reduce();
+      return false;  // NEWOBJ: cls.__new__(cls, *args)
+    case 0x92: {     // NEWOBJ_EX
       pop();
       reduce();
       return false;
@@ -371,8 +477,11 @@ bool Machine::step(unsigned char opcode) {
       persistent(id);
       return false;
     }
-    case 'Q': persistent(pop()); return false;
-    default: break;
+    case 'Q':
+      persistent(pop());
+      return false;
+    default:
+      break;
   }
   bad(cat("has the unknown opcode ", static_cast<int>(opcode)));
 }
@@ -381,10 +490,14 @@ bool Machine::step(unsigned char opcode) {
 
 const PickleNode* PickleNode::find(std::string_view key) const {
   const PickleNode* found = nullptr;  // the last one wins, as in Python
-  if (kind == Kind::kDict) for (const auto& [k, v] : entries) if (k->kind == Kind::kText && k->text == key) found = v;
+  if (kind == Kind::kDict)
+    for (const auto& [k, v] : entries)
+      if (k->kind == Kind::kText && k->text == key) found = v;
   return found;
 }
 
-PickleDocument parse_pickle(std::string_view bytes, const std::string& where) { return Machine(bytes, where).run(); }
+PickleDocument parse_pickle(std::string_view bytes, const std::string& where) {
+  return Machine(bytes, where).run();
+}
 
 }  // namespace tiltflow

@@ -1,6 +1,7 @@
-// Python pickles as inert data. The machine understands the opcodes of protocols 0-5 and builds a tree; it never imports,
-// calls or executes anything: what it does not know stays an object node with a name that can be printed, not used.
-// Streams are untrusted: opcodes, memo, nodes, text and depth are bounded.
+// Python pickles as inert data. The machine understands the opcodes of protocols 0-5 and builds a
+// tree; it never imports, calls or executes anything: what it does not know stays an object node
+// with a name that can be printed, not used. Streams are untrusted: opcodes, memo, nodes, text and
+// depth are bounded.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +15,29 @@
 namespace tiltflow {
 
 struct PickleNode {
-  enum class Kind { kNone, kBool, kInt, kFloat, kText, kBytes, kList, kTuple, kDict, kGlobal, kObject, kPersistent };
+  enum class Kind {
+    kNone,
+    kBool,
+    kInt,
+    kFloat,
+    kText,
+    kBytes,
+    kList,
+    kTuple,
+    kDict,
+    kGlobal,
+    kObject,
+    kPersistent
+  };
   Kind kind = Kind::kNone;
-  std::int64_t integer = 0;                                         // kBool, kInt
-  double number = 0;                                                // kFloat
-  std::string text;                                                 // kText, kBytes; kGlobal, kObject: "module.name"; kInt beyond 64 bits: decimal or hex
-  std::vector<const PickleNode*> items;                             // kList, kTuple; kObject: arguments; kPersistent: the id alone
+  std::int64_t integer = 0;  // kBool, kInt
+  double number = 0;         // kFloat
+  std::string
+      text;  // kText, kBytes; kGlobal, kObject: "module.name"; kInt beyond 64 bits: decimal or hex
+  std::vector<const PickleNode*>
+      items;  // kList, kTuple; kObject: arguments; kPersistent: the id alone
   std::vector<std::pair<const PickleNode*, const PickleNode*>> entries;  // kDict, in order
-  const PickleNode* state = nullptr;                                // what BUILD gave a dict or an object
+  const PickleNode* state = nullptr;  // what BUILD gave a dict or an object
 
   bool is(Kind k) const { return kind == k; }
   // Value of a text key; null when absent or not a dict.

@@ -34,22 +34,42 @@ void print(const PickleNode& node, std::string& out, std::size_t limit, int dept
     out += "}";
   };
   switch (node.kind) {
-    case Kind::kNone: out += "None"; return;
-    case Kind::kBool: out += node.integer ? "True" : "False"; return;
-    case Kind::kInt: out += node.text.empty() ? std::to_string(node.integer) : node.text; return;
-    case Kind::kFloat: out += compact(node.number, 9); return;
+    case Kind::kNone:
+      out += "None";
+      return;
+    case Kind::kBool:
+      out += node.integer ? "True" : "False";
+      return;
+    case Kind::kInt:
+      out += node.text.empty() ? std::to_string(node.integer) : node.text;
+      return;
+    case Kind::kFloat:
+      out += compact(node.number, 9);
+      return;
     case Kind::kText:
     case Kind::kBytes:
       out += node.is(Kind::kText) ? "'" : "b'";
-      for (const char c : node.text.substr(0, limit)) out += static_cast<unsigned char>(c) < 32 ? '?' : c;  // no control characters on a terminal
+      for (const char c : node.text.substr(0, limit))
+        out += static_cast<unsigned char>(c) < 32 ? '?' : c;  // no control characters on a terminal
       out += "'";
       return;
-    case Kind::kList: sequence(node.items, "[", "]"); return;
-    case Kind::kTuple: sequence(node.items, "(", ")"); return;
-    case Kind::kDict: dict(); return;
-    case Kind::kGlobal: out += node.text; return;
-    case Kind::kPersistent: sequence(node.items, "<", ">"); return;
-    case Kind::kObject: break;
+    case Kind::kList:
+      sequence(node.items, "[", "]");
+      return;
+    case Kind::kTuple:
+      sequence(node.items, "(", ")");
+      return;
+    case Kind::kDict:
+      dict();
+      return;
+    case Kind::kGlobal:
+      out += node.text;
+      return;
+    case Kind::kPersistent:
+      sequence(node.items, "<", ">");
+      return;
+    case Kind::kObject:
+      break;
   }
   out += node.text;
   sequence(node.items, "(", ")");

@@ -68,12 +68,15 @@ AlphaRule parse_alpha_rule(const std::string& name) {
   if (name == "white") return AlphaRule::kWhite;
   if (name == "black") return AlphaRule::kBlack;
   if (name == "refuse") return AlphaRule::kRefuse;
-  fail(ErrorKind::kConfig, cat("alpha '", name, "' is unknown"), "use drop, white, black or refuse");
+  fail(ErrorKind::kConfig, cat("alpha '", name, "' is unknown"),
+       "use drop, white, black or refuse");
 }
 
 at::Tensor without_alpha(const Picture& picture, AlphaRule rule, const std::string& name) {
   if (!picture.alpha.defined() || rule == AlphaRule::kDrop) return picture.bytes;
-  if (rule == AlphaRule::kRefuse) fail(ErrorKind::kBadFile, cat(name, ": the picture has transparent pixels"), "alpha = drop, white or black says what becomes of them");
+  if (rule == AlphaRule::kRefuse)
+    fail(ErrorKind::kBadFile, cat(name, ": the picture has transparent pixels"),
+         "alpha = drop, white or black says what becomes of them");
   const std::int64_t background = rule == AlphaRule::kWhite ? 255 : 0;
   const at::Tensor alpha = picture.alpha.to(at::kInt);
   const at::Tensor mixed = picture.bytes.to(at::kInt) * alpha + background * (255 - alpha);
@@ -91,16 +94,19 @@ at::Tensor with_channels(const at::Tensor& bytes, std::int64_t channels) {
 void require_picture_size(std::int64_t width, std::int64_t height, const std::string& name) {
   if (width < 1 || height < 1) fail(ErrorKind::kBadFile, cat(name, ": the picture has no pixels"));
   if (width <= kMaxSide && height <= kMaxSide && width * height <= kMaxPixels) return;
-  fail(ErrorKind::kBadFile, cat(name, ": the picture of ", width, " x ", height, " is too large"), cat("at most ", kMaxSide, " pixels a side and ", kMaxPixels, " in all"));
+  fail(ErrorKind::kBadFile, cat(name, ": the picture of ", width, " x ", height, " is too large"),
+       cat("at most ", kMaxSide, " pixels a side and ", kMaxPixels, " in all"));
 }
 
-Picture picture_of_rows(const std::vector<std::uint8_t>& rows, std::int64_t width, std::int64_t height, std::int64_t channels) {
+Picture picture_of_rows(const std::vector<std::uint8_t>& rows, std::int64_t width,
+                        std::int64_t height, std::int64_t channels) {
   at::Tensor interleaved = at::empty({height, width, channels}, at::kByte);
   std::memcpy(interleaved.data_ptr(), rows.data(), interleaved.nbytes());
   Picture out;
   const bool has_alpha = channels % 2 == 0;
   const std::int64_t colors = has_alpha ? channels - 1 : channels;
-  out.bytes = interleaved.narrow(2, 0, colors).permute({2, 0, 1}).contiguous();  // [H, W, C] -> [C, H, W]
+  out.bytes =
+      interleaved.narrow(2, 0, colors).permute({2, 0, 1}).contiguous();  // [H, W, C] -> [C, H, W]
   if (!has_alpha) return out;
   const at::Tensor alpha = interleaved.select(2, colors).contiguous();
   if (alpha.min().item<int>() < 255) out.alpha = alpha;

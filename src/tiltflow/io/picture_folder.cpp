@@ -15,10 +15,12 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::array kRead{".png", ".jpg", ".jpeg", ".webp", ".bmp"};
-constexpr std::array kOther{".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".jfif", ".jpe",
-                            ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".svg", ".psd", ".exr", ".hdr", ".npy"};
+constexpr std::array kOther{".gif", ".tif",  ".tiff", ".avif", ".heic", ".heif", ".jp2",
+                            ".jxl", ".jfif", ".jpe",  ".ppm",  ".pgm",  ".pbm",  ".pnm",
+                            ".tga", ".ico",  ".svg",  ".psd",  ".exr",  ".hdr",  ".npy"};
 // Written beside pictures by file managers, archivers and file systems.
-constexpr std::array kLitter{"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "__pycache__"};
+constexpr std::array kLitter{
+    "__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "__pycache__"};
 
 template <class Names>
 bool is_one_of(const std::string& name, const Names& names) {
@@ -39,7 +41,8 @@ std::string lower_suffix(const fs::path& file) {
 std::vector<fs::directory_entry> entries_of(const fs::path& folder) {
   std::error_code code;
   std::vector<fs::directory_entry> out;
-  for (fs::directory_iterator it(folder, code), end; !code && it != end; it.increment(code)) out.push_back(*it);
+  for (fs::directory_iterator it(folder, code), end; !code && it != end; it.increment(code))
+    out.push_back(*it);
   if (code) fail(ErrorKind::kBadFile, cat("cannot list ", folder.string(), ": ", code.message()));
   std::sort(out.begin(), out.end());
   return out;
@@ -53,7 +56,8 @@ bool is_folder(const fs::directory_entry& entry) {
 // "a, b, c and 4 more"
 std::string some_of(const std::vector<std::string>& names) {
   constexpr std::size_t kShown = 5;
-  const std::vector<std::string> first(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(std::min(kShown, names.size())));
+  const std::vector<std::string> first(
+      names.begin(), names.begin() + static_cast<std::ptrdiff_t>(std::min(kShown, names.size())));
   const std::string shown = join(first, ", ");
   return names.size() > kShown ? cat(shown, " and ", names.size() - kShown, " more") : shown;
 }
@@ -66,9 +70,12 @@ class FolderWalk {
     std::vector<fs::path> classes;
     above_.insert(fs::canonical(root_));
     for (const fs::directory_entry& entry : entries_of(root_)) {
-      if (is_litter(entry.path())) note_litter(entry);
-      else if (is_folder(entry)) classes.push_back(entry.path());
-      else if (is_one_of(lower_suffix(entry.path()), kRead)) beside_.push_back(entry.path().filename().string());
+      if (is_litter(entry.path()))
+        note_litter(entry);
+      else if (is_folder(entry))
+        classes.push_back(entry.path());
+      else if (is_one_of(lower_suffix(entry.path()), kRead))
+        beside_.push_back(entry.path().filename().string());
     }
     for (const fs::path& path : classes) add_class(path);
     refuse_empty_classes(classes);
@@ -85,7 +92,8 @@ class FolderWalk {
     std::sort(found.begin(), found.end(), [](const fs::path& a, const fs::path& b) {
       const std::string folder_a = a.parent_path().string();
       const std::string folder_b = b.parent_path().string();
-      return folder_a != folder_b ? folder_a < folder_b : a.filename().string() < b.filename().string();
+      return folder_a != folder_b ? folder_a < folder_b
+                                  : a.filename().string() < b.filename().string();
     });
     const std::string name = path.filename().string();
     if (found.empty() && list_.broken.size() == broken_before) empty_.push_back(name);
@@ -102,9 +110,12 @@ class FolderWalk {
       return;
     }
     for (const fs::directory_entry& entry : entries_of(folder)) {
-      if (is_litter(entry.path())) note_litter(entry);
-      else if (is_folder(entry)) walk(entry.path(), found);
-      else add_file(entry, found);
+      if (is_litter(entry.path()))
+        note_litter(entry);
+      else if (is_folder(entry))
+        walk(entry.path(), found);
+      else
+        add_file(entry, found);
     }
     above_.erase(real);
   }
@@ -114,27 +125,39 @@ class FolderWalk {
     if (is_one_of(suffix, kOther)) ++other_[suffix];
     if (!is_one_of(suffix, kRead)) return;
     std::error_code code;
-    if (entry.is_regular_file(code)) found.push_back(entry.path());
-    else list_.broken.push_back(cat(entry.path().string(), entry.exists(code) ? ": not a regular file" : ": a link to nothing"));
+    if (entry.is_regular_file(code))
+      found.push_back(entry.path());
+    else
+      list_.broken.push_back(cat(entry.path().string(), entry.exists(code)
+                                                            ? ": not a regular file"
+                                                            : ": a link to nothing"));
   }
 
   void note_litter(const fs::directory_entry& entry) {
-    if (is_folder(entry)) hidden_.push_back(relative(entry.path()));
-    else if (is_one_of(lower_suffix(entry.path()), kRead)) hidden_files_.push_back(relative(entry.path()));
+    if (is_folder(entry))
+      hidden_.push_back(relative(entry.path()));
+    else if (is_one_of(lower_suffix(entry.path()), kRead))
+      hidden_files_.push_back(relative(entry.path()));
   }
 
-  std::string relative(const fs::path& path) const { return path.lexically_relative(root_).string(); }
+  std::string relative(const fs::path& path) const {
+    return path.lexically_relative(root_).string();
+  }
 
   void refuse_empty_classes(const std::vector<fs::path>& classes) {
     if (list_.files.empty() && list_.broken.empty()) {
       const std::string others = other_formats();
-      fail(ErrorKind::kBadFile, cat("no pictures in ", root_.string(), others.empty() ? "" : "; " + others),
-           beside_.empty() ? "expected one sub-folder per class with PNG, JPEG, WEBP or BMP files"
-                           : "pictures stand in the folder itself: put them into one sub-folder per class");
+      fail(ErrorKind::kBadFile,
+           cat("no pictures in ", root_.string(), others.empty() ? "" : "; " + others),
+           beside_.empty()
+               ? "expected one sub-folder per class with PNG, JPEG, WEBP or BMP files"
+               : "pictures stand in the folder itself: put them into one sub-folder per class");
     }
     if (empty_.empty()) return;
     const std::string others = other_formats();
-    fail(ErrorKind::kBadFile, cat(root_.string(), ": classes without pictures: ", empty_.size(), " of ", classes.size(), " (", some_of(empty_), ")", others.empty() ? "" : "; " + others),
+    fail(ErrorKind::kBadFile,
+         cat(root_.string(), ": classes without pictures: ", empty_.size(), " of ", classes.size(),
+             " (", some_of(empty_), ")", others.empty() ? "" : "; " + others),
          "PNG, JPEG, WEBP and BMP are read; every sub-folder is a class, so remove or fill these");
   }
 
@@ -145,15 +168,24 @@ class FolderWalk {
       count += files;
       each.push_back(cat(suffix, " ", files));
     }
-    return count == 0 ? "" : cat("files of formats that are not read: ", count, " (", join(each, ", "), ")");
+    return count == 0
+               ? ""
+               : cat("files of formats that are not read: ", count, " (", join(each, ", "), ")");
   }
 
   void write_notes() {
-    const auto add = [this](const std::string& note) { list_.notes.push_back(cat(root_.string(), ": ", note)); };
+    const auto add = [this](const std::string& note) {
+      list_.notes.push_back(cat(root_.string(), ": ", note));
+    };
     if (!other_.empty()) add(other_formats());
-    if (!beside_.empty()) add(cat("pictures beside the class folders belong to no class and are left out: ", beside_.size(), " (", some_of(beside_), ")"));
-    if (!hidden_.empty()) add(cat("hidden folders are no classes and are left out: ", some_of(hidden_)));
-    if (!hidden_files_.empty()) add(cat("pictures whose name begins with a dot are left out: ", hidden_files_.size(), " (", some_of(hidden_files_), ")"));
+    if (!beside_.empty())
+      add(cat("pictures beside the class folders belong to no class and are left out: ",
+              beside_.size(), " (", some_of(beside_), ")"));
+    if (!hidden_.empty())
+      add(cat("hidden folders are no classes and are left out: ", some_of(hidden_)));
+    if (!hidden_files_.empty())
+      add(cat("pictures whose name begins with a dot are left out: ", hidden_files_.size(), " (",
+              some_of(hidden_files_), ")"));
     if (!loops_.empty()) add(cat("links to a folder above are not followed: ", some_of(loops_)));
   }
 
@@ -167,7 +199,8 @@ class FolderWalk {
 }  // namespace
 
 PictureList list_picture_folder(const fs::path& folder) {
-  if (!fs::is_directory(folder)) fail(ErrorKind::kBadFile, cat("image folder not found: ", folder.string()));
+  if (!fs::is_directory(folder))
+    fail(ErrorKind::kBadFile, cat("image folder not found: ", folder.string()));
   return FolderWalk(folder).run();
 }
 

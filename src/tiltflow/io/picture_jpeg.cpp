@@ -15,7 +15,8 @@ namespace {
 
 constexpr int kMaxScans = 500;  // of progressive pictures; a small file may ask for millions
 
-// What libjpeg calls back. A warning about the pixels is an error here: libjpeg would fill what is missing with grey.
+// What libjpeg calls back. A warning about the pixels is an error here: libjpeg would fill what is
+// missing with grey.
 struct JpegCallbacks {
   jpeg_error_mgr errors;
   jpeg_progress_mgr progress;
@@ -104,7 +105,8 @@ Picture decode_jpeg_picture(std::string_view bytes, const std::string& name) {
   JpegReader reader(callbacks);
   jpeg_decompress_struct& info = reader.info;
   const auto guarded = [&](const auto& work) {
-    if (!without_error(callbacks, work)) fail(ErrorKind::kBadFile, cat(name, ": broken JPEG: ", callbacks.message));
+    if (!without_error(callbacks, work))
+      fail(ErrorKind::kBadFile, cat(name, ": broken JPEG: ", callbacks.message));
   };
   guarded([&] {
     jpeg_create_decompress(&info);
@@ -113,13 +115,15 @@ Picture decode_jpeg_picture(std::string_view bytes, const std::string& name) {
     jpeg_read_header(&info, TRUE);
   });
   require_picture_size(info.image_width, info.image_height, name);
-  if (info.num_components == 2) fail(ErrorKind::kBadFile, cat(name, ": a JPEG of two components is neither grey nor coloured"));
+  if (info.num_components == 2)
+    fail(ErrorKind::kBadFile, cat(name, ": a JPEG of two components is neither grey nor coloured"));
   const int orientation = orientation_of(info);
   callbacks.progress.progress_monitor = on_progress;
   info.progress = &callbacks.progress;
   info.out_color_space = wanted_space(info);
   guarded([&] { jpeg_start_decompress(&info); });
-  const std::size_t stride = std::size_t{info.output_width} * static_cast<std::size_t>(info.output_components);
+  const std::size_t stride =
+      std::size_t{info.output_width} * static_cast<std::size_t>(info.output_components);
   std::vector<std::uint8_t> rows(stride * info.output_height);
   guarded([&] {
     while (info.output_scanline < info.output_height) {
@@ -129,7 +133,8 @@ Picture decode_jpeg_picture(std::string_view bytes, const std::string& name) {
     jpeg_finish_decompress(&info);
   });
   const bool cmyk = info.output_components == 4;
-  Picture picture = picture_of_rows(cmyk ? rgb_of_inverted_cmyk(rows) : rows, info.output_width, info.output_height, cmyk ? 3 : info.output_components);
+  Picture picture = picture_of_rows(cmyk ? rgb_of_inverted_cmyk(rows) : rows, info.output_width,
+                                    info.output_height, cmyk ? 3 : info.output_components);
   picture.orientation = orientation;
   return picture;
 }

@@ -35,7 +35,8 @@ std::uint32_t chunk_number(std::string_view bytes, std::size_t offset) {
   return png_get_uint_32(reinterpret_cast<png_const_bytep>(bytes.data()) + offset);
 }
 
-// Chunks beside the pixels: the rotation, and the number of frames of an animated PNG (libpng reads its first picture).
+// Chunks beside the pixels: the rotation, and the number of frames of an animated PNG (libpng reads
+// its first picture).
 void read_notes(std::string_view bytes, Picture& picture) {
   for (std::size_t at = 8; at + 12 <= bytes.size();) {
     const std::size_t length = chunk_number(bytes, at);
@@ -47,12 +48,16 @@ void read_notes(std::string_view bytes, Picture& picture) {
   }
 }
 
-bool is_grey(const png_color& color) { return color.red == color.green && color.green == color.blue; }
+bool is_grey(const png_color& color) {
+  return color.red == color.green && color.green == color.blue;
+}
 
-bool has_palette(png_structp png, png_infop info) { return png_get_color_type(png, info) == PNG_COLOR_TYPE_PALETTE; }
+bool has_palette(png_structp png, png_infop info) {
+  return png_get_color_type(png, info) == PNG_COLOR_TYPE_PALETTE;
+}
 
-// Asks libpng for indices of a palette, or for 8-bit grey or RGB with an alpha channel where the file has one. No gamma and no
-// profile: Pillow applies none.
+// Asks libpng for indices of a palette, or for 8-bit grey or RGB with an alpha channel where the
+// file has one. No gamma and no profile: Pillow applies none.
 void set_transforms(png_structp png, png_infop info) {
   if (has_palette(png, info)) {
     png_set_packing(png);
@@ -75,22 +80,27 @@ Palette palette_of(png_structp png, png_infop info) {
   int size = 0;
   int alphas = 0;
   Palette out;
-  if (png_get_PLTE(png, info, &colors, &size)) out.colors = {colors, static_cast<std::size_t>(size)};
-  if (png_get_tRNS(png, info, &alpha, &alphas, nullptr)) out.alpha = {alpha, static_cast<std::size_t>(alphas)};
+  if (png_get_PLTE(png, info, &colors, &size))
+    out.colors = {colors, static_cast<std::size_t>(size)};
+  if (png_get_tRNS(png, info, &alpha, &alphas, nullptr))
+    out.alpha = {alpha, static_cast<std::size_t>(alphas)};
   return out;
 }
 
 // One byte a pixel to the bytes of its colour.
-Picture expanded(const std::vector<std::uint8_t>& indices, const Palette& palette, std::int64_t width, std::int64_t height, const std::string& name) {
+Picture expanded(const std::vector<std::uint8_t>& indices, const Palette& palette,
+                 std::int64_t width, std::int64_t height, const std::string& name) {
   const bool grey = std::all_of(palette.colors.begin(), palette.colors.end(), is_grey);
   std::vector<std::uint8_t> out;
   for (const std::uint8_t index : indices) {
-    if (index >= palette.colors.size()) fail(ErrorKind::kBadFile, cat(name, ": broken PNG: a pixel is not in the palette"));
+    if (index >= palette.colors.size())
+      fail(ErrorKind::kBadFile, cat(name, ": broken PNG: a pixel is not in the palette"));
     const png_color& color = palette.colors[index];
     out.push_back(color.red);
     if (!grey) out.push_back(color.green);
     if (!grey) out.push_back(color.blue);
-    if (!palette.alpha.empty()) out.push_back(index < palette.alpha.size() ? palette.alpha[index] : 255);
+    if (!palette.alpha.empty())
+      out.push_back(index < palette.alpha.size() ? palette.alpha[index] : 255);
   }
   return picture_of_rows(out, width, height, (grey ? 1 : 3) + (palette.alpha.empty() ? 0 : 1));
 }
@@ -126,7 +136,8 @@ Picture decode_png_picture(std::string_view bytes, const std::string& name) {
   png_structp png = reader.png;
   png_infop info = reader.info;
   const auto guarded = [&](const auto& work) {
-    if (!without_error(png, work)) fail(ErrorKind::kBadFile, cat(name, ": broken PNG: ", source.message));
+    if (!without_error(png, work))
+      fail(ErrorKind::kBadFile, cat(name, ": broken PNG: ", source.message));
   };
   guarded([&] { png_read_info(png, info); });
   const std::int64_t width = png_get_image_width(png, info);
@@ -136,13 +147,15 @@ Picture decode_png_picture(std::string_view bytes, const std::string& name) {
   const std::size_t stride = png_get_rowbytes(png, info);
   std::vector<std::uint8_t> pixels(stride * static_cast<std::size_t>(height));
   std::vector<png_bytep> rows;
-  for (std::int64_t y = 0; y < height; ++y) rows.push_back(pixels.data() + static_cast<std::size_t>(y) * stride);
+  for (std::int64_t y = 0; y < height; ++y)
+    rows.push_back(pixels.data() + static_cast<std::size_t>(y) * stride);
   guarded([&] {
     png_read_image(png, rows.data());
     png_read_end(png, nullptr);
   });
-  Picture picture = has_palette(png, info) ? expanded(pixels, palette_of(png, info), width, height, name)
-                                           : picture_of_rows(pixels, width, height, png_get_channels(png, info));
+  Picture picture = has_palette(png, info)
+                        ? expanded(pixels, palette_of(png, info), width, height, name)
+                        : picture_of_rows(pixels, width, height, png_get_channels(png, info));
   read_notes(bytes, picture);
   return picture;
 }

@@ -50,7 +50,8 @@ std::vector<Taps> taps_of(std::int64_t from, std::int64_t to, const Filter& filt
       sum += weights.back();
     }
     Taps taps{first, {}};
-    for (const double w : weights) taps.weights.push_back(std::llround(std::ldexp(w / sum, kPrecision)));
+    for (const double w : weights)
+      taps.weights.push_back(std::llround(std::ldexp(w / sum, kPrecision)));
     out.push_back(std::move(taps));
   }
   return out;
@@ -71,7 +72,8 @@ at::Tensor resize_rows(const at::Tensor& picture, const std::vector<Taps>& taps)
     std::uint8_t* result = out.data_ptr<std::uint8_t>() + y * to;
     for (const Taps& tap : taps) {
       std::int64_t sum = 0;
-      for (std::size_t k = 0; k < tap.weights.size(); ++k) sum += tap.weights[k] * in[tap.first + static_cast<std::int64_t>(k)];
+      for (std::size_t k = 0; k < tap.weights.size(); ++k)
+        sum += tap.weights[k] * in[tap.first + static_cast<std::int64_t>(k)];
       *result++ = rounded(sum);
     }
   }
@@ -81,7 +83,8 @@ at::Tensor resize_rows(const at::Tensor& picture, const std::vector<Taps>& taps)
 // [C, from, W] -> [C, to, W]
 at::Tensor resize_columns(const at::Tensor& picture, const std::vector<Taps>& taps) {
   const std::int64_t width = picture.size(2);
-  at::Tensor out = at::empty({picture.size(0), static_cast<std::int64_t>(taps.size()), width}, at::kByte);
+  at::Tensor out =
+      at::empty({picture.size(0), static_cast<std::int64_t>(taps.size()), width}, at::kByte);
   std::uint8_t* result = out.data_ptr<std::uint8_t>();
   std::vector<std::int64_t> sums(static_cast<std::size_t>(width));
   for (std::int64_t c = 0; c < picture.size(0); ++c) {
@@ -89,7 +92,8 @@ at::Tensor resize_columns(const at::Tensor& picture, const std::vector<Taps>& ta
       std::fill(sums.begin(), sums.end(), 0);
       for (std::size_t k = 0; k < tap.weights.size(); ++k) {
         const std::int64_t row = tap.first + static_cast<std::int64_t>(k);
-        const std::uint8_t* in = picture.const_data_ptr<std::uint8_t>() + (c * picture.size(1) + row) * width;
+        const std::uint8_t* in =
+            picture.const_data_ptr<std::uint8_t>() + (c * picture.size(1) + row) * width;
         for (std::size_t x = 0; x < sums.size(); ++x) sums[x] += tap.weights[k] * in[x];
       }
       for (const std::int64_t sum : sums) *result++ = rounded(sum);
@@ -100,7 +104,8 @@ at::Tensor resize_columns(const at::Tensor& picture, const std::vector<Taps>& ta
 
 }  // namespace
 
-at::Tensor resize(const at::Tensor& picture, std::int64_t height, std::int64_t width, const std::string& name) {
+at::Tensor resize(const at::Tensor& picture, std::int64_t height, std::int64_t width,
+                  const std::string& name) {
   const Filter filter = name == "box" ? Filter{0.5, box} : Filter{2, bicubic};
   at::Tensor x = picture.contiguous();
   if (width != x.size(2)) {
@@ -116,12 +121,19 @@ at::Tensor center_crop(const at::Tensor& picture, std::int64_t size, const std::
   const auto side = [&] { return std::min(x.size(1), x.size(2)); };
   while (side() >= 2 * size) x = resize(x, x.size(1) / 2, x.size(2) / 2, "box");
   const double scale = static_cast<double>(size) / static_cast<double>(side());
-  const auto scaled = [&](std::int64_t length) { return static_cast<std::int64_t>(std::nearbyint(static_cast<double>(length) * scale)); };
+  const auto scaled = [&](std::int64_t length) {
+    return static_cast<std::int64_t>(std::nearbyint(static_cast<double>(length) * scale));
+  };
   const std::int64_t height = scaled(x.size(1));
   const std::int64_t width = scaled(x.size(2));
-  if (std::max(height, width) > kLongestSide) fail(ErrorKind::kBadFile, cat(name, ": ", picture.size(1), " x ", picture.size(2), " pixels are too narrow a strip to be cropped to ", size, " x ", size));
+  if (std::max(height, width) > kLongestSide)
+    fail(ErrorKind::kBadFile,
+         cat(name, ": ", picture.size(1), " x ", picture.size(2),
+             " pixels are too narrow a strip to be cropped to ", size, " x ", size));
   x = resize(x, height, width, "bicubic");
-  return x.narrow(1, (x.size(1) - size) / 2, size).narrow(2, (x.size(2) - size) / 2, size).contiguous();
+  return x.narrow(1, (x.size(1) - size) / 2, size)
+      .narrow(2, (x.size(2) - size) / 2, size)
+      .contiguous();
 }
 
 }  // namespace tiltflow

@@ -14,18 +14,30 @@ namespace {
 using Names = std::vector<std::string>;
 
 // In order of preference.
-constexpr std::array kAverages{"ema",        "ema_model",    "model_ema",           "ema_state_dict",
-                               "state_dict_ema", "ema_weights", "model_ema_state_dict", "params_ema",
-                               "net_ema",    "g_ema",        "averaged"};
-constexpr std::array kWeights{"model",   "state_dict", "model_state_dict", "online_model", "params", "net",
-                              "network", "weights",    "module",           "generator",    "g"};
+constexpr std::array kAverages{"ema",
+                               "ema_model",
+                               "model_ema",
+                               "ema_state_dict",
+                               "state_dict_ema",
+                               "ema_weights",
+                               "model_ema_state_dict",
+                               "params_ema",
+                               "net_ema",
+                               "g_ema",
+                               "averaged"};
+constexpr std::array kWeights{
+    "model",   "state_dict", "model_state_dict", "online_model", "params", "net",
+    "network", "weights",    "module",           "generator",    "g"};
 // More attributes under which trainers keep the network.
-constexpr std::array kWrappers{"base_model", "diffusion_model", "transformer", "dit", "sit", "denoiser", "velocity",
-                               "vector_field", "flow"};
+constexpr std::array kWrappers{"base_model", "diffusion_model", "transformer",  "dit", "sit",
+                               "denoiser",   "velocity",        "vector_field", "flow"};
 // Inserted by torch.compile, FSDP and activation checkpointing wherever a module was wrapped.
-constexpr std::array kInserted{"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"};
-constexpr const char* kRest = "rest";  // the section of what has no prefix, beside averaged copies that have one
-constexpr std::array kCounters{"n_averaged", "num_updates", "decay", "initted", "step", "steps", "num_batches"};
+constexpr std::array kInserted{"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
+                               "_forward_module"};
+constexpr const char* kRest =
+    "rest";  // the section of what has no prefix, beside averaged copies that have one
+constexpr std::array kCounters{"n_averaged", "num_updates", "decay",      "initted",
+                               "step",       "steps",       "num_batches"};
 
 template <std::size_t n>
 bool is_one_of(const std::array<const char*, n>& names, std::string_view name) {
@@ -75,7 +87,8 @@ ParameterSet cleaned(const ParameterSet& tensors, const std::string& where) {
     if (!only_counters && is_counter(name, tensor)) continue;
     const std::string clean = without_inserted(name);
     if (out.contains(clean)) {
-      fail(ErrorKind::kBadFile, cat(where, ": two tensors are named '", clean, "' without the names of wrappers"),
+      fail(ErrorKind::kBadFile,
+           cat(where, ": two tensors are named '", clean, "' without the names of wrappers"),
            "save one state dict without wrappers: model.module.state_dict()");
     }
     out.add(clean, tensor);
@@ -83,13 +96,17 @@ ParameterSet cleaned(const ParameterSet& tensors, const std::string& where) {
   return out;
 }
 
-// "module." around some tensors and not around others: two models, or one that was damaged while it was renamed.
-void refuse_mixture(const ParameterSet& tensors, std::string_view wrapper, const std::string& where) {
+// "module." around some tensors and not around others: two models, or one that was damaged while it
+// was renamed.
+void refuse_mixture(const ParameterSet& tensors, std::string_view wrapper,
+                    const std::string& where) {
   const std::string prefix = cat(wrapper, ".");
   std::string with, without;
   for (const auto& [name, tensor] : tensors) (starts_with(name, prefix) ? with : without) = name;
   if (with.empty() || without.empty()) return;
-  fail(ErrorKind::kBadFile, cat(where, ": some tensors are named '", prefix, "...' ('", with, "'), others are not ('", without, "')"),
+  fail(ErrorKind::kBadFile,
+       cat(where, ": some tensors are named '", prefix, "...' ('", with, "'), others are not ('",
+           without, "')"),
        "save one state dict under one way of naming");
 }
 
@@ -102,22 +119,27 @@ FlatSections sections_of(const ParameterSet& tensors) {
   FlatSections out;
   for (const auto& [name, tensor] : tensors) {
     const std::string part(first_part(name));
-    const bool known = part.size() < name.size() && (is_one_of(kAverages, part) || is_one_of(kWeights, part));
-    if (!known) out.rest.add(name, tensor);
-    else if (std::find(out.names.begin(), out.names.end(), part) == out.names.end()) out.names.push_back(part);
+    const bool known =
+        part.size() < name.size() && (is_one_of(kAverages, part) || is_one_of(kWeights, part));
+    if (!known)
+      out.rest.add(name, tensor);
+    else if (std::find(out.names.begin(), out.names.end(), part) == out.names.end())
+      out.names.push_back(part);
   }
   return out;
 }
 
 // Averaged copies ("ema.NAME") beside the weights they belong to ("NAME").
-std::string average_beside(const ParameterSet& tensors, const FlatSections& flat, const std::string& where) {
+std::string average_beside(const ParameterSet& tensors, const FlatSections& flat,
+                           const std::string& where) {
   for (const std::string& name : flat.names) {
     if (!is_average(name)) continue;
     const ParameterSet average = below(tensors, name + ".");
     const auto has_partner = [&](const auto& item) { return flat.rest.contains(item.first); };
     const auto partners = std::count_if(average.begin(), average.end(), has_partner);
     if (partners == 0) continue;
-    if (static_cast<std::size_t>(partners) != average.size() || average.size() != flat.rest.size()) {
+    if (static_cast<std::size_t>(partners) != average.size() ||
+        average.size() != flat.rest.size()) {
       refuse_mixture(tensors, name, where);
     }
     return name;
@@ -127,13 +149,12 @@ std::string average_beside(const ParameterSet& tensors, const FlatSections& flat
 
 }  // namespace
 
-bool is_average(std::string_view section) {
-  return is_one_of(kAverages, first_part(section));
-}
+bool is_average(std::string_view section) { return is_one_of(kAverages, first_part(section)); }
 
 std::string choose_section(const Names& sections, const std::string& where) {
   const auto has = [&](std::string_view name) {
-    return std::find_if(sections.begin(), sections.end(), [&](const std::string& s) { return first_part(s) == name; });
+    return std::find_if(sections.begin(), sections.end(),
+                        [&](const std::string& s) { return first_part(s) == name; });
   };
   if (std::find(sections.begin(), sections.end(), "") != sections.end()) return "";
   for (const char* name : kAverages) {
@@ -168,14 +189,17 @@ StateDict without_wrappers(const ParameterSet& tensors, const std::string& where
   return out;
 }
 
-StateDict flat_state_dict(const ParameterSet& tensors, const std::string& section, const std::string& where) {
+StateDict flat_state_dict(const ParameterSet& tensors, const std::string& section,
+                          const std::string& where) {
   const bool adapter = is_adapter(tensors);
   const ParameterSet clean = adapter ? tensors : cleaned(tensors, where);
   const FlatSections flat = adapter ? FlatSections{} : sections_of(clean);
   const std::string average = average_beside(clean, flat, where);
   Names names;
-  if (flat.rest.empty()) names = flat.names;
-  else if (!average.empty()) names = {average, kRest};
+  if (flat.rest.empty())
+    names = flat.names;
+  else if (!average.empty())
+    names = {average, kRest};
   const bool part = !section.empty() && names.empty() && !below(clean, section + ".").empty();
   if (part) names = {section};  // beside losses, metrics, ...: only when asked for
   if (!section.empty() && std::find(names.begin(), names.end(), section) == names.end()) {

@@ -22,9 +22,11 @@ std::string_view head_of(const MappedFile& file) {
   return {reinterpret_cast<const char*>(file.data()), std::min(file.size(), kForeignHead)};
 }
 
-// By content: diffusers and transformers put a variant's name into the middle of the suffix. (index.fp16.json)
+// By content: diffusers and transformers put a variant's name into the middle of the suffix.
+// (index.fp16.json)
 bool looks_like_index(std::string_view head) {
-  if (head.substr(0, 8).find('\0') != std::string_view::npos) return false;  // the length of a safetensors header
+  if (head.substr(0, 8).find('\0') != std::string_view::npos)
+    return false;  // the length of a safetensors header
   const std::size_t start = head.find_first_not_of(" \t\r\n");
   return start != std::string_view::npos && head[start] == '{';
 }
@@ -38,7 +40,8 @@ nlohmann::json read_index(const std::filesystem::path& path) {
     fail(ErrorKind::kBadFile, cat(where, ": not valid JSON (", error.what(), ")"));
   }
   if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
-    fail(ErrorKind::kBadFile, cat(where, " is a JSON file without weight_map, not the index of a sharded model"),
+    fail(ErrorKind::kBadFile,
+         cat(where, " is a JSON file without weight_map, not the index of a sharded model"),
          "give the file of weights itself");
   }
   return index["weight_map"];
@@ -57,26 +60,35 @@ TensorFile read_sharded(const std::filesystem::path& path) {
   TensorFile out;
   const nlohmann::json map = read_index(path);
   for (const auto& [name, shard] : map.items()) {
-    if (!shard.is_string()) fail(ErrorKind::kBadFile, cat(where, ": the shard of '", name, "' is not a file name"));
+    if (!shard.is_string())
+      fail(ErrorKind::kBadFile, cat(where, ": the shard of '", name, "' is not a file name"));
     const std::string file = shard.get<std::string>();
-    if (file.empty() || file.find('/') != std::string::npos || file.find('\\') != std::string::npos || file == "..") {
-      fail(ErrorKind::kBadFile, cat(where, ": the shard '", file, "' of '", name, "' is not a plain file name"));  // must not lead out of the folder
+    if (file.empty() || file.find('/') != std::string::npos ||
+        file.find('\\') != std::string::npos || file == "..") {
+      fail(ErrorKind::kBadFile,
+           cat(where, ": the shard '", file, "' of '", name,
+               "' is not a plain file name"));  // must not lead out of the folder
     }
     if (!shards.count(file)) {
       const std::filesystem::path part = path.parent_path() / file;
-      if (!std::filesystem::exists(part)) fail(ErrorKind::kBadFile, cat(where, ": its shard ", file, " is not there"), "put all shards beside the index");
+      if (!std::filesystem::exists(part))
+        fail(ErrorKind::kBadFile, cat(where, ": its shard ", file, " is not there"),
+             "put all shards beside the index");
       shards.emplace(file, read_part(part));
     }
     const ParameterSet& tensors = shards.at(file).tensors;
-    if (!tensors.contains(name)) fail(ErrorKind::kBadFile, cat(where, ": '", name, "' is not in ", file));
+    if (!tensors.contains(name))
+      fail(ErrorKind::kBadFile, cat(where, ": '", name, "' is not in ", file));
     out.tensors.add(name, tensors.at(name));
   }
-  for (const auto& [file, shard] : shards) out.metadata.insert(shard.metadata.begin(), shard.metadata.end());
+  for (const auto& [file, shard] : shards)
+    out.metadata.insert(shard.metadata.begin(), shard.metadata.end());
   return out;
 }
 
 void log_choice(const StateDictFile& file, const std::string& where) {
-  if (file.sections.size() > 1) log_info(cat(where, ": taking '", file.section, "' of ", join(file.sections, ", ")));
+  if (file.sections.size() > 1)
+    log_info(cat(where, ": taking '", file.section, "' of ", join(file.sections, ", ")));
 }
 
 StateDictFile flat_file(TensorFile content, const std::string& section, const std::string& where) {
@@ -84,7 +96,8 @@ StateDictFile flat_file(TensorFile content, const std::string& section, const st
   out.metadata = std::move(content.metadata);
   if (out.metadata.count("tiltflow.family")) {  // ours: nothing wraps its names
     if (!section.empty()) {
-      fail(ErrorKind::kBadFile, cat(where, ": has no state dict '", section, "'"), "its tensors are one state dict");
+      fail(ErrorKind::kBadFile, cat(where, ": has no state dict '", section, "'"),
+           "its tensors are one state dict");
     }
     out.tensors = std::move(content.tensors);
     return out;
@@ -100,7 +113,9 @@ StateDictFile flat_file(TensorFile content, const std::string& section, const st
 
 // A module that was pickled whole, at the root or under a key.
 const PickleNode* pickled_module(const PickleNode& root) {
-  const auto is_module = [](const PickleNode& node) { return node.is(PickleNode::Kind::kObject) && node.state && node.state->find("_parameters"); };
+  const auto is_module = [](const PickleNode& node) {
+    return node.is(PickleNode::Kind::kObject) && node.state && node.state->find("_parameters");
+  };
   if (is_module(root)) return &root;
   for (const auto& [key, value] : root.entries) {
     if (is_module(*value)) return value;
@@ -110,18 +125,22 @@ const PickleNode* pickled_module(const PickleNode& root) {
 
 [[noreturn]] void refuse_without_state_dict(const TorchFile& file) {
   if (const PickleNode* module = pickled_module(*file.document.root)) {
-    fail(ErrorKind::kBadFile, cat(file.where, " holds a whole pickled ", module->text, ", which needs its code"),
+    fail(ErrorKind::kBadFile,
+         cat(file.where, " holds a whole pickled ", module->text, ", which needs its code"),
          "save its tensors in Python: torch.save(model.state_dict(), FILE)");
   }
   fail(ErrorKind::kBadFile, cat(file.where, ": holds no state dict"), "see `tiltflow inspect`");
 }
 
-// Averages without names (a list, `shadow_params`) cannot be used; that weights are taken instead is said.
+// Averages without names (a list, `shadow_params`) cannot be used; that weights are taken instead
+// is said.
 void warn_of_nameless_average(const TorchFile& file, const std::string& taken) {
   const PickleNode& root = *file.document.root;
   for (const auto& [key, value] : root.entries) {
-    if (key->is(PickleNode::Kind::kText) && is_average(key->text) && !is_average(taken) && value->find("shadow_params")) {
-      log_warn(cat(file.where, ": '", key->text, "' keeps its averaged weights without names; '", taken, "' is taken"));
+    if (key->is(PickleNode::Kind::kText) && is_average(key->text) && !is_average(taken) &&
+        value->find("shadow_params")) {
+      log_warn(cat(file.where, ": '", key->text, "' keeps its averaged weights without names; '",
+                   taken, "' is taken"));
     }
   }
 }
@@ -132,8 +151,11 @@ StateDictFile read_checkpoint(const std::filesystem::path& path, const std::stri
   if (sections.empty()) refuse_without_state_dict(file);
   const bool one = sections.size() == 1;
   const bool named = std::find(sections.begin(), sections.end(), section) != sections.end();
-  const std::string taken = named ? section : one || section.empty() ? choose_section(sections, file.where) : section;
-  TensorFile content{state_dict(file, taken), checkpoint_arguments(*file.document.root, state_dict_node(file, taken))};
+  const std::string taken = named                    ? section
+                            : one || section.empty() ? choose_section(sections, file.where)
+                                                     : section;
+  TensorFile content{state_dict(file, taken),
+                     checkpoint_arguments(*file.document.root, state_dict_node(file, taken))};
   StateDictFile out = flat_file(std::move(content), named ? "" : one ? section : "", file.where);
   warn_of_nameless_average(file, taken);
   if (out.section.empty()) {
@@ -148,7 +170,8 @@ StateDictFile read_checkpoint(const std::filesystem::path& path, const std::stri
 
 TensorFormat tensor_format(const std::filesystem::path& path) {
   if (std::filesystem::is_directory(path)) {
-    fail(ErrorKind::kBadFile, cat(path.string(), " is a folder, a file of tensors is expected"), "name the file of weights in it");
+    fail(ErrorKind::kBadFile, cat(path.string(), " is a folder, a file of tensors is expected"),
+         "name the file of weights in it");
   }
   const MappedFile file(path);
   const std::string_view head = head_of(file);
@@ -158,13 +181,15 @@ TensorFormat tensor_format(const std::filesystem::path& path) {
   const std::string ending = path.extension().string();
   const bool named = ending == ".pt" || ending == ".pth" || ending == ".ckpt" || ending == ".bin";
   const bool other = !looks_like_safetensors(head) && (named || starts_with(head, "\x80"));
-  return other ? TensorFormat::kTorch : TensorFormat::kSafetensors;  // its reader says what is wrong
+  return other ? TensorFormat::kTorch
+               : TensorFormat::kSafetensors;  // its reader says what is wrong
 }
 
 StateDictFile read_state_dict(const std::filesystem::path& path, const std::string& section) {
   const TensorFormat format = tensor_format(path);
   if (format == TensorFormat::kTorch) return read_checkpoint(path, section);
-  return flat_file(format == TensorFormat::kSharded ? read_sharded(path) : read_safetensors(path), section, path.string());
+  return flat_file(format == TensorFormat::kSharded ? read_sharded(path) : read_safetensors(path),
+                   section, path.string());
 }
 
 TensorFile read_tensors(const std::filesystem::path& path, const std::string& section) {
@@ -173,19 +198,30 @@ TensorFile read_tensors(const std::filesystem::path& path, const std::string& se
   return {std::move(file.tensors), std::move(file.metadata)};
 }
 
-void write_sharded_safetensors(const std::filesystem::path& index, const ParameterSet& tensors, double shard_bytes, const std::map<std::string, std::string>& metadata) {
+void write_sharded_safetensors(const std::filesystem::path& index, const ParameterSet& tensors,
+                               double shard_bytes,
+                               const std::map<std::string, std::string>& metadata) {
   const std::string name = index.filename().string();
   const std::string suffix = ".safetensors.index.json";
-  if (!ends_with(name, suffix)) fail(ErrorKind::kUsage, cat(index.string(), ": a sharded model is named <base>", suffix));
+  if (!ends_with(name, suffix))
+    fail(ErrorKind::kUsage, cat(index.string(), ": a sharded model is named <base>", suffix));
   std::vector<ParameterSet> shards(1);
   for (const auto& [key, tensor] : tensors) {
-    if (!shards.back().empty() && shards.back().bytes() + static_cast<double>(tensor.nbytes()) > shard_bytes) shards.emplace_back();
+    if (!shards.back().empty() &&
+        shards.back().bytes() + static_cast<double>(tensor.nbytes()) > shard_bytes)
+      shards.emplace_back();
     shards.back().add(key, tensor);
   }
-  const auto five = [](std::size_t n) { std::string digits = std::to_string(n); return std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits; };
-  nlohmann::ordered_json out{{"metadata", {{"total_size", static_cast<std::uint64_t>(tensors.bytes())}}}, {"weight_map", nlohmann::ordered_json::object()}};
+  const auto five = [](std::size_t n) {
+    std::string digits = std::to_string(n);
+    return std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits;
+  };
+  nlohmann::ordered_json out{
+      {"metadata", {{"total_size", static_cast<std::uint64_t>(tensors.bytes())}}},
+      {"weight_map", nlohmann::ordered_json::object()}};
   for (std::size_t i = 0; i < shards.size(); ++i) {
-    const std::string file = cat(name.substr(0, name.size() - suffix.size()), "-", five(i + 1), "-of-", five(shards.size()), ".safetensors");
+    const std::string file = cat(name.substr(0, name.size() - suffix.size()), "-", five(i + 1),
+                                 "-of-", five(shards.size()), ".safetensors");
     write_safetensors(index.parent_path() / file, shards[i], metadata);
     for (const auto& [key, tensor] : shards[i]) out["weight_map"][key] = file;
   }

@@ -1,4 +1,5 @@
-// Any file of named tensors, recognised by its content: safetensors, sharded safetensors (index.json), PyTorch checkpoints.
+// Any file of named tensors, recognised by its content: safetensors, sharded safetensors
+// (index.json), PyTorch checkpoints.
 #pragma once
 
 #include <filesystem>
@@ -21,16 +22,18 @@ struct StateDictFile {
   std::string prefix;                 // removed from every name
 };
 
-// One state dict of any format by the rules of state_dict.h; a choice is logged. `section`: "" to let the rules choose.
-// What a checkpoint says beside its tensors becomes metadata: "args.NAME" and so on (checkpoint_arguments.h). Shards of
-// an index may be safetensors or PyTorch files. Throws kBadFile.
+// One state dict of any format by the rules of state_dict.h; a choice is logged. `section`: "" to
+// let the rules choose. What a checkpoint says beside its tensors becomes metadata: "args.NAME" and
+// so on (checkpoint_arguments.h). Shards of an index may be safetensors or PyTorch files. Throws
+// kBadFile.
 StateDictFile read_state_dict(const std::filesystem::path& path, const std::string& section = "");
 // Its tensors and metadata alone; a section that was chosen is the metadata entry "section".
 TensorFile read_tensors(const std::filesystem::path& path, const std::string& section = "");
 
-// "<base>.safetensors.index.json" with its shards beside it, each at most `shard_bytes` (one larger tensor has a shard of its own).
-// The index is written last: without it there is no model.
-void write_sharded_safetensors(const std::filesystem::path& index, const ParameterSet& tensors, double shard_bytes,
+// "<base>.safetensors.index.json" with its shards beside it, each at most `shard_bytes` (one larger
+// tensor has a shard of its own). The index is written last: without it there is no model.
+void write_sharded_safetensors(const std::filesystem::path& index, const ParameterSet& tensors,
+                               double shard_bytes,
                                const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace tiltflow

@@ -18,7 +18,8 @@
 namespace tiltflow {
 namespace {
 
-// --- protobuf wire format: key = field << 3 | type (0 varint, 1 fixed64, 2 length-delimited, 5 fixed32)
+// --- protobuf wire format: key = field << 3 | type (0 varint, 1 fixed64, 2 length-delimited, 5
+// fixed32)
 std::string varint(std::uint64_t value) {
   std::string out;
   while (value >= 0x80) out += static_cast<char>(value | 0x80), value >>= 7;
@@ -30,26 +31,44 @@ std::string raw(T value) {
   std::memcpy(out.data(), &value, sizeof value);
   return out;
 }
-std::string field_varint(int field, std::uint64_t value) { return varint(static_cast<std::uint64_t>(field) << 3) + varint(value); }
-std::string field_double(int field, double value) { return varint(static_cast<std::uint64_t>(field) << 3 | 1) + raw(value); }
-std::string field_float(int field, float value) { return varint(static_cast<std::uint64_t>(field) << 3 | 5) + raw(value); }
-std::string field_bytes(int field, const std::string& value) { return varint(static_cast<std::uint64_t>(field) << 3 | 2) + varint(value.size()) + value; }
+std::string field_varint(int field, std::uint64_t value) {
+  return varint(static_cast<std::uint64_t>(field) << 3) + varint(value);
+}
+std::string field_double(int field, double value) {
+  return varint(static_cast<std::uint64_t>(field) << 3 | 1) + raw(value);
+}
+std::string field_float(int field, float value) {
+  return varint(static_cast<std::uint64_t>(field) << 3 | 5) + raw(value);
+}
+std::string field_bytes(int field, const std::string& value) {
+  return varint(static_cast<std::uint64_t>(field) << 3 | 2) + varint(value.size()) + value;
+}
 
 std::uint32_t masked_crc(const std::string& bytes) {
   const std::uint32_t crc = crc32c(bytes);
   return ((crc >> 15) | (crc << 17)) + 0xa282ead8u;
 }
 
-double wall_time() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+double wall_time() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 }  // namespace
 
 std::string event_tag(const std::string& metric) {
   static const std::map<std::string, std::string> kWhole{
-      {"reward", "reward/mean"}, {"true_reward", "reward/true"}, {"loss", "loss/total"}, {"learning_rate", "optimizer/learning_rate"},
-      {"gradient_norm", "optimizer/gradient_norm"}, {"seconds", "time/seconds"}, {"evaluations", "time/evaluations"},
-      {"peak_memory_mb", "memory/peak_mb"}, {"peak_device_memory_mb", "memory/peak_device_mb"}, {"control_cost", "control/cost"},
-      {"log_z", "base/log_z"}, {"log_z_se", "base/log_z_se"}};
+      {"reward", "reward/mean"},
+      {"true_reward", "reward/true"},
+      {"loss", "loss/total"},
+      {"learning_rate", "optimizer/learning_rate"},
+      {"gradient_norm", "optimizer/gradient_norm"},
+      {"seconds", "time/seconds"},
+      {"evaluations", "time/evaluations"},
+      {"peak_memory_mb", "memory/peak_mb"},
+      {"peak_device_memory_mb", "memory/peak_device_mb"},
+      {"control_cost", "control/cost"},
+      {"log_z", "base/log_z"},
+      {"log_z_se", "base/log_z_se"}};
   if (const auto found = kWhole.find(metric); found != kWhole.end()) return found->second;
   for (const char* group : {"eval", "base", "reward", "loss", "mode", "surrogate", "validation"}) {
     const std::string begin = cat(group, "_");
@@ -69,7 +88,8 @@ long long newest_file(const std::filesystem::path& folder) {
   long long newest = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    if (starts_with(name, kFileStart)) newest = std::max(newest, std::atoll(name.c_str() + kFileStart.size()));
+    if (starts_with(name, kFileStart))
+      newest = std::max(newest, std::atoll(name.c_str() + kFileStart.size()));
   }
   return newest;
 }
@@ -79,16 +99,19 @@ long long newest_file(const std::filesystem::path& folder) {
 EventWriter::EventWriter(const std::filesystem::path& folder, std::int64_t first_step) {
   char host[256] = "localhost";
   gethostname(host, sizeof host - 1);
-  const long long before = newest_file(folder);  // files are read in the order of their names, whatever the clock says
+  const long long before =
+      newest_file(folder);  // files are read in the order of their names, whatever the clock says
   const long long seconds = std::max(static_cast<long long>(wall_time()), before + 1);
-  file_ = std::make_unique<LineAppender>(folder / cat(kFileStart, seconds, ".", host, ".", getpid()));
+  file_ =
+      std::make_unique<LineAppender>(folder / cat(kFileStart, seconds, ".", host, ".", getpid()));
   record(field_double(1, wall_time()) + field_bytes(3, "brain.Event:2"));
   if (before > 0) start_session(first_step);
 }
 
 // Event.session_log = 7, SessionLog.status = 1, START = 1.
 void EventWriter::start_session(std::int64_t first_step) {
-  record(field_double(1, wall_time()) + field_varint(2, static_cast<std::uint64_t>(first_step)) + field_bytes(7, field_varint(1, 1)));
+  record(field_double(1, wall_time()) + field_varint(2, static_cast<std::uint64_t>(first_step)) +
+         field_bytes(7, field_varint(1, 1)));
 }
 
 EventWriter::~EventWriter() = default;
@@ -99,7 +122,8 @@ void EventWriter::record(const std::string& payload) {
 }
 
 void EventWriter::event(std::int64_t step, const std::string& summary_value) {
-  record(field_double(1, wall_time()) + field_varint(2, static_cast<std::uint64_t>(step)) + field_bytes(5, field_bytes(1, summary_value)));
+  record(field_double(1, wall_time()) + field_varint(2, static_cast<std::uint64_t>(step)) +
+         field_bytes(5, field_bytes(1, summary_value)));
 }
 
 void EventWriter::scalar(const std::string& tag, std::int64_t step, double value) {
@@ -107,8 +131,10 @@ void EventWriter::scalar(const std::string& tag, std::int64_t step, double value
 }
 
 void EventWriter::image(const std::string& tag, std::int64_t step, const at::Tensor& image) {
-  const std::string body = field_varint(1, static_cast<std::uint64_t>(image.size(1))) + field_varint(2, static_cast<std::uint64_t>(image.size(2))) +
-                           field_varint(3, static_cast<std::uint64_t>(image.size(0))) + field_bytes(4, encode_png(image));
+  const std::string body = field_varint(1, static_cast<std::uint64_t>(image.size(1))) +
+                           field_varint(2, static_cast<std::uint64_t>(image.size(2))) +
+                           field_varint(3, static_cast<std::uint64_t>(image.size(0))) +
+                           field_bytes(4, encode_png(image));
   event(step, field_bytes(1, tag) + field_bytes(4, body));
 }
 
@@ -124,9 +150,12 @@ void EventWriter::histogram(const std::string& tag, std::int64_t step, const at:
     limits += raw(i + 1 == kBins ? high : low + (high - low) * (i + 1) / kBins);
     buckets += raw(counts[i].item<double>());
   }
-  // HistogramProto: min 1, max 2, num 3, sum 4, sum_squares 5, bucket_limit 6 (packed), bucket 7 (packed)
-  const std::string body = field_double(1, low) + field_double(2, high) + field_double(3, static_cast<double>(flat.numel())) +
-                           field_double(4, flat.sum().item<double>()) + field_double(5, flat.square().sum().item<double>()) +
+  // HistogramProto: min 1, max 2, num 3, sum 4, sum_squares 5, bucket_limit 6 (packed), bucket 7
+  // (packed)
+  const std::string body = field_double(1, low) + field_double(2, high) +
+                           field_double(3, static_cast<double>(flat.numel())) +
+                           field_double(4, flat.sum().item<double>()) +
+                           field_double(5, flat.square().sum().item<double>()) +
                            field_bytes(6, limits) + field_bytes(7, buckets);
   event(step, field_bytes(1, tag) + field_bytes(5, body));
 }

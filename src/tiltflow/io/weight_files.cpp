@@ -25,7 +25,8 @@ std::vector<std::string> spellings(const std::string& stem, const std::string& v
 std::vector<std::string> names_in(const fs::path& folder) {
   std::vector<std::string> out;
   if (!fs::is_directory(folder)) return out;
-  for (const auto& entry : fs::directory_iterator(folder)) out.push_back(entry.path().filename().string());
+  for (const auto& entry : fs::directory_iterator(folder))
+    out.push_back(entry.path().filename().string());
   std::sort(out.begin(), out.end());
   return out;
 }
@@ -44,8 +45,10 @@ fs::path find_weights(const fs::path& folder, const std::vector<std::string>& st
   }
   std::vector<std::string> present = names_in(folder);
   if (present.size() > 12) present.resize(12);
-  fail(ErrorKind::kBadFile, cat(folder.string(), ": has no ", join(stems, " or "), ".safetensors or .bin"),
-       present.empty() ? "the folder is empty or missing" : cat("it has: ", join(present, ", "), "; name the file itself"));
+  fail(ErrorKind::kBadFile,
+       cat(folder.string(), ": has no ", join(stems, " or "), ".safetensors or .bin"),
+       present.empty() ? "the folder is empty or missing"
+                       : cat("it has: ", join(present, ", "), "; name the file itself"));
 }
 
 }  // namespace tiltflow

@@ -1,5 +1,5 @@
-// Zip archives as PyTorch writes them: entries by name, read from a memory map; zip64; stored or deflated. Untrusted input:
-// every offset and size is checked before use.
+// Zip archives as PyTorch writes them: entries by name, read from a memory map; zip64; stored or
+// deflated. Untrusted input: every offset and size is checked before use.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@ class ZipArchive {
   ZipArchive(const MappedFile& file, std::string where);
   std::vector<std::string> names() const;
   bool contains(const std::string& name) const { return entries_.count(name) != 0; }
-  // Bytes of a stored entry, inside the map. Throws kBadFile for unknown or compressed entries and for a wrong checksum.
+  // Bytes of a stored entry, inside the map. Throws kBadFile for unknown or compressed entries and
+  // for a wrong checksum.
   std::string_view stored(const std::string& name) const;
   // Content of any entry of at most `limit` bytes.
   std::string read(const std::string& name, std::size_t limit) const;
@@ -43,7 +44,8 @@ struct ZipPiece {
   std::string name;
   std::string_view data;
 };
-// Atomic. Entries are stored, every payload starts at a multiple of 64 bytes; zip64 records where sizes need them.
+// Atomic. Entries are stored, every payload starts at a multiple of 64 bytes; zip64 records where
+// sizes need them.
 void write_zip(const std::filesystem::path& path, const std::vector<ZipPiece>& pieces);
 
 }  // namespace tiltflow

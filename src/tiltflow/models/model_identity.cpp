@@ -44,8 +44,10 @@ std::vector<IdentityRow> sit_rows(const ParameterSet& tensors, const Arguments& 
   std::vector<IdentityRow> out;
   for (const auto& [name, value] : to_args(config)) {
     const auto found = arguments.find(name);
-    IdentityRow row{name, value, found == arguments.end() ? "its tensors" : found->second.source, ""};
-    if (name == "num_heads" && !said) row.source = heads_known ? "the official size of this width" : "";
+    IdentityRow row{name, value, found == arguments.end() ? "its tensors" : found->second.source,
+                    ""};
+    if (name == "num_heads" && !said)
+      row.source = heads_known ? "the official size of this width" : "";
     if (name == "num_heads" && !heads_known) row.value = "";
     out.push_back(row);
   }
@@ -54,7 +56,9 @@ std::vector<IdentityRow> sit_rows(const ParameterSet& tensors, const Arguments& 
 
 }  // namespace
 
-Arguments constructor_arguments(const TensorFile& file, const std::string& family, const StatedIdentity& stated, const Args& overrides, const std::string& where) {
+Arguments constructor_arguments(const TensorFile& file, const std::string& family,
+                                const StatedIdentity& stated, const Args& overrides,
+                                const std::string& where) {
   const Args own = metadata_args(file.metadata, where);
   Arguments out;
   for (const auto& [name, value] : own) {
@@ -62,15 +66,18 @@ Arguments constructor_arguments(const TensorFile& file, const std::string& famil
     const auto said = stated.args.find(name);
     if (said == stated.args.end() || overrides.count(name) || said->second.value == value) continue;
     fail(ErrorKind::kBadFile,
-         cat(where, ": tiltflow.args (", name, " = ", value, ") and ", said->second.source, " contradict each other"),
+         cat(where, ": tiltflow.args (", name, " = ", value, ") and ", said->second.source,
+             " contradict each other"),
          cat("decide with --model-arg ", name, "=VALUE, or model.args in a config"));
   }
   for (const auto& [name, value] : overrides) out[name] = {value, "given", ""};
-  if (family == "sit") out.merge(sit_trainer_arguments(file.tensors, stated, values_of(out), where));
+  if (family == "sit")
+    out.merge(sit_trainer_arguments(file.tensors, stated, values_of(out), where));
   return out;
 }
 
-std::vector<IdentityRow> model_identity(const TensorFile& file, const Args& overrides, const std::string& where) {
+std::vector<IdentityRow> model_identity(const TensorFile& file, const Args& overrides,
+                                        const std::string& where) {
   const std::string family = model_family(file.tensors, file.metadata);
   if (!is_velocity_model(family)) return {};
   const StatedIdentity stated = stated_identity(file.metadata);
@@ -97,8 +104,10 @@ Args identity_metadata(const TensorFile& file, const std::vector<IdentityRow>& i
   Args constructor;
   for (const IdentityRow& row : identity) {
     if (row.value.empty()) continue;
-    if (row.name == "family" || row.name == "path" || row.name == "prediction") out["tiltflow." + row.name] = row.value;
-    else constructor[row.name] = row.value;
+    if (row.name == "family" || row.name == "path" || row.name == "prediction")
+      out["tiltflow." + row.name] = row.value;
+    else
+      constructor[row.name] = row.value;
   }
   out["format"] = "pt";
   out["tiltflow.args"] = nlohmann::json(constructor).dump();
@@ -108,7 +117,8 @@ Args identity_metadata(const TensorFile& file, const std::vector<IdentityRow>& i
 std::string official_path_name(const std::string& path) {
   if (path == "linear") return "Linear";
   std::string out = path;
-  std::transform(out.begin(), out.end(), out.begin(), [](unsigned char c) { return std::toupper(c); });
+  std::transform(out.begin(), out.end(), out.begin(),
+                 [](unsigned char c) { return std::toupper(c); });
   return out;
 }
 

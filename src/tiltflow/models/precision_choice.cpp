@@ -22,7 +22,9 @@ MatmulPrecision chosen_precision(const ComputeConfig& config) {
   const ProductSpeeds& speeds = machine_choices({.speeds = true}).speeds;
   if (config.precision == "auto") {
     const bool half = bf16_pays(speeds);
-    say_once(cat("precision ", half ? "bf16" : "fp32", ": products run at ", fixed(speeds.fp32, 0), " GFLOP/s in fp32, ", fixed(speeds.bf16, 0), " in bf16"), log_info);
+    say_once(cat("precision ", half ? "bf16" : "fp32", ": products run at ", fixed(speeds.fp32, 0),
+                 " GFLOP/s in fp32, ", fixed(speeds.bf16, 0), " in bf16"),
+             log_info);
     return half ? MatmulPrecision::kBf16 : MatmulPrecision::kFull;
   }
   const MatmulPrecision asked = parse_precision(config.precision);
@@ -31,12 +33,16 @@ MatmulPrecision chosen_precision(const ComputeConfig& config) {
   return asked;
 }
 
-std::string precision_name(const ModelRuntime& runtime) { return runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32"; }
+std::string precision_name(const ModelRuntime& runtime) {
+  return runtime.precision == MatmulPrecision::kBf16 ? "bf16" : "fp32";
+}
 
 std::string slow_bf16(const ProductSpeeds& speeds) {
   if (speeds.bf16 <= 0 || speeds.fp32 <= speeds.bf16) return "";
   const double factor = speeds.fp32 / speeds.bf16;
-  return cat("bf16 products are ", fixed(factor, factor < 10 ? 1 : 0), " times slower than fp32 ones on this ", compute_device().is_cpu() ? "processor" : "device");
+  return cat("bf16 products are ", fixed(factor, factor < 10 ? 1 : 0),
+             " times slower than fp32 ones on this ",
+             compute_device().is_cpu() ? "processor" : "device");
 }
 
 }  // namespace tiltflow

@@ -9,15 +9,15 @@
 namespace tiltflow {
 
 struct ComputeConfig {
-  std::int64_t workers = 0;   // independent pieces of work at a time; 0: one per core
-  std::int64_t threads = 1;   // libtorch threads inside each piece
+  std::int64_t workers = 0;    // independent pieces of work at a time; 0: one per core
+  std::int64_t threads = 1;    // libtorch threads inside each piece
   std::string device = "cpu";  // where networks compute, see tensor/device
   std::string precision = "fp32";
   std::string attention = "fused";
   std::string kernels = "fused";
-  bool graphs = true;         // CUDA: calls recorded as CUDA graphs
+  bool graphs = true;  // CUDA: calls recorded as CUDA graphs
   bool activation_checkpointing = false;
-  double memory_gb = 0;       // what a memory plan may use; 0: 80 % of what is free
+  double memory_gb = 0;  // what a memory plan may use; 0: 80 % of what is free
 };
 void bind(Fields& f, ComputeConfig& c);
 // "plain", "cuda", or the instruction set of the fused kernels.

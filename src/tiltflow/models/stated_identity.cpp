@@ -17,22 +17,41 @@ struct Synonym {
   const char* theirs;
   const char* ours;
 };
-constexpr Synonym kConstructor[] = {
-    {"num_heads", "num_heads"},     {"n_heads", "num_heads"},         {"heads", "num_heads"},
-    {"num_attention_heads", "num_heads"}, {"patch_size", "patch_size"}, {"in_channels", "in_channels"},
-    {"hidden_size", "hidden_size"}, {"depth", "depth"},               {"mlp_ratio", "mlp_ratio"},
-    {"num_classes", "num_classes"}, {"learn_sigma", "learn_sigma"},   {"class_dropout_prob", "class_dropout_prob"},
-    {"input_size", "input_size"},   {"latent_size", "input_size"},    {"image_size", "image_size"},
-    {"model", "model"},             {"model_name", "model"},          {"model_type", "model"},
-    {"arch", "model"}};
+constexpr Synonym kConstructor[] = {{"num_heads", "num_heads"},
+                                    {"n_heads", "num_heads"},
+                                    {"heads", "num_heads"},
+                                    {"num_attention_heads", "num_heads"},
+                                    {"patch_size", "patch_size"},
+                                    {"in_channels", "in_channels"},
+                                    {"hidden_size", "hidden_size"},
+                                    {"depth", "depth"},
+                                    {"mlp_ratio", "mlp_ratio"},
+                                    {"num_classes", "num_classes"},
+                                    {"learn_sigma", "learn_sigma"},
+                                    {"class_dropout_prob", "class_dropout_prob"},
+                                    {"input_size", "input_size"},
+                                    {"latent_size", "input_size"},
+                                    {"image_size", "image_size"},
+                                    {"model", "model"},
+                                    {"model_name", "model"},
+                                    {"model_type", "model"},
+                                    {"arch", "model"}};
 constexpr const char* kPathNames[] = {"path_type", "interpolant", "interpolant_type"};
-constexpr const char* kPredictionNames[] = {"prediction", "prediction_type", "parameterization", "parametrization"};
-constexpr const char* kSwitches[] = {"qk_norm", "use_qknorm", "use_rope", "use_swiglu", "use_rmsnorm", "wo_shift"};
+constexpr const char* kPredictionNames[] = {"prediction", "prediction_type", "parameterization",
+                                            "parametrization"};
+constexpr const char* kSwitches[] = {"qk_norm",    "use_qknorm",  "use_rope",
+                                     "use_swiglu", "use_rmsnorm", "wo_shift"};
 // Parts of a configuration whose sizes are those of something else.
-constexpr const char* kOtherParts[] = {"vae", "first_stage", "autoencoder", "encoder", "decoder", "text_encoder", "optim",
-                                       "sched", "data", "loader", "loss", "discriminator", "teacher", "tokenizer", "clip"};
+constexpr const char* kOtherParts[] = {"vae",     "first_stage",  "autoencoder", "encoder",
+                                       "decoder", "text_encoder", "optim",       "sched",
+                                       "data",    "loader",       "loss",        "discriminator",
+                                       "teacher", "tokenizer",    "clip"};
 constexpr Synonym kPaths[] = {{"linear", "linear"}, {"gvp", "gvp"}, {"vp", "vp"}};
-constexpr Synonym kPredictions[] = {{"velocity", "velocity"}, {"noise", "noise"}, {"score", "score"}, {"epsilon", "noise"}, {"eps", "noise"}};
+constexpr Synonym kPredictions[] = {{"velocity", "velocity"},
+                                    {"noise", "noise"},
+                                    {"score", "score"},
+                                    {"epsilon", "noise"},
+                                    {"eps", "noise"}};
 
 template <std::size_t n>
 bool contains(const char* const (&names)[n], std::string_view name) {
@@ -41,13 +60,15 @@ bool contains(const char* const (&names)[n], std::string_view name) {
 
 template <std::size_t n>
 const char* translated(const Synonym (&table)[n], std::string_view name) {
-  const auto* found = std::find_if(std::begin(table), std::end(table), [&](const Synonym& s) { return name == s.theirs; });
+  const auto* found = std::find_if(std::begin(table), std::end(table),
+                                   [&](const Synonym& s) { return name == s.theirs; });
   return found == std::end(table) ? nullptr : found->ours;
 }
 
 // Lower case, and underscores as in Python.
 std::string normal(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return c == '-' ? '_' : std::tolower(c); });
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return c == '-' ? '_' : std::tolower(c); });
   return text;
 }
 
@@ -64,11 +85,15 @@ void flatten(const std::string& name, const nlohmann::json& value, Metadata& out
 Metadata flat(const Metadata& metadata) {
   Metadata out;
   for (const auto& [key, text] : metadata) {
-    const bool ours = starts_with(key, "tiltflow.") && key != "tiltflow.path" && key != "tiltflow.prediction";
+    const bool ours =
+        starts_with(key, "tiltflow.") && key != "tiltflow.path" && key != "tiltflow.prediction";
     if (ours) continue;
-    const nlohmann::json value = starts_with(text, "{") ? nlohmann::json::parse(text, nullptr, false) : nlohmann::json();
-    if (value.is_object()) flatten(key, value, out, 0);
-    else out[key] = text;
+    const nlohmann::json value =
+        starts_with(text, "{") ? nlohmann::json::parse(text, nullptr, false) : nlohmann::json();
+    if (value.is_object())
+      flatten(key, value, out, 0);
+    else
+      out[key] = text;
   }
   return out;
 }
@@ -93,7 +118,8 @@ void add(Stated& stated, const std::string& source, const std::string& value) {
 }
 
 template <std::size_t n>
-void add_choice(Stated& stated, const std::string& key, const std::string& text, const Synonym (&known)[n]) {
+void add_choice(Stated& stated, const std::string& key, const std::string& text,
+                const Synonym (&known)[n]) {
   const std::string source = cat(key, " = '", text, "'");
   const std::string word = normal(text.substr(text.rfind('.') + 1));  // PathType.LINEAR
   if (const char* value = translated(known, word)) {
@@ -112,9 +138,12 @@ std::string subject(const std::vector<std::string>& parts) {
   return contains(kPathNames, before) || contains(kPredictionNames, before) ? before : last;
 }
 
-bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.'; }
+bool is_word(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.';
+}
 
-// What a text says of `name`: the word after it in "--name word", "name=word", "name: word" or "('name', 'word')".
+// What a text says of `name`: the word after it in "--name word", "name=word", "name: word" or
+// "('name', 'word')".
 std::string said_in_text(const std::string& text, const std::string& name) {
   const std::string lower = normal(text);
   for (std::size_t at = lower.find(name); at != std::string::npos; at = lower.find(name, at + 1)) {
@@ -122,7 +151,8 @@ std::string said_in_text(const std::string& text, const std::string& name) {
     const std::size_t begin = std::min(lower.find_first_not_of(" '\":=,\t", next), text.size());
     const bool option = at >= 2 && text.compare(at - 2, 2, "--") == 0;
     const bool whole = option || at == 0 || !is_word(lower[at - 1]);
-    const bool assigned = text.substr(next, begin - next).find_first_of("'\":=,") != std::string::npos;
+    const bool assigned =
+        text.substr(next, begin - next).find_first_of("'\":=,") != std::string::npos;
     if (!whole || begin == next || !(option || assigned)) continue;
     std::size_t end = begin;
     while (end < text.size() && is_word(text[end])) ++end;
@@ -131,10 +161,11 @@ std::string said_in_text(const std::string& text, const std::string& name) {
   return "";
 }
 
-// YAML, command lines and printed Namespaces in a trainer's arguments. They count where nothing else says it, and where the
-// word is one of ours: a text may be about anything.
+// YAML, command lines and printed Namespaces in a trainer's arguments. They count where nothing
+// else says it, and where the word is one of ours: a text may be about anything.
 template <std::size_t n, std::size_t m>
-void read_texts(const Metadata& metadata, const char* const (&names)[n], const Synonym (&known)[m], Stated& stated) {
+void read_texts(const Metadata& metadata, const char* const (&names)[n], const Synonym (&known)[m],
+                Stated& stated) {
   if (!stated.value.empty() || !stated.problem.empty()) return;
   for (const auto& [key, text] : metadata) {
     for (const char* name : names) {
@@ -145,10 +176,14 @@ void read_texts(const Metadata& metadata, const char* const (&names)[n], const S
   }
 }
 
-// The quoted words of values without names: "A('GVP', 'noise', 4)" of a NamedTuple, "['GVP', 4]" of a list.
+// The quoted words of values without names: "A('GVP', 'noise', 4)" of a NamedTuple, "['GVP', 4]" of
+// a list.
 std::vector<std::string> unnamed_words(const std::string& text) {
   const bool values = !text.empty() && (text.back() == ')' || text.back() == ']');
-  const bool opened = std::all_of(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(std::min(text.find_first_of("(["), text.size())), is_word);
+  const bool opened = std::all_of(
+      text.begin(),
+      text.begin() + static_cast<std::ptrdiff_t>(std::min(text.find_first_of("(["), text.size())),
+      is_word);
   if (!values || !opened) return {};
   std::vector<std::string> out;
   const std::vector<std::string> parts = split(text, '\'');
@@ -158,13 +193,15 @@ std::vector<std::string> unnamed_words(const std::string& text) {
 
 // A word of ours that stands in no named value may be the answer, and may be something else.
 template <std::size_t m>
-void refuse_unnamed(const Metadata& metadata, const Synonym (&known)[m], const char* what, Stated& stated) {
+void refuse_unnamed(const Metadata& metadata, const Synonym (&known)[m], const char* what,
+                    Stated& stated) {
   if (!stated.value.empty() || !stated.problem.empty()) return;
   for (const auto& [key, text] : metadata) {
     for (const std::string& word : unnamed_words(text)) {
       const char* ours = translated(known, normal(word));
       const bool usual = ours == known[0].ours;
-      if (ours && !usual) stated.problem = cat(key, " holds '", word, "' without a name: is it the ", what, "?");
+      if (ours && !usual)
+        stated.problem = cat(key, " holds '", word, "' without a name: is it the ", what, "?");
     }
   }
 }
@@ -190,8 +227,10 @@ Metadata without_identity(const Metadata& metadata) {
     if (states_identity(key)) continue;
     const Metadata parts = flat({{key, text}});
     const auto states = [](const auto& part) { return states_identity(part.first); };
-    if (std::none_of(parts.begin(), parts.end(), states)) out[key] = text;
-    else std::copy_if(parts.begin(), parts.end(), std::inserter(out, out.end()), std::not_fn(states));
+    if (std::none_of(parts.begin(), parts.end(), states))
+      out[key] = text;
+    else
+      std::copy_if(parts.begin(), parts.end(), std::inserter(out, out.end()), std::not_fn(states));
   }
   return out;
 }

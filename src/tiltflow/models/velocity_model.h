@@ -1,4 +1,5 @@
-// A trained velocity network: a VelocityField made of (architecture, weights, adapters), cheap to rebuild on other weights.
+// A trained velocity network: a VelocityField made of (architecture, weights, adapters), cheap to
+// rebuild on other weights.
 #pragma once
 
 #include <map>
@@ -16,10 +17,14 @@ namespace tiltflow {
 struct ModelRuntime {
   MatmulPrecision precision = MatmulPrecision::kFull;
   AttentionBackend attention = AttentionBackend::kMath;
-  bool activation_checkpointing = false;  // recompute blocks in backward: less memory, about one more forward
-  bool fused = false;  // transformer blocks by nn/fused where it applies (fp32 states on CPU or CUDA); else one operator after another
-  bool packing = true;  // fused: weights also in the layout of oneDNN's products; up to two more copies of them
-  bool graphs = true;   // on CUDA: calls of one shape are recorded and launched at once (nn/recorded)
+  bool activation_checkpointing =
+      false;            // recompute blocks in backward: less memory, about one more forward
+  bool fused = false;   // transformer blocks by nn/fused where it applies (fp32 states on CPU or
+                        // CUDA); else one operator after another
+  bool packing = true;  // fused: weights also in the layout of oneDNN's products; up to two more
+                        // copies of them
+  bool graphs =
+      true;  // on CUDA: calls of one shape are recorded and launched at once (nn/recorded)
 };
 
 // What a network is: family ("sit", "mlp") and constructor arguments by their official names.
@@ -32,12 +37,14 @@ class VelocityModel : public VelocityField {
  public:
   virtual const ModelSpec& spec() const = 0;
   virtual const ParameterSet& parameters() const = 0;
-  virtual std::vector<std::int64_t> sample_shape() const = 0;   // without the batch dimension
-  virtual std::int64_t classes() const = 0;                     // 0: unconditional; labels are [0, classes], classes = null
-  virtual std::vector<std::string> linear_layers() const = 0;   // names that adapters may target
-  virtual bool is_buffer(const std::string& name) const = 0;    // stored but never trained
+  virtual std::vector<std::int64_t> sample_shape() const = 0;  // without the batch dimension
+  virtual std::int64_t classes()
+      const = 0;  // 0: unconditional; labels are [0, classes], classes = null
+  virtual std::vector<std::string> linear_layers() const = 0;  // names that adapters may target
+  virtual bool is_buffer(const std::string& name) const = 0;   // stored but never trained
   // The same architecture on other tensors.
-  virtual std::unique_ptr<VelocityModel> rebind(ParameterSet parameters, AdapterSet adapters) const = 0;
+  virtual std::unique_ptr<VelocityModel> rebind(ParameterSet parameters,
+                                                AdapterSet adapters) const = 0;
 };
 
 }  // namespace tiltflow

@@ -15,22 +15,29 @@ AttentionBackend parse_attention(const std::string& name) {
   at::globalContext().setSDPUseCuDNN(false);
   if (name == "math") return AttentionBackend::kMath;
   if (name == "fused") return AttentionBackend::kFused;
-  fail(ErrorKind::kConfig, cat("attention '", name, "' is unknown", did_you_mean(name, {"math", "fused"})), "use math or fused");
+  fail(ErrorKind::kConfig,
+       cat("attention '", name, "' is unknown", did_you_mean(name, {"math", "fused"})),
+       "use math or fused");
 }
 
-at::Tensor self_attention(const Linear& qkv, const Linear& proj, std::int64_t heads, const at::Tensor& x, MatmulPrecision precision, AttentionBackend backend) {
+at::Tensor self_attention(const Linear& qkv, const Linear& proj, std::int64_t heads,
+                          const at::Tensor& x, MatmulPrecision precision,
+                          AttentionBackend backend) {
   const std::int64_t n = x.size(0), tokens = x.size(1), width = x.size(2), head = width / heads;
   const std::vector<at::Tensor> packed = heads_of(apply(qkv, x, precision).contiguous(), heads);
   at::Tensor q = packed[0], k = packed[1], v = packed[2];
-  if (precision == MatmulPrecision::kBf16 && x.scalar_type() == at::kFloat) q = q.to(at::kBFloat16), k = k.to(at::kBFloat16), v = v.to(at::kBFloat16);
+  if (precision == MatmulPrecision::kBf16 && x.scalar_type() == at::kFloat)
+    q = q.to(at::kBFloat16), k = k.to(at::kBFloat16), v = v.to(at::kBFloat16);
   at::Tensor out;
   if (backend == AttentionBackend::kFused) {
     out = at::scaled_dot_product_attention(q, k, v);
   } else {
-    const at::Tensor scores = at::matmul(q * (1 / std::sqrt(static_cast<double>(head))), k.transpose(-2, -1));  // [N, h, T, T]
+    const at::Tensor scores = at::matmul(q * (1 / std::sqrt(static_cast<double>(head))),
+                                         k.transpose(-2, -1));  // [N, h, T, T]
     out = at::matmul(scores.softmax(-1), v);
   }
-  return apply(proj, out.transpose(1, 2).reshape({n, tokens, width}).to(x.scalar_type()), precision);  // [N, h, T, d] -> [N, T, C]
+  return apply(proj, out.transpose(1, 2).reshape({n, tokens, width}).to(x.scalar_type()),
+               precision);  // [N, h, T, d] -> [N, T, C]
 }
 
 }  // namespace tiltflow

@@ -20,7 +20,8 @@ bool set_variable(const char* name, const std::string& value) {
 std::vector<InstructionSet> instruction_sets() {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool bf16 = wide && __builtin_cpu_supports("avx512bf16");
   return {{"sse4", "default", "SSE41", "SSE4_2", true},
           {"avx2", "avx2", "AVX2", "AVX2", avx2},
@@ -43,9 +44,12 @@ bool restrict_environment(const std::string& name) {
     const bool mkl = set_variable("MKL_ENABLE_INSTRUCTIONS", set.mkl);
     return libtorch || onednn || mkl;
   }
-  const std::string hint = here.empty() ? "instruction sets are chosen on x86-64 only" : cat("this processor has ", join(here, ", "));
-  for (const std::string& known : names) if (known == name) fail(ErrorKind::kUsage, cat("this processor has no ", name), hint);
-  fail(ErrorKind::kUsage, cat("instruction set '", name, "' is unknown", did_you_mean(name, names)), hint);
+  const std::string hint = here.empty() ? "instruction sets are chosen on x86-64 only"
+                                        : cat("this processor has ", join(here, ", "));
+  for (const std::string& known : names)
+    if (known == name) fail(ErrorKind::kUsage, cat("this processor has no ", name), hint);
+  fail(ErrorKind::kUsage, cat("instruction set '", name, "' is unknown", did_you_mean(name, names)),
+       hint);
 }
 
 }  // namespace tiltflow

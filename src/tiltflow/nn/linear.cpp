@@ -22,11 +22,13 @@ std::shared_ptr<WeightCopies> copies_of(const at::Tensor& weight) {
 
 }  // namespace
 
-Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters, const std::string& name) {
+Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters,
+                   const std::string& name) {
   Linear layer;
   layer.weight = parameters.at(name + ".weight");
   if (parameters.contains(name + ".bias")) layer.bias = parameters.at(name + ".bias");
-  if (const auto found = adapters.find(name); found != adapters.end()) layer.adapter = found->second;
+  if (const auto found = adapters.find(name); found != adapters.end())
+    layer.adapter = found->second;
   layer.copies = copies_of(layer.weight);
   return layer;
 }
@@ -37,7 +39,9 @@ at::Tensor WeightCopies::of(const at::Tensor& tensor, int slot) {
   const std::int64_t version = tensor.is_inference() ? 0 : tensor._version();
   if (copy.source == tensor.const_data_ptr() && copy.version == version) return copy.tensor;
   const at::NoGradGuard no_grad;
-  if (!tensor.device().is_cpu() && slot < 2 && copy.source == tensor.const_data_ptr()) {  // in place: recorded calls (nn/recorded) read it there
+  if (!tensor.device().is_cpu() && slot < 2 &&
+      copy.source ==
+          tensor.const_data_ptr()) {  // in place: recorded calls (nn/recorded) read it there
     copy.tensor.copy_(tensor), copy.version = version;
     return copy.tensor;
   }
@@ -49,15 +53,18 @@ at::Tensor WeightCopies::of(const at::Tensor& tensor, int slot) {
   return made;
 }
 
-at::Tensor add_low_rank(const at::Tensor& y, const at::Tensor& down, const at::Tensor& b, double scale) {
-  return at::addmm(y.view({-1, y.size(-1)}), down.reshape({-1, down.size(-1)}), b.t(), 1, scale).view(y.sizes());
+at::Tensor add_low_rank(const at::Tensor& y, const at::Tensor& down, const at::Tensor& b,
+                        double scale) {
+  return at::addmm(y.view({-1, y.size(-1)}), down.reshape({-1, down.size(-1)}), b.t(), 1, scale)
+      .view(y.sizes());
 }
 
 at::Tensor apply(const Linear& layer, const at::Tensor& x, MatmulPrecision precision) {
   at::Tensor y = linear_in(precision, x, layer.weight, layer.bias);
   if (!layer.adapter.a.defined()) return y;
   const at::Tensor down = linear_in(precision, x, layer.adapter.a, {});  // [..., in] -> [..., r]
-  if (precision == MatmulPrecision::kFull) return add_low_rank(y, down, layer.adapter.b, layer.adapter.scale);
+  if (precision == MatmulPrecision::kFull)
+    return add_low_rank(y, down, layer.adapter.b, layer.adapter.scale);
   return y + linear_in(precision, down, layer.adapter.b, {}) * layer.adapter.scale;
 }
 

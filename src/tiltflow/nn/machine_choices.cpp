@@ -23,9 +23,9 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr const char* kFormat = "1";            // of the file, and of how things are measured
-constexpr std::size_t kLargestFile = 1 << 16;   // bytes; ours have about four thousand
-constexpr double kLargestSpeed = 1e9;           // GFLOP/s
+constexpr const char* kFormat = "1";           // of the file, and of how things are measured
+constexpr std::size_t kLargestFile = 1 << 16;  // bytes; ours have about four thousand
+constexpr double kLargestSpeed = 1e9;          // GFLOP/s
 
 std::string environment(const char* name) {
   const char* value = std::getenv(name);
@@ -36,7 +36,8 @@ std::string processor() {
   std::ifstream file("/proc/cpuinfo");
   std::string line;
   std::string out;
-  for (const char* wanted : {"model name", "CPU implementer", "CPU part", "cpu family", "model\t", "stepping"}) {
+  for (const char* wanted :
+       {"model name", "CPU implementer", "CPU part", "cpu family", "model\t", "stepping"}) {
     file.clear();
     file.seekg(0);
     while (std::getline(file, line)) {
@@ -58,7 +59,8 @@ std::uint64_t hash_of(const std::string& text) {  // FNV-1a
 std::optional<std::string> text_of(const fs::path& file) {
   try {
     std::error_code error;
-    if (!fs::is_regular_file(file, error) || fs::file_size(file) > kLargestFile) return std::nullopt;
+    if (!fs::is_regular_file(file, error) || fs::file_size(file) > kLargestFile)
+      return std::nullopt;
     return read_file(file, kLargestFile);
   } catch (const std::exception&) {
     return std::nullopt;
@@ -103,12 +105,14 @@ State& state() {
 }
 
 bool covers(const ChoiceNeeds& asked, const ChoiceNeeds& needs) {
-  return (asked.speeds || !needs.speeds) && (asked.fp32_ways || !needs.fp32_ways) && (asked.bf16_ways || !needs.bf16_ways);
+  return (asked.speeds || !needs.speeds) && (asked.fp32_ways || !needs.fp32_ways) &&
+         (asked.bf16_ways || !needs.bf16_ways);
 }
 
 bool knows(const MachineChoices& choices, const ChoiceNeeds& needs) {
   const bool speeds = !needs.speeds || choices.speeds.fp32 > 0;
-  return speeds && (!needs.fp32_ways || choices.ways.complete(false)) && (!needs.bf16_ways || choices.ways.complete(true));
+  return speeds && (!needs.fp32_ways || choices.ways.complete(false)) &&
+         (!needs.bf16_ways || choices.ways.complete(true));
 }
 
 MachineChoices measured(MachineChoices choices, const ChoiceNeeds& needs) {
@@ -142,7 +146,8 @@ MachineChoices decided(const MachineKey& key, MachineChoices known, const Choice
   if (const auto kept = read_choices(cache, key)) complete(known, *kept);
   if (knows(known, needs)) return known;
   const MachineChoices found = measured(known, needs);
-  if (const auto kept = read_choices(cache, key)) complete(known, *kept);  // another process was faster: agree with it
+  if (const auto kept = read_choices(cache, key))
+    complete(known, *kept);  // another process was faster: agree with it
   complete(known, found);
   keep(cache, to_text(key, known));
   return known;
@@ -161,7 +166,9 @@ MachineChoices recorded_choices(const fs::path& file, const MachineKey& key) {
   const auto text = file.empty() ? std::nullopt : text_of(file);
   if (!text) return {};
   if (const auto found = choices_from_text(*text, key)) return *found;
-  log_info(cat(file.string(), " is of another machine or of other settings: kernels are chosen anew, and results may differ in their last digits"));
+  log_info(cat(file.string(),
+               " is of another machine or of other settings: kernels are chosen anew, and results "
+               "may differ in their last digits"));
   return {};
 }
 
@@ -182,10 +189,13 @@ MachineKey machine_key() {
 
 std::string to_text(const MachineKey& key, const MachineChoices& choices) {
   Json out{{"key", key}, {"ways", Json::object()}};
-  if (choices.speeds.fp32 > 0) out["gflops"] = {{"fp32", choices.speeds.fp32}, {"bf16", choices.speeds.bf16}};
-  if (choices.speeds.fp32 > 0) out["precision = auto"] = bf16_pays(choices.speeds) ? "bf16" : "fp32";
+  if (choices.speeds.fp32 > 0)
+    out["gflops"] = {{"fp32", choices.speeds.fp32}, {"bf16", choices.speeds.bf16}};
+  if (choices.speeds.fp32 > 0)
+    out["precision = auto"] = bf16_pays(choices.speeds) ? "bf16" : "fp32";
   for (std::size_t i = 0; i < way_slots().size(); ++i) {
-    if (choices.ways.measured(i)) out["ways"][way_slots()[i].name] = option_name(way_slots()[i], choices.ways.chosen(i));
+    if (choices.ways.measured(i))
+      out["ways"][way_slots()[i].name] = option_name(way_slots()[i], choices.ways.chosen(i));
   }
   return out.dump(1) + "\n";
 }
@@ -228,7 +238,8 @@ const MachineChoices& machine_choices(const ChoiceNeeds& needs) {
   if (!covers(s.asked, needs)) {
     if (world_rank() == 0) s.choices = decided(key, s.choices, needs);
     if (world_size() > 1) s.choices = shared(key, s.choices);
-    s.asked = {s.asked.speeds || needs.speeds, s.asked.fp32_ways || needs.fp32_ways, s.asked.bf16_ways || needs.bf16_ways};
+    s.asked = {s.asked.speeds || needs.speeds, s.asked.fp32_ways || needs.fp32_ways,
+               s.asked.bf16_ways || needs.bf16_ways};
   }
   if (needs.fp32_ways || needs.bf16_ways) set_ways(s.choices.ways);
   return s.choices;

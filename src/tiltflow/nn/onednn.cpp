@@ -11,11 +11,13 @@ namespace {
 
 using Operation = std::optional<c10::OperatorHandle>;
 const Operation& packing() {
-  static const Operation found = c10::Dispatcher::singleton().findSchema({"mkldnn::_reorder_linear_weight", ""});
+  static const Operation found =
+      c10::Dispatcher::singleton().findSchema({"mkldnn::_reorder_linear_weight", ""});
   return found;
 }
 const Operation& product() {
-  static const Operation found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+  static const Operation found =
+      c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
   return found;
 }
 
@@ -29,7 +31,8 @@ bool works(at::ScalarType type) {
   const at::NoGradGuard no_grad;
   try {  // bf16 needs AVX-512: the operator exists without it, and throws
     const at::Tensor ones = at::ones({16, 16}, type);
-    const at::Tensor made = times_packed(ones, packed_weight(ones), {}) + times_packed(ones, ones.t(), {});
+    const at::Tensor made =
+        times_packed(ones, packed_weight(ones), {}) + times_packed(ones, ones.t(), {});
     return made.to(at::kFloat).sub(32).abs().max().item<float>() == 0;
   } catch (const std::exception&) {
     return false;
@@ -44,7 +47,9 @@ bool can_use_onednn(at::ScalarType type) {
   return type == at::kFloat ? full : type == at::kBFloat16 && half;
 }
 
-at::Tensor packed_weight(const at::Tensor& weight) { return call(packing(), {weight, c10::IValue()}); }
+at::Tensor packed_weight(const at::Tensor& weight) {
+  return call(packing(), {weight, c10::IValue()});
+}
 
 at::Tensor times_packed(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   const c10::IValue shift = bias.defined() ? c10::IValue(bias.detach()) : c10::IValue();

@@ -22,9 +22,11 @@ namespace tiltflow {
 
 namespace {
 // Recordings keep their activations.
-[[maybe_unused]] constexpr std::size_t kKinds = 12;      // of calls, for each network
-[[maybe_unused]] constexpr std::size_t kInFlight = 32;   // calls of a kind whose backward pass is still to come
-[[maybe_unused]] constexpr double kMemoryShare = 0.4;    // of the device's memory, for the recordings of all networks
+[[maybe_unused]] constexpr std::size_t kKinds = 12;  // of calls, for each network
+[[maybe_unused]] constexpr std::size_t kInFlight =
+    32;  // calls of a kind whose backward pass is still to come
+[[maybe_unused]] constexpr double kMemoryShare =
+    0.4;  // of the device's memory, for the recordings of all networks
 std::int64_t g_replays = 0;
 [[maybe_unused]] double g_recorded_bytes = 0;
 }  // namespace
@@ -35,10 +37,16 @@ std::int64_t RecordedNetwork::replays() { return g_replays; }
 
 struct RecordedNetwork::Recording {};
 struct RecordedNetwork::Kind {};
-RecordedNetwork::RecordedNetwork(Function network, std::vector<at::Tensor> weights, std::function<void()> refresh, std::int64_t largest)
-    : network_(std::move(network)), weights_(std::move(weights)), refresh_(std::move(refresh)), largest_(largest) {}
+RecordedNetwork::RecordedNetwork(Function network, std::vector<at::Tensor> weights,
+                                 std::function<void()> refresh, std::int64_t largest)
+    : network_(std::move(network)),
+      weights_(std::move(weights)),
+      refresh_(std::move(refresh)),
+      largest_(largest) {}
 RecordedNetwork::~RecordedNetwork() = default;
-at::Tensor RecordedNetwork::operator()(const std::vector<at::Tensor>& inputs) const { return network_(inputs); }
+at::Tensor RecordedNetwork::operator()(const std::vector<at::Tensor>& inputs) const {
+  return network_(inputs);
+}
 
 #else
 
@@ -51,9 +59,9 @@ struct RecordedNetwork::Recording {
   std::vector<std::size_t> wanted;  // places of `gradients` among inputs and weights
   variable_list gradients;          // undefined where the output does not depend on it
   at::cuda::CUDAGraph forward, backward;
-  bool busy = false;  // between a forward and the end of its autograd graph
+  bool busy = false;   // between a forward and the end of its autograd graph
   bool spent = false;  // the backward pass has written over the activations
-  double bytes = 0;   // that it took from the device
+  double bytes = 0;    // that it took from the device
   ~Recording() { g_recorded_bytes -= bytes; }
 };
 
@@ -74,23 +82,29 @@ struct Lease : torch::CustomClassHolder {
 struct RecordedCall : torch::autograd::Function<RecordedCall> {
   using Recording = RecordedNetwork::Recording;
 
-  static at::Tensor forward(AutogradContext* context, const std::shared_ptr<Recording>& recording, at::TensorList tensors) {
+  static at::Tensor forward(AutogradContext* context, const std::shared_ptr<Recording>& recording,
+                            at::TensorList tensors) {
     recording->busy = true, recording->spent = false;
     context->saved_data["tensors"] = static_cast<std::int64_t>(tensors.size());
-    context->saved_data["lease"] = c10::IValue::make_capsule(c10::make_intrusive<Lease>([recording] { recording->busy = false; }));
-    context->saved_data["recording"] = reinterpret_cast<std::int64_t>(recording.get());  // alive as long as the lease
+    context->saved_data["lease"] = c10::IValue::make_capsule(
+        c10::make_intrusive<Lease>([recording] { recording->busy = false; }));
+    context->saved_data["recording"] =
+        reinterpret_cast<std::int64_t>(recording.get());  // alive as long as the lease
     recording->forward.replay();
     return recording->output.clone();
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    if (at::GradMode::is_enabled()) fail(ErrorKind::kFailure, "recorded calls have no second derivatives", "set compute.graphs = false and compute.kernels = \"plain\"");
+    if (at::GradMode::is_enabled())
+      fail(ErrorKind::kFailure, "recorded calls have no second derivatives",
+           "set compute.graphs = false and compute.kernels = \"plain\"");
     Recording& recording = *reinterpret_cast<Recording*>(context->saved_data["recording"].toInt());
     if (recording.spent) recording.forward.replay();  // asked again, with retain_graph
     recording.spent = true;
     recording.cotangent.copy_(gradients[0]);
     recording.backward.replay();
-    variable_list result(1 + static_cast<std::size_t>(context->saved_data["tensors"].toInt())), from, to;  // the first is of the recording itself
+    variable_list result(1 + static_cast<std::size_t>(context->saved_data["tensors"].toInt())),
+        from, to;  // the first is of the recording itself
     for (std::size_t i = 0; i < recording.wanted.size(); ++i) {
       if (!recording.gradients[i].defined()) continue;
       from.push_back(recording.gradients[i]), to.push_back(at::empty_like(from.back()));
@@ -101,11 +115,16 @@ struct RecordedCall : torch::autograd::Function<RecordedCall> {
   }
 };
 
-RecordedNetwork::RecordedNetwork(Function network, std::vector<at::Tensor> weights, std::function<void()> refresh, std::int64_t largest)
-    : network_(std::move(network)), weights_(std::move(weights)), refresh_(std::move(refresh)), largest_(largest) {}
+RecordedNetwork::RecordedNetwork(Function network, std::vector<at::Tensor> weights,
+                                 std::function<void()> refresh, std::int64_t largest)
+    : network_(std::move(network)),
+      weights_(std::move(weights)),
+      refresh_(std::move(refresh)),
+      largest_(largest) {}
 RecordedNetwork::~RecordedNetwork() = default;
 
-std::shared_ptr<RecordedNetwork::Recording> RecordedNetwork::record(const std::vector<at::Tensor>& inputs, bool graph) const {
+std::shared_ptr<RecordedNetwork::Recording> RecordedNetwork::record(
+    const std::vector<at::Tensor>& inputs, bool graph) const {
   auto out = std::make_shared<Recording>();
   variable_list roots;
   const auto want = [&](const at::Tensor& tensor, std::size_t place) {
@@ -120,9 +139,17 @@ std::shared_ptr<RecordedNetwork::Recording> RecordedNetwork::record(const std::v
   for (std::size_t i = 0; i < weights_.size(); ++i) want(weights_[i], inputs.size() + i);
 
   const at::AutoGradMode mode(graph);
-  const auto gradients = [&](const at::Tensor& output) { return torch::autograd::grad({output}, roots, {out->cotangent}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true); };
+  const auto gradients = [&](const at::Tensor& output) {
+    return torch::autograd::grad({output}, roots, {out->cotangent}, /*retain_graph=*/false,
+                                 /*create_graph=*/false, /*allow_unused=*/true);
+  };
   const c10::cuda::CUDAGuard device(inputs[0].device());
-  const auto reserved = [&] { return static_cast<double>(c10::cuda::CUDACachingAllocator::getDeviceStats(inputs[0].device().index()).reserved_bytes[0].current); };
+  const auto reserved = [&] {
+    return static_cast<double>(
+        c10::cuda::CUDACachingAllocator::getDeviceStats(inputs[0].device().index())
+            .reserved_bytes[0]
+            .current);
+  };
   {  // sets up libraries and makes what is kept of the weights; recorded work may do neither
     const at::Tensor output = network_(out->inputs);
     if (graph) out->cotangent = at::ones_like(output.detach()), gradients(output);
@@ -130,7 +157,8 @@ std::shared_ptr<RecordedNetwork::Recording> RecordedNetwork::record(const std::v
   c10::cuda::device_synchronize();
   const double before = reserved();
   const auto recorded = [&](at::cuda::CUDAGraph& into, const std::function<void()>& work) {
-    into.capture_begin(&into == &out->forward ? at::cuda::MempoolId_t{0, 0} : out->forward.pool(), cudaStreamCaptureModeThreadLocal);
+    into.capture_begin(&into == &out->forward ? at::cuda::MempoolId_t{0, 0} : out->forward.pool(),
+                       cudaStreamCaptureModeThreadLocal);
     try {
       work();
     } catch (...) {
@@ -153,14 +181,22 @@ std::shared_ptr<RecordedNetwork::Recording> RecordedNetwork::record(const std::v
 }
 
 at::Tensor RecordedNetwork::operator()(const std::vector<at::Tensor>& inputs) const {
-  const auto on_default_stream = [&] { return c10::cuda::getCurrentCUDAStream(inputs[0].device().index()) == c10::cuda::getDefaultCUDAStream(inputs[0].device().index()); };
-  if (!inputs[0].is_cuda() || inputs[0].scalar_type() != at::kFloat || inputs[0].size(0) > largest_ || inputs[0].size(0) == 0 || thread_policy().workers > 1 || on_default_stream()) return network_(inputs);
+  const auto on_default_stream = [&] {
+    return c10::cuda::getCurrentCUDAStream(inputs[0].device().index()) ==
+           c10::cuda::getDefaultCUDAStream(inputs[0].device().index());
+  };
+  if (!inputs[0].is_cuda() || inputs[0].scalar_type() != at::kFloat ||
+      inputs[0].size(0) > largest_ || inputs[0].size(0) == 0 || thread_policy().workers > 1 ||
+      on_default_stream())
+    return network_(inputs);
   const bool grad = at::GradMode::is_enabled();
   const auto asks = [&](const at::Tensor& tensor) { return grad && tensor.requires_grad(); };
-  const bool graph = std::any_of(inputs.begin(), inputs.end(), asks) || std::any_of(weights_.begin(), weights_.end(), asks);
+  const bool graph = std::any_of(inputs.begin(), inputs.end(), asks) ||
+                     std::any_of(weights_.begin(), weights_.end(), asks);
   std::vector<std::int64_t> key{graph, std::count_if(weights_.begin(), weights_.end(), asks)};
   for (const at::Tensor& input : inputs) {
-    key.insert(key.end(), {asks(input), static_cast<std::int64_t>(input.scalar_type()), input.dim()});
+    key.insert(key.end(),
+               {asks(input), static_cast<std::int64_t>(input.scalar_type()), input.dim()});
     key.insert(key.end(), input.sizes().begin(), input.sizes().end());
   }
   Kind& kind = kinds_[key];
@@ -170,16 +206,22 @@ at::Tensor RecordedNetwork::operator()(const std::vector<at::Tensor>& inputs) co
   const auto idle = [](const std::shared_ptr<Recording>& recording) { return !recording->busy; };
   auto free = std::find_if(kind.recordings.begin(), kind.recordings.end(), idle);
   if (free == kind.recordings.end()) {
-    if (kind.recordings.size() >= kind.most || g_recorded_bytes > kMemoryShare * device_total_bytes()) return network_(inputs);
+    if (kind.recordings.size() >= kind.most ||
+        g_recorded_bytes > kMemoryShare * device_total_bytes())
+      return network_(inputs);
     if (kinds_.size() > kKinds) {
-      const auto oldest = std::min_element(kinds_.begin(), kinds_.end(), [](const auto& a, const auto& b) { return a.second.last < b.second.last; });
-      if (std::all_of(oldest->second.recordings.begin(), oldest->second.recordings.end(), idle)) kinds_.erase(oldest);
+      const auto oldest = std::min_element(
+          kinds_.begin(), kinds_.end(),
+          [](const auto& a, const auto& b) { return a.second.last < b.second.last; });
+      if (std::all_of(oldest->second.recordings.begin(), oldest->second.recordings.end(), idle))
+        kinds_.erase(oldest);
     }
     try {
       kind.recordings.push_back(record(inputs, graph));
     } catch (const std::exception& error) {
       const std::string text = error.what();
-      log_warn(cat("a network call cannot be recorded as a CUDA graph and runs kernel by kernel: ", text.substr(0, text.find('\n'))));
+      log_warn(cat("a network call cannot be recorded as a CUDA graph and runs kernel by kernel: ",
+                   text.substr(0, text.find('\n'))));
       kind.most = kind.recordings.size();
       return network_(inputs);
     }

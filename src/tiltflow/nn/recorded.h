@@ -1,6 +1,7 @@
-// A network whose calls are recorded as CUDA graphs: a call of a small network costs less than launching its kernels one by one, so from the
-// second call of a kind on (shapes, and what asks for gradients) all of them are launched at once, forward and backward. The same kernels on the
-// same numbers: results are those of the plain call. Elsewhere than on CUDA a plain call.
+// A network whose calls are recorded as CUDA graphs: a call of a small network costs less than
+// launching its kernels one by one, so from the second call of a kind on (shapes, and what asks for
+// gradients) all of them are launched at once, forward and backward. The same kernels on the same
+// numbers: results are those of the plain call. Elsewhere than on CUDA a plain call.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,15 +17,19 @@ namespace tiltflow {
 class RecordedNetwork {
  public:
   using Function = std::function<at::Tensor(const std::vector<at::Tensor>&)>;
-  // `network`: on tensors of one device, without waiting for it or reading from it, fp32 in the first input; calls with more than `largest` rows there are plain (their
-  // kernels take longer than their launches). `weights`: tensors it reads that may ask for gradients; they stay where they are, their values may change.
-  // `refresh` is called before a recording is replayed, for what is made of the weights beforehand.
-  RecordedNetwork(Function network, std::vector<at::Tensor> weights, std::function<void()> refresh, std::int64_t largest);
+  // `network`: on tensors of one device, without waiting for it or reading from it, fp32 in the
+  // first input; calls with more than `largest` rows there are plain (their kernels take longer
+  // than their launches). `weights`: tensors it reads that may ask for gradients; they stay where
+  // they are, their values may change. `refresh` is called before a recording is replayed, for what
+  // is made of the weights beforehand.
+  RecordedNetwork(Function network, std::vector<at::Tensor> weights, std::function<void()> refresh,
+                  std::int64_t largest);
   ~RecordedNetwork();
   RecordedNetwork(const RecordedNetwork&) = delete;
   RecordedNetwork& operator=(const RecordedNetwork&) = delete;
 
-  // network(inputs), differentiable once in inputs and weights. Not to be called by several threads at a time: with several workers, and on the default stream, a plain call.
+  // network(inputs), differentiable once in inputs and weights. Not to be called by several threads
+  // at a time: with several workers, and on the default stream, a plain call.
   at::Tensor operator()(const std::vector<at::Tensor>& inputs) const;
   // Calls that were replayed so far, of all networks: for tests.
   static std::int64_t replays();

@@ -14,9 +14,14 @@ struct SizeClass {
   std::int64_t typical;
   const char* name;
 };
-constexpr std::array<SizeClass, 3> kWidths{{{64, 48, "width below 64"}, {256, 96, "width 64 to 255"}, {0, 384, "width 256 or more"}}};
-constexpr std::array<SizeClass, 3> kRows{{{32, 16, "below 32 rows"}, {128, 64, "32 to 127 rows"}, {0, 256, "128 rows or more"}}};
-constexpr std::array<SizeClass, 4> kTokens{{{33, 16, "up to 32 tokens"}, {129, 64, "33 to 128 tokens"}, {513, 256, "129 to 512 tokens"}, {0, 768, "more tokens"}}};
+constexpr std::array<SizeClass, 3> kWidths{
+    {{64, 48, "width below 64"}, {256, 96, "width 64 to 255"}, {0, 384, "width 256 or more"}}};
+constexpr std::array<SizeClass, 3> kRows{
+    {{32, 16, "below 32 rows"}, {128, 64, "32 to 127 rows"}, {0, 256, "128 rows or more"}}};
+constexpr std::array<SizeClass, 4> kTokens{{{33, 16, "up to 32 tokens"},
+                                            {129, 64, "33 to 128 tokens"},
+                                            {513, 256, "129 to 512 tokens"},
+                                            {0, 768, "more tokens"}}};
 constexpr std::array<SizeClass, 2> kHeads{{{49, 32, "heads up to 48"}, {0, 64, "wider heads"}}};
 constexpr std::array<const char*, 3> kUses{"frozen", "trained", "weight gradient"};
 constexpr std::array<const char*, 2> kPasses{"GELU", "normalisation"};
@@ -41,7 +46,8 @@ void add_products(std::vector<WaySlot>& slots, bool half) {
         slot.use = static_cast<ProductUse>(use);
         slot.width = kWidths[width].typical;
         slot.rows = kRows[rows].typical;
-        slot.name = cat(half ? "bf16" : "fp32", " product, ", kUses[use], ", ", kWidths[width].name, ", ", kRows[rows].name);
+        slot.name = cat(half ? "bf16" : "fp32", " product, ", kUses[use], ", ", kWidths[width].name,
+                        ", ", kRows[rows].name);
         const bool frozen = slot.use == ProductUse::kFrozen;
         if (frozen) slot.options.push_back(option(ProductWay::kPacked));
         if (!half) slot.options.push_back(option(ProductWay::kOneDnn));
@@ -64,7 +70,8 @@ void add_attention(std::vector<WaySlot>& slots, bool half) {
       slot.rows = tokens.typical;
       slot.name = cat(half ? "bf16" : "fp32", " attention, ", tokens.name, ", ", head.name);
       slot.options = {option(AttentionWay::kOwn), option(AttentionWay::kFlash)};
-      if (!half && tokens.typical <= kLargestMath) slot.options.push_back(option(AttentionWay::kMath));
+      if (!half && tokens.typical <= kLargestMath)
+        slot.options.push_back(option(AttentionWay::kMath));
       slot.rule = option(AttentionWay::kOwn);
       slots.push_back(slot);
     }
@@ -116,16 +123,19 @@ std::string option_name(const WaySlot& slot, std::uint8_t option) {
   constexpr std::array<const char*, 3> kProducts{"library", "onednn", "packed"};
   constexpr std::array<const char*, 3> kAttention{"own", "flash", "math"};
   if (slot.kind == WaySlot::Kind::kProduct) return kProducts.at(option);
-  return slot.kind == WaySlot::Kind::kAttention ? kAttention.at(option) : std::array{"own", "library"}.at(option);
+  return slot.kind == WaySlot::Kind::kAttention ? kAttention.at(option)
+                                                : std::array{"own", "library"}.at(option);
 }
 
 Ways::Ways() : measured_(way_slots().size()) {
   for (const WaySlot& slot : way_slots()) chosen_.push_back(slot.rule);
 }
 
-ProductWay Ways::product(bool half, ProductUse use, std::int64_t rows, std::int64_t in, std::int64_t out) const {
+ProductWay Ways::product(bool half, ProductUse use, std::int64_t rows, std::int64_t in,
+                         std::int64_t out) const {
   const std::size_t width = class_of(kWidths, std::min(in, out));
-  const std::size_t at = (static_cast<std::size_t>(use) * kWidths.size() + width) * kRows.size() + class_of(kRows, rows);
+  const std::size_t at = (static_cast<std::size_t>(use) * kWidths.size() + width) * kRows.size() +
+                         class_of(kRows, rows);
   return static_cast<ProductWay>(chosen_[first_slot(half) + at]);
 }
 
@@ -141,14 +151,17 @@ PassWay Ways::pass(bool half, Pass pass) const {
 
 void Ways::choose(std::size_t slot, std::uint8_t option) {
   const std::vector<std::uint8_t>& options = way_slots().at(slot).options;
-  if (std::find(options.begin(), options.end(), option) == options.end()) fail(ErrorKind::kFailure, cat(way_slots()[slot].name, ": no option ", static_cast<int>(option)));
+  if (std::find(options.begin(), options.end(), option) == options.end())
+    fail(ErrorKind::kFailure,
+         cat(way_slots()[slot].name, ": no option ", static_cast<int>(option)));
   chosen_[slot] = option;
   measured_[slot] = true;
 }
 
 bool Ways::complete(bool half) const {
   const auto begin = measured_.begin() + static_cast<std::ptrdiff_t>(first_slot(half));
-  return std::find(begin, begin + static_cast<std::ptrdiff_t>(kSlotsOfAType), false) == begin + static_cast<std::ptrdiff_t>(kSlotsOfAType);
+  return std::find(begin, begin + static_cast<std::ptrdiff_t>(kSlotsOfAType), false) ==
+         begin + static_cast<std::ptrdiff_t>(kSlotsOfAType);
 }
 
 const Ways& ways() { return current(); }

@@ -16,18 +16,25 @@ namespace {
 // Noise of any shape behind one set of maps.
 class NoiseMap {
  public:
-  NoiseMap(const PatchConfig& c, const std::vector<std::int64_t>& shape) : per_sample_(c.per_sample) {
+  NoiseMap(const PatchConfig& c, const std::vector<std::int64_t>& shape)
+      : per_sample_(c.per_sample) {
     if (shape.size() == 3) {
       patches_ = std::make_unique<PatchMap>(c, shape);
       return;
     }
     std::int64_t d = 1;
     for (const std::int64_t n : shape) d *= n;
-    if (c.groups != 1) fail(ErrorKind::kConfig, "align.groups has no effect on noise that is a vector");
+    if (c.groups != 1)
+      fail(ErrorKind::kConfig, "align.groups has no effect on noise that is a vector");
     vector_ = make_orthogonal_map(c.map, d);
   }
-  at::Tensor initial(const RandomStreams& streams, std::int64_t n) const { return patches_ ? patches_->initial(streams, 0, n) : vector_->initial(streams, 0, per_sample_ ? n : 1); }
-  at::Tensor matrices(const at::Tensor& raw) const { return (patches_ ? patches_->map() : *vector_).matrix(raw); }
+  at::Tensor initial(const RandomStreams& streams, std::int64_t n) const {
+    return patches_ ? patches_->initial(streams, 0, n)
+                    : vector_->initial(streams, 0, per_sample_ ? n : 1);
+  }
+  at::Tensor matrices(const at::Tensor& raw) const {
+    return (patches_ ? patches_->map() : *vector_).matrix(raw);
+  }
   at::Tensor apply(const at::Tensor& q, const at::Tensor& eps) const {  // q [maps, D, D]
     if (patches_) return patches_->apply_matrices(q, eps);
     const at::Tensor rows = per_sample_ ? eps.flatten(1).unsqueeze(1) : eps.flatten(1).unsqueeze(0);
@@ -43,31 +50,49 @@ class NoiseMap {
 }  // namespace
 
 void bind(Fields& f, AlignConfig& c) {
-  f.value("map", c.patches.map.kind, "orthogonal map: expm, cayley, householder, block, givens or butterfly", one_of(orthogonal_kinds()));
-  f.value("reflections", c.patches.map.reflections, "householder: number of reflections", at_least_integer(1));
+  f.value("map", c.patches.map.kind,
+          "orthogonal map: expm, cayley, householder, block, givens or butterfly",
+          one_of(orthogonal_kinds()));
+  f.value("reflections", c.patches.map.reflections, "householder: number of reflections",
+          at_least_integer(1));
   f.value("blocks", c.patches.map.blocks, "block: number of blocks", at_least_integer(1));
-  f.value("layers", c.patches.map.layers, "givens: layers of plane rotations; 0 = all", at_least_integer(0));
+  f.value("layers", c.patches.map.layers, "givens: layers of plane rotations; 0 = all",
+          at_least_integer(0));
   f.value("patch", c.patches.patch, "noise [C, H, W]: side of a patch", at_least_integer(1));
-  f.value("groups", c.patches.groups, "noise [C, H, W]: groups of patches with a map of their own", at_least_integer(1));
-  f.value("per_sample", c.patches.per_sample, "every sample has maps of its own; false: one for all, and new noise stays Gaussian");
-  f.value("optimizer", c.optimizer, "riemannian (an angle per step) or adamw (on the map's parameters)", one_of({"riemannian", "adamw"}));
+  f.value("groups", c.patches.groups, "noise [C, H, W]: groups of patches with a map of their own",
+          at_least_integer(1));
+  f.value("per_sample", c.patches.per_sample,
+          "every sample has maps of its own; false: one for all, and new noise stays Gaussian");
+  f.value("optimizer", c.optimizer,
+          "riemannian (an angle per step) or adamw (on the map's parameters)",
+          one_of({"riemannian", "adamw"}));
   f.value("steps", c.steps, "steps", at_least_integer(1));
   f.value("batch", c.batch, "samples that are aligned together", at_least_integer(1));
   f.value("learning_rate", c.learning_rate, "adamw: step size", positive());
-  f.value("angle", c.angle, "riemannian: largest rotation of the first step in radians; falls along a cosine", between(1e-6, 3.14159));
+  f.value("angle", c.angle,
+          "riemannian: largest rotation of the first step in radians; falls along a cosine",
+          between(1e-6, 3.14159));
   f.value("l2", c.l2, "weight of mean (z - eps)^2", at_least(0));
-  f.value("labels", c.labels, "classes, one alignment each; empty: one alignment with all classes in turn");
-  f.value("fresh", c.fresh, "new noises on which a shared map is scored at the end", at_least_integer(0));
+  f.value("labels", c.labels,
+          "classes, one alignment each; empty: one alignment with all classes in turn");
+  f.value("fresh", c.fresh, "new noises on which a shared map is scored at the end",
+          at_least_integer(0));
 }
 
-AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* held_out, const AlignConfig& c, std::int64_t label, const RandomStreams& streams) {
-  if (!reward.info().has_gradient) fail(ErrorKind::kConfig, cat("reward ", reward.info().name, " has no gradient; aligning noise needs one"));
+AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* held_out,
+                        const AlignConfig& c, std::int64_t label, const RandomStreams& streams) {
+  if (!reward.info().has_gradient)
+    fail(ErrorKind::kConfig,
+         cat("reward ", reward.info().name, " has no gradient; aligning noise needs one"));
   if (label < -1) fail(ErrorKind::kConfig, cat("align.labels: ", label, " is no class"));
-  if (label >= g.classes() && label >= 0) fail(ErrorKind::kConfig, cat("align.labels: class ", label, ", the generator has ", g.classes()));
+  if (label >= g.classes() && label >= 0)
+    fail(ErrorKind::kConfig,
+         cat("align.labels: class ", label, ", the generator has ", g.classes()));
   const NoiseMap map(c.patches, g.noise_shape());
   const auto labels_of = [&](std::int64_t n) {
     if (g.classes() == 0) return at::Tensor();
-    return label >= 0 ? at::full({n}, label, at::kLong) : at::remainder(at::arange(n, at::kLong), g.classes());
+    return label >= 0 ? at::full({n}, label, at::kLong)
+                      : at::remainder(at::arange(n, at::kLong), g.classes());
   };
   const auto score = [&](const Reward& r, const at::Tensor& z, const at::Tensor& labels) {
     const at::Tensor scores = r.score((g.generate(z, labels) + 1) / 2, r.prepare(labels));
@@ -76,15 +101,22 @@ AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* 
   };
   AlignResult out;
   out.labels = labels_of(c.batch);
-  out.eps = streams.normal(Purpose::kPrior, 0, static_cast<std::uint32_t>(label + 1), 0, c.batch, g.noise_shape());
+  out.eps = streams.normal(Purpose::kPrior, 0, static_cast<std::uint32_t>(label + 1), 0, c.batch,
+                           g.noise_shape());
   const bool adam = c.optimizer == "adamw";
-  at::Tensor raw = map.initial(streams, c.batch), q = adam ? at::Tensor() : map.matrices(raw), first = at::zeros_like(raw), second = at::zeros_like(raw), best_scores;
+  at::Tensor raw = map.initial(streams, c.batch), q = adam ? at::Tensor() : map.matrices(raw),
+             first = at::zeros_like(raw), second = at::zeros_like(raw), best_scores;
   for (std::int64_t k = 0; k <= c.steps; ++k) {
     check_stop();
     const at::AutoGradMode grad(true);
-    const at::Tensor leaf = (adam ? raw : q).detach().set_requires_grad(true), matrices = adam ? map.matrices(leaf) : leaf;
-    const at::Tensor z = map.apply(matrices, out.eps), scores = score(reward, z, out.labels), drift = (z - out.eps).square().flatten(1).mean(1);
-    if (!scores.requires_grad()) fail(ErrorKind::kConfig, cat("reward ", reward.info().name, " has no gradient; aligning noise needs one"), "its score is computed outside autograd");
+    const at::Tensor leaf = (adam ? raw : q).detach().set_requires_grad(true),
+                     matrices = adam ? map.matrices(leaf) : leaf;
+    const at::Tensor z = map.apply(matrices, out.eps), scores = score(reward, z, out.labels),
+                     drift = (z - out.eps).square().flatten(1).mean(1);
+    if (!scores.requires_grad())
+      fail(ErrorKind::kConfig,
+           cat("reward ", reward.info().name, " has no gradient; aligning noise needs one"),
+           "its score is computed outside autograd");
     const double mean = scores.mean().item<double>();
     if (out.reward.empty() || mean > out.reward[static_cast<std::size_t>(out.best_step)]) {
       out.best_step = k, out.noise = z.detach(), out.maps = matrices.detach();
@@ -100,26 +132,51 @@ AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* 
     if (adam) {
       first = 0.9 * first + 0.1 * gradient, second = 0.999 * second + 0.001 * gradient.square();
       const double n = static_cast<double>(k + 1);
-      raw = raw - c.learning_rate * (first / (1 - std::pow(0.9, n))) / ((second / (1 - std::pow(0.999, n))).sqrt() + 1e-8);
+      raw = raw - c.learning_rate * (first / (1 - std::pow(0.9, n))) /
+                      ((second / (1 - std::pow(0.999, n))).sqrt() + 1e-8);
     } else {
-      q = riemannian_step(q, gradient, c.angle * 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(k) / static_cast<double>(c.steps))));
+      q = riemannian_step(q, gradient,
+                          c.angle * 0.5 *
+                              (1 + std::cos(std::numbers::pi * static_cast<double>(k) /
+                                            static_cast<double>(c.steps))));
     }
   }
   if (!c.patches.per_sample && c.fresh > 0) {
     const at::NoGradGuard no_grad;
-    const at::Tensor noise = streams.normal(Purpose::kExact, 0, static_cast<std::uint32_t>(label + 1), 0, c.fresh, g.noise_shape()), labels = labels_of(c.fresh);
-    const at::Tensor base = score(reward, noise, labels), aligned = score(reward, map.apply(out.maps, noise), labels);
+    const at::Tensor noise =
+                         streams.normal(Purpose::kExact, 0, static_cast<std::uint32_t>(label + 1),
+                                        0, c.fresh, g.noise_shape()),
+                     labels = labels_of(c.fresh);
+    const at::Tensor base = score(reward, noise, labels),
+                     aligned = score(reward, map.apply(out.maps, noise), labels);
     const double root = std::sqrt(static_cast<double>(c.fresh));
-    out.fresh_base = base.mean().item<double>(), out.fresh_aligned = aligned.mean().item<double>(), out.has_fresh = true;
-    if (c.fresh > 1) out.fresh_base_se = base.std().item<double>() / root, out.fresh_aligned_se = aligned.std().item<double>() / root;
+    out.fresh_base = base.mean().item<double>(), out.fresh_aligned = aligned.mean().item<double>(),
+    out.has_fresh = true;
+    if (c.fresh > 1)
+      out.fresh_base_se = base.std().item<double>() / root,
+      out.fresh_aligned_se = aligned.std().item<double>() / root;
   }
   return out;
 }
 
 nlohmann::ordered_json to_json(const AlignResult& r) {
-  nlohmann::ordered_json out{{"start", r.reward.front()}, {"best", r.reward[static_cast<std::size_t>(r.best_step)]}, {"best_step", r.best_step}, {"last", r.reward.back()}, {"drift", r.drift[static_cast<std::size_t>(r.best_step)]}, {"history", r.reward}, {"drift_history", r.drift}};
-  if (!r.held_out.empty()) out["held_out"] = {{"start", r.held_out.front()}, {"best", r.held_out[static_cast<std::size_t>(r.best_step)]}, {"last", r.held_out.back()}, {"history", r.held_out}};
-  if (r.has_fresh) out["fresh"] = {{"base", r.fresh_base}, {"base_se", r.fresh_base_se}, {"aligned", r.fresh_aligned}, {"aligned_se", r.fresh_aligned_se}};
+  nlohmann::ordered_json out{{"start", r.reward.front()},
+                             {"best", r.reward[static_cast<std::size_t>(r.best_step)]},
+                             {"best_step", r.best_step},
+                             {"last", r.reward.back()},
+                             {"drift", r.drift[static_cast<std::size_t>(r.best_step)]},
+                             {"history", r.reward},
+                             {"drift_history", r.drift}};
+  if (!r.held_out.empty())
+    out["held_out"] = {{"start", r.held_out.front()},
+                       {"best", r.held_out[static_cast<std::size_t>(r.best_step)]},
+                       {"last", r.held_out.back()},
+                       {"history", r.held_out}};
+  if (r.has_fresh)
+    out["fresh"] = {{"base", r.fresh_base},
+                    {"base_se", r.fresh_base_se},
+                    {"aligned", r.fresh_aligned},
+                    {"aligned_se", r.fresh_aligned_se}};
   return out;
 }
 

@@ -26,9 +26,11 @@ class RowAdam final : public RowOptimizer {
     if (!std::isfinite(loss)) return false;
     if (first_.empty()) first_.assign(g.size(), 0), second_.assign(g.size(), 0);
     ++count_;
-    const double rate = rate_ * 0.5 * (1 + std::cos(std::numbers::pi * progress)), c1 = 1 - std::pow(0.9, count_), c2 = 1 - std::pow(0.999, count_);
+    const double rate = rate_ * 0.5 * (1 + std::cos(std::numbers::pi * progress)),
+                 c1 = 1 - std::pow(0.9, count_), c2 = 1 - std::pow(0.999, count_);
     for (std::size_t i = 0; i < g.size(); ++i) {
-      first_[i] = 0.9 * first_[i] + 0.1 * g[i], second_[i] = 0.999 * second_[i] + 0.001 * g[i] * g[i];
+      first_[i] = 0.9 * first_[i] + 0.1 * g[i],
+      second_[i] = 0.999 * second_[i] + 0.001 * g[i] * g[i];
       x[i] -= rate * (first_[i] / c1) / (std::sqrt(second_[i] / c2) + 1e-8);
     }
     if (retract_) retract_(x);
@@ -44,7 +46,8 @@ class RowAdam final : public RowOptimizer {
 
 class RowLbfgs final : public RowOptimizer {
  public:
-  RowLbfgs(const LbfgsOptions& o, Retraction retract) : o_(o), retract_(std::move(retract)), radius_(o.largest_step / 2) {}
+  RowLbfgs(const LbfgsOptions& o, Retraction retract)
+      : o_(o), retract_(std::move(retract)), radius_(o.largest_step / 2) {}
 
   bool step(double loss, const Vector& g, Vector& x, double) override {
     if (x_.empty()) {
@@ -89,12 +92,15 @@ class RowLbfgs final : public RowOptimizer {
     if (length < 1e-14) return false;
     Vector d = g_;
     std::vector<double> a(pairs_.size());
-    for (std::size_t i = pairs_.size(); i-- > 0;) a[i] = pairs_[i].rho * dot(pairs_[i].s, d), add_scaled(d, -a[i], pairs_[i].y);
+    for (std::size_t i = pairs_.size(); i-- > 0;)
+      a[i] = pairs_[i].rho * dot(pairs_[i].s, d), add_scaled(d, -a[i], pairs_[i].y);
     for (double& v : d) v *= pairs_.empty() ? o_.first_step / length : scale_;
-    for (std::size_t i = 0; i < pairs_.size(); ++i) add_scaled(d, a[i] - pairs_[i].rho * dot(pairs_[i].y, d), pairs_[i].s);
+    for (std::size_t i = 0; i < pairs_.size(); ++i)
+      add_scaled(d, a[i] - pairs_[i].rho * dot(pairs_[i].y, d), pairs_[i].s);
     const double size = std::sqrt(dot(d, d)), shrink = size > radius_ ? radius_ / size : 1;
     predicted_ = shrink * dot(g_, d);
-    if (!(predicted_ > 0) || !std::isfinite(size)) {  // only after rounding: start again from the gradient
+    if (!(predicted_ > 0) ||
+        !std::isfinite(size)) {  // only after rounding: start again from the gradient
       pairs_.clear();
       predicted_ = std::min(radius_, o_.first_step) * length;
       d = g_;
@@ -118,7 +124,11 @@ class RowLbfgs final : public RowOptimizer {
 
 }  // namespace
 
-std::unique_ptr<RowOptimizer> make_row_adam(double learning_rate, Retraction retract) { return std::make_unique<RowAdam>(learning_rate, std::move(retract)); }
-std::unique_ptr<RowOptimizer> make_row_lbfgs(const LbfgsOptions& options, Retraction retract) { return std::make_unique<RowLbfgs>(options, std::move(retract)); }
+std::unique_ptr<RowOptimizer> make_row_adam(double learning_rate, Retraction retract) {
+  return std::make_unique<RowAdam>(learning_rate, std::move(retract));
+}
+std::unique_ptr<RowOptimizer> make_row_lbfgs(const LbfgsOptions& options, Retraction retract) {
+  return std::make_unique<RowLbfgs>(options, std::move(retract));
+}
 
 }  // namespace tiltflow

@@ -13,9 +13,12 @@ namespace tiltflow {
 namespace {
 
 at::Tensor checked(const at::Tensor& cost) {
-  if (cost.dim() != 2 || cost.size(0) > cost.size(1)) fail(ErrorKind::kFailure, "an assignment needs a cost matrix with at least as many columns as rows");
+  if (cost.dim() != 2 || cost.size(0) > cost.size(1))
+    fail(ErrorKind::kFailure,
+         "an assignment needs a cost matrix with at least as many columns as rows");
   const at::Tensor c = cost.to(at::kDouble).contiguous();
-  if (!at::isfinite(c).all().item<bool>()) fail(ErrorKind::kNonFinite, "the costs of an assignment are not finite");
+  if (!at::isfinite(c).all().item<bool>())
+    fail(ErrorKind::kNonFinite, "the costs of an assignment are not finite");
   return c;
 }
 
@@ -23,16 +26,19 @@ at::Tensor checked(const at::Tensor& cost) {
 
 std::vector<std::int64_t> linear_assignment(const at::Tensor& cost) {
   const at::Tensor matrix = checked(cost);
-  const std::size_t n = static_cast<std::size_t>(matrix.size(0)), m = static_cast<std::size_t>(matrix.size(1));
+  const std::size_t n = static_cast<std::size_t>(matrix.size(0)),
+                    m = static_cast<std::size_t>(matrix.size(1));
   const double* c = matrix.const_data_ptr<double>();
   constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
-  // Prices of columns by column reduction (square problems only: a column left free must keep price 0), then one shortest augmenting path per row left over.
+  // Prices of columns by column reduction (square problems only: a column left free must keep price
+  // 0), then one shortest augmenting path per row left over.
   std::vector<double> price(m, 0), slack(m);
   std::vector<std::size_t> row_of(m, kNone), column_of(n, kNone), before(m);
   if (n == m) {
     for (std::size_t j = m; j-- > 0;) {
       std::size_t best = 0;
-      for (std::size_t i = 1; i < n; ++i) if (c[i * m + j] < c[best * m + j]) best = i;
+      for (std::size_t i = 1; i < n; ++i)
+        if (c[i * m + j] < c[best * m + j]) best = i;
       price[j] = c[best * m + j];
       if (column_of[best] == kNone) column_of[best] = j, row_of[j] = best;
     }
@@ -40,8 +46,10 @@ std::vector<std::int64_t> linear_assignment(const at::Tensor& cost) {
   std::vector<std::size_t> order(m);
   for (std::size_t start = 0; start < n; ++start) {
     if (column_of[start] != kNone) continue;
-    // Dijkstra over columns; order[0, done) are final, [done, front) have the least distance, the rest is open.
-    for (std::size_t j = 0; j < m; ++j) slack[j] = c[start * m + j] - price[j], before[j] = start, order[j] = j;
+    // Dijkstra over columns; order[0, done) are final, [done, front) have the least distance, the
+    // rest is open.
+    for (std::size_t j = 0; j < m; ++j)
+      slack[j] = c[start * m + j] - price[j], before[j] = start, order[j] = j;
     std::size_t done = 0, front = 0, last = kNone;
     double least = 0;
     while (last == kNone) {
@@ -55,7 +63,8 @@ std::vector<std::int64_t> linear_assignment(const at::Tensor& cost) {
           std::swap(order[k], order[end++]);
         }
         front = end;
-        for (std::size_t k = done; k < front && last == kNone; ++k) if (row_of[order[k]] == kNone) last = order[k];
+        for (std::size_t k = done; k < front && last == kNone; ++k)
+          if (row_of[order[k]] == kNone) last = order[k];
         if (last != kNone) break;
       }
       const std::size_t column = order[done++], row = row_of[column];
@@ -100,7 +109,8 @@ std::vector<std::int64_t> sinkhorn_assignment(const at::Tensor& cost, const Sink
   std::vector<bool> used(static_cast<std::size_t>(m));
   std::int64_t left = n;
   for (std::int64_t k = 0; left > 0; ++k) {
-    const auto row = static_cast<std::size_t>(entries[k] / m), column = static_cast<std::size_t>(entries[k] % m);
+    const auto row = static_cast<std::size_t>(entries[k] / m),
+               column = static_cast<std::size_t>(entries[k] % m);
     if (out[row] >= 0 || used[column]) continue;
     out[row] = static_cast<std::int64_t>(column), used[column] = true, --left;
   }
@@ -108,7 +118,10 @@ std::vector<std::int64_t> sinkhorn_assignment(const at::Tensor& cost, const Sink
 }
 
 double assignment_cost(const at::Tensor& cost, const std::vector<std::int64_t>& columns) {
-  return cost.to(at::kDouble).gather(1, at::tensor(columns, at::kLong).unsqueeze(1)).sum().item<double>();
+  return cost.to(at::kDouble)
+      .gather(1, at::tensor(columns, at::kLong).unsqueeze(1))
+      .sum()
+      .item<double>();
 }
 
 }  // namespace tiltflow

@@ -1,4 +1,5 @@
-// LAION's aesthetic score: a linear head on the normalised image embedding of CLIP ViT-L/14 (improved-aesthetic-predictor).
+// LAION's aesthetic score: a linear head on the normalised image embedding of CLIP ViT-L/14
+// (improved-aesthetic-predictor).
 #pragma once
 
 #include <filesystem>
@@ -7,7 +8,8 @@
 
 namespace tiltflow {
 
-// Head tensors layers.{0,2,4,6,7}.{weight,bias}; five linear layers without activations, folded into one vector and a number (in double).
+// Head tensors layers.{0,2,4,6,7}.{weight,bias}; five linear layers without activations, folded
+// into one vector and a number (in double).
 class AestheticHead {
  public:
   explicit AestheticHead(const std::filesystem::path& file);  // throws kBadFile

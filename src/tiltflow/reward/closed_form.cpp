@@ -15,7 +15,10 @@ namespace {
 // One number for all entries or one per entry.
 at::Tensor per_entry(const std::vector<double>& values, const at::Tensor& flat, const char* what) {
   if (values.size() != 1 && static_cast<std::int64_t>(values.size()) != flat.size(1)) {
-    fail(ErrorKind::kConfig, cat("reward: ", what, " has ", counted(values.size(), "number"), ", samples have ", counted(flat.size(1), "entry", "entries")), "give one number or one per entry");
+    fail(ErrorKind::kConfig,
+         cat("reward: ", what, " has ", counted(values.size(), "number"), ", samples have ",
+             counted(flat.size(1), "entry", "entries")),
+         "give one number or one per entry");
   }
   return at::tensor(values, at::kDouble).to(flat.options().requires_grad(false));
 }
@@ -23,7 +26,9 @@ at::Tensor per_entry(const std::vector<double>& values, const at::Tensor& flat, 
 class Ink final : public Reward {
  public:
   const RewardInfo& info() const override { return info_; }
-  at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override { return samples.flatten(1).mean(1); }
+  at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
+    return samples.flatten(1).mean(1);
+  }
 
  private:
   RewardInfo info_{"ink", true, ""};
@@ -45,7 +50,9 @@ class LinearReward final : public Reward {
 
 class Brightness final : public Reward {
  public:
-  explicit Brightness(double target) : target_(target) { info_.name = target < 0 ? "brightness" : cat("brightness near ", compact(target)); }
+  explicit Brightness(double target) : target_(target) {
+    info_.name = target < 0 ? "brightness" : cat("brightness near ", compact(target));
+  }
   const RewardInfo& info() const override { return info_; }
   at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
     const at::Tensor mean = samples.flatten(1).mean(1);
@@ -59,7 +66,8 @@ class Brightness final : public Reward {
 
 class QuadraticReward final : public Reward {
  public:
-  QuadraticReward(std::vector<double> center, double curvature) : center_(std::move(center)), curvature_(curvature) {}
+  QuadraticReward(std::vector<double> center, double curvature)
+      : center_(std::move(center)), curvature_(curvature) {}
   const RewardInfo& info() const override { return info_; }
   at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
     const at::Tensor flat = samples.flatten(1);
@@ -89,13 +97,19 @@ class StepReward final : public Reward {
 
 class LogDensity final : public Reward {
  public:
-  LogDensity(GaussianMixture mixture, bool over_normal) : mixture_(std::move(mixture)), over_normal_(over_normal) {}
+  LogDensity(GaussianMixture mixture, bool over_normal)
+      : mixture_(std::move(mixture)), over_normal_(over_normal) {}
   const RewardInfo& info() const override { return info_; }
   at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
     const at::Tensor x = samples.flatten(1).to(at::kDouble);
-    if (x.size(1) != mixture_.dimension()) fail(ErrorKind::kConfig, cat("reward log-density: its mixture has dimension ", mixture_.dimension(), ", samples have ", counted(x.size(1), "entry", "entries")));
+    if (x.size(1) != mixture_.dimension())
+      fail(ErrorKind::kConfig,
+           cat("reward log-density: its mixture has dimension ", mixture_.dimension(),
+               ", samples have ", counted(x.size(1), "entry", "entries")));
     at::Tensor out = log_density(mixture_, x);
-    if (over_normal_) out = out + 0.5 * x.square().sum(1) + 0.5 * static_cast<double>(x.size(1)) * std::log(2 * std::numbers::pi);
+    if (over_normal_)
+      out = out + 0.5 * x.square().sum(1) +
+            0.5 * static_cast<double>(x.size(1)) * std::log(2 * std::numbers::pi);
     return out.to(samples.scalar_type());
   }
 
@@ -108,22 +122,32 @@ class LogDensity final : public Reward {
 }  // namespace
 
 std::shared_ptr<const Reward> make_step_reward(const RewardTerm& term) {
-  if (term.slope.empty()) fail(ErrorKind::kConfig, "reward step: slope is missing", "slope = [1.0] or one number per entry");
+  if (term.slope.empty())
+    fail(ErrorKind::kConfig, "reward step: slope is missing",
+         "slope = [1.0] or one number per entry");
   return std::make_shared<StepReward>(term.slope, term.level);
 }
 
-std::shared_ptr<const Reward> make_log_density(const RewardTerm& term) { return std::make_shared<LogDensity>(mixture_from_args(term.args), term.over_normal); }
+std::shared_ptr<const Reward> make_log_density(const RewardTerm& term) {
+  return std::make_shared<LogDensity>(mixture_from_args(term.args), term.over_normal);
+}
 
-std::shared_ptr<const Reward> make_brightness(const RewardTerm& term) { return std::make_shared<Brightness>(term.target); }
+std::shared_ptr<const Reward> make_brightness(const RewardTerm& term) {
+  return std::make_shared<Brightness>(term.target);
+}
 std::shared_ptr<const Reward> make_ink(const RewardTerm&) { return std::make_shared<Ink>(); }
 
 std::shared_ptr<const Reward> make_linear_reward(const RewardTerm& term) {
-  if (term.slope.empty()) fail(ErrorKind::kConfig, "reward linear: slope is missing", "slope = [1.0] or one number per entry");
+  if (term.slope.empty())
+    fail(ErrorKind::kConfig, "reward linear: slope is missing",
+         "slope = [1.0] or one number per entry");
   return std::make_shared<LinearReward>(term.slope);
 }
 
 std::shared_ptr<const Reward> make_quadratic_reward(const RewardTerm& term) {
-  if (term.center.empty()) fail(ErrorKind::kConfig, "reward quadratic: center is missing", "center = [0.5] or one number per entry");
+  if (term.center.empty())
+    fail(ErrorKind::kConfig, "reward quadratic: center is missing",
+         "center = [0.5] or one number per entry");
   return std::make_shared<QuadraticReward>(term.center, term.curvature);
 }
 

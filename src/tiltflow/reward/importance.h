@@ -1,5 +1,5 @@
-// Importance weights that turn base samples into samples of p*: w = exp(r)/Z. With labels, every label has its own law and its
-// own Z, so that labels keep their shares.
+// Importance weights that turn base samples into samples of p*: w = exp(r)/Z. With labels, every
+// label has its own law and its own Z, so that labels keep their shares.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,18 +7,19 @@
 namespace tiltflow {
 
 struct ImportanceWeights {
-  at::Tensor log_weights;    // [N] fp64: r_i - log Z(label_i), up to a constant
-  double log_z = 0;          // mean of log Z over the labels
-  double log_z_se = 0;       // standard error (delta method)
-  double ess = 0;            // effective sample size
+  at::Tensor log_weights;  // [N] fp64: r_i - log Z(label_i), up to a constant
+  double log_z = 0;        // mean of log Z over the labels
+  double log_z_se = 0;     // standard error (delta method)
+  double ess = 0;          // effective sample size
 };
 
 // rewards [N], labels [N] or undefined.
 ImportanceWeights importance_weights(const at::Tensor& rewards, const at::Tensor& labels);
 
-// KL(tuned || p*) over whole paths, from paths of the tuned model alone: w = r + log_ratio, gap = log E exp(w) - E w. As the
-// tuned law nears p*, w becomes constant and the error vanishes, unlike with log Z from base samples; but a mode of p* that
-// the tuned model never visits stays unseen. All arguments [N]; labels may be undefined.
+// KL(tuned || p*) over whole paths, from paths of the tuned model alone: w = r + log_ratio, gap =
+// log E exp(w) - E w. As the tuned law nears p*, w becomes constant and the error vanishes, unlike
+// with log Z from base samples; but a mode of p* that the tuned model never visits stays unseen.
+// All arguments [N]; labels may be undefined.
 struct PathGap {
   double gap = 0, gap_se = 0;  // nats; delta method
   double ess = 0;              // of the weights exp(w), as a share of N

@@ -22,12 +22,19 @@ const std::vector<Row>& rows() {
       {{"ink", "mean pixel value of the image (brightness)"}, make_ink},
       {{"brightness", "mean pixel value, or -(mean - target)^2 with a target"}, make_brightness},
       {{"linear", "slope . x, summed over all entries"}, make_linear_reward},
-      {{"quadratic", "-curvature/2 |x - center|^2, summed over all entries"}, make_quadratic_reward},
+      {{"quadratic", "-curvature/2 |x - center|^2, summed over all entries"},
+       make_quadratic_reward},
       {{"step", "1 where slope . x exceeds level, else 0; has no gradient"}, make_step_reward},
-      {{"log-density", "log-density of a Gaussian mixture (args: weights, means, deviations); minus that of N(0, I) with over_normal"}, make_log_density},
-      {{"class-log-prob", "log-probability of a class under a judge (classifier file)"}, make_class_log_prob},
+      {{"log-density",
+        "log-density of a Gaussian mixture (args: weights, means, deviations); minus that of N(0, "
+        "I) with over_normal"},
+       make_log_density},
+      {{"class-log-prob", "log-probability of a class under a judge (classifier file)"},
+       make_class_log_prob},
       {{"aesthetic", "LAION aesthetic score: a head on CLIP image embeddings"}, make_aesthetic},
-      {{"torchscript", "a module saved with torch.jit.save: forward(images) or forward(images, labels)"}, make_torchscript},
+      {{"torchscript",
+        "a module saved with torch.jit.save: forward(images) or forward(images, labels)"},
+       make_torchscript},
   };
   return table;
 }
@@ -35,7 +42,9 @@ const std::vector<Row>& rows() {
 class WeightedSum final : public Reward {
  public:
   // `blind`: whether a part was declared to have no gradient.
-  WeightedSum(std::vector<double> scales, std::vector<std::shared_ptr<const Reward>> parts, bool blind) : scales_(std::move(scales)), parts_(std::move(parts)) {
+  WeightedSum(std::vector<double> scales, std::vector<std::shared_ptr<const Reward>> parts,
+              bool blind)
+      : scales_(std::move(scales)), parts_(std::move(parts)) {
     info_.has_gradient = !blind;
     std::vector<std::string> names;
     for (std::size_t i = 0; i < parts_.size(); ++i) {
@@ -78,15 +87,24 @@ void bind(Fields& f, RewardTerm& c) {
   f.value("center", c.center, "quadratic: one number for all entries or one per dimension");
   f.value("curvature", c.curvature, "quadratic: curvature", positive());
   f.value("level", c.level, "step: where it is");
-  f.value("over_normal", c.over_normal, "log-density: minus the log-density of N(0, I); on a standard normal base the tilted law is the mixture");
-  f.value("label", c.label, "class-log-prob: the class; -1 = the label the sample was drawn with", at_least_integer(-1));
+  f.value("over_normal", c.over_normal,
+          "log-density: minus the log-density of N(0, I); on a standard normal base the tilted law "
+          "is the mixture");
+  f.value("label", c.label, "class-log-prob: the class; -1 = the label the sample was drawn with",
+          at_least_integer(-1));
   f.path("judge", c.judge, PathKind::kWeights, "class-log-prob: classifier file");
-  f.value("target", c.target, "brightness: wanted mean; negative = the brighter the better", between(-1, 1));
-  f.path("clip", c.clip, PathKind::kWeights, "aesthetic: CLIP image tower, folder or file (ViT-L/14 for the published head)");
+  f.value("target", c.target, "brightness: wanted mean; negative = the brighter the better",
+          between(-1, 1));
+  f.path("clip", c.clip, PathKind::kWeights,
+         "aesthetic: CLIP image tower, folder or file (ViT-L/14 for the published head)");
   f.path("head", c.head, PathKind::kWeights, "aesthetic: file of the head");
-  f.table("args", c.args, "aesthetic: num_heads and activation of a CLIP whose file does not say; log-density: weights, means, deviations");
+  f.table("args", c.args,
+          "aesthetic: num_heads and activation of a CLIP whose file does not say; log-density: "
+          "weights, means, deviations");
   f.path("file", c.file, PathKind::kAll, "torchscript: the module");
-  f.value("gradient", c.gradient, "false: a black box without gradient, for methods that need none and for a learned surrogate; modules without one are found out");
+  f.value("gradient", c.gradient,
+          "false: a black box without gradient, for methods that need none and for a learned "
+          "surrogate; modules without one are found out");
 }
 
 std::shared_ptr<const Reward> make_reward(const RewardTerm& term) {
@@ -95,11 +113,14 @@ std::shared_ptr<const Reward> make_reward(const RewardTerm& term) {
     if (row.listing.name == term.name) return row.make(term);
     names.push_back(row.listing.name);
   }
-  fail(ErrorKind::kConfig, cat("reward '", term.name, "' is unknown", did_you_mean(term.name, names)), "known: " + join(names, ", "));
+  fail(ErrorKind::kConfig,
+       cat("reward '", term.name, "' is unknown", did_you_mean(term.name, names)),
+       "known: " + join(names, ", "));
 }
 
 std::shared_ptr<const Reward> make_weighted_sum(const std::vector<RewardTerm>& terms) {
-  if (terms.empty()) fail(ErrorKind::kConfig, "no reward given", "add a section [[reward]] with a name and a scale");
+  if (terms.empty())
+    fail(ErrorKind::kConfig, "no reward given", "add a section [[reward]] with a name and a scale");
   std::vector<double> scales;
   std::vector<std::shared_ptr<const Reward>> parts;
   bool blind = false;

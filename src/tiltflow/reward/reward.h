@@ -1,4 +1,5 @@
-// Rewards: a number per sample, higher is better, no hidden offsets. p* is proportional to p_base exp(reward).
+// Rewards: a number per sample, higher is better, no hidden offsets. p* is proportional to p_base
+// exp(reward).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,7 +17,8 @@ struct RewardInfo {
   std::string name;
   bool has_gradient = true;
   std::string citation;
-  bool gradient_known = true;  // false: of a program from outside; whether has_gradient is true shows in a call
+  bool gradient_known =
+      true;  // false: of a program from outside; whether has_gradient is true shows in a call
 };
 
 // What a batch is scored against; made once per batch of labels (or prompts).
@@ -29,28 +31,31 @@ class Reward {
   virtual ~Reward() = default;
   virtual const RewardInfo& info() const = 0;
   virtual RewardCondition prepare(const at::Tensor& labels) const { return {labels}; }
-  // Images [N, C, H, W] (nominally in [0, 1], not clamped) or vectors [N, d] -> [N]. Differentiable if info() says so.
+  // Images [N, C, H, W] (nominally in [0, 1], not clamped) or vectors [N, d] -> [N]. Differentiable
+  // if info() says so.
   virtual at::Tensor score(const at::Tensor& samples, const RewardCondition& condition) const = 0;
   virtual std::vector<const Reward*> terms() const { return {this}; }  // of a sum: its parts
-  virtual std::vector<double> scales() const { return {1}; }  // of the terms
+  virtual std::vector<double> scales() const { return {1}; }           // of the terms
 };
 
 // One [[reward]] section; a sum of terms is the reward.
 struct RewardTerm {
   std::string name = "ink";
   double scale = 1;
-  std::vector<double> slope;       // linear: w, one number or one per dimension
-  std::vector<double> center;      // quadratic: c, likewise
-  double curvature = 1;            // quadratic: -curvature/2 |x - c|^2
-  double level = 0;                // step
-  bool over_normal = false;        // log-density
-  std::int64_t label = -1;         // class-log-prob: the class; -1 = the sample's own label
-  std::string judge;               // class-log-prob: file of the classifier
-  double target = -1;              // brightness: -(mean - target)^2; negative: the mean itself
-  std::string clip, head;          // aesthetic: CLIP folder or file, head file
-  std::map<std::string, std::string> args;  // aesthetic: num_heads, activation of CLIP where its file does not say; log-density: weights, means, deviations
-  std::string file;                // torchscript: the module
-  bool gradient = true;            // false: the reward is used as a black box
+  std::vector<double> slope;   // linear: w, one number or one per dimension
+  std::vector<double> center;  // quadratic: c, likewise
+  double curvature = 1;        // quadratic: -curvature/2 |x - c|^2
+  double level = 0;            // step
+  bool over_normal = false;    // log-density
+  std::int64_t label = -1;     // class-log-prob: the class; -1 = the sample's own label
+  std::string judge;           // class-log-prob: file of the classifier
+  double target = -1;          // brightness: -(mean - target)^2; negative: the mean itself
+  std::string clip, head;      // aesthetic: CLIP folder or file, head file
+  std::map<std::string, std::string>
+      args;  // aesthetic: num_heads, activation of CLIP where its file does not say; log-density:
+             // weights, means, deviations
+  std::string file;      // torchscript: the module
+  bool gradient = true;  // false: the reward is used as a black box
 };
 void bind(Fields& f, RewardTerm& c);
 

@@ -8,15 +8,18 @@
 
 namespace tiltflow {
 
-// kRk4 is the 3/8 rule, as in torchdiffeq. kDopri5: Dormand-Prince 5(4), adaptive, root-mean-square error over the batch.
+// kRk4 is the 3/8 rule, as in torchdiffeq. kDopri5: Dormand-Prince 5(4), adaptive, root-mean-square
+// error over the batch.
 enum class OdeMethod { kEuler, kMidpoint, kHeun, kRk4, kDopri5 };
-OdeMethod parse_ode_method(const std::string& name);  // euler, midpoint, heun, rk4, dopri5; throws kConfig
+OdeMethod parse_ode_method(
+    const std::string& name);  // euler, midpoint, heun, rk4, dopri5; throws kConfig
 
 struct OdeOptions {
   OdeMethod method = OdeMethod::kHeun;
   double rtol = 1e-4, atol = 1e-5;  // dopri5
   int max_steps = 10000;            // dopri5; throws kFailure beyond
-  bool keep_graph = false;          // differentiable in x and the weights (fixed-step methods) when grad mode is on
+  bool keep_graph =
+      false;  // differentiable in x and the weights (fixed-step methods) when grad mode is on
 };
 
 struct OdeResult {
@@ -24,7 +27,9 @@ struct OdeResult {
   int evaluations = 0, accepted = 0, rejected = 0;
 };
 
-// From grid.front() to grid.back() (either direction); fixed-step methods step on the grid, dopri5 chooses its own steps.
-OdeResult solve_ode(const VelocityField& field, at::Tensor x, const std::vector<double>& grid, const Condition& condition, const OdeOptions& options = {});
+// From grid.front() to grid.back() (either direction); fixed-step methods step on the grid, dopri5
+// chooses its own steps.
+OdeResult solve_ode(const VelocityField& field, at::Tensor x, const std::vector<double>& grid,
+                    const Condition& condition, const OdeOptions& options = {});
 
 }  // namespace tiltflow

@@ -9,17 +9,24 @@
 
 namespace tiltflow {
 
-NoiseSource keyed_noise(const RandomStreams& streams, std::uint32_t step, std::int64_t first, const at::Tensor& x_0) {
+NoiseSource keyed_noise(const RandomStreams& streams, std::uint32_t step, std::int64_t first,
+                        const at::Tensor& x_0) {
   const std::int64_t n = x_0.size(0);
   const std::vector<std::int64_t> shape = x_0.sizes().slice(1).vec();
-  return [=, dtype = x_0.scalar_type()](int k) { return streams.normal(Purpose::kTransition, step, static_cast<std::uint32_t>(k), first, n, shape, dtype); };
+  return [=, dtype = x_0.scalar_type()](int k) {
+    return streams.normal(Purpose::kTransition, step, static_cast<std::uint32_t>(k), first, n,
+                          shape, dtype);
+  };
 }
 
-at::Tensor prior_sample(const RandomStreams& streams, std::uint32_t step, std::int64_t first, std::int64_t n, at::IntArrayRef shape, at::ScalarType dtype) {
+at::Tensor prior_sample(const RandomStreams& streams, std::uint32_t step, std::int64_t first,
+                        std::int64_t n, at::IntArrayRef shape, at::ScalarType dtype) {
   return streams.normal(Purpose::kPrior, step, 0, first, n, shape, dtype);
 }
 
-Trajectory rollout(const VelocityField& field, const TransitionTable& table, at::Tensor x, const Condition& condition, const NoiseSource& noise, const RolloutOptions& options) {
+Trajectory rollout(const VelocityField& field, const TransitionTable& table, at::Tensor x,
+                   const Condition& condition, const NoiseSource& noise,
+                   const RolloutOptions& options) {
   Trajectory out;
   if (!options.graphs.empty()) out.with_graph.resize(table.steps.size());
   const at::NoGradGuard no_grad;
@@ -53,18 +60,22 @@ Trajectory rollout(const VelocityField& field, const TransitionTable& table, at:
   return out;
 }
 
-at::Tensor transition_log_density(const Transition& step, const at::Tensor& x, const at::Tensor& velocity, const at::Tensor& next) {
+at::Tensor transition_log_density(const Transition& step, const at::Tensor& x,
+                                  const at::Tensor& velocity, const at::Tensor& next) {
   if (!(step.s > 0)) fail(ErrorKind::kFailure, "a noiseless step has no density");
   const at::Tensor residual = (next - x * step.p - velocity * step.c).flatten(1) / step.s;
   const double d = static_cast<double>(residual.size(1));
-  return -0.5 * residual.square().sum(1) - d * (std::log(step.s) + 0.5 * std::log(2 * std::numbers::pi));
+  return -0.5 * residual.square().sum(1) -
+         d * (std::log(step.s) + 0.5 * std::log(2 * std::numbers::pi));
 }
 
-at::Tensor control_cost(const Transition& step, const at::Tensor& v_tuned, const at::Tensor& v_base) {
+at::Tensor control_cost(const Transition& step, const at::Tensor& v_tuned,
+                        const at::Tensor& v_base) {
   return (v_tuned - v_base).flatten(1).square().sum(1) * (step.c * step.c / (2 * step.s * step.s));
 }
 
-at::Tensor path_log_ratio(const Transition& step, const at::Tensor& v_tuned, const at::Tensor& v_base, const at::Tensor& noise) {
+at::Tensor path_log_ratio(const Transition& step, const at::Tensor& v_tuned,
+                          const at::Tensor& v_base, const at::Tensor& noise) {
   const at::Tensor pull = (v_tuned - v_base) * (step.c / step.s);
   return -(pull * (noise + pull * 0.5)).flatten(1).sum(1);
 }

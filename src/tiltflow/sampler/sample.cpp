@@ -15,21 +15,29 @@ namespace tiltflow {
 std::vector<std::string> sampler_names() {
   std::vector<std::string> names = table_names();
   names.insert(names.end(), {"sde-euler", "sde-heun"});
-  for (const char* method : {"euler", "midpoint", "heun", "rk4", "dopri5"}) names.push_back(cat("ode-", method));
+  for (const char* method : {"euler", "midpoint", "heun", "rk4", "dopri5"})
+    names.push_back(cat("ode-", method));
   return names;
 }
 
 void bind(Fields& f, SamplerConfig& c) {
-  f.value("name", c.name, "auto (memoryless SDE recommended for the path), another table, sde-METHOD or ode-METHOD; see `tiltflow list samplers`", one_of(sampler_names()));
+  f.value("name", c.name,
+          "auto (memoryless SDE recommended for the path), another table, sde-METHOD or "
+          "ode-METHOD; see `tiltflow list samplers`",
+          one_of(sampler_names()));
   f.value("steps", c.steps, "steps of the sampler", at_least_integer(1));
   f.value("grid", c.grid, "time grid", one_of({"uniform", "cosine", "shifted"}));
   f.value("shift", c.shift, "of the shifted grid", positive());
   f.value("parameter", c.parameter, "eta of ddim, sigma of constant", at_least(0));
   f.value("diffusion", c.sde.form, "sde-*: diffusion coefficient w(t)", one_of(diffusion_forms()));
   f.value("diffusion_norm", c.sde.norm, "sde-*: factor on w", at_least(0));
-  f.value("last_step", c.sde.last_step, "sde-*: none, mean, tweedie or euler", one_of({"none", "mean", "tweedie", "euler"}));
-  f.value("last_step_size", c.sde.last_step_size, "sde-*: length of the last step", between(0, 0.5));
-  f.value("epsilon", c.epsilon, "distance kept from the ends of time where path, prediction or diffusion are singular", between(1e-6, 0.1));
+  f.value("last_step", c.sde.last_step, "sde-*: none, mean, tweedie or euler",
+          one_of({"none", "mean", "tweedie", "euler"}));
+  f.value("last_step_size", c.sde.last_step_size, "sde-*: length of the last step",
+          between(0, 0.5));
+  f.value("epsilon", c.epsilon,
+          "distance kept from the ends of time where path, prediction or diffusion are singular",
+          between(1e-6, 0.1));
   f.value("rtol", c.rtol, "ode-dopri5: relative tolerance", positive());
   f.value("atol", c.atol, "ode-dopri5: absolute tolerance", positive());
 }
@@ -46,19 +54,25 @@ std::vector<double> grid_of(const SamplerConfig& c, const Path& path) {
 }
 
 TransitionTable table_of(const SamplerConfig& c, const Path& path) {
-  if (is_ode(c) || is_sde(c)) fail(ErrorKind::kConfig, cat("sampler ", c.name, is_ode(c) ? " is deterministic" : " has no transition table", "; a table is needed here"), "use auto, euler, exponential or ancestral");
+  if (is_ode(c) || is_sde(c))
+    fail(ErrorKind::kConfig,
+         cat("sampler ", c.name, is_ode(c) ? " is deterministic" : " has no transition table",
+             "; a table is needed here"),
+         "use auto, euler, exponential or ancestral");
   return make_table(c.name, path, grid_of(c, path), c.parameter);
 }
 
 namespace {
 
 // Fills in the parts of the other processes: a sum in which everybody else has zeros is exact.
-void exchange(std::vector<Draws>& parts, const DrawOptions& options, at::IntArrayRef shape, const LabelSource& labels, bool costs) {
+void exchange(std::vector<Draws>& parts, const DrawOptions& options, at::IntArrayRef shape,
+              const LabelSource& labels, bool costs) {
   std::vector<at::Tensor> sums;
   const at::Tensor counts = at::zeros({static_cast<std::int64_t>(parts.size()), 3}, at::kLong);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     Draws& part = parts[i];
-    const std::int64_t begin = options.first + static_cast<std::int64_t>(i) * options.chunk, n = std::min(options.chunk, options.first + options.n - begin);
+    const std::int64_t begin = options.first + static_cast<std::int64_t>(i) * options.chunk,
+                       n = std::min(options.chunk, options.first + options.n - begin);
     const bool mine = part.x.defined();
     if (!mine) {
       std::vector<std::int64_t> sizes = shape.vec();
@@ -70,21 +84,27 @@ void exchange(std::vector<Draws>& parts, const DrawOptions& options, at::IntArra
     }
     const std::int64_t found[] = {part.evaluations, part.accepted, part.rejected};
     for (std::int64_t j = 0; mine && j < 3; ++j) counts[static_cast<std::int64_t>(i)][j] = found[j];
-    for (const at::Tensor& x : {part.x, part.noise, part.prediction, part.cost, part.log_ratio}) if (x.defined()) sums.push_back(x);
+    for (const at::Tensor& x : {part.x, part.noise, part.prediction, part.cost, part.log_ratio})
+      if (x.defined()) sums.push_back(x);
   }
   all_reduce_sum(sums), all_reduce_sum({counts});
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const at::Tensor row = counts[static_cast<std::int64_t>(i)];
-    parts[i].evaluations = row[0].item<std::int64_t>(), parts[i].accepted = row[1].item<std::int64_t>(), parts[i].rejected = row[2].item<std::int64_t>();
+    parts[i].evaluations = row[0].item<std::int64_t>(),
+    parts[i].accepted = row[1].item<std::int64_t>(),
+    parts[i].rejected = row[2].item<std::int64_t>();
   }
 }
 
-// One piece under sde-*. Without a last step of its own the prediction is made before the last noise is added.
-void draw_sde(const VelocityField& field, const SamplerConfig& config, const Path& path, const at::Tensor& x_0, const NoiseSource& noise,
-              const Condition& condition, bool keep_prediction, Draws& part) {
+// One piece under sde-*. Without a last step of its own the prediction is made before the last
+// noise is added.
+void draw_sde(const VelocityField& field, const SamplerConfig& config, const Path& path,
+              const at::Tensor& x_0, const NoiseSource& noise, const Condition& condition,
+              bool keep_prediction, Draws& part) {
   SdeOptions options = config.sde;
   options.method = config.name.substr(4);
-  const std::vector<double> times = sde_grid(path, config.prediction, options, static_cast<int>(config.steps), config.epsilon);
+  const std::vector<double> times =
+      sde_grid(path, config.prediction, options, static_cast<int>(config.steps), config.epsilon);
   if (!keep_prediction || options.last_step != "none" || times.size() < 2) {
     part.x = solve_sde(field, path, x_0, times, condition, noise, options);
     if (keep_prediction) part.prediction = part.x;
@@ -96,7 +116,8 @@ void draw_sde(const VelocityField& field, const SamplerConfig& config, const Pat
   const at::Tensor velocity = field.velocity(before, time_tensor(tail.front(), before), condition);
   part.prediction = data_from_velocity(path.at(tail.front()), before, velocity);
   const int done = static_cast<int>(head.size()) - 1;
-  part.x = solve_sde(field, path, before, tail, condition, [&](int k) { return noise(k + done); }, options);
+  part.x = solve_sde(
+      field, path, before, tail, condition, [&](int k) { return noise(k + done); }, options);
 }
 
 }  // namespace
@@ -107,22 +128,26 @@ bool leaves_noise(const SamplerConfig& config, const Path& path) {
   return table_of(config, path).steps.back().s > 0;
 }
 
-Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path, at::IntArrayRef shape, const RandomStreams& streams,
-           const LabelSource& labels, const DrawOptions& options) {
+Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path,
+           at::IntArrayRef shape, const RandomStreams& streams, const LabelSource& labels,
+           const DrawOptions& options) {
   const at::NoGradGuard no_grad;
   const bool ode = is_ode(config), sde = is_sde(config);
   const bool costs = options.reference && !ode && !sde;
   const std::vector<double> grid = grid_of(config, path);
   const TransitionTable table = ode || sde ? TransitionTable{} : table_of(config, path);
-  const OdeOptions ode_options{ode ? parse_ode_method(config.name.substr(4)) : OdeMethod::kHeun, config.rtol, config.atol};
+  const OdeOptions ode_options{ode ? parse_ode_method(config.name.substr(4)) : OdeMethod::kHeun,
+                               config.rtol, config.atol};
   const std::int64_t pieces = (options.n + options.chunk - 1) / options.chunk;
   std::vector<Draws> parts(static_cast<std::size_t>(pieces));
   std::mutex mutex;
   std::int64_t done = 0;
-  const std::int64_t rank = options.shared ? world_rank() : 0, size = options.shared ? world_size() : 1;
+  const std::int64_t rank = options.shared ? world_rank() : 0,
+                     size = options.shared ? world_size() : 1;
   parallel_for((pieces - rank + size - 1) / size, [&](std::int64_t mine) {
     const std::int64_t i = rank + mine * size;
-    const std::int64_t begin = options.first + i * options.chunk, n = std::min(options.chunk, options.n - i * options.chunk);
+    const std::int64_t begin = options.first + i * options.chunk,
+                       n = std::min(options.chunk, options.n - i * options.chunk);
     Draws& part = parts[static_cast<std::size_t>(i)];
     part.labels = labels(begin, n);
     const Condition condition{part.labels};
@@ -131,24 +156,30 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     if (ode) {
       const OdeResult end = solve_ode(field, x_0, grid, condition, ode_options);
       if (options.keep_prediction) part.prediction = end.x;
-      part.x = end.x, part.evaluations = end.evaluations, part.accepted = end.accepted, part.rejected = end.rejected;
+      part.x = end.x, part.evaluations = end.evaluations, part.accepted = end.accepted,
+      part.rejected = end.rejected;
     } else if (sde) {
-      draw_sde(field, config, path, x_0, keyed_noise(streams, options.step, begin, x_0), condition, options.keep_prediction, part);
+      draw_sde(field, config, path, x_0, keyed_noise(streams, options.step, begin, x_0), condition,
+               options.keep_prediction, part);
     } else {
       RolloutOptions keep;
       keep.keep_states = keep.keep_velocities = keep.keep_noises = costs;
-      const Trajectory path_taken = rollout(field, table, x_0, condition, keyed_noise(streams, options.step, begin, x_0), keep);
+      const Trajectory path_taken = rollout(field, table, x_0, condition,
+                                            keyed_noise(streams, options.step, begin, x_0), keep);
       part.x = path_taken.last;
       if (options.keep_prediction) {
         const Transition& last = table.steps.back();
-        part.prediction = last.s > 0 ? data_from_velocity(path.at(last.t), path_taken.before_last, path_taken.last_velocity) : part.x;
+        part.prediction = last.s > 0 ? data_from_velocity(path.at(last.t), path_taken.before_last,
+                                                          path_taken.last_velocity)
+                                     : part.x;
       }
       if (costs) {
         part.cost = at::zeros({n}), part.log_ratio = at::zeros({n});
         for (std::size_t k = 0; k < table.steps.size(); ++k) {
           const Transition& step = table.steps[k];
           if (!(step.s > 0)) continue;
-          const at::Tensor v = options.reference->velocity(path_taken.states[k], time_tensor(step.t, x_0), condition);
+          const at::Tensor v = options.reference->velocity(path_taken.states[k],
+                                                           time_tensor(step.t, x_0), condition);
           part.cost += control_cost(step, path_taken.velocities[k], v);
           part.log_ratio += path_log_ratio(step, path_taken.velocities[k], v, path_taken.noises[k]);
         }
@@ -165,7 +196,9 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     x.push_back(part.x);
     if (part.noise.defined()) noise.push_back(part.noise);
     if (part.prediction.defined()) prediction.push_back(part.prediction);
-    if (part.evaluations > out.evaluations) out.evaluations = part.evaluations, out.accepted = part.accepted, out.rejected = part.rejected;
+    if (part.evaluations > out.evaluations)
+      out.evaluations = part.evaluations, out.accepted = part.accepted,
+      out.rejected = part.rejected;
     if (part.labels.defined()) y.push_back(part.labels);
     if (part.cost.defined()) cost.push_back(part.cost), log_ratio.push_back(part.log_ratio);
   }
@@ -174,7 +207,9 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
   if (!noise.empty()) out.noise = at::cat(noise);
   if (!prediction.empty()) out.prediction = at::cat(prediction);
   if (!cost.empty()) out.cost = at::cat(cost), out.log_ratio = at::cat(log_ratio);
-  if (!at::isfinite(out.x).all().item<bool>()) fail(ErrorKind::kNonFinite, cat("sampler ", config.name, " produced NaN or infinity"), "use more steps or another sampler");
+  if (!at::isfinite(out.x).all().item<bool>())
+    fail(ErrorKind::kNonFinite, cat("sampler ", config.name, " produced NaN or infinity"),
+         "use more steps or another sampler");
   return out;
 }
 

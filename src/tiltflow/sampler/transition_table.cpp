@@ -11,30 +11,40 @@ namespace {
 void check_grid(const std::vector<double>& grid) {
   if (grid.size() < 2) fail(ErrorKind::kConfig, "a time grid needs at least two times");
   for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
-    if (!(grid[k] < grid[k + 1]) || grid[k] < 0 || grid[k + 1] > 1) fail(ErrorKind::kConfig, "a time grid must rise from 0 to 1");
+    if (!(grid[k] < grid[k + 1]) || grid[k] < 0 || grid[k + 1] > 1)
+      fail(ErrorKind::kConfig, "a time grid must rise from 0 to 1");
   }
 }
 
-// Integral of f over [a, b], composite 8-point Gauss-Legendre: to rounding for these smooth integrands.
+// Integral of f over [a, b], composite 8-point Gauss-Legendre: to rounding for these smooth
+// integrands.
 double integrate(const std::function<double(double)>& f, double a, double b) {
-  static const double kNodes[] = {0.1834346424956498, 0.5255324099163290, 0.7966664774136267, 0.9602898564975363};
-  static const double kWeights[] = {0.3626837833783620, 0.3137066458778873, 0.2223810344533745, 0.1012285362903763};
+  static const double kNodes[] = {0.1834346424956498, 0.5255324099163290, 0.7966664774136267,
+                                  0.9602898564975363};
+  static const double kWeights[] = {0.3626837833783620, 0.3137066458778873, 0.2223810344533745,
+                                    0.1012285362903763};
   constexpr int kPieces = 4;
   double total = 0;
   for (int piece = 0; piece < kPieces; ++piece) {
-    const double low = a + (b - a) * piece / kPieces, half = (b - a) / (2 * kPieces), mid = low + half;
-    for (int i = 0; i < 4; ++i) total += kWeights[i] * half * (f(mid - half * kNodes[i]) + f(mid + half * kNodes[i]));
+    const double low = a + (b - a) * piece / kPieces, half = (b - a) / (2 * kPieces),
+                 mid = low + half;
+    for (int i = 0; i < 4; ++i)
+      total += kWeights[i] * half * (f(mid - half * kNodes[i]) + f(mid + half * kNodes[i]));
   }
   return total;
 }
 
 }  // namespace
 
-TransitionTable memoryless_euler(const Path& path, const std::vector<double>& grid, Offsets offsets) {
+TransitionTable memoryless_euler(const Path& path, const std::vector<double>& grid,
+                                 Offsets offsets) {
   TransitionTable table = scaled_memoryless(path, grid, 1);
   table.name = "euler";
   if (offsets == Offsets::kPaper) {
-    if (path.name() != "linear") fail(ErrorKind::kConfig, cat("the paper's offsets are defined for the linear path, not ", path.name()), "use euler or exponential");
+    if (path.name() != "linear")
+      fail(ErrorKind::kConfig,
+           cat("the paper's offsets are defined for the linear path, not ", path.name()),
+           "use euler or exponential");
     table.name = "euler-paper";
     for (std::size_t k = 0; k < table.steps.size(); ++k) {
       const double h = grid[k + 1] - grid[k], t = grid[k];
@@ -46,7 +56,8 @@ TransitionTable memoryless_euler(const Path& path, const std::vector<double>& gr
   return table;
 }
 
-TransitionTable scaled_memoryless(const Path& path, const std::vector<double>& grid, double factor) {
+TransitionTable scaled_memoryless(const Path& path, const std::vector<double>& grid,
+                                  double factor) {
   check_grid(grid);
   TransitionTable table{cat("memoryless x ", compact(factor)), {}, grid.back(), {}, factor == 1};
   const double f2 = factor * factor;
@@ -54,7 +65,8 @@ TransitionTable scaled_memoryless(const Path& path, const std::vector<double>& g
     const double h = grid[k + 1] - grid[k];
     const PathPoint now = path.at(grid[k]), next = path.at(grid[k + 1]);
     const double eta = now.beta_d / next.alpha;  // denominator one step later: no pole at t = 0
-    table.steps.push_back({grid[k], 1 - f2 * (1 - now.alpha / next.alpha), (1 + f2) * h, factor * std::sqrt(2 * h * eta)});
+    table.steps.push_back({grid[k], 1 - f2 * (1 - now.alpha / next.alpha), (1 + f2) * h,
+                           factor * std::sqrt(2 * h * eta)});
   }
   return table;
 }
@@ -65,16 +77,23 @@ TransitionTable exponential_integrator(const Path& path, const std::vector<doubl
   for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
     const double a = grid[k], b = grid[k + 1], end = path.at(b).alpha;
     const double c = integrate([&](double u) { return 2 * path.at(u).alpha / end; }, a, b);
-    const double variance = integrate([&](double u) { const PathPoint p = path.at(u); return 2 * p.beta_d * p.alpha / (end * end); }, a, b);
+    const double variance = integrate(
+        [&](double u) {
+          const PathPoint p = path.at(u);
+          return 2 * p.beta_d * p.alpha / (end * end);
+        },
+        a, b);
     table.steps.push_back({a, path.at(a).alpha / end, c, std::sqrt(variance)});
   }
   return table;
 }
 
-TransitionTable ddim(const Path& path, const std::vector<double>& grid, double eta, FinalStep final_step) {
+TransitionTable ddim(const Path& path, const std::vector<double>& grid, double eta,
+                     FinalStep final_step) {
   check_grid(grid);
   if (!(eta >= 0)) fail(ErrorKind::kConfig, cat("eta must be at least 0, got ", eta));
-  TransitionTable table{eta == 1 ? "ancestral" : cat("ddim eta ", compact(eta)), {}, grid.back(), {}, eta >= 1};
+  TransitionTable table{
+      eta == 1 ? "ancestral" : cat("ddim eta ", compact(eta)), {}, grid.back(), {}, eta >= 1};
   std::vector<double> times = grid;
   if (final_step == FinalStep::kHalfway) {
     // beta(t_end) = beta(t_{K-1}) / sqrt 2 by bisection: beta falls with t on every path
@@ -91,13 +110,16 @@ TransitionTable ddim(const Path& path, const std::vector<double>& grid, double e
     const PathPoint now = path.at(times[k]), next = path.at(times[k + 1]);
     const double ratio = now.alpha * next.beta / (next.alpha * now.beta);
     const double s = eta * next.beta * std::sqrt(std::max(0.0, 1 - ratio * ratio));
-    const double noise = std::sqrt(std::max(0.0, next.beta * next.beta - s * s));  // guarded for eta > 1
-    table.steps.push_back({times[k], next.alpha * now.data_x + noise * now.noise_x, next.alpha * now.data_v + noise * now.noise_v, s});
+    const double noise =
+        std::sqrt(std::max(0.0, next.beta * next.beta - s * s));  // guarded for eta > 1
+    table.steps.push_back({times[k], next.alpha * now.data_x + noise * now.noise_x,
+                           next.alpha * now.data_v + noise * now.noise_v, s});
   }
   return table;
 }
 
-TransitionTable euler_maruyama(const Path& path, const std::vector<double>& grid, const std::function<double(double)>& sigma) {
+TransitionTable euler_maruyama(const Path& path, const std::vector<double>& grid,
+                               const std::function<double(double)>& sigma) {
   check_grid(grid);
   TransitionTable table{"euler-maruyama", {}, grid.back(), {}, false};
   for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
@@ -105,7 +127,8 @@ TransitionTable euler_maruyama(const Path& path, const std::vector<double>& grid
     const PathPoint p = path.at(grid[k]);
     const double d = p.beta_d / p.beta;  // D; beta > 0 before the end of the grid
     const double gain = 0.5 * s * s / (p.beta * d);
-    table.steps.push_back({grid[k], 1 - h * gain * p.d_alpha, h * (1 + gain * p.alpha), s * std::sqrt(h)});
+    table.steps.push_back(
+        {grid[k], 1 - h * gain * p.d_alpha, h * (1 + gain * p.alpha), s * std::sqrt(h)});
   }
   return table;
 }
@@ -119,20 +142,27 @@ TransitionTable deterministic_control(const std::vector<double>& grid) {
   return table;
 }
 
-TransitionTable make_table(const std::string& name, const Path& path, const std::vector<double>& grid, double parameter) {
-  if (name == "auto") return path.name() == "linear" ? memoryless_euler(path, grid) : exponential_integrator(path, grid);
+TransitionTable make_table(const std::string& name, const Path& path,
+                           const std::vector<double>& grid, double parameter) {
+  if (name == "auto")
+    return path.name() == "linear" ? memoryless_euler(path, grid)
+                                   : exponential_integrator(path, grid);
   if (name == "euler") return memoryless_euler(path, grid);
   if (name == "euler-paper") return memoryless_euler(path, grid, Offsets::kPaper);
   if (name == "exponential") return exponential_integrator(path, grid);
   if (name == "ancestral") return ddim(path, grid, 1, FinalStep::kHalfway);
   if (name == "ddim") return ddim(path, grid, parameter, FinalStep::kClean);
   if (name == "half-noise") return scaled_memoryless(path, grid, 0.5);
-  if (name == "constant") return euler_maruyama(path, grid, [parameter](double) { return parameter; });
-  fail(ErrorKind::kConfig, cat("sampler '", name, "' is unknown", did_you_mean(name, table_names())), "known: " + join(table_names(), ", "));
+  if (name == "constant")
+    return euler_maruyama(path, grid, [parameter](double) { return parameter; });
+  fail(ErrorKind::kConfig,
+       cat("sampler '", name, "' is unknown", did_you_mean(name, table_names())),
+       "known: " + join(table_names(), ", "));
 }
 
 const std::vector<std::string>& table_names() {
-  static const std::vector<std::string> names{"auto", "euler", "euler-paper", "exponential", "ancestral", "ddim", "half-noise", "constant"};
+  static const std::vector<std::string> names{"auto",      "euler", "euler-paper", "exponential",
+                                              "ancestral", "ddim",  "half-noise",  "constant"};
   return names;
 }
 

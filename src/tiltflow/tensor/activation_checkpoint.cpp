@@ -18,7 +18,8 @@ struct Recompute : torch::CustomClassHolder {
 };
 
 struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
-  static at::Tensor forward(AutogradContext* context, const std::shared_ptr<TensorFunction>& fn, at::TensorList list) {
+  static at::Tensor forward(AutogradContext* context, const std::shared_ptr<TensorFunction>& fn,
+                            at::TensorList list) {
     variable_list inputs = list.vec();
     at::Tensor out;
     {
@@ -26,7 +27,8 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
       out = (*fn)(inputs);
     }
     c10::List<bool> wanted;
-    for (const at::Tensor& input : inputs) wanted.push_back(input.defined() && input.requires_grad());
+    for (const at::Tensor& input : inputs)
+      wanted.push_back(input.defined() && input.requires_grad());
     context->saved_data["fn"] = c10::IValue::make_capsule(c10::make_intrusive<Recompute>(*fn));
     context->saved_data["wanted"] = wanted;
     context->save_for_backward(std::move(inputs));
@@ -34,7 +36,8 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const auto recompute = c10::static_intrusive_pointer_cast<Recompute>(context->saved_data["fn"].toCapsule());
+    const auto recompute =
+        c10::static_intrusive_pointer_cast<Recompute>(context->saved_data["fn"].toCapsule());
     const c10::List<bool> wanted = context->saved_data["wanted"].toBoolList();
     const variable_list saved = context->get_saved_variables();
     variable_list inputs, roots;
@@ -47,10 +50,12 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
     {
       const at::AutoGradMode grad(true);
       const at::Tensor out = recompute->fn(inputs);
-      found = torch::autograd::grad({out}, roots, {gradients[0]}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+      found = torch::autograd::grad({out}, roots, {gradients[0]}, /*retain_graph=*/false,
+                                    /*create_graph=*/false, /*allow_unused=*/true);
     }
     variable_list result{at::Tensor()};  // no gradient for `fn`
-    for (std::size_t i = 0, next = 0; i < saved.size(); ++i) result.push_back(wanted.get(i) ? found[next++] : at::Tensor());
+    for (std::size_t i = 0, next = 0; i < saved.size(); ++i)
+      result.push_back(wanted.get(i) ? found[next++] : at::Tensor());
     return result;
   }
 };
@@ -59,7 +64,8 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
 
 at::Tensor checkpoint(TensorFunction fn, const std::vector<at::Tensor>& inputs) {
   if (!at::GradMode::is_enabled()) return fn(inputs);
-  return CheckpointFunction::apply(std::make_shared<TensorFunction>(std::move(fn)), at::TensorList(inputs));
+  return CheckpointFunction::apply(std::make_shared<TensorFunction>(std::move(fn)),
+                                   at::TensorList(inputs));
 }
 
 }  // namespace tiltflow

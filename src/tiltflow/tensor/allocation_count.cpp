@@ -17,7 +17,9 @@ class CountingAllocator final : public c10::Allocator {
     return allocator_.allocate(bytes);
   }
   c10::DeleterFnPtr raw_deleter() const override { return allocator_.raw_deleter(); }
-  void copy_data(void* to, const void* from, std::size_t bytes) const override { allocator_.copy_data(to, from, bytes); }
+  void copy_data(void* to, const void* from, std::size_t bytes) const override {
+    allocator_.copy_data(to, from, bytes);
+  }
 
  private:
   c10::Allocator& allocator_;

@@ -1,4 +1,5 @@
-// Counts what libtorch allocates on the CPU, for benches. Once begun it stays in place for the life of the process.
+// Counts what libtorch allocates on the CPU, for benches. Once begun it stays in place for the life
+// of the process.
 #pragma once
 
 #include <cstdint>

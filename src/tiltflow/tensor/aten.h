@@ -1,4 +1,5 @@
-// The libtorch surface that source files use; precompiled. Headers include only <ATen/core/Tensor.h>.
+// The libtorch surface that source files use; precompiled. Headers include only
+// <ATen/core/Tensor.h>.
 #pragma once
 
 #include <ATen/ATen.h>

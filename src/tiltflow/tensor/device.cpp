@@ -25,7 +25,8 @@ void prefer_exact_operators() {
   at::globalContext().setAllowTF32CuBLAS(false);
 }
 
-// A device's default stream cannot be recorded (nn/recorded), so the calling thread leaves it, with all its work; parallel_for takes its workers along.
+// A device's default stream cannot be recorded (nn/recorded), so the calling thread leaves it, with
+// all its work; parallel_for takes its workers along.
 void leave_default_stream(at::Device device) {
   const c10::impl::VirtualGuardImpl streams(device.type());
   if (streams.getStream(device) != streams.getDefaultStream(device)) return;
@@ -34,7 +35,9 @@ void leave_default_stream(at::Device device) {
 }
 
 // Of a GPU; null elsewhere.
-c10::DeviceAllocator* device_allocator() { return g_device.is_cuda() ? c10::getDeviceAllocator(g_device.type()) : nullptr; }
+c10::DeviceAllocator* device_allocator() {
+  return g_device.is_cuda() ? c10::getDeviceAllocator(g_device.type()) : nullptr;
+}
 }  // namespace
 
 at::Device compute_device() { return g_device; }
@@ -48,23 +51,32 @@ void set_compute_device(const std::string& name, int local_rank) {
     at::Device device(name);
     if (device.is_cuda()) prefer_exact_operators();
     if (device.is_meta()) throw std::runtime_error("it computes nothing");
-    if (!device.has_index()) device = at::Device(device.type(), static_cast<at::DeviceIndex>(local_rank));
-    at::ones({2}, at::TensorOptions().device(device)).sum().item<float>();  // allocates and computes
+    if (!device.has_index())
+      device = at::Device(device.type(), static_cast<at::DeviceIndex>(local_rank));
+    at::ones({2}, at::TensorOptions().device(device))
+        .sum()
+        .item<float>();  // allocates and computes
     if (device.is_cuda()) leave_default_stream(device);
     g_device = device;
   } catch (const std::exception& error) {
     const std::string text = error.what();  // libtorch lists every backend after the first sentence
-    fail(ErrorKind::kConfig, cat("device '", name, "' is not usable: ", text.substr(0, std::min(text.find('\n'), text.find(". ")))), "use cpu, or build with a libtorch for that device (see \"GPUs\" in the README)");
+    fail(ErrorKind::kConfig,
+         cat("device '", name,
+             "' is not usable: ", text.substr(0, std::min(text.find('\n'), text.find(". ")))),
+         "use cpu, or build with a libtorch for that device (see \"GPUs\" in the README)");
   }
 }
 
 void synchronize_compute_device() {
-  if (!g_device.is_cpu()) c10::impl::VirtualGuardImpl(g_device.type()).synchronizeDevice(g_device.index());
+  if (!g_device.is_cpu())
+    c10::impl::VirtualGuardImpl(g_device.type()).synchronizeDevice(g_device.index());
 }
 
 double device_peak_bytes() {
   c10::DeviceAllocator* allocator = device_allocator();
-  return allocator ? static_cast<double>(allocator->getDeviceStats(g_device.index()).allocated_bytes[0].peak) : 0;
+  return allocator ? static_cast<double>(
+                         allocator->getDeviceStats(g_device.index()).allocated_bytes[0].peak)
+                   : 0;
 }
 
 double device_free_bytes() {
@@ -85,6 +97,8 @@ ParameterSet to_compute_device(const ParameterSet& tensors) {
   return out;
 }
 
-at::Tensor beside(const at::Tensor& other, const at::Tensor& x) { return x.defined() ? x.to(other.device()) : x; }
+at::Tensor beside(const at::Tensor& other, const at::Tensor& x) {
+  return x.defined() ? x.to(other.device()) : x;
+}
 
 }  // namespace tiltflow

@@ -17,7 +17,8 @@ void MetricSums::add(const MetricSums& other) {
 
 std::map<std::string, double> MetricSums::averages() const {
   std::map<std::string, double> out;
-  for (const auto& [name, entry] : sums_) out[name] = entry.second != 0 ? entry.first / entry.second : 0;
+  for (const auto& [name, entry] : sums_)
+    out[name] = entry.second != 0 ? entry.first / entry.second : 0;
   return out;
 }
 

@@ -15,7 +15,7 @@ class MetricSums {
   void add(const MetricSums& other);
   std::map<std::string, double> averages() const;
   double weight_of(const std::string& name) const;  // 0 when absent
-  double take(const std::string& name);  // the sum, removed; 0 when absent
+  double take(const std::string& name);             // the sum, removed; 0 when absent
   // As text and back, exact: what processes exchange.
   std::string text() const;
   static MetricSums from_text(const std::string& text);

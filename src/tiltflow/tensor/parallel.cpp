@@ -36,7 +36,8 @@ std::optional<c10::Stream> current_stream() {
   return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
 }
 
-// Up to `count` threads; fewer, with a warning, where the system gives no more (`ulimit -u`, pids.max of a container).
+// Up to `count` threads; fewer, with a warning, where the system gives no more (`ulimit -u`,
+// pids.max of a container).
 std::vector<std::thread> start_threads(int count, const std::function<void()>& work) {
   std::vector<std::thread> threads;
   try {
@@ -44,7 +45,8 @@ std::vector<std::thread> start_threads(int count, const std::function<void()>& w
   } catch (const std::system_error& error) {
     static std::atomic<bool> warned{false};
     if (!warned.exchange(true)) {
-      log_warn(cat("only ", threads.size() + 1, " of ", count + 1, " workers could be started (", error.code().message(),
+      log_warn(cat("only ", threads.size() + 1, " of ", count + 1, " workers could be started (",
+                   error.code().message(),
                    "): see `ulimit -u` and the container's pids.max, or set compute.workers"));
     }
   }
@@ -80,7 +82,9 @@ int memory_nodes() {
   std::error_code none;
   for (const auto& entry : std::filesystem::directory_iterator("/sys/devices/system/node", none)) {
     const std::string name = entry.path().filename().string();
-    if (name.size() > 4 && name.compare(0, 4, "node") == 0 && name.find_first_not_of("0123456789", 4) == std::string::npos) ++nodes;
+    if (name.size() > 4 && name.compare(0, 4, "node") == 0 &&
+        name.find_first_not_of("0123456789", 4) == std::string::npos)
+      ++nodes;
   }
   return std::max(1, nodes);
 }
@@ -95,7 +99,8 @@ void set_thread_policy(ThreadPolicy policy) {
 ThreadPolicy thread_policy() { return g_policy; }
 
 void parallel_for(std::int64_t count, const std::function<void(std::int64_t)>& work) {
-  const int workers = t_inside ? 1 : static_cast<int>(std::min<std::int64_t>(g_policy.workers, count));
+  const int workers =
+      t_inside ? 1 : static_cast<int>(std::min<std::int64_t>(g_policy.workers, count));
   if (workers <= 1) {
     for (std::int64_t i = 0; i < count; ++i) {
       check_stop();
@@ -135,9 +140,11 @@ void parallel_for(std::int64_t count, const std::function<void(std::int64_t)>& w
   if (error) std::rethrow_exception(error);
 }
 
-void parallel_chunks(std::int64_t n, std::int64_t chunk, const std::function<void(std::int64_t, std::int64_t)>& work) {
+void parallel_chunks(std::int64_t n, std::int64_t chunk,
+                     const std::function<void(std::int64_t, std::int64_t)>& work) {
   chunk = std::max<std::int64_t>(1, chunk);
-  parallel_for((n + chunk - 1) / chunk, [&](std::int64_t i) { work(i * chunk, std::min(n, (i + 1) * chunk)); });
+  parallel_for((n + chunk - 1) / chunk,
+               [&](std::int64_t i) { work(i * chunk, std::min(n, (i + 1) * chunk)); });
 }
 
 }  // namespace tiltflow

@@ -7,13 +7,15 @@
 namespace tiltflow {
 
 void ParameterSet::add(std::string name, at::Tensor tensor) {
-  if (!index_.emplace(name, items_.size()).second) fail(ErrorKind::kFailure, cat("tensor '", name, "' was added twice"));
+  if (!index_.emplace(name, items_.size()).second)
+    fail(ErrorKind::kFailure, cat("tensor '", name, "' was added twice"));
   items_.emplace_back(std::move(name), std::move(tensor));
 }
 
 const at::Tensor& ParameterSet::at(const std::string& name) const {
   const auto found = index_.find(name);
-  if (found == index_.end()) fail(ErrorKind::kBadFile, cat("tensor '", name, "' is missing", did_you_mean(name, names())));
+  if (found == index_.end())
+    fail(ErrorKind::kBadFile, cat("tensor '", name, "' is missing", did_you_mean(name, names())));
   return items_[found->second].second;
 }
 
@@ -63,15 +65,18 @@ void require_fit(const ParameterSet& target, const ParameterSet& source, const s
     if (!source.contains(name)) {
       problems.push_back(cat("missing: ", name, " ", shape_text(tensor.sizes())));
     } else if (source.at(name).sizes() != tensor.sizes()) {
-      problems.push_back(cat("shape of ", name, ": expected ", shape_text(tensor.sizes()), ", found ", shape_text(source.at(name).sizes())));
+      problems.push_back(cat("shape of ", name, ": expected ", shape_text(tensor.sizes()),
+                             ", found ", shape_text(source.at(name).sizes())));
     }
   }
   for (const auto& [name, tensor] : source) {
-    if (!target.contains(name)) problems.push_back(cat("unexpected: ", name, " ", shape_text(tensor.sizes())));
+    if (!target.contains(name))
+      problems.push_back(cat("unexpected: ", name, " ", shape_text(tensor.sizes())));
   }
   if (!problems.empty()) {
     const std::size_t shown = std::min<std::size_t>(problems.size(), 12);
-    std::string list = join({problems.begin(), problems.begin() + static_cast<std::ptrdiff_t>(shown)}, "\n  ");
+    std::string list =
+        join({problems.begin(), problems.begin() + static_cast<std::ptrdiff_t>(shown)}, "\n  ");
     if (shown < problems.size()) list += cat("\n  ... and ", problems.size() - shown, " more");
     fail(ErrorKind::kBadFile, cat(what, " does not fit the model:\n  ", list));
   }

@@ -1,4 +1,5 @@
-// Named tensors in a fixed order: the weights of a model, the state of an optimiser, the content of a file.
+// Named tensors in a fixed order: the weights of a model, the state of an optimiser, the content of
+// a file.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -33,7 +34,8 @@ class ParameterSet {
 
 // Deep copy on the same device; `requires_grad` applies to floating-point tensors.
 ParameterSet clone(const ParameterSet& source, bool requires_grad);
-// Throws kBadFile listing every missing, unexpected and mis-shaped tensor (`what` names the source in the message).
+// Throws kBadFile listing every missing, unexpected and mis-shaped tensor (`what` names the source
+// in the message).
 void require_fit(const ParameterSet& expected, const ParameterSet& found, const std::string& what);
 // require_fit, then overwrites the values of `target` by name.
 void assign(const ParameterSet& target, const ParameterSet& source, const std::string& what);
@@ -44,6 +46,7 @@ struct LowRank {
   at::Tensor a, b;
   double scale = 0;
 };
-using AdapterSet = std::map<std::string, LowRank>;  // keyed by the linear layer's name, e.g. "blocks.0.attn.qkv"
+using AdapterSet =
+    std::map<std::string, LowRank>;  // keyed by the linear layer's name, e.g. "blocks.0.attn.qkv"
 
 }  // namespace tiltflow

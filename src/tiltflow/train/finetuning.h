@@ -1,4 +1,5 @@
-// Fine-tuning as a run: configuration, the objective that feeds a method to the trainer, evaluation on the way.
+// Fine-tuning as a run: configuration, the objective that feeds a method to the trainer, evaluation
+// on the way.
 #pragma once
 
 #include <memory>
@@ -19,8 +20,9 @@ namespace tiltflow {
 // Classifier-free guidance in fine-tuning. What is tilted by exp(r):
 //   none          the conditional law
 //   full          the guided law: guidance in rollouts, adjoint and control. Sound.
-//   trajectories  rollouts are guided, adjoint and control are not (as the official Stable Diffusion code). A mismatch.
-//   sampling      the conditional law; evaluations and pictures are guided
+//   trajectories  rollouts are guided, adjoint and control are not (as the official Stable
+//   Diffusion code). A mismatch. sampling      the conditional law; evaluations and pictures are
+//   guided
 struct FinetuneGuidance {
   std::string mode = "none";
   Guidance guidance;
@@ -29,9 +31,9 @@ void bind(Fields& f, FinetuneGuidance& c);
 
 struct EvaluationConfig {
   std::int64_t every = 10, samples = 128, base_samples = 512;
-  std::string ode;               // deterministic sampler whose reward is logged too; "" = none
+  std::string ode;  // deterministic sampler whose reward is logged too; "" = none
   std::int64_t ode_steps = 10;
-  double ode_guidance = 1;       // its own guidance
+  double ode_guidance = 1;  // its own guidance
 };
 void bind(Fields& f, EvaluationConfig& c);
 
@@ -41,8 +43,8 @@ struct CheckConfig {
   std::string judge;             // classifier for class shares and intra-class variance; "" = none
   std::string ode = "ode-heun";  // deterministic sampler compared as well; "" = none
   std::int64_t ode_steps = 10;
-  double standard_errors = 3;    // agreement: within this many combined standard errors ...
-  double allowance = 0.1;        // ... plus this share of the shift from p_base to p*
+  double standard_errors = 3;  // agreement: within this many combined standard errors ...
+  double allowance = 0.1;      // ... plus this share of the shift from p_base to p*
 };
 void bind(Fields& f, CheckConfig& c);
 
@@ -74,10 +76,13 @@ struct FinetuneSetup {
   TransitionTable table;
   RandomStreams streams{0};
   LabelSource labels_at(std::uint32_t step) const;  // labels of the samples of one step
-  // The fields of training (rollout included) and those of evaluation, guided as the configuration says.
+  // The fields of training (rollout included) and those of evaluation, guided as the configuration
+  // says.
   Policy for_training(Policy policy) const;
-  std::shared_ptr<const VelocityField> for_evaluation(std::shared_ptr<const VelocityField> field) const;
-  std::shared_ptr<const VelocityField> for_check(std::shared_ptr<const VelocityField> field) const;  // the law that is tilted
+  std::shared_ptr<const VelocityField> for_evaluation(
+      std::shared_ptr<const VelocityField> field) const;
+  std::shared_ptr<const VelocityField> for_check(
+      std::shared_ptr<const VelocityField> field) const;  // the law that is tilted
 };
 // Whether the method works with the gradient of the reward itself, not with a learned stand-in.
 bool needs_reward_gradient(const FinetuneConfig& config);
@@ -86,7 +91,8 @@ FinetuneSetup set_up(const FinetuneConfig& config);
 
 class FinetuneObjective final : public Objective {
  public:
-  FinetuneObjective(const FinetuneSetup& setup, Policy policy, std::unique_ptr<FinetuneMethod> method, double log_z = 0);
+  FinetuneObjective(const FinetuneSetup& setup, Policy policy,
+                    std::unique_ptr<FinetuneMethod> method, double log_z = 0);
   const ParameterSet& trainable() const override { return policy_.trainable; }
   std::int64_t begin_step(std::int64_t step) override;
   LossReport item(std::int64_t i) override;
@@ -97,26 +103,32 @@ class FinetuneObjective final : public Objective {
   const Policy& policy() const { return policy_; }
 
  private:
-  FinetuneContext context() const { return context(surrogate_ ? surrogate_->reward() : *setup_.reward); }
+  FinetuneContext context() const {
+    return context(surrogate_ ? surrogate_->reward() : *setup_.reward);
+  }
   FinetuneContext context(const StateReward& reward) const;
   const FinetuneSetup& setup_;
   Policy policy_;
   std::shared_ptr<CountingField> counted_base_, counted_tuned_;
   std::unique_ptr<FinetuneMethod> method_;
-  std::unique_ptr<Surrogate> surrogate_;  // or null
+  std::unique_ptr<Surrogate> surrogate_;     // or null
   std::unique_ptr<ModePreservation> modes_;  // or null
   LabelSource labels_;
   std::vector<Batch> buffer_;
   std::int64_t step_ = 0, pass_ = 0;
-  bool collects_ = true;  // this step draws its batch; a run that goes on within one has none to reuse
+  bool collects_ =
+      true;  // this step draws its batch; a run that goes on within one has none to reuse
   double log_z_;
 };
 
-// Network evaluations per sample and optimiser step, a backward pass counted as the policy says: measured on one piece of work (a mean over
-// the steps after which calls repeat: `buffer_passes`, replay, learned rewards). Random windows (draft with random_last, refl, drtune) are those of the first steps.
+// Network evaluations per sample and optimiser step, a backward pass counted as the policy says:
+// measured on one piece of work (a mean over the steps after which calls repeat: `buffer_passes`,
+// replay, learned rewards). Random windows (draft with random_last, refl, drtune) are those of the
+// first steps.
 double measure_evaluations(const FinetuneSetup& setup);
 
-// The whole run; returns the averaged trainable weights. Writes model.safetensors (and the PEFT folder adapter/ for lora).
+// The whole run; returns the averaged trainable weights. Writes model.safetensors (and the PEFT
+// folder adapter/ for lora).
 TrainResult finetune(const FinetuneSetup& setup, Run& run);
 
 }  // namespace tiltflow

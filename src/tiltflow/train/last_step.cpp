@@ -6,11 +6,21 @@
 
 namespace tiltflow {
 
-LastStep::LastStep(const Objective& objective, const AdamW& optimizer, const WeightAverage& average, std::int64_t step, bool followed)
-    : objective_(objective), optimizer_(optimizer), average_(average), step_(step), followed_(followed), state_(clone(objective.state(), false)) {}
+LastStep::LastStep(const Objective& objective, const AdamW& optimizer, const WeightAverage& average,
+                   std::int64_t step, bool followed)
+    : objective_(objective),
+      optimizer_(optimizer),
+      average_(average),
+      step_(step),
+      followed_(followed),
+      state_(clone(objective.state(), false)) {}
 
 Checkpoint LastStep::current() const {
-  Checkpoint out{step_, {{"weights", own_values(objective_.trainable())}, {"average", average_.values()}, {"optimizer", optimizer_.state()}}, followed_};
+  Checkpoint out{step_,
+                 {{"weights", own_values(objective_.trainable())},
+                  {"average", average_.values()},
+                  {"optimizer", optimizer_.state()}},
+                 followed_};
   if (!state_.empty()) out.parts["objective"] = state_;
   return out;
 }
@@ -42,7 +52,8 @@ void LastStep::followed(bool changed) {
 
 std::int64_t LastStep::save(Run& run, std::int64_t keep) {
   const std::lock_guard lock(mutex_);
-  if (broken_ && !copy_) fail(ErrorKind::kFailure, "the weights are between two steps; the checkpoint before is intact");
+  if (broken_ && !copy_)
+    fail(ErrorKind::kFailure, "the weights are between two steps; the checkpoint before is intact");
   const Checkpoint checkpoint = copy_ ? *copy_ : current();
   if (changed_) run.save(checkpoint, keep);
   changed_ = false;

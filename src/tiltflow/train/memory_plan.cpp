@@ -26,29 +26,44 @@ MemoryNeed memory_need(const VelocityModel& model, double trainable_bytes, std::
   if (model.spec().family == "sit") {
     if (need.weights <= kLargestPacked) need.packed = 3 * need.weights;
     const SitConfig c = sit_config_from_args(model.spec().args);
-    const double side = static_cast<double>(c.input_size / c.patch_size), tokens = side * side, width = static_cast<double>(c.hidden_size);
-    // Kept for the backward pass, in widths per token: two normalisations and modulations (4), q, k, v (3), attention and its
-    // projection (2), gates (2), the hidden layer before and after its activation (2 ratio), and the residual stream (1).
-    const double per_block = (12 + 2 * c.mlp_ratio) * width * tokens * 4, depth = static_cast<double>(c.depth);
+    const double side = static_cast<double>(c.input_size / c.patch_size), tokens = side * side,
+                 width = static_cast<double>(c.hidden_size);
+    // Kept for the backward pass, in widths per token: two normalisations and modulations (4), q,
+    // k, v (3), attention and its projection (2), gates (2), the hidden layer before and after its
+    // activation (2 ratio), and the residual stream (1).
+    const double per_block = (12 + 2 * c.mlp_ratio) * width * tokens * 4,
+                 depth = static_cast<double>(c.depth);
     need.activations = per_block * depth;
     need.checkpointed = width * tokens * 4 * depth + per_block;
   }
   return need;
 }
 
-MemoryPlan plan_memory(const MemoryNeed& need, std::int64_t batch, std::int64_t graphs, int workers, double limit) {
+MemoryPlan plan_memory(const MemoryNeed& need, std::int64_t batch, std::int64_t graphs, int workers,
+                       double limit) {
   MemoryPlan plan;
   plan.limit = limit > 0 ? limit : 0.8 * usable_memory(read_machine("/")).bytes;
-  const double fixed_part = kOverhead + 2 * need.weights + need.packed + need.trained + need.trajectory * static_cast<double>(batch);
-  const auto per_sample = [&](bool checkpointing) { return std::max(1.0, (checkpointing ? need.checkpointed : need.activations) * static_cast<double>(std::max<std::int64_t>(1, graphs)) * workers); };
-  const auto largest = [&](bool checkpointing) { return std::min<std::int64_t>(batch, static_cast<std::int64_t>(std::max(0.0, (plan.limit - fixed_part) / per_sample(checkpointing)))); };
+  const double fixed_part = kOverhead + 2 * need.weights + need.packed + need.trained +
+                            need.trajectory * static_cast<double>(batch);
+  const auto per_sample = [&](bool checkpointing) {
+    return std::max(1.0, (checkpointing ? need.checkpointed : need.activations) *
+                             static_cast<double>(std::max<std::int64_t>(1, graphs)) * workers);
+  };
+  const auto largest = [&](bool checkpointing) {
+    return std::min<std::int64_t>(
+        batch, static_cast<std::int64_t>(
+                   std::max(0.0, (plan.limit - fixed_part) / per_sample(checkpointing))));
+  };
   plan.item = largest(false);
   if (plan.item < std::min<std::int64_t>(4, batch) && need.checkpointed > 0) {
     plan.checkpointing = true;
     plan.item = largest(true);
   }
   if (plan.item < 1) {
-    fail(ErrorKind::kConfig, cat("one trajectory needs about ", format_bytes(fixed_part + per_sample(need.checkpointed > 0)), ", the limit is ", format_bytes(plan.limit)),
+    fail(ErrorKind::kConfig,
+         cat("one trajectory needs about ",
+             format_bytes(fixed_part + per_sample(need.checkpointed > 0)), ", the limit is ",
+             format_bytes(plan.limit)),
          "use policy.kind = \"lora\", fewer loss steps, one worker, or raise compute.memory_gb");
   }
   // Pieces of one size, and at least one for every worker.
@@ -60,7 +75,9 @@ MemoryPlan plan_memory(const MemoryNeed& need, std::int64_t batch, std::int64_t 
 }
 
 std::string MemoryPlan::text() const {
-  return cat("pieces of ", item, item == 1 ? " trajectory" : " trajectories", checkpointing ? ", activations recomputed" : ", activations kept", "; about ", format_bytes(bytes), " of ", format_bytes(limit));
+  return cat("pieces of ", item, item == 1 ? " trajectory" : " trajectories",
+             checkpointing ? ", activations recomputed" : ", activations kept", "; about ",
+             format_bytes(bytes), " of ", format_bytes(limit));
 }
 
 }  // namespace tiltflow

@@ -17,8 +17,10 @@ void try_first_item(Objective& objective) {
   objective.begin_step(0);
   const LossReport report = objective.item(0);
   require_finite(report.loss, "the loss of the first images");
-  const auto gradients = torch::autograd::grad({report.loss}, objective.trainable().tensors(), {}, false, false, /*allow_unused=*/true);
-  for (const at::Tensor& g : gradients) if (g.defined()) require_finite(g, "a gradient of the first images");
+  const auto gradients = torch::autograd::grad({report.loss}, objective.trainable().tensors(), {},
+                                               false, false, /*allow_unused=*/true);
+  for (const at::Tensor& g : gradients)
+    if (g.defined()) require_finite(g, "a gradient of the first images");
 }
 
 }  // namespace
@@ -28,13 +30,19 @@ void check_start(PretrainSetup s) {
   const auto seed = static_cast<std::uint64_t>(c.seed);
   const std::int64_t item = std::min<std::int64_t>(2, c.batch);
   if (c.kind == "flow") {
-    FlowMatchingObjective objective(std::move(s.model), make_path(c.model.path), std::move(s.data), {c.batch, item, c.label_dropout, c.time_sampling, c.model.prediction, c.loss_weight, c.epsilon}, seed, s.teacher);
+    FlowMatchingObjective objective(std::move(s.model), make_path(c.model.path), std::move(s.data),
+                                    {c.batch, item, c.label_dropout, c.time_sampling,
+                                     c.model.prediction, c.loss_weight, c.epsilon},
+                                    seed, s.teacher);
     try_first_item(objective);
   } else if (c.kind == "gan") {
-    GanObjective objective(gan_config_from_args(c.model.args), std::move(s.data), {c.batch, item, c.discriminator_steps}, seed, chosen_precision(c.compute));
+    GanObjective objective(gan_config_from_args(c.model.args), std::move(s.data),
+                           {c.batch, item, c.discriminator_steps}, seed,
+                           chosen_precision(c.compute));
     try_first_item(objective);
   } else {
-    ClassificationObjective objective(classifier_config_from_args(c.model.args), std::move(s.data), {c.batch, item, c.noise, c.shift, c.label_smoothing}, seed);
+    ClassificationObjective objective(classifier_config_from_args(c.model.args), std::move(s.data),
+                                      {c.batch, item, c.noise, c.shift, c.label_smoothing}, seed);
     try_first_item(objective);
   }
 }

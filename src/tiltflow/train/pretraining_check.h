@@ -1,4 +1,5 @@
-// The start of a pre-training run tried on two images: data and model fit each other, loss and gradients are finite. Nothing is written.
+// The start of a pre-training run tried on two images: data and model fit each other, loss and
+// gradients are finite. Nothing is written.
 #pragma once
 
 #include "tiltflow/train/pretraining_run.h"

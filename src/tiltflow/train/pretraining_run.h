@@ -1,4 +1,5 @@
-// The configuration of `tiltflow pretrain` and its runs: a velocity model by flow matching, a conditional GAN, or the judge.
+// The configuration of `tiltflow pretrain` and its runs: a velocity model by flow matching, a
+// conditional GAN, or the judge.
 #pragma once
 
 #include <map>
@@ -18,7 +19,8 @@ void bind(Fields& f, DatasetConfig& c);
 
 struct PretrainDataConfig : DatasetConfig {
   bool flip = false;
-  double held_out = 0;  // share of the training items for validation; 0: the set's test split, if it has one
+  double held_out =
+      0;  // share of the training items for validation; 0: the set's test split, if it has one
 };
 void bind(Fields& f, PretrainDataConfig& c);
 
@@ -49,15 +51,18 @@ void bind(Fields& f, PretrainConfig& c);
 
 struct PretrainSetup {
   PretrainConfig config;
-  std::unique_ptr<VelocityModel> model;  // flow: fresh, or with the weights of model.init; null otherwise
+  std::unique_ptr<VelocityModel>
+      model;  // flow: fresh, or with the weights of model.init; null otherwise
   ImageDataset data;
   ImageDataset held_out;  // never trained on, with the training split's class numbers; may be empty
   std::shared_ptr<const VelocityModel> teacher = nullptr;  // of model.teacher, if any
 };
-// Reads and checks everything the configuration names: data, initial weights, constructor arguments. Throws kConfig, kBadFile.
+// Reads and checks everything the configuration names: data, initial weights, constructor
+// arguments. Throws kConfig, kBadFile.
 PretrainSetup set_up(const PretrainConfig& config);
 
-// Trains to the end, continuing from the run's newest checkpoint, and writes model.safetensors (averaged weights; gan: the generator, and discriminator.safetensors).
+// Trains to the end, continuing from the run's newest checkpoint, and writes model.safetensors
+// (averaged weights; gan: the generator, and discriminator.safetensors).
 void pretrain(PretrainSetup setup, Run& run);
 
 }  // namespace tiltflow

@@ -215,7 +215,8 @@ void Run::open_logs() {
   if (metrics_) return;
   metrics_ = std::make_unique<JsonLines>(directory_ / "metrics.jsonl");
   events_ = std::make_unique<EventWriter>(directory_, first_step_);
-  for (const auto& [name, value] : shown_again_.items()) if (name != "step") events_->scalar(event_tag(name), first_step_, number_from_json(value));
+  for (const auto& [name, value] : shown_again_.items())
+    if (name != "step") events_->scalar(event_tag(name), first_step_, number_from_json(value));
 }
 
 void Run::note(std::int64_t step, const std::vector<std::pair<std::string, std::string>>& words) {

@@ -1,4 +1,5 @@
-// A small network on states that is trained beside the policy: two strided convolutions or a hidden layer, then one more hidden layer.
+// A small network on states that is trained beside the policy: two strided convolutions or a hidden
+// layer, then one more hidden layer.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,8 @@ struct SideFitConfig {
 // All but `every`.
 void bind_side_fit(Fields& f, SideFitConfig& c);
 
-// Samples of the collecting policy with the noise they come from; `key` is one that no training step uses. Cost: n x K network calls.
+// Samples of the collecting policy with the noise they come from; `key` is one that no training
+// step uses. Cost: n x K network calls.
 struct SideSamples {
   at::Tensor x_0, x_1, labels;
 };
@@ -32,8 +34,10 @@ struct StateNetworkShape {
   std::int64_t width = 64, outputs = 1;
 };
 // `name` keys the random streams.
-ParameterSet init_state_network(const StateNetworkShape& shape, const std::string& name, const RandomStreams& streams);
+ParameterSet init_state_network(const StateNetworkShape& shape, const std::string& name,
+                                const RandomStreams& streams);
 // states [N, ...], labels [N] or undefined -> [N, outputs], fp32
-at::Tensor state_network(const ParameterSet& weights, const at::Tensor& states, const at::Tensor& labels);
+at::Tensor state_network(const ParameterSet& weights, const at::Tensor& states,
+                         const at::Tensor& labels);
 
 }  // namespace tiltflow

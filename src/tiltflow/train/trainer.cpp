@@ -30,7 +30,8 @@ class InOrder {
   void enter(std::int64_t turn) {
     std::unique_lock lock(mutex_);
     ready_.wait(lock, [&] { return next_ == turn || failure_; });
-    if (failure_) std::rethrow_exception(failure_);  // the first worker's own error, whoever reports it
+    if (failure_)
+      std::rethrow_exception(failure_);  // the first worker's own error, whoever reports it
   }
   void leave() {
     const std::lock_guard lock(mutex_);
@@ -56,10 +57,11 @@ struct StepGradients {
   MetricSums metrics;
 };
 
-// The items of this process (every size-th), then the sum over all processes; items add up in order, processes by rank.
-// Gradients of tensors that this step does not train stay undefined.
+// The items of this process (every size-th), then the sum over all processes; items add up in
+// order, processes by rank. Gradients of tensors that this step does not train stay undefined.
 StepGradients accumulate(Objective& objective, std::int64_t items, const ParameterSet& trainable) {
-  const std::int64_t rank = world_rank(), size = world_size(), mine = (items - rank + size - 1) / size;
+  const std::int64_t rank = world_rank(), size = world_size(),
+                     mine = (items - rank + size - 1) / size;
   StepGradients out;
   std::vector<at::Tensor> weights;
   std::vector<std::size_t> places;  // of the weights among all
@@ -75,10 +77,12 @@ StepGradients accumulate(Objective& objective, std::int64_t items, const Paramet
     try {
       LossReport report = objective.item(rank + i * size);
       const double loss = report.loss.item<double>();
-      const auto found = torch::autograd::grad({report.loss}, weights, {}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+      const auto found = torch::autograd::grad({report.loss}, weights, {}, /*retain_graph=*/false,
+                                               /*create_graph=*/false, /*allow_unused=*/true);
       report.loss = at::Tensor();
       order.enter(i);
-      for (std::size_t j = 0; j < weights.size(); ++j) if (found[j].defined()) out.gradients[places[j]].add_(found[j]);
+      for (std::size_t j = 0; j < weights.size(); ++j)
+        if (found[j].defined()) out.gradients[places[j]].add_(found[j]);
       out.loss += loss;
       out.metrics.add(report.metrics);
       order.leave();
@@ -110,7 +114,9 @@ Start restore(Objective& objective, AdamW& optimizer, const WeightAverage& avera
   const std::optional<Checkpoint> checkpoint = run.latest();
   if (!checkpoint) return {};
   for (const char* part : {"weights", "average", "optimizer"}) {
-    if (!checkpoint->parts.count(part)) fail(ErrorKind::kBadFile, cat("the newest checkpoint in ", run.directory().string(), " lacks ", part, ".safetensors"));
+    if (!checkpoint->parts.count(part))
+      fail(ErrorKind::kBadFile, cat("the newest checkpoint in ", run.directory().string(),
+                                    " lacks ", part, ".safetensors"));
   }
   assign(objective.trainable(), checkpoint->parts.at("weights"), "checkpoint weights");
   assign(average.values(), checkpoint->parts.at("average"), "checkpoint average");
@@ -121,12 +127,14 @@ Start restore(Objective& objective, AdamW& optimizer, const WeightAverage& avera
 }
 
 std::string stop_text(std::int64_t step, const Run& run) {
-  const std::string when = step == 0 ? "before the first step was complete; nothing is lost in " : cat("after step ", step, "; checkpoint saved in ");
+  const std::string when = step == 0 ? "before the first step was complete; nothing is lost in "
+                                     : cat("after step ", step, "; checkpoint saved in ");
   return cat("stopped by ", stop_signal_name(), " ", when, run.directory().string());
 }
 
 // Calls `work`. When a signal or a lost process ends it, the last whole step is saved.
-void saving_on_stop(LastStep& last, Run& run, std::int64_t keep, const std::function<void()>& work) {
+void saving_on_stop(LastStep& last, Run& run, std::int64_t keep,
+                    const std::function<void()>& work) {
   const char* const hint = "continue with --resume";
   const StopSaver saver(hint, [&] { return stop_text(last.save(run, keep), run); });
   try {
@@ -135,7 +143,8 @@ void saving_on_stop(LastStep& last, Run& run, std::int64_t keep, const std::func
     if (stop_signal() == 0 && !partner_lost()) throw;
     const std::int64_t step = last.save(run, keep);
     if (stop_signal() == 0) {
-      log_warn(cat("a process is lost; the checkpoint after step ", step, " is saved in ", run.directory().string()));
+      log_warn(cat("a process is lost; the checkpoint after step ", step, " is saved in ",
+                   run.directory().string()));
       throw;
     }
     fail(ErrorKind::kStopped, stop_text(step, run), hint);
@@ -143,30 +152,47 @@ void saving_on_stop(LastStep& last, Run& run, std::int64_t keep, const std::func
 }
 
 [[noreturn]] void fail_diverged(const Run& run, std::int64_t step, const std::string& reason) {
-  fail(ErrorKind::kDiverged, cat("stopped by train.stop_when after step ", step, ": ", reason, "; this state and the checkpoints before it are in ", (run.directory() / "checkpoints").string()),
-       "change what the warnings name and start afresh; --resume goes on from this state, or from the one before when the newest folder of checkpoints is removed");
+  fail(ErrorKind::kDiverged,
+       cat("stopped by train.stop_when after step ", step, ": ", reason,
+           "; this state and the checkpoints before it are in ",
+           (run.directory() / "checkpoints").string()),
+       "change what the warnings name and start afresh; --resume goes on from this state, or from "
+       "the one before when the newest folder of checkpoints is removed");
 }
 
 // A run that became longer or shorter: what its schedule does now.
 void announce_length(const TrainConfig& config, std::int64_t step, const Run& run) {
   const std::vector<KeyChange>& changes = run.changes();
-  const auto found = std::find_if(changes.begin(), changes.end(), [](const KeyChange& change) { return change.key == "train.steps"; });
+  const auto found = std::find_if(changes.begin(), changes.end(), [](const KeyChange& change) {
+    return change.key == "train.steps";
+  });
   if (found == changes.end() || step >= config.steps) return;
   const std::int64_t before = std::stoll(found->before);
-  const auto rate = [&](std::int64_t at, std::int64_t total) { return compact(config.optimizer.learning_rate * schedule_factor(config.optimizer, at, total)); };
-  const std::string next = cat("step ", step + 1, " is done at a learning rate of ", rate(step, config.steps));
-  if (config.optimizer.schedule == "constant") log_info(cat(next, ", as a run of ", config.steps, " steps from the start would"));
-  else log_info(cat("the ", config.optimizer.schedule, " schedule now spans ", config.steps, " steps instead of ", before, ": ", next, ", the last one was at ", rate(std::max<std::int64_t>(0, step - 1), before)));
+  const auto rate = [&](std::int64_t at, std::int64_t total) {
+    return compact(config.optimizer.learning_rate * schedule_factor(config.optimizer, at, total));
+  };
+  const std::string next =
+      cat("step ", step + 1, " is done at a learning rate of ", rate(step, config.steps));
+  if (config.optimizer.schedule == "constant")
+    log_info(cat(next, ", as a run of ", config.steps, " steps from the start would"));
+  else
+    log_info(cat("the ", config.optimizer.schedule, " schedule now spans ", config.steps,
+                 " steps instead of ", before, ": ", next, ", the last one was at ",
+                 rate(std::max<std::int64_t>(0, step - 1), before)));
 }
 
 }  // namespace
 
 void bind(Fields& f, TrainConfig& c) {
   f.value("steps", c.steps, "number of optimiser steps", at_least_integer(0));
-  f.value("average_decay", c.average_decay, "decay of the averaged weights (EMA); 0 = use the raw weights", between(0, 0.999999));
+  f.value("average_decay", c.average_decay,
+          "decay of the averaged weights (EMA); 0 = use the raw weights", between(0, 0.999999));
   f.value("checkpoint_every", c.checkpoint_every, "steps between checkpoints", at_least_integer(1));
-  f.value("keep_checkpoints", c.keep_checkpoints, "how many of the newest checkpoints to keep", at_least_integer(1));
-  f.value("stop_when", c.stop_when, "end the run early (exit 6) when one of these holds: [\"control_cost > 1000\", \"loss > 5 for 20\"], or a kind of warning, e.g. \"control-cost\" (docs/warnings.md)");
+  f.value("keep_checkpoints", c.keep_checkpoints, "how many of the newest checkpoints to keep",
+          at_least_integer(1));
+  f.value("stop_when", c.stop_when,
+          "end the run early (exit 6) when one of these holds: [\"control_cost > 1000\", \"loss > "
+          "5 for 20\"], or a kind of warning, e.g. \"control-cost\" (docs/warnings.md)");
   for (const std::string& condition : c.stop_when) {
     try {
       parse_stop_condition(condition);
@@ -177,7 +203,8 @@ void bind(Fields& f, TrainConfig& c) {
   bind(f, c.optimizer);
 }
 
-TrainResult train(const TrainConfig& config, Objective& objective, Run& run, const TrainHooks& hooks) {
+TrainResult train(const TrainConfig& config, Objective& objective, Run& run,
+                  const TrainHooks& hooks) {
   const ParameterSet& trainable = objective.trainable();
   AdamW optimizer(config.optimizer, trainable);
   WeightAverage average(trainable, config.average_decay);
@@ -189,9 +216,11 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
   RunFacts facts = hooks.facts;
   facts.gradient_clip = config.optimizer.gradient_clip;
   Watch watch(parse_stop_conditions(config.stop_when), facts, config.steps, run);
-  if (step == 0) for (const RunWarning& warning : hooks.warnings) warn(run, 0, warning);
+  if (step == 0)
+    for (const RunWarning& warning : hooks.warnings) warn(run, 0, warning);
   const auto follow = [&] {
-    const std::map<std::string, double> figures = hooks.evaluate ? hooks.evaluate(step, average.values()) : std::map<std::string, double>{};
+    const std::map<std::string, double> figures =
+        hooks.evaluate ? hooks.evaluate(step, average.values()) : std::map<std::string, double>{};
     if (!figures.empty()) {
       run.log(step, figures);
       watch.observe(step, figures);
@@ -208,10 +237,15 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
       const auto begin = std::chrono::steady_clock::now();
       const std::int64_t items = objective.begin_step(step);
       StepGradients result = accumulate(objective, items, trainable);
-      if (!std::isfinite(result.loss)) fail(ErrorKind::kNonFinite, cat("the loss is not finite at step ", step + 1), "lower the learning rate or the reward scale; the last checkpoint is intact");
+      if (!std::isfinite(result.loss))
+        fail(ErrorKind::kNonFinite, cat("the loss is not finite at step ", step + 1),
+             "lower the learning rate or the reward scale; the last checkpoint is intact");
       const double norm = clip_gradients(result.gradients, config.optimizer.gradient_clip);
-      if (!std::isfinite(norm)) fail(ErrorKind::kNonFinite, cat("a gradient is not finite at step ", step + 1), "lower the learning rate; the last checkpoint is intact");
-      const double rate = config.optimizer.learning_rate * schedule_factor(config.optimizer, step, config.steps);
+      if (!std::isfinite(norm))
+        fail(ErrorKind::kNonFinite, cat("a gradient is not finite at step ", step + 1),
+             "lower the learning rate; the last checkpoint is intact");
+      const double rate =
+          config.optimizer.learning_rate * schedule_factor(config.optimizer, step, config.steps);
       std::map<std::string, double> metrics = result.metrics.averages();
       metrics["loss"] = result.loss;
       metrics["gradient_norm"] = norm;
@@ -221,9 +255,11 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
       last.advance(complete, [&] {
         optimizer.step(result.gradients, rate);
         average.update(step);
-        metrics["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        metrics["seconds"] =
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
         metrics["peak_memory_mb"] = peak_memory_bytes() / 1e6;
-        if (const double bytes = device_peak_bytes(); bytes > 0) metrics["peak_device_memory_mb"] = bytes / 1e6;
+        if (const double bytes = device_peak_bytes(); bytes > 0)
+          metrics["peak_device_memory_mb"] = bytes / 1e6;
         run.log(step + 1, metrics);
       });
       ++step;
@@ -238,8 +274,10 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run, con
       due = false;
     }
   };
-  if (hooks.lasting) saving_on_stop(last, run, config.keep_checkpoints, work);
-  else work();
+  if (hooks.lasting)
+    saving_on_stop(last, run, config.keep_checkpoints, work);
+  else
+    work();
   return {trainable, average.values(), step};
 }
 

@@ -1,4 +1,5 @@
-// Reads along while a run logs: says each kind of warning once, in the log and in metrics.jsonl, and knows when train.stop_when is met.
+// Reads along while a run logs: says each kind of warning once, in the log and in metrics.jsonl,
+// and knows when train.stop_when is met.
 #pragma once
 
 #include <filesystem>
@@ -11,7 +12,8 @@
 
 namespace tiltflow {
 
-// A warning as it stands in metrics.jsonl: {"step": 12, "warning": KIND, "seen": ..., "meaning": ..., "change": ...}.
+// A warning as it stands in metrics.jsonl: {"step": 12, "warning": KIND, "seen": ..., "meaning":
+// ..., "change": ...}.
 struct StoredWarning {
   std::int64_t step = 0;
   RunWarning warning;

@@ -4,7 +4,8 @@
 
 namespace tiltflow {
 
-at::Tensor AnalyticModel::velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {
+at::Tensor AnalyticModel::velocity(const at::Tensor& x, const at::Tensor& t,
+                                   const Condition& condition) const {
   if (!condition.labels.defined()) return fields_.back()->velocity(x, t, {});
   at::Tensor out;
   for (std::size_t c = 0; c < fields_.size(); ++c) {

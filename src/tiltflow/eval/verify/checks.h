@@ -10,18 +10,22 @@
 
 namespace tiltflow {
 
-constexpr std::int64_t kLawSamples = 20000;  // drawn of a law that a row compares with the exact one
+constexpr std::int64_t kLawSamples =
+    20000;  // drawn of a law that a row compares with the exact one
 
 struct VerifyTask {
   std::string name;  // what --only selects by
   std::function<std::vector<VerifyRow>()> run;
 };
 
-// Adjoint = autograd through the unrolled chain; vector-Jacobian products against finite differences; closed form.
+// Adjoint = autograd through the unrolled chain; vector-Jacobian products against finite
+// differences; closed form.
 std::vector<VerifyTask> adjoint_checks(bool full);
-// Zero and constant rewards change nothing; bias falls like O(h) over K; memorylessness of the base sampler.
+// Zero and constant rewards change nothing; bias falls like O(h) over K; memorylessness of the base
+// sampler.
 std::vector<VerifyTask> limit_checks(bool full);
-// Three paths with their recommended integrators: SDE, half-noise SDE and ODE of the tuned field give one law.
+// Three paths with their recommended integrators: SDE, half-noise SDE and ODE of the tuned field
+// give one law.
 std::vector<VerifyTask> path_checks(bool full, std::uint64_t seed);
 // Networks trained by Adjoint Matching on exact problems.
 std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed);

@@ -13,10 +13,15 @@ namespace tiltflow {
 VerifyReport run_verify(const VerifyOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   // Display order; the long trainings start first so that no core waits for them at the end.
-  std::vector<std::vector<VerifyTask>> sections{identity_checks(options.seed), method_checks(options.seed)};
+  std::vector<std::vector<VerifyTask>> sections{identity_checks(options.seed),
+                                                method_checks(options.seed)};
   if (!options.methods) {
-    sections = {adjoint_checks(options.full), limit_checks(options.full), path_checks(options.full, options.seed),
-                trained_checks(options.full, options.seed), policy_checks(options.full, options.seed), negative_controls(options.full, options.seed)};
+    sections = {adjoint_checks(options.full),
+                limit_checks(options.full),
+                path_checks(options.full, options.seed),
+                trained_checks(options.full, options.seed),
+                policy_checks(options.full, options.seed),
+                negative_controls(options.full, options.seed)};
   }
   constexpr std::size_t kFirstTrained = 3, kLastTrained = 4;
   std::vector<VerifyTask> tasks;
@@ -31,7 +36,11 @@ VerifyReport run_verify(const VerifyOptions& options) {
     }
   }
   order.insert(order.end(), others.begin(), others.end());
-  if (tasks.empty()) fail(ErrorKind::kUsage, cat("no task of the suite has '", options.only, "' in its name", did_you_mean(options.only, names)), cat("tasks: ", join(names, "; ")));
+  if (tasks.empty())
+    fail(ErrorKind::kUsage,
+         cat("no task of the suite has '", options.only, "' in its name",
+             did_you_mean(options.only, names)),
+         cat("tasks: ", join(names, "; ")));
 
   std::vector<std::vector<VerifyRow>> results(tasks.size());
   std::mutex mutex;
@@ -42,7 +51,8 @@ VerifyReport run_verify(const VerifyOptions& options) {
     results[task] = tasks[task].run();
     const std::lock_guard lock(mutex);
     ++done;
-    if (options.finished) options.finished(done, static_cast<int>(tasks.size()), tasks[task].name, results[task]);
+    if (options.finished)
+      options.finished(done, static_cast<int>(tasks.size()), tasks[task].name, results[task]);
   });
   VerifyReport report;
   report.suite = options.methods ? "methods" : options.full ? "full" : "quick";

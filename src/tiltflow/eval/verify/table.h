@@ -1,4 +1,5 @@
-// Rows of the exactness suite: problem, quantity, exact value, obtained value with standard error, verdict.
+// Rows of the exactness suite: problem, quantity, exact value, obtained value with standard error,
+// verdict.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -13,10 +14,10 @@ struct VerifyRow {
   std::string problem, quantity;
   double exact = 0;
   Estimate obtained;
-  double tolerance = 0;           // accepted |obtained - exact|, standard error included by the caller
+  double tolerance = 0;  // accepted |obtained - exact|, standard error included by the caller
   bool negative_control = false;  // a deliberately broken variant: it must miss the tolerance
   std::string remark;
-  bool within() const;            // false for non-finite values
+  bool within() const;  // false for non-finite values
   bool ok() const { return within() != negative_control; }
 };
 

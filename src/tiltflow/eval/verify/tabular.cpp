@@ -9,21 +9,32 @@
 
 namespace tiltflow {
 
-TabularField::TabularField(std::shared_ptr<const VelocityField> base, std::vector<double> times, double low, double high, std::int64_t nodes)
-    : base_(std::move(base)), times_(std::move(times)), low_(low), high_(high), table_(at::zeros({static_cast<std::int64_t>(times_.size()), nodes}, at::kDouble)) {}
+TabularField::TabularField(std::shared_ptr<const VelocityField> base, std::vector<double> times,
+                           double low, double high, std::int64_t nodes)
+    : base_(std::move(base)),
+      times_(std::move(times)),
+      low_(low),
+      high_(high),
+      table_(at::zeros({static_cast<std::int64_t>(times_.size()), nodes}, at::kDouble)) {}
 
 std::int64_t TabularField::step_of(double t) const {
-  for (std::size_t k = 0; k < times_.size(); ++k) if (std::abs(times_[k] - t) < 1e-9) return static_cast<std::int64_t>(k);
+  for (std::size_t k = 0; k < times_.size(); ++k)
+    if (std::abs(times_[k] - t) < 1e-9) return static_cast<std::int64_t>(k);
   fail(ErrorKind::kFailure, cat("the tabular control has no entry for t = ", t));
 }
 
-at::Tensor TabularField::velocity(const at::Tensor& x, const at::Tensor& t, const Condition& condition) const {
+at::Tensor TabularField::velocity(const at::Tensor& x, const at::Tensor& t,
+                                  const Condition& condition) const {
   const at::Tensor row = table_[step_of(t[0].item<double>())];
   const std::int64_t nodes = row.size(0);
-  const at::Tensor position = ((x.flatten() - low_) * (static_cast<double>(nodes - 1) / (high_ - low_))).clamp(0, static_cast<double>(nodes - 1));
-  const at::Tensor floor = position.floor().clamp_max(static_cast<double>(nodes - 2)), weight = position - floor;
+  const at::Tensor position =
+      ((x.flatten() - low_) * (static_cast<double>(nodes - 1) / (high_ - low_)))
+          .clamp(0, static_cast<double>(nodes - 1));
+  const at::Tensor floor = position.floor().clamp_max(static_cast<double>(nodes - 2)),
+                   weight = position - floor;
   const at::Tensor left = floor.to(at::kLong);
-  const at::Tensor control = row.index_select(0, left) * (1 - weight) + row.index_select(0, left + 1) * weight;
+  const at::Tensor control =
+      row.index_select(0, left) * (1 - weight) + row.index_select(0, left + 1) * weight;
   return base_->velocity(x, t, condition) + control.view_as(x);
 }
 
@@ -36,8 +47,10 @@ constexpr int kNodes = 701, kQuadrature = 49, kSweeps = 60;
 
 // Linear interpolation on the nodes, constant outside.
 double interpolate(const std::vector<double>& values, double x) {
-  const double position = std::clamp((x - kLow) * (kNodes - 1) / (kHigh - kLow), 0.0, static_cast<double>(kNodes - 1));
-  const auto left = std::min(static_cast<std::size_t>(position), static_cast<std::size_t>(kNodes - 2));
+  const double position =
+      std::clamp((x - kLow) * (kNodes - 1) / (kHigh - kLow), 0.0, static_cast<double>(kNodes - 1));
+  const auto left =
+      std::min(static_cast<std::size_t>(position), static_cast<std::size_t>(kNodes - 2));
   const double weight = position - static_cast<double>(left);
   return values[left] * (1 - weight) + values[left + 1] * weight;
 }
@@ -61,7 +74,8 @@ std::vector<double> to_vector(const at::Tensor& x) {
 
 }  // namespace
 
-std::shared_ptr<TabularField> solve_tabular(const ExactProblem& problem, const TabularVariant& variant) {
+std::shared_ptr<TabularField> solve_tabular(const ExactProblem& problem,
+                                            const TabularVariant& variant) {
   const at::NoGradGuard no_grad;
   const std::vector<Transition>& steps = variant.rollout_table.steps;
   std::vector<double> times;
@@ -80,7 +94,8 @@ std::shared_ptr<TabularField> solve_tabular(const ExactProblem& problem, const T
       const double factor = adjoint.p + adjoint.c * slope[i];
       for (int sweep = 0; sweep < kSweeps; ++sweep) {
         // next state of the rollout that the method would train on
-        expected[i] = variant.ode_rollout ? interpolate(A, x[i] + h * (v[i] + delta[i] / s.c)) : expectation(A, s.p * x[i] + s.c * v[i] + delta[i], s.s);
+        expected[i] = variant.ode_rollout ? interpolate(A, x[i] + h * (v[i] + delta[i] / s.c))
+                                          : expectation(A, s.p * x[i] + s.c * v[i] + delta[i], s.s);
         const double target = -s.s * s.s * expected[i] * (variant.same_pairing ? factor : 1);
         const double change = target - delta[i];
         delta[i] += 0.7 * change;

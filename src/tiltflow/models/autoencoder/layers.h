@@ -15,12 +15,15 @@ struct LayerContext {
   void inspect(const at::Tensor& y, const std::string& name) const;  // throws kNonFinite
 };
 
-// Convolution with "<name>.weight" and "<name>.bias" (if there is one), zero padding that keeps the size at stride 1
-// unless the input is `padded` already.
-at::Tensor convolve(const LayerContext& c, const std::string& name, const at::Tensor& x, std::int64_t stride = 1, bool padded = false);
-// A block under activation checkpointing where asked for and a gradient is wanted. `body` runs again in the backward pass:
-// it must own what it captures, except the autoencoder, which outlives it.
-at::Tensor block(const LayerContext& c, const at::Tensor& x, const std::function<at::Tensor(const at::Tensor&)>& body);
+// Convolution with "<name>.weight" and "<name>.bias" (if there is one), zero padding that keeps the
+// size at stride 1 unless the input is `padded` already.
+at::Tensor convolve(const LayerContext& c, const std::string& name, const at::Tensor& x,
+                    std::int64_t stride = 1, bool padded = false);
+// A block under activation checkpointing where asked for and a gradient is wanted. `body` runs
+// again in the backward pass: it must own what it captures, except the autoencoder, which outlives
+// it.
+at::Tensor block(const LayerContext& c, const at::Tensor& x,
+                 const std::function<at::Tensor(const at::Tensor&)>& body);
 
 // Tensors an autoencoder of a given layout consists of (shapes only); for require_fit.
 struct KlLayout {
@@ -29,7 +32,9 @@ struct KlLayout {
   bool quant = true, post_quant = true, mid_attention = true;
 };
 
-std::shared_ptr<Autoencoder> make_kl(const KlLayout& layout, ParameterSet parameters, AutoencoderRuntime runtime, const std::string& where);
-std::shared_ptr<Autoencoder> make_tiny(ParameterSet parameters, AutoencoderRuntime runtime, const std::string& where);
+std::shared_ptr<Autoencoder> make_kl(const KlLayout& layout, ParameterSet parameters,
+                                     AutoencoderRuntime runtime, const std::string& where);
+std::shared_ptr<Autoencoder> make_tiny(ParameterSet parameters, AutoencoderRuntime runtime,
+                                       const std::string& where);
 
 }  // namespace tiltflow

@@ -1,5 +1,6 @@
-// The judge: a small convolutional classifier with smooth non-linearities, so that its log-probabilities have useful
-// gradients. Its penultimate layer is the feature space of the Frechet distance.
+// The judge: a small convolutional classifier with smooth non-linearities, so that its
+// log-probabilities have useful gradients. Its penultimate layer is the feature space of the
+// Frechet distance.
 #pragma once
 
 #include <map>
@@ -16,8 +17,9 @@ struct ClassifierConfig {
   std::int64_t input_size = 28, in_channels = 1, width = 24, features = 84, num_classes = 10;
 };
 
-// conv 3x3 (width) - SiLU - average pool - conv 3x3 (2 width) - SiLU - average pool - conv 3x3 (2 width) - SiLU - linear
-// (features) - SiLU - linear (classes). Images [N, C, S, S] in [0, 1], S a multiple of 4.
+// conv 3x3 (width) - SiLU - average pool - conv 3x3 (2 width) - SiLU - average pool - conv 3x3 (2
+// width) - SiLU - linear (features) - SiLU - linear (classes). Images [N, C, S, S] in [0, 1], S a
+// multiple of 4.
 class Classifier {
  public:
   Classifier(ClassifierConfig config, ParameterSet parameters);

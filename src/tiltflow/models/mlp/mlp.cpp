@@ -14,8 +14,12 @@ namespace {
 class Mlp final : public VelocityModel {
  public:
   Mlp(MlpConfig config, ParameterSet parameters, const AdapterSet& adapters, ModelRuntime runtime)
-      : config_(config), spec_{"mlp", to_args(config)}, parameters_(std::move(parameters)), runtime_(runtime) {
-    for (const std::string& name : linear_layers()) layers_.push_back(make_linear(parameters_, adapters, name));
+      : config_(config),
+        spec_{"mlp", to_args(config)},
+        parameters_(std::move(parameters)),
+        runtime_(runtime) {
+    for (const std::string& name : linear_layers())
+      layers_.push_back(make_linear(parameters_, adapters, name));
   }
   const ModelSpec& spec() const override { return spec_; }
   const ParameterSet& parameters() const override { return parameters_; }
@@ -27,7 +31,8 @@ class Mlp final : public VelocityModel {
     for (std::int64_t i = 0; i <= config_.depth; ++i) names.push_back(cat("layers.", i));
     return names;
   }
-  std::unique_ptr<VelocityModel> rebind(ParameterSet parameters, AdapterSet adapters) const override {
+  std::unique_ptr<VelocityModel> rebind(ParameterSet parameters,
+                                        AdapterSet adapters) const override {
     return std::make_unique<Mlp>(config_, std::move(parameters), adapters, runtime_);
   }
 
@@ -35,10 +40,13 @@ class Mlp final : public VelocityModel {
     const at::Tensor& first = layers_[0].weight;
     const at::Tensor state = beside(first, x.to(first.scalar_type()));
     // Fourier features cos/sin(pi j t), j = 1..F, plus t itself
-    const at::Tensor j = at::arange(1, config_.frequencies + 1, state.options().requires_grad(false)) * std::numbers::pi;
+    const at::Tensor j =
+        at::arange(1, config_.frequencies + 1, state.options().requires_grad(false)) *
+        std::numbers::pi;
     const at::Tensor time = beside(first, t.to(state.scalar_type())).unsqueeze(1);
     at::Tensor h = at::cat({state, time, (time * j).cos(), (time * j).sin()}, 1);
-    for (std::size_t i = 0; i + 1 < layers_.size(); ++i) h = at::silu(apply(layers_[i], h, runtime_.precision));
+    for (std::size_t i = 0; i + 1 < layers_.size(); ++i)
+      h = at::silu(apply(layers_[i], h, runtime_.precision));
     return beside(x, apply(layers_.back(), h, runtime_.precision).to(x.scalar_type()));
   }
 
@@ -57,18 +65,29 @@ MlpConfig mlp_config_from_args(const std::map<std::string, std::string>& args, M
   for (const auto& [key, text] : args) {
     char* end = nullptr;
     const long long value = std::strtoll(text.c_str(), &end, 10);
-    if (text.empty() || *end || value < 1 || value > (1 << 20)) fail(ErrorKind::kConfig, cat("model argument ", key, " = '", text, "': expected a positive integer"));
-    if (key == "dimension") config.dimension = value;
-    else if (key == "hidden_size") config.hidden_size = value;
-    else if (key == "depth") config.depth = value;
-    else if (key == "frequencies") config.frequencies = value;
-    else fail(ErrorKind::kConfig, cat("the MLP has no argument '", key, "'", did_you_mean(key, kNames)));
+    if (text.empty() || *end || value < 1 || value > (1 << 20))
+      fail(ErrorKind::kConfig,
+           cat("model argument ", key, " = '", text, "': expected a positive integer"));
+    if (key == "dimension")
+      config.dimension = value;
+    else if (key == "hidden_size")
+      config.hidden_size = value;
+    else if (key == "depth")
+      config.depth = value;
+    else if (key == "frequencies")
+      config.frequencies = value;
+    else
+      fail(ErrorKind::kConfig,
+           cat("the MLP has no argument '", key, "'", did_you_mean(key, kNames)));
   }
   return config;
 }
 
 std::map<std::string, std::string> to_args(const MlpConfig& c) {
-  return {{"dimension", cat(c.dimension)}, {"hidden_size", cat(c.hidden_size)}, {"depth", cat(c.depth)}, {"frequencies", cat(c.frequencies)}};
+  return {{"dimension", cat(c.dimension)},
+          {"hidden_size", cat(c.hidden_size)},
+          {"depth", cat(c.depth)},
+          {"frequencies", cat(c.frequencies)}};
 }
 
 ParameterSet init_mlp(const MlpConfig& c, const RandomStreams& streams) {
@@ -78,14 +97,16 @@ ParameterSet init_mlp(const MlpConfig& c, const RandomStreams& streams) {
     const bool last = i == c.depth;
     const std::int64_t rows = last ? c.dimension : c.hidden_size;
     const std::string name = cat("layers.", i);
-    out.add(name + ".weight", last ? at::zeros({rows, in}) : fan_in_uniform(streams, name, {rows, in}, in));
+    out.add(name + ".weight",
+            last ? at::zeros({rows, in}) : fan_in_uniform(streams, name, {rows, in}, in));
     out.add(name + ".bias", at::zeros({rows}));
     in = rows;
   }
   return out;
 }
 
-std::unique_ptr<VelocityModel> make_mlp(const MlpConfig& config, ParameterSet parameters, AdapterSet adapters, ModelRuntime runtime) {
+std::unique_ptr<VelocityModel> make_mlp(const MlpConfig& config, ParameterSet parameters,
+                                        AdapterSet adapters, ModelRuntime runtime) {
   return std::make_unique<Mlp>(config, std::move(parameters), adapters, runtime);
 }
 

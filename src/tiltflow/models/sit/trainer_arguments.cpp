@@ -14,7 +14,8 @@ namespace {
 using Args = std::map<std::string, std::string>;
 using Found = std::map<std::string, Stated>;
 
-constexpr const char* kGiveHeads = "give the number of heads: --model-arg num_heads=N, or model.args.num_heads in a config";
+constexpr const char* kGiveHeads =
+    "give the number of heads: --model-arg num_heads=N, or model.args.num_heads in a config";
 
 const Stated* find(const StatedIdentity& stated, const char* name) {
   const auto found = stated.args.find(name);
@@ -27,13 +28,16 @@ void warn(const std::string& where, const std::string& source, const std::string
 
 void refuse_relatives(const StatedIdentity& stated, const std::string& where) {
   if (!stated.unsupported.empty()) {
-    fail(ErrorKind::kBadFile, cat(where, ": ", join(stated.unsupported, ", "), ": an architecture other than SiT's"),
+    fail(ErrorKind::kBadFile,
+         cat(where, ": ", join(stated.unsupported, ", "), ": an architecture other than SiT's"),
          "tiltflow takes the official SiT: fixed positions, plain attention, GELU");
   }
   const Stated* model = find(stated, "model");
   const std::size_t at = model ? model->value.find("DiT") : std::string::npos;
   if (at != std::string::npos) {
-    fail(ErrorKind::kBadFile, cat(where, ": ", model->source, ": a DiT has a SiT's tensors, but predicts noise at 1000 discrete times"),
+    fail(ErrorKind::kBadFile,
+         cat(where, ": ", model->source,
+             ": a DiT has a SiT's tensors, but predicts noise at 1000 discrete times"),
          "tiltflow takes SiT checkpoints");
   }
 }
@@ -42,29 +46,37 @@ void refuse_relatives(const StatedIdentity& stated, const std::string& where) {
 Stated heads(const StatedIdentity& stated, const SitConfig& shown, const std::string& where) {
   const Stated* number = find(stated, "num_heads");
   const Stated* model = find(stated, "model");
-  if (number && !number->problem.empty()) fail(ErrorKind::kBadFile, cat(where, ": ", number->problem), kGiveHeads);
+  if (number && !number->problem.empty())
+    fail(ErrorKind::kBadFile, cat(where, ": ", number->problem), kGiveHeads);
   const std::string size = model ? official_sit_size(model->value) : "";
   if (size.empty()) return number ? *number : Stated{};
   const SitConfig preset = sit_preset(size);
   if (preset.hidden_size != shown.hidden_size) {
-    const std::string other = cat(model->source, " has width ", preset.hidden_size, ", the tensors ", shown.hidden_size);
-    if (!number && shown.num_heads == 0) fail(ErrorKind::kBadFile, cat(where, ": ", other), kGiveHeads);
+    const std::string other =
+        cat(model->source, " has width ", preset.hidden_size, ", the tensors ", shown.hidden_size);
+    if (!number && shown.num_heads == 0)
+      fail(ErrorKind::kBadFile, cat(where, ": ", other), kGiveHeads);
     log_warn(cat(where, ": ", other, ": the tensors count"));
     return number ? *number : Stated{};
   }
   if (number && number->value != cat(preset.num_heads)) {
-    fail(ErrorKind::kBadFile, cat(where, ": ", number->source, " and ", model->source, " contradict each other"), kGiveHeads);
+    fail(ErrorKind::kBadFile,
+         cat(where, ": ", number->source, " and ", model->source, " contradict each other"),
+         kGiveHeads);
   }
   return {cat(preset.num_heads), number ? number->source : model->source, ""};
 }
 
 // Sizes that show: a different value is named.
-void compare_with_tensors(const StatedIdentity& stated, const SitConfig& shown, const Args& given, const std::string& where) {
+void compare_with_tensors(const StatedIdentity& stated, const SitConfig& shown, const Args& given,
+                          const std::string& where) {
   for (const auto& [name, value] : to_args(shown)) {
     const Stated* said = find(stated, name.c_str());
-    const bool decided = name == "num_heads" || name == "num_classes" || name == "class_dropout_prob";
+    const bool decided =
+        name == "num_heads" || name == "num_classes" || name == "class_dropout_prob";
     if (!said || decided || given.count(name) || said->value == value) continue;
-    if (std::strtod(said->value.c_str(), nullptr) != std::strtod(value.c_str(), nullptr) || name == "learn_sigma") {
+    if (std::strtod(said->value.c_str(), nullptr) != std::strtod(value.c_str(), nullptr) ||
+        name == "learn_sigma") {
       warn(where, said->source, cat(name, " ", value));
     }
   }
@@ -76,7 +88,8 @@ void compare_with_tensors(const StatedIdentity& stated, const SitConfig& shown, 
 }
 
 // Whether the label table has a row for "no label" does not show without the number of classes.
-void add_label_table(const StatedIdentity& stated, const SitConfig& shown, const Args& given, const std::string& where, Found& out) {
+void add_label_table(const StatedIdentity& stated, const SitConfig& shown, const Args& given,
+                     const std::string& where, Found& out) {
   const Stated* classes = find(stated, "num_classes");
   const Stated* dropout = find(stated, "class_dropout_prob");
   if (given.count("num_classes") || given.count("class_dropout_prob")) return;
@@ -92,12 +105,14 @@ void add_label_table(const StatedIdentity& stated, const SitConfig& shown, const
 
 }  // namespace
 
-Found sit_trainer_arguments(const ParameterSet& tensors, const StatedIdentity& stated, const Args& given, const std::string& where) {
+Found sit_trainer_arguments(const ParameterSet& tensors, const StatedIdentity& stated,
+                            const Args& given, const std::string& where) {
   refuse_relatives(stated, where);
   const SitConfig shown = shown_sit_config(tensors);
   Found out;
   if (!given.count("num_heads") && !given.count("size")) {
-    if (const Stated found = heads(stated, shown, where); !found.value.empty()) out["num_heads"] = found;
+    if (const Stated found = heads(stated, shown, where); !found.value.empty())
+      out["num_heads"] = found;
   }
   compare_with_tensors(stated, shown, given, where);
   add_label_table(stated, shown, given, where, out);
