@@ -2,13 +2,14 @@
 # make demo     align a digit model with a reward and show that it samples the tilted law (runs/demo/report.html)
 # make test     build and run the fast tests;   make test-slow  the long ones
 # make example  build and run a project that uses tiltflow as a library (part of make test)
+# make format   format all sources;   make format-check  name those that differ (part of make test);   make lint  clang-tidy
 # make parity   compare with PyTorch live: models, gradients, files both ways, LoRA, sampler states
 # make bench    speed figures of this machine
 PRESET ?= release
 JOBS ?= $(shell nproc)
 BIN = build/release/tiltflow
 
-.PHONY: all deps configured program build demo example test test-slow parity bench clean
+.PHONY: all deps configured program build demo example format format-check lint test test-slow parity bench clean
 all: program
 
 deps:
@@ -33,7 +34,16 @@ example: configured
 	rm -rf build/example/run
 	build/example/embed examples/embed/align.toml build/example/run
 
-test: build example
+format:
+	scripts/format
+
+format-check: deps
+	scripts/format --check
+
+lint: deps
+	scripts/lint
+
+test: format-check build example
 	cd build/$(PRESET) && ctest --output-on-failure -L fast -j $(JOBS)
 
 test-slow: build

@@ -129,8 +129,9 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   ++g_calls;
   for (const c10::IValue& value : torch::jit::last(*stack, op.schema().arguments().size())) {
     if (value.isTensor()) require_one_device(op.schema().name(), value.toTensor());
-    if (value.isTensorList())
+    if (value.isTensorList()) {
       for (const at::Tensor& x : value.toTensorVector()) require_one_device(op.schema().name(), x);
+    }
   }
   at::native::cpu_fallback(op, stack);
 }
@@ -142,8 +143,9 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight,
                        c10::IntArrayRef padding, c10::IntArrayRef dilation, bool transposed,
                        c10::IntArrayRef output_padding, std::int64_t groups) {
   ++g_calls;
-  for (const at::Tensor& one : {x, weight, bias.value_or(at::Tensor())})
+  for (const at::Tensor& one : {x, weight, bias.value_or(at::Tensor())}) {
     require_one_device("convolution", one);
+  }
   return back(at::convolution(on_cpu(x), on_cpu(weight), bias ? std::optional(on_cpu(*bias)) : bias,
                               stride, padding, dilation, transposed, output_padding, groups));
 }

@@ -24,24 +24,27 @@ inline std::string first_different_tensor(const std::string& found, const std::s
   try {
     write_file_atomic(dir / "a", found);
     write_file_atomic(dir / "b", expected);
-    a = read_safetensors(dir / "a").tensors, b = read_safetensors(dir / "b").tensors;
+    a = read_safetensors(dir / "a").tensors;
+    b = read_safetensors(dir / "b").tensors;
   } catch (const Error&) {
     return "";
   }
   for (const auto& [name, tensor] : b) {
     if (!a.contains(name)) return cat("tensor '", name, "' is missing");
     const at::Tensor& other = a.at(name);
-    if (other.sizes() != tensor.sizes() || other.scalar_type() != tensor.scalar_type())
+    if (other.sizes() != tensor.sizes() || other.scalar_type() != tensor.scalar_type()) {
       return cat("tensor '", name, "' is ", shape_text(other.sizes()), ", expected ",
                  shape_text(tensor.sizes()));
+    }
     if (at::equal(other, tensor)) continue;
     const at::Tensor difference = (other.to(at::kDouble) - tensor.to(at::kDouble)).abs();
     return cat("tensor '", name, "' ", shape_text(tensor.sizes()), " differs in ",
                difference.ne(0).sum().item<std::int64_t>(), " of ", tensor.numel(), " entries, by ",
                compact(difference.max().item<double>(), 3), " at most");
   }
-  for (const auto& [name, tensor] : a)
+  for (const auto& [name, tensor] : a) {
     if (!b.contains(name)) return cat("tensor '", name, "' is not expected");
+  }
   return "";
 }
 
@@ -52,8 +55,8 @@ inline std::string first_different_byte(const std::string& found, const std::str
       expected.begin());
   const auto place = static_cast<std::size_t>(at - found.begin());
   const auto text = [place](const std::string& bytes) {  // the line around it, when it is text
-    const std::size_t newline = place == 0 ? std::string::npos : bytes.rfind('\n', place - 1),
-                      begin = newline == std::string::npos ? 0 : newline + 1;
+    const std::size_t newline = place == 0 ? std::string::npos : bytes.rfind('\n', place - 1);
+    const std::size_t begin = newline == std::string::npos ? 0 : newline + 1;
     const std::string line =
         bytes.substr(begin, std::min<std::size_t>(bytes.find('\n', begin) - begin, 100));
     return std::all_of(line.begin(), line.end(), [](unsigned char c) { return c >= 32 && c < 127; })

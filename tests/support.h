@@ -34,7 +34,8 @@ class TempDir {
 };
 
 inline double relative_error(const at::Tensor& found, const at::Tensor& expected) {
-  const at::Tensor a = found.to(at::kDouble), b = expected.to(at::kDouble);
+  const at::Tensor a = found.to(at::kDouble);
+  const at::Tensor b = expected.to(at::kDouble);
   return ((a - b).abs().max() / b.abs().max()).item<double>();
 }
 

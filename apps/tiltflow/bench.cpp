@@ -128,9 +128,10 @@ void add_bench(CLI::App& program, Action& action) {
   verb->callback([=, &action] {
     action = [o, verb] {
       if (!o->isa.empty()) restrict_to(o->isa);
-      if (o->name != "assign" && !o->config.empty())
+      if (o->name != "assign" && !o->config.empty()) {
         fail(ErrorKind::kUsage,
              cat("--config belongs to `bench assign`, not to `bench ", o->name, "`"));
+      }
       o->am.runtime = apply(o->compute);
       if (!o->args.empty()) o->am.model.args = key_values(o->args);
       o->am.loss_steps = std::min(o->am.loss_steps, o->am.steps);
@@ -144,12 +145,13 @@ void add_bench(CLI::App& program, Action& action) {
                {"bf16_gflops", gemm_peak(workers, true)},
                {"copy_gb_per_second", copy_rate(workers)}};
       } else if (o->name == "assign") {
-        if (!o->config.empty())
+        if (!o->config.empty()) {
           refuse_other_options(
               *verb,
               {"name", "--json", "--isa", "--config", "--set", "--unset", "--targets",
                "--reference-targets"},
               "on a configuration: --set changes its keys, e.g. --set compute.workers=1");
+        }
         out = assign_speed(o->config, o->changes.overrides(), o->assign, o->compute);
       } else if (o->name == "startup") {
         out = bench_startup(o->am.repeats);
@@ -160,13 +162,15 @@ void add_bench(CLI::App& program, Action& action) {
       } else {
         out = bench_adjoint_matching(o->am);
       }
-      if (o->json)
+      if (o->json) {
         std::cout << out.dump() << std::endl;
-      else
-        for (const auto& [key, value] : out.items())
+      } else {
+        for (const auto& [key, value] : out.items()) {
           std::cout << pad_right(key, 34)
                     << (value.is_number_float() ? compact(value.get<double>(), 4) : value.dump())
                     << "\n";
+        }
+      }
       return 0;
     };
   });

@@ -49,14 +49,15 @@ void add_compare(CLI::App& program, Action& action) {
       "recipes/compare-mnist-ink.toml --set seeds=[0] --set evaluations=1e5 --out runs/look");
   verb->callback([=, &action] {
     action = [o] {
-      const std::filesystem::path recipe = o->recipe,
-                                  out = o->out.empty()
+      const std::filesystem::path recipe = o->recipe;
+      const std::filesystem::path out = o->out.empty()
                                             ? std::filesystem::path("runs") / recipe.stem()
                                             : std::filesystem::path(o->out);
       if (o->dry_run) {
         for (const ComparedRun& run :
-             check_comparison(recipe, o->changes.overrides(), o->run_changes()))
+             check_comparison(recipe, o->changes.overrides(), o->run_changes())) {
           std::cout << run.folder << "\n";
+        }
         log_info("ok");
         return 0;
       }

@@ -16,16 +16,18 @@ namespace {
 // NAME=FILE or NAME=FILE,PAIRS
 GeneratorEntry entry_of(const std::string& text) {
   const std::size_t equals = text.find('=');
-  if (equals == std::string::npos || equals == 0)
+  if (equals == std::string::npos || equals == 0) {
     fail(ErrorKind::kUsage, cat("--generator '", text, "': expected NAME=FILE or NAME=FILE,PAIRS"));
+  }
   const std::size_t comma = text.find(',', equals);
   GeneratorEntry entry{
       text.substr(0, equals),
       text.substr(equals + 1, comma == std::string::npos ? comma : comma - equals - 1),
       {}};
   if (comma != std::string::npos) entry.pairs = text.substr(comma + 1);
-  if (entry.file.empty())
+  if (entry.file.empty()) {
     fail(ErrorKind::kUsage, cat("--generator '", text, "': the file is missing"));
+  }
   return entry;
 }
 
@@ -33,7 +35,8 @@ GeneratorEntry entry_of(const std::string& text) {
 
 void add_compare_generators(CLI::App& program, Action& action) {
   struct Options {
-    std::string file, out = "runs/comparison";
+    std::string file;
+    std::string out = "runs/comparison";
     SetOptions changes;
     std::vector<std::string> generators;
     GeneratorComparisonOptions comparison;
@@ -88,10 +91,11 @@ void add_compare_generators(CLI::App& program, Action& action) {
       write_file_atomic(std::filesystem::path(o->out) / "comparison.json",
                         to_json(result).dump(1) + "\n");
       write_file_atomic(std::filesystem::path(o->out) / "comparison.html", to_html(result));
-      if (o->json)
+      if (o->json) {
         std::cout << to_json(result).dump() << std::endl;
-      else
+      } else {
         std::cout << table_text(result) << std::flush;
+      }
       log_info(cat("wrote comparison.json and comparison.html to ", o->out));
       return 0;
     };

@@ -24,10 +24,17 @@ namespace tiltflow::app {
 namespace {
 
 struct ConvertOptions {
-  std::string in, out, weights, dtype = "keep", lora, path, prediction;
+  std::string in;
+  std::string out;
+  std::string weights;
+  std::string dtype = "keep";
+  std::string lora;
+  std::string path;
+  std::string prediction;
   std::vector<std::string> args;
   bool checkpoint = false;
-  double strength = 1, shard_gb = 10;
+  double strength = 1;
+  double shard_gb = 10;
 };
 
 bool is_torch_name(const std::string& name) {
@@ -71,8 +78,9 @@ std::map<std::string, std::string> converted_metadata(const TensorFile& file,
                  "--model-arg, --path and --prediction describe velocity models");
   }
   for (const IdentityRow& row : identity) {
-    if (!row.problem.empty())
+    if (!row.problem.empty()) {
       fail(ErrorKind::kBadFile, cat(o.in, ": ", row.problem), cat("decide with --", row.name));
+    }
   }
   return identity_metadata(file, identity);
 }
@@ -97,13 +105,15 @@ PlainDicts beside_tensors(const std::map<std::string, std::string>& metadata,
     if (starts_with(key, "args.")) out["args"][key.substr(5)] = plain_value(text);
   }
   const auto add = [&](const char* key, const char* name, const auto& spelled) {
-    if (const auto found = metadata.find(key); found != metadata.end())
+    if (const auto found = metadata.find(key); found != metadata.end()) {
       out["args"][name] = spelled(found->second);
+    }
   };
   add("tiltflow.path", "path_type", official_path_name);
   add("tiltflow.prediction", "prediction", [](const std::string& value) { return value; });
-  for (const auto& [name, text] : metadata_args(metadata, where))
+  for (const auto& [name, text] : metadata_args(metadata, where)) {
     out["args"][name] = plain_value(text);
+  }
   return out;
 }
 
@@ -117,15 +127,18 @@ void write_torch(const ConvertOptions& o, const ParameterSet& tensors,
 
 int convert(const ConvertOptions& o) {
   const bool torch = is_torch_name(o.out);
-  if (o.checkpoint && !torch)
+  if (o.checkpoint && !torch) {
     fail(ErrorKind::kUsage, "--checkpoint belongs to PyTorch files",
          "end the output in .pt, .pth, .ckpt or .bin");
+  }
   TensorFile file = read_tensors(o.in, o.weights);
-  if (file.tensors.empty())
+  if (file.tensors.empty()) {
     fail(ErrorKind::kBadFile, cat(o.in, ": holds no tensors"), "is it the file of a model?");
+  }
   const std::map<std::string, std::string> metadata = converted_metadata(file, o);
-  if (!o.lora.empty())
+  if (!o.lora.empty()) {
     file.tensors = merge_adapters(file.tensors, read_adapters(o.lora, o.strength));
+  }
   const ParameterSet tensors = cast(file.tensors, o.dtype);
   if (ends_with(o.out, ".safetensors")) {
     write_safetensors(o.out, tensors, metadata);

@@ -63,8 +63,9 @@ void add_doctor(CLI::App& program, Action& action) {
       std::cout << "cores " << cores.count << " of " << machine.online << " (" << cores.reason
                 << "), CUDA " << (at::hasCUDA() ? "available" : "not available") << "\n";
       std::cout << "memory " << format_bytes(memory.bytes) << " (" << memory.reason << ")\n";
-      const double single = gemm_peak(1, false), all = gemm_peak(hardware_cores(), false),
-                   bf16 = gemm_peak(hardware_cores(), true);
+      const double single = gemm_peak(1, false);
+      const double all = gemm_peak(hardware_cores(), false);
+      const double bf16 = gemm_peak(hardware_cores(), true);
       std::cout << "matrix products: fp32 " << fixed(single, 0) << " GFLOP/s on one core, "
                 << fixed(all, 0) << " on all; bf16 " << fixed(bf16, 0) << " on all\n";
       if (at::hasCUDA()) {
@@ -77,22 +78,26 @@ void add_doctor(CLI::App& program, Action& action) {
         set_compute_device("cpu");
       }
       const int nodes = memory_nodes();
-      if (nodes > 1)
+      if (nodes > 1) {
         std::cout << nodes
                   << " memory nodes (NUMA): threads are not bound to them; one process a node, "
                      "started under numactl by torchrun, Slurm or MPI, keeps its memory near\n";
+      }
       int problems = 0;
       const auto warn = [&](const std::string& text) {
-        std::cout << "warning: " << text << "\n", ++problems;
+        std::cout << "warning: " << text << "\n";
+        ++problems;
       };
       if (single < 5) warn("matrix products are very slow: libtorch seems to use a reference BLAS");
-      if (hardware_cores() > 1 && all < 1.3 * single)
+      if (hardware_cores() > 1 && all < 1.3 * single) {
         warn(
             "several workers are hardly faster than one: is the machine busy, or are its cores "
             "shared?");
+      }
       if (const std::string slow = slow_bf16(machine_choices({.speeds = true}).speeds);
-          !slow.empty())
+          !slow.empty()) {
         warn(cat(slow, ": leave compute.precision at fp32 or auto"));
+      }
       std::cout << (problems ? "" : "all well\n") << std::flush;
       return 0;
     };

@@ -25,7 +25,8 @@ struct EncodeOptions {
   std::vector<std::string> args;
   ComputeConfig compute;
   DatasetConfig data{"folder", ""};
-  std::string split = "train", out;
+  std::string split = "train";
+  std::string out;
   std::int64_t chunk = 8;
 };
 
@@ -46,16 +47,19 @@ int encode(EncodeOptions o) {
   o.autoencoder.precision = precision;
   const auto autoencoder = load_autoencoder(o.autoencoder);
   const ImageDataset data = read_dataset(o.data, o.split);
-  const std::int64_t n = data.size(), side = autoencoder->downscale();
+  const std::int64_t n = data.size();
+  const std::int64_t side = autoencoder->downscale();
   const std::vector<std::int64_t> shape = data.shape();
-  if (shape[0] != 3)
+  if (shape[0] != 3) {
     fail(ErrorKind::kBadFile,
          cat("the pictures have ", shape[0], " channel, the autoencoder takes 3"));
-  if (shape[1] % side != 0 || shape[2] % side != 0)
+  }
+  if (shape[1] % side != 0 || shape[2] % side != 0) {
     fail(ErrorKind::kBadFile,
          cat("the pictures are ", shape[1], " x ", shape[2], ": both sides must be multiples of ",
              side),
          "--size crops and resizes them");
+  }
   const std::string source =
       cat(fingerprint(data), " by ", fingerprint_of(*autoencoder), " in ", precision);
   const FolderClaim claim = FolderClaim::of_file(o.out);
@@ -83,7 +87,9 @@ int encode(EncodeOptions o) {
   }
   file.mean = at::cat(mean);
   if (!logvar.empty()) file.logvar = at::cat(logvar);
-  file.labels = data.labels, file.scale = autoencoder->scale, file.shift = autoencoder->shift,
+  file.labels = data.labels;
+  file.scale = autoencoder->scale;
+  file.shift = autoencoder->shift;
   file.source = source;
   write_latents(o.out, file);
   const at::Tensor scaled = autoencoder->to_scaled(file.mean);

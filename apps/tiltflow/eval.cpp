@@ -109,8 +109,9 @@ int check(const EvalOptions& o, std::vector<Override> changes, bool has_n) {
   const std::filesystem::path folder = o.runs.front();
   require_finished_run(folder);
   if (has_n) {
-    for (const char* key : {"check.base_samples", "check.tuned_samples"})
+    for (const char* key : {"check.base_samples", "check.tuned_samples"}) {
       changes.emplace_back(cat(key, "=", o.n), "--n");
+    }
   }
   const std::string mode =
       load_config<FinetuneConfig>(folder / "config.toml", changes).guidance.mode;
@@ -127,14 +128,16 @@ int check(const EvalOptions& o, std::vector<Override> changes, bool has_n) {
   const TiltedCheck result = check_run(folder, changes);
   nlohmann::ordered_json json = to_json(result);
   if (!said.empty()) json["other_than_in_the_run"] = said;
-  if (o.json)
+  if (o.json) {
     std::cout << json.dump() << std::endl;
-  else
+  } else {
     std::cerr << table_text(result);
-  if (!keep_the_numbers(changes))
+  }
+  if (!keep_the_numbers(changes)) {
     log_info("the run's check.json and report.html are left as they are");
-  else
+  } else {
     log_info("report: " + (folder / "report.html").string());
+  }
   return result.passed ? 0 : 1;
 }
 
@@ -151,12 +154,13 @@ int compare(const EvalOptions& o, const std::vector<Override>& changes, bool has
   options.reference = o.reference;
   options.make_reference = o.make_reference;
   if (!o.features.empty()) options.features = o.features;
-  if (o.data.path.empty())
+  if (o.data.path.empty()) {
     log_warn(o.reference.empty()
                  ? "no real pictures: Frechet distance, precision and recall are left out; --data "
                    "FOLDER gives all three, --reference FILE the first"
                  : "precision and recall are left out: they need real pictures (--data FOLDER), "
                    "not statistics");
+  }
   std::unique_ptr<Progress> progress;
   options.progress = [&](std::int64_t done, std::int64_t total) {
     if (!progress) progress = std::make_unique<Progress>("compare", total);
@@ -171,10 +175,11 @@ int compare(const EvalOptions& o, const std::vector<Override>& changes, bool has
   write_file_atomic(folder / "comparison.json", json.dump(1) + "\n");
   write_file_atomic(folder / "comparison.csv", to_csv(result));
   write_file_atomic(folder / "comparison.html", to_html(result));
-  if (o.json)
+  if (o.json) {
     std::cout << json.dump() << std::endl;
-  else
+  } else {
     std::cout << table_text(result) << std::flush;
+  }
   log_info(cat("wrote comparison.json, .csv and .html to ", folder.string()));
   return 0;
 }
@@ -201,9 +206,10 @@ FeatureMoments reference_moments(const EvalOptions& o, const FeatureNetwork& net
 }
 
 int evaluate_model(const EvalOptions& o) {
-  if (o.judge.empty() && o.features.empty())
+  if (o.judge.empty() && o.features.empty()) {
     fail(ErrorKind::kUsage,
          "eval --model needs --judge FILE (accuracy, features) or --features NETWORK");
+  }
   if (o.reference.empty() && o.data.path.empty()) {
     const std::string network =
         o.features.empty() ? cat("--judge ", o.judge) : cat("--features ", o.features);
@@ -332,15 +338,18 @@ void add_eval(CLI::App& program, Action& action) {
       "data/mnist");
   verb->callback([=, &action] {
     action = [o, verb] {
-      if (o->runs.empty() == o->model.model.file.empty())
+      if (o->runs.empty() == o->model.model.file.empty()) {
         fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
+      }
       if (o->runs.empty()) {
-        if (verb->count("--seeds") + verb->count("--out") > 0)
+        if (verb->count("--seeds") + verb->count("--out") > 0) {
           fail(ErrorKind::kUsage, "--seeds and --out belong to --run DIR --table");
+        }
         return evaluate_model(*o);
       }
-      if (o->runs.size() > 1 && !o->table)
+      if (o->runs.size() > 1 && !o->table) {
         fail(ErrorKind::kUsage, "several runs are compared with --table");
+      }
       std::vector<std::string> known{"--run", "--json", "--set", "--unset", "--n"};
       for (const KeyOption& k : key_options()) known.emplace_back(k.option);
       if (!o->table) {
@@ -349,13 +358,15 @@ void add_eval(CLI::App& program, Action& action) {
             "on the check of a run: it follows the run's configuration, which --set changes");
         return check(*o, changes_of_runs(*verb, *o, {}), verb->count("--n") > 0);
       }
-      if (verb->count("--judge") > 0)
+      if (verb->count("--judge") > 0) {
         fail(ErrorKind::kUsage, "--judge has no effect on --table",
              "--features takes a classifier file");
+      }
       for (const char* name :
            {"--table", "--seeds", "--features", "--data", "--format", "--size", "--channels",
-            "--alpha", "--skip-bad", "--reference", "--make-reference", "--out"})
+            "--alpha", "--skip-bad", "--reference", "--make-reference", "--out"}) {
         known.emplace_back(name);
+      }
       refuse_other_options(*verb, known, "on --table");
       return compare(*o, changes_of_runs(*verb, *o, {"--guidance"}), verb->count("--guidance") > 0);
     };

@@ -47,8 +47,9 @@ Model model_in(const std::string& path) {
     const TensorFile content{file.tensors, file.metadata};
     out.family = model_family(content.tensors, content.metadata);
     if (!file.section.empty()) out.weights = cat(file.section, " of ", join(file.sections, ", "));
-    if (!file.prefix.empty())
+    if (!file.prefix.empty()) {
       out.weights += cat(out.weights.empty() ? "" : ", ", "names without '", file.prefix, "'");
+    }
     out.identity = model_identity(content, {}, path);
   } catch (const Error& error) {
     out.problem = error.what();
@@ -79,12 +80,13 @@ void print_identity(const Model& model) {
     const std::string unsaid = row.name == "path"         ? "(linear)"
                                : row.name == "prediction" ? "(velocity)"
                                                           : "?";
-    if (!row.problem.empty())
+    if (!row.problem.empty()) {
       line(row.name, "?", row.problem);
-    else if (row.value.empty())
+    } else if (row.value.empty()) {
       line(row.name, unsaid, flow ? "nothing: the default" : "nothing: give it with --model-arg");
-    else
+    } else {
       line(row.name, row.value, row.source);
+    }
   }
   if (!model.problem.empty()) std::cout << "identity: " << model.problem << "\n";
 }
@@ -119,10 +121,11 @@ void add_inspect(CLI::App& program, Action& action) {
                                    {"type", c10::toString(tensor.scalar_type())},
                                    {"shape", tensor.sizes().vec()},
                                    {"non_finite", bad}};
-        if (tensor.numel() > 0)
-          row["mean"] = json_number(values.mean().item<double>()),
-          row["deviation"] = json_number(values.std(false).item<double>()),
+        if (tensor.numel() > 0) {
+          row["mean"] = json_number(values.mean().item<double>());
+          row["deviation"] = json_number(values.std(false).item<double>());
           row["largest"] = json_number(values.abs().max().item<double>());
+        }
         out["tensors"].push_back(std::move(row));
       }
       if (*json) {
@@ -135,12 +138,14 @@ void add_inspect(CLI::App& program, Action& action) {
         std::cout << pad_right(row["name"].get<std::string>(), width)
                   << pad_right(row["type"].get<std::string>(), 10)
                   << pad_right(row["shape"].dump(), 20);
-        if (row.contains("mean"))
+        if (row.contains("mean")) {
           std::cout << " mean " << pad_left(compact(number_from_json(row["mean"]), 4), 11)
                     << "  deviation "
                     << pad_left(compact(number_from_json(row["deviation"]), 4), 10);
-        if (row["non_finite"].get<std::int64_t>() > 0)
+        }
+        if (row["non_finite"].get<std::int64_t>() > 0) {
           std::cout << "  NON-FINITE " << row["non_finite"];
+        }
         std::cout << "\n";
       }
       for (const auto& [key, value] : content.metadata) std::cout << key << " = " << value << "\n";

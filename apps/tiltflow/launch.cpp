@@ -67,8 +67,9 @@ bool stopped_on_request(int code) {
 
 std::string ending_of(const Child& child) {
   const int status = *child.status;
-  if (WIFEXITED(status))
+  if (WIFEXITED(status)) {
     return cat("rank ", child.rank, " ended with exit code ", WEXITSTATUS(status));
+  }
   return cat("rank ", child.rank, " was killed by signal ", WTERMSIG(status), " (",
              ::strsignal(WTERMSIG(status)), ")");
 }
@@ -110,8 +111,9 @@ class Children {
     int status = 0;
     for (pid_t ended = ::waitpid(-1, &status, WNOHANG); ended > 0;
          ended = ::waitpid(-1, &status, WNOHANG)) {
-      for (Child& child : all_)
+      for (Child& child : all_) {
         if (child.pid == ended) child.status = status;
+      }
       failed = failed || exit_code_of(status) != 0;
     }
     return failed;
@@ -128,8 +130,9 @@ class Children {
       if (code == 1) return 2;
       return WIFEXITED(*child.status) ? 3 : 4;
     };
-    for (const Child& child : all_)
+    for (const Child& child : all_) {
       if (weight(child) > (out ? weight(*out) : 0)) out = &child;
+    }
     return out;
   }
 
@@ -146,8 +149,9 @@ sigset_t awaited_signals() {
   for (int signal = 1; signal < NSIG; ++signal) {
     struct sigaction now{};
     if (is_stop_signal(signal) && ::sigaction(signal, nullptr, &now) == 0 &&
-        now.sa_handler != SIG_IGN)
+        now.sa_handler != SIG_IGN) {
       ::sigaddset(&out, signal);
+    }
   }
   return out;
 }
@@ -214,9 +218,10 @@ int launch(int count, int argc, char** argv) {
   const int code = exit_code_of(*cause->status);
   if (stopped_on_request(code)) return code;
   std::fprintf(stderr, "error: %s\n", ending_of(*cause).c_str());
-  if (code == 128 + SIGKILL)
+  if (code == 128 + SIGKILL) {
     std::fprintf(stderr,
                  "hint: out of memory (see `dmesg`), a limit of the batch system, or kill -9\n");
+  }
   return code;
 }
 

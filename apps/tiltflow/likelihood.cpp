@@ -26,9 +26,16 @@ struct LikelihoodOptions {
   SamplerConfig sampler;
   ComputeConfig compute;
   DatasetConfig data;
-  std::string split = "test", input, out;
-  std::int64_t n = 64, seed = 0, probes = 1, chunk = 32;
-  bool exact = false, unconditional = false, json = false;
+  std::string split = "test";
+  std::string input;
+  std::string out;
+  std::int64_t n = 64;
+  std::int64_t seed = 0;
+  std::int64_t probes = 1;
+  std::int64_t chunk = 32;
+  bool exact = false;
+  bool unconditional = false;
+  bool json = false;
 };
 
 struct Points {
@@ -49,29 +56,34 @@ Points read_points(const LikelihoodOptions& o, const VelocityModel& model,
     out.bytes = true;
   } else {
     const ParameterSet t = read_safetensors(o.input).tensors;
-    if (!t.contains("samples"))
+    if (!t.contains("samples")) {
       fail(ErrorKind::kBadFile, cat(o.input, ": no tensor 'samples'"),
            "a file of `tiltflow sample`");
+    }
     const std::int64_t n = std::min(o.n, t.at("samples").size(0));
     out.x = t.at("samples").narrow(0, 0, n).to(at::kFloat);
     if (t.contains("labels")) out.labels = t.at("labels").narrow(0, 0, n).to(at::kLong);
   }
-  if (out.x.sizes().slice(1) != at::IntArrayRef(model.sample_shape()))
+  if (out.x.sizes().slice(1) != at::IntArrayRef(model.sample_shape())) {
     fail(ErrorKind::kBadFile, cat("the data are ", shape_text(out.x.sizes().slice(1)),
                                   ", the model makes ", shape_text(model.sample_shape())));
+  }
   if (o.unconditional || model.classes() == 0) out.labels = at::Tensor();
   if (out.labels.defined() && (out.labels.min().item<std::int64_t>() < 0 ||
-                               out.labels.max().item<std::int64_t>() > model.classes()))
+                               out.labels.max().item<std::int64_t>() > model.classes())) {
     fail(ErrorKind::kBadFile, cat("the data have labels outside 0..", model.classes()));
+  }
   return out;
 }
 
 int likelihood(LikelihoodOptions o) {
-  if (o.data.path.empty() == o.input.empty())
+  if (o.data.path.empty() == o.input.empty()) {
     fail(ErrorKind::kUsage, "likelihood needs --data FOLDER or --input FILE");
-  if (!is_ode(o.sampler))
+  }
+  if (!is_ode(o.sampler)) {
     fail(ErrorKind::kUsage, cat("likelihood integrates an ODE, not ", o.sampler.name),
          "use ode-dopri5, ode-heun or another ode-METHOD");
+  }
   const FlowModel flow = o.model.load(apply(o.compute));
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
   const Points points = read_points(o, *flow.model, streams);
@@ -79,7 +91,8 @@ int likelihood(LikelihoodOptions o) {
   std::vector<double> grid = grid_of(o.sampler, *flow.path);
   std::reverse(grid.begin(), grid.end());
   const OdeOptions ode{parse_ode_method(o.sampler.name.substr(4)), o.sampler.rtol, o.sampler.atol};
-  const std::int64_t n = points.x.size(0), d = points.x.numel() / n;
+  const std::int64_t n = points.x.size(0);
+  const std::int64_t d = points.x.numel() / n;
   const at::Tensor log_prob = at::empty({n}, at::kDouble);
   at::Tensor latent = at::empty_like(points.x);
   Progress progress("likelihood", n);
@@ -115,12 +128,14 @@ int likelihood(LikelihoodOptions o) {
       {"bits_per_dim_se", nats.se * scale}};
   if (!o.out.empty()) {
     ParameterSet tensors;
-    tensors.add("log_prob", log_prob), tensors.add("latent", latent);
+    tensors.add("log_prob", log_prob);
+    tensors.add("latent", latent);
     write_safetensors(o.out, tensors, {{"model", o.model.model.file}});
   }
-  if (!std::isfinite(nats.value))
+  if (!std::isfinite(nats.value)) {
     fail(ErrorKind::kNonFinite, "the log-likelihood is not finite",
          "use more steps or tighter tolerances");
+  }
   std::cout << out.dump(o.json ? -1 : 1) << std::endl;
   return 0;
 }

@@ -26,13 +26,15 @@ void add_list(CLI::App& program, Action& action) {
         for (const std::string& name : names) std::cout << "  " << name << "\n";
       };
       section("rewards", [] {
-        for (const RewardListing& r : reward_listing())
+        for (const RewardListing& r : reward_listing()) {
           std::cout << "  " << pad_right(r.name, 18) << r.doc << "\n";
+        }
       });
       section("methods", [] {
-        for (const MethodListing& m : method_listing())
+        for (const MethodListing& m : method_listing()) {
           std::cout << "  " << pad_right(m.name, 29) << "samples " << m.samples << "; needs "
                     << m.needs << "; calls " << m.calls << " (" << m.paper << ")\n";
+        }
       });
       section("models", [&] { lines(velocity_model_families()); });
       section("samplers", [&] { lines(sampler_names()); });

@@ -17,15 +17,23 @@ namespace tiltflow::app {
 namespace {
 
 struct NoiseReportOptions {
-  std::string file, tensor = "noise", map = "expm", adapter, out;
-  std::int64_t channels = 4, patch = 0, n = 65536, seed = 42;
+  std::string file;
+  std::string tensor = "noise";
+  std::string map = "expm";
+  std::string adapter;
+  std::string out;
+  std::int64_t channels = 4;
+  std::int64_t patch = 0;
+  std::int64_t n = 65536;
+  std::int64_t seed = 42;
   double scale = 0.1;
   bool json = false;
 };
 
 at::Tensor rows_of(const at::Tensor& noise, std::int64_t patch, const std::string& where) {
-  if (!noise.is_floating_point() || noise.dim() < 2)
+  if (!noise.is_floating_point() || noise.dim() < 2) {
     fail(ErrorKind::kBadFile, where + ": noise must be numbers [N, ...]");
+  }
   if (patch > 0 && noise.dim() != 4) fail(ErrorKind::kUsage, "--patch needs noise [N, C, H, W]");
   return (patch > 0 ? to_patches(noise, patch).flatten(0, 1) : noise.flatten(1)).to(at::kFloat);
 }
@@ -36,23 +44,28 @@ Series histogram(const std::string& name, const at::Tensor& values, double low, 
   s.steps = true;
   const at::Tensor counts = at::histc(values.to(at::kFloat), bins, low, high);
   for (int i = 0; i <= bins; ++i) s.x.push_back(low + (high - low) * i / bins);
-  for (int i = 0; i < bins; ++i)
+  for (int i = 0; i < bins; ++i) {
     s.y.push_back(counts[i].item<double>() / static_cast<double>(values.numel()) * bins /
                   (high - low));
+  }
   return s;
 }
 
 std::string charts(const at::Tensor& rows, const NoiseReport& r) {
   const auto line = [](const std::string& name, const at::Tensor& v) {
     Series s{name};
-    for (std::int64_t i = 0; i < v.size(0); ++i)
-      s.x.push_back(static_cast<double>(i)), s.y.push_back(v[i].item<double>());
+    for (std::int64_t i = 0; i < v.size(0); ++i) {
+      s.x.push_back(static_cast<double>(i));
+      s.y.push_back(v[i].item<double>());
+    }
     return s;
   };
   const at::Tensor lengths = rows.norm(2, {1});
   Series normal{"N(0, 1)"};
-  for (double x = -4; x <= 4.01; x += 0.1)
-    normal.x.push_back(x), normal.y.push_back(std::exp(-x * x / 2) / std::sqrt(2 * M_PI));
+  for (double x = -4; x <= 4.01; x += 0.1) {
+    normal.x.push_back(x);
+    normal.y.push_back(std::exp(-x * x / 2) / std::sqrt(2 * M_PI));
+  }
   const double last = static_cast<double>(r.statistics.dim - 1);
   const Series low{"lower edge of independent noise", {0, last}, {r.spectrum_low, r.spectrum_low}};
   const Series high{
@@ -87,22 +100,25 @@ int report(const NoiseReportOptions& o) {
     const ParameterSet tensors = read_tensors(o.file).tensors;
     std::vector<std::string> some = tensors.names();
     if (some.size() > 8) some.resize(8);
-    if (!tensors.contains(o.tensor))
+    if (!tensors.contains(o.tensor)) {
       fail(ErrorKind::kBadFile,
            cat(o.file, " has no tensor '", o.tensor, "'", did_you_mean(o.tensor, tensors.names())),
            cat("--tensor names it; it has ", join(some, ", "),
                tensors.size() > some.size() ? ", ..." : ""));
+    }
     rows = rows_of(tensors.at(o.tensor), o.patch, o.file);
   } else {
-    const std::int64_t p = o.patch > 0 ? o.patch : 2, d = o.channels * p * p;
+    const std::int64_t p = o.patch > 0 ? o.patch : 2;
+    const std::int64_t d = o.channels * p * p;
     const auto map = make_orthogonal_map({o.map}, d);
     at::Tensor raw = streams.normal(Purpose::kInit, 1, 0, 0, 1, map->parameter_shape()) * o.scale;
     if (!o.adapter.empty()) {
       const ParameterSet tensors = read_tensors(o.adapter).tensors;
-      if (!tensors.contains("raw") || tensors.at("raw").sizes() != raw.sizes().slice(1))
+      if (!tensors.contains("raw") || tensors.at("raw").sizes() != raw.sizes().slice(1)) {
         fail(ErrorKind::kBadFile,
              cat(o.adapter, ": expected a tensor 'raw' ", shape_text(raw.sizes().slice(1))),
              "--map, --channels and --patch must fit it");
+      }
       raw = tensors.at("raw").to(at::kFloat).unsqueeze(0);
     }
     const at::Tensor base = streams.normal(Purpose::kPrior, 0, 0, 0, o.n, {d});
@@ -113,8 +129,8 @@ int report(const NoiseReportOptions& o) {
                               {"sv_max", q.sv_max},
                               {"sv_mean", q.sv_mean},
                               {"det_abs", q.det_abs}};
-    json["base"] = to_json(patch_statistics(base)),
-    json["transformed"] = to_json(patch_statistics(rows)),
+    json["base"] = to_json(patch_statistics(base));
+    json["transformed"] = to_json(patch_statistics(rows));
     json["compare"] = compare(patch_statistics(base), patch_statistics(rows));
   }
   const NoiseReport r = noise_report(rows, streams);

@@ -31,9 +31,11 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 struct OneStepOptions : ConfigOptions {
-  std::int64_t shard = 0, shards = 1;
+  std::int64_t shard = 0;
+  std::int64_t shards = 1;
   std::string warm;
-  bool retry_failed = false, json = false;
+  bool retry_failed = false;
+  bool json = false;
 };
 
 struct Loaded {
@@ -54,9 +56,10 @@ Loaded load(const OneStepOptions& o, const char* suffix) {
 }
 
 void refuse_existing(bool begun, const fs::path& out, bool resume) {
-  if (begun && !resume)
+  if (begun && !resume) {
     fail(ErrorKind::kConfig, cat("the folder ", out.string(), " already holds such a run"),
          "continue it with --resume, or choose another folder with --out");
+  }
 }
 
 // The last lines of a dry run whose checks have passed.
@@ -75,8 +78,9 @@ int assign(const OneStepOptions& o) {
   const std::vector<Target> targets = list_targets(c.targets);
   const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
   const Assigner assigner(*generator, c.assign, streams, feature_function(c.features));
-  if (o.shard >= o.shards)
+  if (o.shard >= o.shards) {
     fail(ErrorKind::kUsage, cat("--shard ", o.shard, " of ", o.shards, ": shards count from 0"));
+  }
   if (o.dry_run) {
     print_plan(c);
     return finish_plan(
@@ -85,16 +89,18 @@ int assign(const OneStepOptions& o) {
             counted(c.assign.steps, "step")),
         l.out);
   }
-  if (o.shards == 1)
+  if (o.shards == 1) {
     refuse_existing(has_results(l.out / "store"), l.out, o.resume || o.retry_failed);
+  }
   const StopKeeper keeper("continue with --resume");
   AssignRunOptions options;
   std::unique_ptr<AssignedSet> warm;
   if (!o.warm.empty()) {
     warm = std::make_unique<AssignedSet>(read_assigned(o.warm));
-    if (warm->noise.size(1) != noise_size(*generator))
+    if (warm->noise.size(1) != noise_size(*generator)) {
       fail(ErrorKind::kBadFile, cat(o.warm, ": its noise has ", warm->noise.size(1),
                                     " numbers, the generator takes ", noise_size(*generator)));
+    }
     options.warm = warm.get();
   }
   options.start = o.start(l.resolved, assign_keys(), reread_config<OneStepConfig>);
@@ -104,7 +110,9 @@ int assign(const OneStepOptions& o) {
     options.start.inputs["warm"] = fingerprint_of(o.warm, PathKind::kAll);
     options.start.reread = {};
   }
-  options.out = l.out, options.shard = o.shard, options.shards = o.shards,
+  options.out = l.out;
+  options.shard = o.shard;
+  options.shards = o.shards;
   options.retry_failed = o.retry_failed;
   make_directories(l.out);
   record_choices(choices_in(l.out));
@@ -130,23 +138,26 @@ int assign(const OneStepOptions& o) {
               : "failures.jsonl and summary.json to ",
           l.out.string()));
   if (o.json) std::cout << read_file(l.out / "summary.json") << std::flush;
-  if (s.failed > 0)
+  if (s.failed > 0) {
     fail(ErrorKind::kBadFile,
          cat(counted(s.failed, "target"), " failed; see ", (l.out / "failures.jsonl").string()),
          "mend them and run the same command with --retry-failed");
+  }
   return 0;
 }
 
 int tune(const OneStepOptions& o) {
   const Loaded l = load(o, "-sft");
   const OneStepConfig& c = l.config;
-  if (c.sft.assigned.empty())
+  if (c.sft.assigned.empty()) {
     fail(ErrorKind::kConfig, "sft.assigned is missing",
          "the folder of `tiltflow assign`, e.g. --set sft.assigned=runs/my-assign");
+  }
   const std::shared_ptr<const Generator> generator = open_generator(c.generator, l.runtime);
   std::shared_ptr<const Generator> anchor;
-  if (!c.sft.anchor_file.empty())
+  if (!c.sft.anchor_file.empty()) {
     anchor = open_generator_file(c.generator, c.sft.anchor_file, c.generator.section, l.runtime);
+  }
   const AssignedSet pairs = read_assigned(c.sft.assigned);
   {
     const SftObjective check(
@@ -195,10 +206,11 @@ int em(const OneStepOptions& o) {
   std::string pictures;
   for (std::size_t i = 0; i < rounds.size(); ++i) {
     const fs::path file = l.out / cat("round-", i + 1 < 10 ? "0" : "", i + 1) / "assign/pairs.png";
-    if (fs::exists(file))
+    if (fs::exists(file)) {
       pictures += picture_figure(
           read_file(file),
           cat("Round ", i + 1, ": in pairs, a target and what is made of its noise"));
+    }
   }
   const Chart objective{"Objective J", {"round"}, {"mean loss"}, {j}};
   write_file_atomic(
@@ -223,15 +235,18 @@ int align(const OneStepOptions& o) {
                            " on ", counted(c.align.batch, "sample")),
                        l.out);
   }
-  if (fs::exists(l.out / "align.json"))
+  if (fs::exists(l.out / "align.json")) {
     fail(ErrorKind::kConfig, cat("the folder ", l.out.string(), " already holds such a run"),
          "choose another folder with --out");
+  }
   const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
   std::vector<std::int64_t> labels = c.align.labels;
-  for (const std::int64_t label : labels)
-    if (label < 0)
+  for (const std::int64_t label : labels) {
+    if (label < 0) {
       fail(ErrorKind::kConfig, cat("align.labels: ", label, " is no class"),
            "leave align.labels empty for all classes in turn");
+    }
+  }
   const FolderClaim claim(l.out);
   if (labels.empty()) labels.push_back(-1);
   Json all = Json::array();
@@ -244,10 +259,13 @@ int align(const OneStepOptions& o) {
     Json json = to_json(r);
     json["label"] = label;
     const at::Tensor turned = r.noise.flatten(1);
-    if (turned.size(0) >= 8 && turned.size(1) >= 2)
+    if (turned.size(0) >= 8 && turned.size(1) >= 2) {
       json["noise"] = noise_report(turned, streams).verdict;
+    }
     ParameterSet tensors;
-    tensors.add("eps", r.eps), tensors.add("noise", r.noise), tensors.add("maps", r.maps);
+    tensors.add("eps", r.eps);
+    tensors.add("noise", r.noise);
+    tensors.add("maps", r.maps);
     if (r.labels.defined()) tensors.add("label", r.labels);
     write_safetensors(l.out / (name + ".safetensors"), tensors);
     if (is_picture(generator->sample_shape())) {
@@ -259,7 +277,8 @@ int align(const OneStepOptions& o) {
       write_png(l.out / (name + "-before-after.png"), image_grid((both + 1) / 2, 16),
                 {{"Software", "tiltflow"}});
     }
-    Series series{"optimised", {}, r.reward}, watched{"held out", {}, r.held_out};
+    Series series{"optimised", {}, r.reward};
+    Series watched{"held out", {}, r.held_out};
     for (std::size_t k = 0; k < r.reward.size(); ++k) series.x.push_back(static_cast<double>(k));
     watched.x = series.x;
     std::vector<Series> lines{series};

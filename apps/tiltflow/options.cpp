@@ -88,8 +88,9 @@ void refuse_other_options(const CLI::App& verb, const std::vector<std::string>& 
                           const std::string& where) {
   for (const CLI::Option* option : verb.get_options()) {
     const std::string name = option->get_name();
-    if (option->count() > 0 && std::find(known.begin(), known.end(), name) == known.end())
+    if (option->count() > 0 && std::find(known.begin(), known.end(), name) == known.end()) {
       fail(ErrorKind::kUsage, cat(name, " has no effect ", where));
+    }
   }
 }
 
@@ -106,10 +107,11 @@ void add_sampler_options(CLI::App& verb, SamplerConfig& s, bool ode_only) {
   verb.add_option("--shift", s.shift, "of the shifted grid")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  if (!ode_only)
+  if (!ode_only) {
     verb.add_option("--eta", s.parameter, "ddim: 0 deterministic, 1 ancestral; constant: sigma")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
+  }
   verb.add_option("--rtol", s.rtol, "ode-dopri5: relative tolerance")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -213,8 +215,9 @@ std::map<std::string, std::string> key_values(const std::vector<std::string>& it
   std::map<std::string, std::string> out;
   for (const std::string& item : items) {
     const std::size_t equals = item.find('=');
-    if (equals == std::string::npos || equals == 0)
+    if (equals == std::string::npos || equals == 0) {
       fail(ErrorKind::kUsage, cat("'", item, "': expected KEY=VALUE"));
+    }
     out[item.substr(0, equals)] = item.substr(equals + 1);
   }
   return out;
@@ -224,20 +227,24 @@ LabelSource label_source(const std::string& text, std::int64_t classes,
                          const RandomStreams& streams) {
   if (text.empty()) return no_labels();
   if (classes == 0) fail(ErrorKind::kUsage, "labels given, but the model is unconditional");
-  if (text == "all")
+  if (text == "all") {
     return [classes](std::int64_t first, std::int64_t n) {
       return at::remainder(at::arange(first, first + n), classes);
     };
+  }
   LabelConfig config;
   try {
     if (text == "uniform") {
       config.kind = "uniform";
     } else if (text[0] == '@') {
-      config.kind = "file", config.file = text.substr(1);
+      config.kind = "file";
+      config.file = text.substr(1);
     } else if (starts_with(text, "w:")) {
-      config.kind = "weighted", config.weights = parse_numbers(text.substr(2), "label weights");
+      config.kind = "weighted";
+      config.weights = parse_numbers(text.substr(2), "label weights");
     } else {
-      config.kind = "list", config.list = parse_labels(text, "--labels");
+      config.kind = "list";
+      config.list = parse_labels(text, "--labels");
     }
     return make_labels(config, classes, streams, 0, 0);
   } catch (const Error& error) {  // a wrong value on the command line is a usage error

@@ -28,7 +28,9 @@ void add_set_options(CLI::App& verb, SetOptions& options);
 struct ConfigOptions : SetOptions {
   std::string file;
   std::string out;
-  bool resume = false, accept_inputs = false, dry_run = false;
+  bool resume = false;
+  bool accept_inputs = false;
+  bool dry_run = false;
   // How a run of this configuration begins; only the first process reads the files. `reread`: see
   // RunStart.
   RunStart start(const ResolvedConfig& resolved, const FreeKeys& free,

@@ -44,8 +44,8 @@ void add_parity(CLI::App& program, Action& action) {
       } else if (reference.contains("pixel_values")) {
         rows = compare_with_reference(*load_clip_vision(o->model, args), reference);
       } else {
-        const LoadedModel model = load_velocity_model(o->model, args, {}, at::kFloat, o->weights),
-                          wide = load_velocity_model(o->model, args, {}, at::kDouble, o->weights);
+        const LoadedModel model = load_velocity_model(o->model, args, {}, at::kFloat, o->weights);
+        const LoadedModel wide = load_velocity_model(o->model, args, {}, at::kDouble, o->weights);
         rows = compare_with_reference(*model.model, wide.model.get(), reference);
       }
       const bool ok =
@@ -58,18 +58,20 @@ void add_parity(CLI::App& program, Action& action) {
                                    {"reference", o->reference},
                                    {"passed", ok},
                                    {"rows", nlohmann::ordered_json::array()}};
-        for (const ParityRow& row : rows)
+        for (const ParityRow& row : rows) {
           out["rows"].push_back({{"tensor", row.tensor},
                                  {"relative_error", row.error},
                                  {"tolerance", row.tolerance},
                                  {"ok", row.ok()},
                                  {"worst", row.worst}});
+        }
         std::cout << out.dump() << std::endl;
       } else {
-        for (const ParityRow& row : rows)
+        for (const ParityRow& row : rows) {
           std::cout << pad_right(row.tensor, 44) << pad_left(compact(row.error, 3), 10)
                     << "  tolerance " << compact(row.tolerance, 1)
                     << (row.ok() ? "  ok" : "  EXCEEDED at " + row.worst) << "\n";
+        }
         std::cout << (ok ? "parity: all within tolerance" : "parity: tolerance exceeded")
                   << std::endl;
       }

@@ -25,8 +25,9 @@ namespace {
 
 int report_error(const Error& error) {
   const bool stopped = error.kind() == ErrorKind::kStopped && stop_signal() != 0;
-  if (stopped && stop_signal() == SIGPIPE)
+  if (stopped && stop_signal() == SIGPIPE) {
     return stop_exit_code();  // nobody reads: no words, as other tools
+  }
   std::fprintf(stderr, "error: %s\n", error.what());
   if (!error.hint().empty()) std::fprintf(stderr, "hint: %s\n", error.hint().c_str());
   return stopped ? stop_exit_code() : exit_code(error.kind());
@@ -34,8 +35,9 @@ int report_error(const Error& error) {
 
 std::vector<std::string> verbs_of(const CLI::App& app) {
   std::vector<std::string> out;
-  for (const CLI::App* verb : app.get_subcommands([](const CLI::App*) { return true; }))
+  for (const CLI::App* verb : app.get_subcommands([](const CLI::App*) { return true; })) {
     out.push_back(verb->get_name());
+  }
   return out;
 }
 
@@ -43,8 +45,9 @@ std::vector<std::string> verbs_of(const CLI::App& app) {
 // of the next one, or the end.
 std::size_t next_word(const std::vector<std::string>& words, std::size_t first) {
   std::size_t i = first;
-  while (i < words.size() && starts_with(words[i], "-"))
+  while (i < words.size() && starts_with(words[i], "-")) {
     i += words[i] == "--procs" && i + 1 < words.size() ? 2 : 1;
+  }
   return i;
 }
 
@@ -77,19 +80,23 @@ std::vector<std::string> without_help_verb(std::vector<std::string> words) {
 void suggest_option(const CLI::App& program, const std::vector<std::string>& words) {
   std::vector<std::string> known;
   const auto add = [&](const CLI::App& app) {
-    for (const CLI::Option* option : app.get_options())
+    for (const CLI::Option* option : app.get_options()) {
       for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+    }
   };
   add(program);
-  for (const CLI::App* app = &program; !app->get_subcommands().empty();)
+  for (const CLI::App* app = &program; !app->get_subcommands().empty();) {
     add(*(app = app->get_subcommands().front()));
+  }
   for (const std::string& word : words) {
     const std::string name = word.substr(0, word.find('='));
     if (!starts_with(name, "--") || name == "--" ||
-        std::find(known.begin(), known.end(), name) != known.end())
+        std::find(known.begin(), known.end(), name) != known.end()) {
       continue;
-    if (const std::string hint = did_you_mean(name, known); !hint.empty())
+    }
+    if (const std::string hint = did_you_mean(name, known); !hint.empty()) {
       std::fprintf(stderr, "hint: %s%s\n", name.c_str(), hint.c_str());
+    }
   }
 }
 
@@ -101,7 +108,8 @@ int run(int argc, char** argv) {
   program.set_version_flag("--version", std::string("tiltflow ") + TILTFLOW_VERSION);
   program.require_subcommand(1);
   program.fallthrough();
-  bool quiet = false, debug = false;
+  bool quiet = false;
+  bool debug = false;
   int procs = 1;
   program.add_flag("-q,--quiet", quiet, "only warnings and errors on stderr");
   program.add_flag("--debug", debug, "more messages on stderr");
@@ -151,9 +159,10 @@ int run(int argc, char** argv) {
   if (procs > 1) {
     const std::vector<std::string> able{"finetune", "pretrain", "sample"};
     const std::string verb = program.get_subcommands().front()->get_name();
-    if (std::find(able.begin(), able.end(), verb) == able.end())
+    if (std::find(able.begin(), able.end(), verb) == able.end()) {
       fail(ErrorKind::kUsage, cat("--procs: ", verb, " runs in one process"),
            "finetune, pretrain and sample share work");
+    }
     return launch(procs, argc, argv);
   }
   keep_freed_memory();
@@ -172,8 +181,9 @@ int guarded(int argc, char** argv) {
   } catch (const std::exception& error) {
     // A stop may come back from libtorch in its own clothes, and a stack trace follows libtorch's
     // messages.
-    if (stop_signal() != 0)
+    if (stop_signal() != 0) {
       return report_error(Error(ErrorKind::kStopped, cat("stopped by ", stop_signal_name())));
+    }
     const std::string text = error.what();
     std::fprintf(stderr, "error: %s\n",
                  text.substr(0, text.find("\nException raised from")).c_str());

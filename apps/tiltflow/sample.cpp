@@ -26,7 +26,10 @@ struct SampleOptions {
   ComputeConfig compute;
   AutoencoderConfig decoder;
   GenerateOptions generate;
-  std::string out = "samples", labels, lora, shard;
+  std::string out = "samples";
+  std::string labels;
+  std::string lora;
+  std::string shard;
   std::int64_t seed = 0;
   double strength = 1;
   bool no_png = false;
@@ -54,28 +57,34 @@ std::vector<InputPath> inputs_of(const SampleOptions& o) {
 
 int sample_to_folder(SampleOptions o) {
   const int local = world_from_environment().local_size;
-  if (o.compute.workers == 0 && local > 1)
+  if (o.compute.workers == 0 && local > 1) {
     o.compute.workers = std::max(1, hardware_cores() / local);
+  }
   const ModelRuntime runtime = apply(o.compute);
   FlowModel flow = o.model.load(runtime);
-  if (!o.lora.empty())
+  if (!o.lora.empty()) {
     flow.model = flow.model->rebind(
         merge_adapters(flow.model->parameters(), read_adapters(o.lora, o.strength)), {});
+  }
   o.sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
-  if (o.guidance.active() && o.labels.empty())
+  if (o.guidance.active() && o.labels.empty()) {
     fail(ErrorKind::kUsage, "guidance needs labels", "add --labels, or leave --guidance at 1");
+  }
   const auto field = guided(flow.model, o.guidance, flow.model->classes());
   const LabelSource labels = label_source(o.labels, flow.model->classes(), streams);
   GenerateOptions options = o.generate;
   const WorldInfo world =
       world_from_environment();  // no exchange is needed: every process draws its parts
-  options.shard = world.rank, options.shards = world.size;
+  options.shard = world.rank;
+  options.shards = world.size;
   if (!o.shard.empty()) std::tie(options.shard, options.shards) = parse_shard(o.shard);
-  if (options.shards > 1 && options.overwrite)
+  if (options.shards > 1 && options.overwrite) {
     fail(ErrorKind::kUsage, "--overwrite: one shard would remove what another draws",
          "remove the folder first, or choose another --out");
-  options.out = o.out, options.png = !o.no_png;
+  }
+  options.out = o.out;
+  options.png = !o.no_png;
   if (o.labels == "all") options.columns = std::min<std::int64_t>(16, flow.model->classes());
   options.request = {{"model", o.model.model.file}, {"weights", o.model.model.weights},
                      {"path", flow.path->name()},   {"prediction", flow.prediction},
@@ -90,11 +99,13 @@ int sample_to_folder(SampleOptions o) {
           " ", s.sde.last_step_size);
   options.request["guidance_details"] =
       cat("channels ", o.guidance.channels, " from ", o.guidance.begin, " to ", o.guidance.end);
-  options.request["precision"] = precision_name(runtime),
+  options.request["precision"] = precision_name(runtime);
   options.request["model_args"] = join(o.model.args, " ");
   if (!o.decoder.file.empty()) options.request["decoder"] = o.decoder.file;
-  if (!o.lora.empty())
-    options.request["lora"] = o.lora, options.request["lora_strength"] = compact(o.strength);
+  if (!o.lora.empty()) {
+    options.request["lora"] = o.lora;
+    options.request["lora_strength"] = compact(o.strength);
+  }
   options.inputs = fingerprints_of(inputs_of(o));
   Progress progress("sample", options.shards == 1
                                   ? options.n
@@ -104,13 +115,15 @@ int sample_to_folder(SampleOptions o) {
   const StopKeeper keeper("finished parts are kept: continue with --resume");
   const GenerateResult result = generate(*field, o.sampler, *flow.path, flow.model->sample_shape(),
                                          streams, labels, decoder_of(flow, autoencoder), options);
-  if (is_ode(o.sampler) && result.drawn > 0)
+  if (is_ode(o.sampler) && result.drawn > 0) {
     log_info(cat(o.sampler.name, ": ", result.evaluations, " evaluations a sample, ",
                  counted(result.accepted, "step"),
                  result.rejected ? cat(", ", result.rejected, " rejected") : ""));
-  if (result.kept > 0)
+  }
+  if (result.kept > 0) {
     log_info(
         cat(counted(result.kept, "sample"), result.kept == 1 ? " was" : " were", " there already"));
+  }
   log_info(result.complete ? cat("wrote ", counted(options.n, "sample"), " to ", o.out)
                            : cat("wrote ", counted(result.drawn, "sample"), " to ", o.out,
                                  "; other shards are not ready"));

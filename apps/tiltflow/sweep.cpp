@@ -19,7 +19,9 @@ void add_sweep(CLI::App& program, Action& action) {
     std::vector<std::string> vary;
     SweepOptions sweep;
     SetOptions changes;
-    bool no_check = false, dry_run = false, quick = false;
+    bool no_check = false;
+    bool dry_run = false;
+    bool quick = false;
   };
   auto* verb = program.add_subcommand(
       "sweep",

@@ -13,7 +13,8 @@ namespace tiltflow::app {
 
 void add_verify(CLI::App& program, Action& action) {
   struct Options {
-    std::string suite = "quick", only;
+    std::string suite = "quick";
+    std::string only;
     bool json = false;
     int workers = 0;
     std::uint64_t seed = 1;
@@ -39,7 +40,8 @@ void add_verify(CLI::App& program, Action& action) {
     action = [o] {
       set_thread_policy({o->workers, 1});
       VerifyOptions options;
-      options.full = o->suite == "full", options.methods = o->suite == "methods",
+      options.full = o->suite == "full";
+      options.methods = o->suite == "methods";
       options.seed = o->seed;
       options.only = o->only;
       VerifyReport report;
@@ -50,17 +52,19 @@ void add_verify(CLI::App& program, Action& action) {
           if (!progress) progress = std::make_unique<Progress>("verify", total);
           const auto good = std::count_if(rows.begin(), rows.end(),
                                           [](const VerifyRow& row) { return row.ok(); });
-          if (good < static_cast<std::ptrdiff_t>(rows.size()))
+          if (good < static_cast<std::ptrdiff_t>(rows.size())) {
             log_warn(cat(task, ": ", good, " of ", rows.size(), " rows as they should be\n",
                          table_text(rows)));
+          }
           progress->update(done, task);
         };
         report = run_verify(options);
       }
-      if (o->json)
+      if (o->json) {
         std::cout << to_json(report).dump() << std::endl;
-      else
+      } else {
         std::cout << table_text(report) << std::flush;
+      }
       return report.passed() ? 0 : 1;
     };
   });

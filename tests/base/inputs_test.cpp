@@ -79,8 +79,9 @@ TEST(base_fingerprint, FoldersAndCompanions) {
 
   write_file_atomic(dir / "m.safetensors.index.json",
                     R"({"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}})");
-  for (const char* shard : {"m-1.safetensors", "m-2.safetensors"})
+  for (const char* shard : {"m-1.safetensors", "m-2.safetensors"}) {
     write_file_atomic(dir / shard, shard);
+  }
   const Fingerprint sharded = fingerprint_of(dir / "m.safetensors.index.json", PathKind::kWeights);
   write_file_atomic(dir / "m-2.safetensors", "other weights");
   const std::string shard =

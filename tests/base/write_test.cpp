@@ -190,8 +190,9 @@ TEST(base_write, LeftoversOfKilledProcessesAreRemoved) {
   ASSERT_EQ(alive.open(0600), 0);
   const std::string other_machine = cat(".tiltflow-00000000", left.substr(left.find('-', 10)));
   for (const std::string& foreign :
-       {other_machine, left + ".txt", std::string(".tiltflow-mine.tmp"), std::string("a.tmp")})
+       {other_machine, left + ".txt", std::string(".tiltflow-mine.tmp"), std::string("a.tmp")}) {
     std::fclose(std::fopen((dir / foreign).c_str(), "w"));
+  }
   write_file_atomic(dir / "a", "x");
   EXPECT_FALSE(fs::exists(dir / left)) << "left by a process that is gone";
   EXPECT_EQ(entries(dir.path()), 6) << "a running process's file, foreign files and the new one";

@@ -125,11 +125,13 @@ TEST(config_fields, WrongTypesSayWhatToWrite) {
   for (const auto& [change, wanted] : cases) {
     const std::string found = problems_of("", {change});
     std::string plain = found;
-    for (char& c : plain)
+    for (char& c : plain) {
       if (c == '"') c = '\'';
+    }
     std::string expected = wanted;
-    for (char& c : expected)
+    for (char& c : expected) {
       if (c == '"') c = '\'';
+    }
     EXPECT_NE(plain.find(expected), std::string::npos) << change.text << "\n" << found;
   }
   EXPECT_NE(problems_of("\n[labels]\nlist = 3\n").find("c.toml:3: labels.list must be"),
@@ -148,8 +150,9 @@ TEST(config_fields, NumbersAreShownInTheirShortestForm) {
       load("[train]\nlearning_rate = 0.1\n[[reward]]\nscale = 2.5e-07\n[check]\nallowance = 3\n",
            {"guidance.scale=0.3"}, &resolved);
   for (const char* line :
-       {"learning_rate = 0.1\n", "scale = 2.5e-07\n", "allowance = 3.0\n", "scale = 0.3\n"})
+       {"learning_rate = 0.1\n", "scale = 2.5e-07\n", "allowance = 3.0\n", "scale = 0.3\n"}) {
     EXPECT_NE(resolved.find(line), std::string::npos) << line << resolved;
+  }
   EXPECT_EQ(resolved.find("00000000"), std::string::npos) << resolved;
   EXPECT_EQ(load(resolved).train.optimizer.learning_rate, once.train.optimizer.learning_rate);
   EXPECT_EQ(load(resolved, {"guidance.scale=0.1"}).guidance.guidance.scale, 0.1);
@@ -171,8 +174,9 @@ TEST(config_fields, OverridesReachEveryKindOfKey) {
   test::expect_error(ErrorKind::kUsage, "the list has 2 items",
                      [&] { load(two, {"reward[5].scale=3"}); });
   for (const char* key :
-       {"reward[x].scale=1", "reward[0=1", "a..b=1", "batch.=1", "model.args.\"a=1"})
+       {"reward[x].scale=1", "reward[0=1", "a..b=1", "batch.=1", "model.args.\"a=1"}) {
     EXPECT_THROW(load(two, {key}), Error) << key;
+  }
 }
 
 TEST(config_fields, UnsetReturnsToTheDefault) {

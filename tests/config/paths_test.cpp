@@ -12,7 +12,8 @@ namespace fs = std::filesystem;
 using test::expect_error;
 
 struct Reads {
-  std::string file, network = "pixels";
+  std::string file;
+  std::string network = "pixels";
   std::vector<std::string> files;
 };
 void bind(Fields& f, Reads& c) {

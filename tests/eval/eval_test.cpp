@@ -22,8 +22,8 @@ TEST(eval_statistics, JackknifeOfAPlainMeanIsTheUsualStandardError) {
 
 TEST(eval_statistics, ImportanceWeightsRecoverATilt) {
   const ExactProblem p = near_modes();
-  const at::Tensor x = sample(p.base->mixture(), RandomStreams(2), 0, 20000),
-                   r = evaluate(p.form, x);
+  const at::Tensor x = sample(p.base->mixture(), RandomStreams(2), 0, 20000);
+  const at::Tensor r = evaluate(p.form, x);
   const ImportanceWeights weights = importance_weights(r, {});
   EXPECT_NEAR(weights.log_z, p.target.log_z, 4 * weights.log_z_se);
   EXPECT_LT(weights.log_z_se, 0.02);
@@ -38,9 +38,9 @@ TEST(eval_statistics, ImportanceWeightsRecoverATilt) {
 
 // Two labels whose rewards differ by a constant: the constant must not move mass between them.
 TEST(eval_statistics, EveryLabelHasItsOwnNormaliser) {
-  const at::Tensor labels = at::arange(1000).remainder(2),
-                   r = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 1000, {}, at::kDouble) +
-                       labels * 7;
+  const at::Tensor labels = at::arange(1000).remainder(2);
+  const at::Tensor r =
+      RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 1000, {}, at::kDouble) + labels * 7;
   const ImportanceWeights weights = importance_weights(r, labels);
   const at::Tensor w = weights.log_weights.softmax(0);
   EXPECT_NEAR((w * labels).sum().item<double>(), 0.5, 1e-9);
@@ -48,7 +48,8 @@ TEST(eval_statistics, EveryLabelHasItsOwnNormaliser) {
 }
 
 TEST(eval_statistics, FrechetDistanceOfGaussians) {
-  const at::Tensor a = at::eye(3, at::kDouble), b = at::eye(3, at::kDouble) * 4;
+  const at::Tensor a = at::eye(3, at::kDouble);
+  const at::Tensor b = at::eye(3, at::kDouble) * 4;
   EXPECT_NEAR(
       frechet_distance({at::zeros({3}, at::kDouble), a, 1}, {at::ones({3}, at::kDouble), b, 1}),
       3 + 3 * 1, 1e-9);  // |dm|^2 + sum (1-2)^2
@@ -58,8 +59,8 @@ TEST(eval_statistics, FrechetDistanceOfGaussians) {
 // law have precision and recall near one, samples of half of it lose recall alone.
 TEST(eval_quality, DiversityPrecisionRecallAndExtrapolation) {
   const RandomStreams streams(6);
-  const at::Tensor x = streams.normal(Purpose::kProbe, 0, 0, 0, 800, {3}, at::kDouble),
-                   y = streams.normal(Purpose::kProbe, 1, 0, 0, 800, {3}, at::kDouble);
+  const at::Tensor x = streams.normal(Purpose::kProbe, 0, 0, 0, 800, {3}, at::kDouble);
+  const at::Tensor y = streams.normal(Purpose::kProbe, 1, 0, 0, 800, {3}, at::kDouble);
   const Estimate spread = diversity(x);
   EXPECT_NEAR(spread.value, 2 * std::tgamma(2) / std::tgamma(1.5), 4 * spread.se);
   EXPECT_LT(spread.se, 0.06);
@@ -82,9 +83,9 @@ TEST(eval_quality, DiversityPrecisionRecallAndExtrapolation) {
 // difference, whatever their sizes.
 TEST(eval_statistics, PairedJackknife) {
   const RandomStreams streams(3);
-  const at::Tensor x = streams.normal(Purpose::kProbe, 0, 0, 0, 1600, {1}, at::kDouble).flatten(),
-                   y = x + 0.1 * streams.normal(Purpose::kProbe, 1, 0, 0, 1600, {1}, at::kDouble)
-                                     .flatten();
+  const at::Tensor x = streams.normal(Purpose::kProbe, 0, 0, 0, 1600, {1}, at::kDouble).flatten();
+  const at::Tensor y =
+      x + 0.1 * streams.normal(Purpose::kProbe, 1, 0, 0, 1600, {1}, at::kDouble).flatten();
   const auto difference = [&](const at::Tensor& other, std::int64_t n) {
     return jackknife(1600, n, [&](const at::Tensor& i, const at::Tensor& j) {
       return std::vector<double>{x.index_select(0, i).mean().item<double>() -
@@ -105,9 +106,12 @@ TEST(eval_tilted_check, TellsTheTiltedLawFromOthers) {
   const ExactProblem p = near_modes();
   const ExactProblem twice = make_problem("", p.base->mixture(), linear_form(p.form.linear * 2));
   TiltedCheckOptions options;
-  options.base_samples = 3000, options.tuned_samples = 2000;
+  options.base_samples = 3000;
+  options.tuned_samples = 2000;
   SamplerConfig sde, ode;
-  sde.steps = 60, ode.name = "ode-heun", ode.steps = 30;
+  sde.steps = 60;
+  ode.name = "ode-heun";
+  ode.steps = 30;
   options.samplers = {sde, ode};
   const auto run = [&](const GaussianMixture& law) {
     const MixtureField field(law, p.path);
@@ -126,7 +130,8 @@ TEST(eval_tilted_check, TellsTheTiltedLawFromOthers) {
   const ComparedStatistic& mean = good.samplers[1].statistics.front();
   EXPECT_LT(mean.difference.se, 0.8 * std::hypot(mean.predicted.se, mean.tuned.se));
   EXPECT_DOUBLE_EQ(mean.difference.value, mean.tuned.value - mean.predicted.value);
-  const TiltedCheck none = run(p.base->mixture()), over = run(twice.target.law);
+  const TiltedCheck none = run(p.base->mixture());
+  const TiltedCheck over = run(twice.target.law);
   EXPECT_FALSE(none.passed);
   EXPECT_NEAR(none.samplers[0].shift_reached.value, 0, 0.1);
   EXPECT_FALSE(over.passed);
@@ -139,8 +144,8 @@ TEST(eval_tilted_check, TellsTheTiltedLawFromOthers) {
 
 TEST(eval_verify, OptimumOfAGaussianChain) {
   const TransitionTable table = make_table("euler", *make_path("linear"), uniform_grid(40));
-  const ChainOptimum linear = gaussian_chain_optimum(line_gaussian(false), table),
-                     quadratic = gaussian_chain_optimum(line_gaussian(true), table);
+  const ChainOptimum linear = gaussian_chain_optimum(line_gaussian(false), table);
+  const ChainOptimum quadratic = gaussian_chain_optimum(line_gaussian(true), table);
   EXPECT_NEAR(linear.mean.item<double>(), 1.249, 6e-4);
   EXPECT_NEAR(linear.covariance.item<double>(), 0.4905, 6e-5);
   EXPECT_NEAR(linear.cost, 0.552, 6e-4);

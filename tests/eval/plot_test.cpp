@@ -72,8 +72,9 @@ std::string element_with(const std::string& svg, const std::string& part) {
 
 std::vector<std::string> tick_texts(const Axis& axis) {
   std::vector<std::string> out;
-  for (const Tick& tick : axis.ticks)
+  for (const Tick& tick : axis.ticks) {
     if (!tick.label.empty()) out.push_back(tick.label);
+  }
   return out;
 }
 
@@ -107,8 +108,9 @@ TEST(eval_svg, IsWellFormedAndNamesAxesWithUnits) {
 TEST(eval_svg, LegendIsBelowThePlotAndListsOnlyWhatIsThere) {
   for (const std::size_t more : {0u, 5u, 30u}) {
     Chart chart = two_curves();
-    for (std::size_t i = 0; i < more; ++i)
+    for (std::size_t i = 0; i < more; ++i) {
       chart.series.push_back({cat("a rather long name of method number ", i), {0, 1}, {1, 2}});
+    }
     chart.series.push_back({std::string(200, 'x'), {0}, {1}});
     const std::string svg = svg_chart(chart);
     const std::string legend = svg.substr(svg.find("<g class=\"legend\">"));
@@ -200,8 +202,9 @@ TEST(eval_axis, NumbersAreReadable) {
             (std::vector<std::string>{"10⁻⁶", "10⁻⁴", "10⁻²", "10⁰", "10²"}));
   EXPECT_GE(tick_texts(make_axis(0.98, 1.02, true, false, 0, 5)).size(), 3u)
       << "a narrow logarithmic range still has numbers";
-  for (const double v : {0.0, 1.0, -3e-9, 7e12, 1e300})
+  for (const double v : {0.0, 1.0, -3e-9, 7e12, 1e300}) {
     EXPECT_GE(tick_texts(make_axis(v, v, false, false, 0.05, 5)).size(), 1u) << v;
+  }
 }
 
 TEST(eval_axis, LogarithmicAxesHaveMinorTicksAtTheirPlaces) {

@@ -13,7 +13,8 @@ TEST(eval_quality, StatisticsFilesOfOtherPrograms) {
     write_npz(dir / "s.npz", set);
     return dir / "s.npz";
   };
-  const at::Tensor mu = at::arange(3, at::kFloat), sigma = at::eye(3, at::kFloat) * 2;
+  const at::Tensor mu = at::arange(3, at::kFloat);
+  const at::Tensor sigma = at::eye(3, at::kFloat) * 2;
   const FeatureMoments m = read_moments(write({{"mu", mu},
                                                {"sigma", sigma},
                                                {"mu_s", at::zeros({7})},

@@ -81,8 +81,9 @@ void make_run(const fs::path& run, const std::string& config, const std::string&
 
 std::string first_chart_titles(const std::vector<Chart>& charts) {
   std::vector<std::string> out;
-  for (const Chart& chart : charts)
+  for (const Chart& chart : charts) {
     if (has_points(chart)) out.push_back(chart.title);
+  }
   return join(out, "|");
 }
 
@@ -178,8 +179,9 @@ TEST(eval_report, WhatIsNoRunOrBrokenIsSaid) {
 
 TEST(eval_report, CurvesCarryErrorsUnitsAndCompanions) {
   std::vector<nlohmann::ordered_json> lines;
-  for (const std::string& line : split(kMetrics, '\n'))
+  for (const std::string& line : split(kMetrics, '\n')) {
     if (!line.empty()) lines.push_back(nlohmann::ordered_json::parse(line));
+  }
   const RunCurves curves = curves_of(lines);
   EXPECT_EQ(first_chart_titles(curves.main),
             "Reward|Reward before its scale: ink|Control cost: KL of the tuned paths against the "

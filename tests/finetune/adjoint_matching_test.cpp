@@ -26,14 +26,17 @@ struct Bench {
   explicit Bench(const std::string& sampler = "auto", int steps = 12) {
     const MlpConfig shape{2, 16, 2, 4};
     ParameterSet weights;
-    for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1)))
+    for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1))) {
       weights.add(name, tensor + 0.02);
+    }
     policy = side_policy(problem.base, *make_mlp(shape, weights), make_path("linear"));
-    base = std::make_shared<CountingField>(policy.base),
+    base = std::make_shared<CountingField>(policy.base);
     tuned = std::make_shared<CountingField>(policy.tuned);
-    policy.base = base, policy.tuned = tuned;
+    policy.base = base;
+    policy.tuned = tuned;
     SamplerConfig config;
-    config.name = sampler, config.steps = steps;
+    config.name = sampler;
+    config.steps = steps;
     table = table_of(config, *problem.path);
   }
   FinetuneContext context() const {
@@ -51,11 +54,13 @@ struct Bench {
       total += report.loss.item<double>();
       const auto found = torch::autograd::grad({report.loss}, policy.trainable.tensors());
       if (gradients) {
-        if (gradients->empty())
+        if (gradients->empty()) {
           *gradients = found;
-        else
-          for (std::size_t j = 0; j < found.size(); ++j)
+        } else {
+          for (std::size_t j = 0; j < found.size(); ++j) {
             (*gradients)[j] = (*gradients)[j] + found[j];
+          }
+        }
       }
     }
     return total;
@@ -72,7 +77,8 @@ AdjointMatchingConfig exact(std::int64_t loss_steps) {
 
 TEST(finetune_am, KeptGraphsAndRecomputedVelocitiesAgree) {
   Bench a, b;
-  AdjointMatchingConfig kept = exact(5), again = exact(5);
+  AdjointMatchingConfig kept = exact(5);
+  AdjointMatchingConfig again = exact(5);
   again.keep_graphs = false;
   AdjointMatching first(kept), second(again);
   std::vector<at::Tensor> g, h;
@@ -124,7 +130,8 @@ TEST(finetune_am, FirstStepRaisesTheReward) {
   AdjointMatching method(exact(0));
   const auto reward = [&] {
     DrawOptions options;
-    options.n = 4000, options.chunk = 4000;
+    options.n = 4000;
+    options.chunk = 4000;
     return p.reward
         ->score(draw(*policy.tuned, sampler, *p.path, {1}, streams, labels, options).x, {})
         .mean()
@@ -136,8 +143,9 @@ TEST(finetune_am, FirstStepRaisesTheReward) {
   const LossReport report = method.loss(context, method.collect(context, 0, 0, 256, false), 256);
   const auto gradients =
       torch::autograd::grad({report.loss}, policy.trainable.tensors(), {}, false, false, true);
-  for (std::size_t i = 0; i < gradients.size(); ++i)
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (gradients[i].defined()) policy.trainable.tensors()[i].detach().sub_(gradients[i], 0.05);
+  }
   EXPECT_GT(reward(), before + 1e-3);  // same noise: a paired comparison
 }
 
@@ -148,9 +156,10 @@ TEST(finetune_am, SubsetsFollowThePreset) {
     paper.begin_step(bench.context(), step, 0);
     const auto& subset = paper.subset();
     ASSERT_EQ(subset.size(), 20u);
-    for (std::int64_t k = 30; k < 40; ++k)
+    for (std::int64_t k = 30; k < 40; ++k) {
       EXPECT_EQ(std::count(subset.begin(), subset.end(), k), 1)
           << "the last quarter is always there";
+    }
     EXPECT_TRUE(std::is_sorted(subset.begin(), subset.end()));
     EXPECT_TRUE(std::adjacent_find(subset.begin(), subset.end()) == subset.end());
   }
@@ -201,9 +210,11 @@ TEST(finetune_am, StratifiedTimesCoverTheGridEvenly) {
   AdjointMatchingConfig config = exact(0);
   config.keep_graphs = false;
   AdjointMatching full(config);
-  config.times = "stratified", config.loss_steps = 3;
+  config.times = "stratified";
+  config.loss_steps = 3;
   AdjointMatching part(config);
-  full.begin_step(bench.context(), 8, 0), part.begin_step(bench.context(), 8, 0);
+  full.begin_step(bench.context(), 8, 0);
+  part.begin_step(bench.context(), 8, 0);
   const Batch batch = part.collect(bench.context(), 8, 0, 24, true);
   const auto gradient = [&](const at::Tensor& loss) {
     return torch::autograd::grad({loss}, {bench.policy.trainable.tensors()[0]})[0];
@@ -225,7 +236,8 @@ TEST(finetune_am, StratifiedTimesCoverTheGridEvenly) {
   }
   EXPECT_NEAR(mean, whole.loss.item<double>(), 1e-4);
   EXPECT_LT(test::relative_error(slope, gradient(whole.loss)), 1e-4);
-  config.late_fraction = 0.5, config.late_steps = 2;
+  config.late_fraction = 0.5;
+  config.late_steps = 2;
   test::expect_error(ErrorKind::kConfig, "shared", [&] { AdjointMatching refused(config); });
 }
 
@@ -237,8 +249,9 @@ TEST(finetune_am, PathWeightsTurnTheMeanIntoTheTiltedMean) {
   const ExactProblem p = line_gaussian(true);
   const MlpConfig shape{1, 8, 1, 2};
   ParameterSet zero;
-  for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1)))
+  for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(1))) {
     zero.add(name, at::zeros_like(tensor));
+  }
   const Policy policy =
       side_policy(p.base, *make_mlp(shape, zero), make_path("linear"));  // no control at all
   SamplerConfig sampler;
@@ -256,23 +269,24 @@ TEST(finetune_am, PathWeightsTurnTheMeanIntoTheTiltedMean) {
   const Batch batch = method.collect(context, 0, 0, n, true);
   // r = -w (x - c)^2 at X_4 = m + s xi: regress at fixed X_3 by averaging over a thin slice
   const Transition& last = table.steps[3];
-  const at::Tensor x = batch.states[3].flatten().to(at::kDouble),
-                   a = batch.targets[3].flatten().to(at::kDouble);
+  const at::Tensor x = batch.states[3].flatten().to(at::kDouble);
+  const at::Tensor a = batch.targets[3].flatten().to(at::kDouble);
   const at::Tensor weight = (batch.log_weights - p.target.log_z).exp();
   EXPECT_NEAR(weight.mean().item<double>(), 1, 0.15)
       << "E exp(r) / Z, up to the discretisation of four steps";
   const at::Tensor slice = ((x - 0.5).abs() < 0.05).nonzero().flatten();
   ASSERT_GT(slice.size(0), 3000);
-  const at::Tensor mine = a.index_select(0, slice), w = weight.index_select(0, slice);
-  const double plain = mine.mean().item<double>(),
-               weighted = ((mine * w).sum() / w.sum()).item<double>();
+  const at::Tensor mine = a.index_select(0, slice);
+  const at::Tensor w = weight.index_select(0, slice);
+  const double plain = mine.mean().item<double>();
+  const double weighted = ((mine * w).sum() / w.sum()).item<double>();
   // X_4 | X_3 is Gaussian with variance s^2; r has slope g at its mean and second derivative h: E
   // r' = g, tilted g / (1 - h s^2)
   const at::Tensor centre = at::full({1, 1}, 0.5);
   const at::Tensor m =
       centre * last.p + p.base->velocity(centre, time_tensor(last.t, centre), {}) * last.c;
-  const double g = p.reward->score_and_gradient(m, {}).gradient.item<double>(),
-               h = p.reward->score_and_gradient(m + 1, {}).gradient.item<double>() - g;
+  const double g = p.reward->score_and_gradient(m, {}).gradient.item<double>();
+  const double h = p.reward->score_and_gradient(m + 1, {}).gradient.item<double>() - g;
   const double se = mine.std().item<double>() / std::sqrt(static_cast<double>(slice.size(0)));
   EXPECT_NEAR(plain, -g, 5 * se + 0.003);
   EXPECT_NEAR(weighted, -g / (1 - h * last.s * last.s), 5 * se + 0.003);
@@ -288,7 +302,8 @@ TEST(finetune_am, ClippingDropsGradientsAndIsCounted) {
   EXPECT_EQ(bench.run(method, &g), 0);
   for (const at::Tensor& gradient : g) EXPECT_EQ(gradient.abs().max().item<double>(), 0);
 
-  config.clip_constant = 0, config.clip_quantile = 0.5;
+  config.clip_constant = 0;
+  config.clip_quantile = 0.5;
   for (const bool per_time : {true, false}) {
     config.clip_per_time = per_time;
     AdjointMatching quantile(config);
@@ -320,7 +335,8 @@ TEST(finetune_am, NoiselessTerminalAndSmoothing) {
   AdjointMatching noiseless(config);
   EXPECT_NEAR(bench.run(noiseless), reference, 1e-3)
       << "a linear reward has the same gradient everywhere";
-  config.terminal = "last", config.smoothing = 3;
+  config.terminal = "last";
+  config.smoothing = 3;
   AdjointMatching smoothed(config);
   EXPECT_NEAR(bench.run(smoothed), reference, 1e-3);
 }
@@ -333,7 +349,8 @@ TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
   const ExactProblem p = line_gaussian(false);
   const std::vector<double> grid = uniform_grid(20);
   const TransitionTable table = deterministic_control(grid);
-  const at::Tensor at_zero = at::zeros({1, 1}, at::kDouble), one = at::ones({1, 1}, at::kDouble);
+  const at::Tensor at_zero = at::zeros({1, 1}, at::kDouble);
+  const at::Tensor one = at::ones({1, 1}, at::kDouble);
   std::vector<double> factor(20), a(21);
   a[20] = -1.5;
   for (std::size_t k = 20; k-- > 0;) {
@@ -346,7 +363,8 @@ TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
 
   AdjointMatchingConfig config = adjoint_matching_preset("deterministic-control", 20);
   EXPECT_EQ(config.loss_steps, 3);
-  config.loss_steps = config.late_steps = 0, config.late_fraction = 0;
+  config.loss_steps = config.late_steps = 0;
+  config.late_fraction = 0;
   const MlpConfig shape{1, 32, 2, 6};
   const Policy policy =
       side_policy(p.base, *make_mlp(shape, init_mlp(shape, RandomStreams(1))), p.path);
@@ -355,7 +373,8 @@ TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
   const LabelSource labels = no_labels();
   const FinetuneContext context{policy, *p.reward, *p.path, table, streams, labels, {1}};
   OptimizerConfig optimizer_config;
-  optimizer_config.learning_rate = 5e-3, optimizer_config.final_fraction = 0.01;
+  optimizer_config.learning_rate = 5e-3;
+  optimizer_config.final_fraction = 0.01;
   AdamW optimizer(optimizer_config, policy.trainable);
   for (std::int64_t i = 0; i < 300; ++i) {
     const at::AutoGradMode grad(true);
@@ -394,14 +413,16 @@ TEST(finetune_am, NoiselessStepsAreRefused) {
 // Gradient of the loss against finite differences of the loss with the batch held fixed.
 TEST(finetune_am, GradientAgainstFiniteDifferences) {
   const auto tuned = load_velocity_model(test::golden("sit_a_model.safetensors"),
-                                         {{"num_heads", "4"}}, {}, at::kDouble),
-             base = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}},
+                                         {{"num_heads", "4"}}, {}, at::kDouble);
+  const auto base = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}},
                                         {}, at::kDouble);
   Policy policy = full_policy(*tuned.model);
   policy.base =
       std::shared_ptr<const VelocityField>(base.model->rebind(base.model->parameters(), {}));
   RewardTerm term;
-  term.name = "quadratic", term.center = {0.2}, term.scale = 0.1;
+  term.name = "quadratic";
+  term.center = {0.2};
+  term.scale = 0.1;
   const StateReward reward(make_weighted_sum({term}), identity_decoder());
   const auto path = make_path("linear");
   SamplerConfig sampler;
@@ -428,7 +449,8 @@ TEST(finetune_am, GradientAgainstFiniteDifferences) {
       weight.detach()[i].sub_(offset);
       return value;
     };
-    const double h = 1e-5, numeric = (loss_at(h) - loss_at(-h)) / (2 * h);
+    const double h = 1e-5;
+    const double numeric = (loss_at(h) - loss_at(-h)) / (2 * h);
     EXPECT_NEAR(gradient[i].item<double>(), numeric, 1e-6 * (1 + std::abs(numeric)));
   }
 }

@@ -33,8 +33,9 @@ struct MethodBench {
   at::ScalarType dtype;
   explicit MethodBench(at::ScalarType type = at::kFloat, int steps = 6) : dtype(type) {
     ParameterSet weights;
-    for (const auto& [name, tensor] : init_mlp({2, 16, 2, 4}, RandomStreams(1)))
+    for (const auto& [name, tensor] : init_mlp({2, 16, 2, 4}, RandomStreams(1))) {
       weights.add(name, (tensor + 0.02).to(type));
+    }
     policy = side_policy(problem.base, *make_mlp({2, 16, 2, 4}, weights), make_path("linear"));
     SamplerConfig config;
     config.steps = steps;
@@ -86,7 +87,10 @@ TEST(finetune_endpoint, MinimisersAreTheDocumentedOnes) {
   for (const std::string& name :
        {std::string("diffusion-nft"), std::string("advantage-flow"), std::string("ram")}) {
     EndpointConfig c;
-    c.advantage = {4, "group", 1}, c.strength = 0.5, c.gamma = 1.2, c.noisings = 2,
+    c.advantage = {4, "group", 1};
+    c.strength = 0.5;
+    c.gamma = 1.2;
+    c.noisings = 2;
     c.preserve = name == "advantage-flow" ? 0.3 : 0;
     EndpointRegression method(name, c);
     Policy policy = b.policy;
@@ -98,14 +102,16 @@ TEST(finetune_endpoint, MinimisersAreTheDocumentedOnes) {
     const at::Tensor a = batch.advantages.unsqueeze(1);
     std::vector<at::Tensor> wanted;
     for (std::size_t j = 0; j < 2; ++j) {
-      const at::Tensor &y = batch.targets[j], &old = batch.tuned_velocities[j];
-      if (name == "diffusion-nft")
+      const at::Tensor& y = batch.targets[j];
+      const at::Tensor& old = batch.tuned_velocities[j];
+      if (name == "diffusion-nft") {
         wanted.push_back(old + a * (y - old) / c.strength);  // 2 r - 1 = A with clip 1
-      else if (name == "advantage-flow")
+      } else if (name == "advantage-flow") {
         wanted.push_back((a * y + c.gamma * old + c.preserve * batch.base_velocities[j]) /
                          (a + c.gamma + c.preserve));
-      else
+      } else {
         wanted.push_back(batch.base_velocities[j] + c.strength * a * (y - old));
+      }
     }
     for (const bool moved : {false, true}) {
       const at::AutoGradMode grad(true);
@@ -115,10 +121,11 @@ TEST(finetune_endpoint, MinimisersAreTheDocumentedOnes) {
                               .abs()
                               .max()
                               .item<double>();
-      if (moved)
+      if (moved) {
         EXPECT_GT(size, 1e-3) << name;
-      else
+      } else {
         EXPECT_LT(size, 1e-6) << name;
+      }
     }
   }
 }
@@ -126,7 +133,9 @@ TEST(finetune_endpoint, MinimisersAreTheDocumentedOnes) {
 TEST(finetune_endpoint, PreferencesAndWeights) {
   const MethodBench b;
   EndpointConfig c;
-  c.advantage.group = 4, c.noisings = 1, c.beta = 3;
+  c.advantage.group = 4;
+  c.noisings = 1;
+  c.beta = 3;
   EndpointRegression dpo("dpo", c);
   const Batch batch = dpo.collect(b.context(), 0, 0, 8, false);
   EXPECT_TRUE(at::equal(batch.times[0].narrow(0, 0, 4),
@@ -138,18 +147,19 @@ TEST(finetune_endpoint, PreferencesAndWeights) {
       policy, *b.problem.reward, *b.problem.path, b.table, kMethodStreams, b.labels, {2}};
   const at::AutoGradMode grad(true);
   leaf->v = batch.base_velocities[0].to(at::kFloat).clone().set_requires_grad(true);
-  const at::Tensor loss = dpo.loss(context, batch, 8).loss,
-                   g = torch::autograd::grad({loss}, {leaf->v})[0];
+  const at::Tensor loss = dpo.loss(context, batch, 8).loss;
+  const at::Tensor g = torch::autograd::grad({loss}, {leaf->v})[0];
   EXPECT_NEAR(loss.item<double>(), std::log(2.0), 1e-5);  // the start is the reference
-  const at::Tensor towards = (g * (batch.targets[0] - leaf->v.detach())).sum(1).view({2, 4}),
-                   r = batch.rewards.view({2, 4});
+  const at::Tensor towards = (g * (batch.targets[0] - leaf->v.detach())).sum(1).view({2, 4});
+  const at::Tensor r = batch.rewards.view({2, 4});
   EXPECT_LT(towards.gather(1, r.argmax(1, true)).max().item<double>(),
             0);  // downhill is towards the best ...
   EXPECT_GT(towards.gather(1, r.argmin(1, true)).min().item<double>(),
             0);  // ... and away from the worst
   EXPECT_EQ((g.abs().sum(1) > 0).sum().item<std::int64_t>(), 4);
   EndpointConfig w;
-  w.noisings = 1, w.tau = 2;
+  w.noisings = 1;
+  w.tau = 2;
   EndpointRegression rwr("rwr", w);
   const Batch weighted = rwr.collect(b.context(), 0, 0, 8, false);
   leaf->v = at::zeros({8, 2}).set_requires_grad(true);
@@ -161,7 +171,8 @@ TEST(finetune_endpoint, PreferencesAndWeights) {
   // Where it is unknown it does.
   const auto halves_less_whole = [&](const std::string& rollouts) {
     EndpointConfig c;
-    c.noisings = 1, c.rollouts = rollouts;
+    c.noisings = 1;
+    c.rollouts = rollouts;
     EndpointRegression regression("rwr", c);
     const auto piece = [&](std::int64_t first, std::int64_t n) {
       const Batch batch = regression.collect(b.context(), 0, first, n, false);
@@ -232,7 +243,10 @@ TEST(finetune_advantages, TiesGetTheSame) {
 TEST(finetune_policy_gradient, RatiosClippingAndTheFirstGradient) {
   const MethodBench b;
   PolicyGradientConfig c;
-  c.advantage = {8, "centred", 0}, c.clip = 0, c.kl = 0, c.density = "sum";
+  c.advantage = {8, "centred", 0};
+  c.clip = 0;
+  c.kl = 0;
+  c.density = "sum";
   PolicyGradient method(c);
   const at::AutoGradMode grad(true);
   method.begin_step(b.context(), 4, 0);
@@ -253,9 +267,10 @@ TEST(finetune_policy_gradient, RatiosClippingAndTheFirstGradient) {
   }
   const std::vector<at::Tensor> expected =
       torch::autograd::grad({plain}, b.policy.trainable.tensors());
-  for (std::size_t i = 0; i < found.size(); ++i)
+  for (std::size_t i = 0; i < found.size(); ++i) {
     EXPECT_LT((found[i] - expected[i]).abs().max().item<double>(),
               1e-4 * (1 + expected[i].abs().max().item<double>()));
+  }
   const Batch kept =
       method.collect(b.context(), 4, 0, 8, true);  // without the graphs of its rollout
   // Far from the collecting policy everything that moved with its advantage is clipped.
@@ -289,20 +304,23 @@ TEST(finetune_direct, GradientsAgreeWithCentralDifferences) {
   for (const std::string& name : {std::string("draft"), std::string("discrete-adjoint")}) {
     const MethodBench b(at::kDouble);
     DirectGradientConfig c;
-    c.last = 0, c.preserve = name == "draft" ? 0.3 : 0;
+    c.last = 0;
+    c.preserve = name == "draft" ? 0.3 : 0;
     DirectGradient method(name, c);
     const std::vector<at::Tensor> g = b.gradient(method);
     std::vector<at::Tensor> direction;
     std::uint32_t key = 0;
-    for (const at::Tensor& w : b.policy.trainable.tensors())
+    for (const at::Tensor& w : b.policy.trainable.tensors()) {
       direction.push_back(
           kMethodStreams.normal(Purpose::kProbe, ++key, 0, 0, 1, w.sizes(), at::kDouble)[0]);
+    }
     const auto moved = [&](double h) {
       const std::vector<at::Tensor> weights = b.policy.trainable.tensors();
       {
         const at::NoGradGuard no_grad;
-        for (std::size_t i = 0; i < weights.size(); ++i)
+        for (std::size_t i = 0; i < weights.size(); ++i) {
           at::Tensor(weights[i]).add_(direction[i], h);
+        }
       }
       const double value = b.loss(method).item<double>();
       const at::NoGradGuard no_grad;
@@ -318,10 +336,12 @@ TEST(finetune_direct, BasicAdjointMatchingIsTheDiscreteAdjoint) {
   const MethodBench b(at::kDouble);
   DirectGradient chain("discrete-adjoint", {});
   BasicAdjointMatching basic;
-  const std::vector<at::Tensor> g = b.gradient(chain), h = b.gradient(basic);
-  for (std::size_t i = 0; i < g.size(); ++i)
+  const std::vector<at::Tensor> g = b.gradient(chain);
+  const std::vector<at::Tensor> h = b.gradient(basic);
+  for (std::size_t i = 0; i < g.size(); ++i) {
     EXPECT_LT((g[i] - h[i]).abs().max().item<double>(),
               1e-10 * (1 + g[i].abs().max().item<double>()));
+  }
   AdjointMatchingConfig c = adjoint_matching_preset("exact", 6);
   c.loss_steps = 0;
   AdjointMatching lean(c);
@@ -339,20 +359,24 @@ TEST(finetune_direct, WindowsStopsAndHinges) {
   };
   // All steps one by one: draft with last = K is full backpropagation, and a smaller window is
   // another gradient.
-  DirectGradient all("draft", config([](DirectGradientConfig& c) { c.last = 6; })),
-      zero("draft", config([](DirectGradientConfig& c) { c.last = 0; })),
-      one("draft", config([](DirectGradientConfig& c) { c.last = 1; }));
+  DirectGradient all("draft", config([](DirectGradientConfig& c) { c.last = 6; }));
+  DirectGradient zero("draft", config([](DirectGradientConfig& c) { c.last = 0; }));
+  DirectGradient one("draft", config([](DirectGradientConfig& c) { c.last = 1; }));
   const std::vector<at::Tensor> full = b.gradient(all);
   EXPECT_NEAR(dot(full, b.gradient(zero)) / dot(full, full), 1, 1e-12);
   EXPECT_GT(std::abs(dot(full, b.gradient(one)) / dot(full, full) - 1), 0.05);
   EXPECT_EQ(all.training_calls(b.table), 6);
-  DirectGradient hinged("draft",
-                        config([](DirectGradientConfig& c) { c.hinged = true, c.hinge = -1e6; }));
+  DirectGradient hinged("draft", config([](DirectGradientConfig& c) {
+                          c.hinged = true;
+                          c.hinge = -1e6;
+                        }));
   EXPECT_EQ(b.loss(hinged).item<double>(), 0);
   // Jumps: the value is that of the path, and without the nested part the first jump moves the end
   // point by its own length only.
-  DirectGradient leap("leap-align",
-                      config([](DirectGradientConfig& c) { c.nested = 0, c.tau = 1e6; }));
+  DirectGradient leap("leap-align", config([](DirectGradientConfig& c) {
+                        c.nested = 0;
+                        c.tau = 1e6;
+                      }));
   leap.begin_step(b.context(), 4, 0);
   const Batch path = leap.collect(b.context(), 4, 0, 8, false);
   EXPECT_NEAR(b.loss(leap).item<double>(),
@@ -362,8 +386,8 @@ TEST(finetune_direct, WindowsStopsAndHinges) {
   at::Tensor plain = at::zeros({}, at::kDouble);
   const at::Tensor slope = b.problem.reward->score_and_gradient(path.states[2], {}).gradient;
   for (int i = 0; i < 2; ++i) {
-    const double t = b.table.steps[static_cast<std::size_t>(two[static_cast<std::size_t>(i)])].t,
-                 next = i == 0 ? b.table.steps[static_cast<std::size_t>(two[1])].t : 1.0;
+    const double t = b.table.steps[static_cast<std::size_t>(two[static_cast<std::size_t>(i)])].t;
+    const double next = i == 0 ? b.table.steps[static_cast<std::size_t>(two[1])].t : 1.0;
     plain = plain - ((next - t) *
                      b.policy.tuned->velocity(path.states[static_cast<std::size_t>(i)],
                                               time_tensor(t, path.states[0]), {}) *
@@ -372,11 +396,13 @@ TEST(finetune_direct, WindowsStopsAndHinges) {
                         8 / 2e6;
   }
   const std::vector<at::Tensor> expected =
-                                    torch::autograd::grad({plain}, b.policy.trainable.tensors()),
-                                leaped = b.gradient(leap);
+      torch::autograd::grad({plain}, b.policy.trainable.tensors());
+  const std::vector<at::Tensor> leaped = b.gradient(leap);
   EXPECT_NEAR(dot(leaped, expected) / dot(expected, expected), 1, 1e-9);
-  DirectGradient nested("leap-align",
-                        config([](DirectGradientConfig& c) { c.nested = 1, c.tau = 1e6; }));
+  DirectGradient nested("leap-align", config([](DirectGradientConfig& c) {
+                          c.nested = 1;
+                          c.tau = 1e6;
+                        }));
   EXPECT_GT(std::abs(dot(b.gradient(nested), expected) / dot(expected, expected) - 1), 1e-4);
   for (const char* name : {"draft-lv", "refl", "drtune", "leap-align"}) {
     DirectGradient method(name, {});
@@ -410,7 +436,8 @@ TEST(finetune_methods, OptionsAct) {
             endpoint("best-of-group", [](EndpointConfig& c) { c.preserve = 1; }));
   EXPECT_NE(endpoint("dpo", plain), endpoint("dpo", [](EndpointConfig& c) { c.preserve = 1; }));
   DirectGradientConfig c;
-  c.last = 5, c.random_last = true;
+  c.last = 5;
+  c.random_last = true;
   DirectGradient random("draft", c);
   EXPECT_EQ(random.training_calls(b.table), 3);  // 1..5, the mean
   std::set<double> losses;
@@ -420,7 +447,8 @@ TEST(finetune_methods, OptionsAct) {
   }
   EXPECT_GT(losses.size(), 2U);  // windows of several lengths
   c = {};
-  c.copies = 5, c.graph_steps = 2;
+  c.copies = 5;
+  c.graph_steps = 2;
   EXPECT_EQ(DirectGradient("draft-lv", c).training_calls(b.table), 6);
   EXPECT_EQ(DirectGradient("drtune", c).training_calls(b.table), 3);
   c.late_fraction = 0.01;  // the last step only
@@ -442,8 +470,8 @@ TEST(finetune_path, LogVarianceGradientIsTwiceTheRelativeEntropys) {
     twice.push_back(2 * dot(b.gradient(entropy, 4000, 100 + step), direction));
     difference.push_back(dot(b.gradient(variance, 4000, step), direction) - twice.back());
   }
-  const Estimate size = mean_estimate(at::tensor(twice, at::kDouble)),
-                 off = mean_estimate(at::tensor(difference, at::kDouble));
+  const Estimate size = mean_estimate(at::tensor(twice, at::kDouble));
+  const Estimate off = mean_estimate(at::tensor(difference, at::kDouble));
   EXPECT_LT(off.se, 0.1 * size.value);
   EXPECT_NEAR(off.value, 0, 4 * off.se);
 }
@@ -451,7 +479,8 @@ TEST(finetune_path, LogVarianceGradientIsTwiceTheRelativeEntropys) {
 TEST(finetune_methods, TableNeedsAndRefusals) {
   EXPECT_GE(method_listing().size(), 16U);
   MethodBench b;
-  const RewardInfo blind{"blind", false, ""}, open{"open", true, ""};
+  const RewardInfo blind{"blind", false, ""};
+  const RewardInfo open{"open", true, ""};
   TransitionTable noiseless = b.table;
   noiseless.steps.back().s = 0;
   for (const MethodListing& m : method_listing()) {

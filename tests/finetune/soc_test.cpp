@@ -35,7 +35,8 @@ class Controlled final : public VelocityField {
 Batch collect(FinetuneMethod& method, const ControlProblem& problem, double factor, std::int64_t n,
               std::int64_t step = 0) {
   Policy policy;
-  policy.base = problem.drift, policy.tuned = std::make_shared<Controlled>(problem, factor);
+  policy.base = problem.drift;
+  policy.tuned = std::make_shared<Controlled>(problem, factor);
   const auto path = make_path("linear");
   const LabelSource labels = no_labels();
   const FinetuneContext context{policy, *problem.reward,     *path,      problem.table, kSocStreams,
@@ -55,8 +56,9 @@ TEST(finetune_control, ExactControlsAreOptimal) {
   for (const ControlProblem& p :
        {ornstein_uhlenbeck(false, 25), ornstein_uhlenbeck(true, 25), double_well(50)}) {
     const double best = net_reward(p, 1, 2000);
-    for (const double factor : {0.0, 0.7, 1.3})
+    for (const double factor : {0.0, 0.7, 1.3}) {
       EXPECT_GT(best, net_reward(p, factor, 2000)) << p.name << " " << factor;  // the same noise
+    }
   }
 }
 
@@ -85,18 +87,22 @@ TEST(finetune_soc, TargetsHaveTheRightMeanWhateverTheMatrices) {
   for (const auto& [matrices, gamma] :
        {std::pair{"constant", 0.0}, {"exponential", 0.5}, {"exponential", 4.0}}) {
     SocMatchingConfig c;
-    c.matrices = matrices, c.gamma = gamma;
+    c.matrices = matrices;
+    c.gamma = gamma;
     SocMatching method("socm", c);
-    const Batch optimal = collect(method, p, 1, 20000), base = collect(method, p, 0, 20000);
-    for (const std::size_t k : {1U, 5U, 9U})
+    const Batch optimal = collect(method, p, 1, 20000);
+    const Batch base = collect(method, p, 0, 20000);
+    for (const std::size_t k : {1U, 5U, 9U}) {
       EXPECT_LT(deviation(optimal, k), 4.5) << matrices << " " << gamma << " step " << k;
+    }
     EXPECT_GT(deviation(base, 1), 6) << matrices << " " << gamma;
   }
   SocMatching adjoint("socm-adjoint", {});
   const Batch exact = collect(adjoint, p, 1, 4);
-  for (std::size_t k = 1; k < p.table.steps.size(); ++k)
+  for (std::size_t k = 1; k < p.table.steps.size(); ++k) {
     EXPECT_TRUE(at::allclose(exact.targets[k], wanted(k).expand_as(exact.targets[k]), 1e-9, 1e-10))
         << k;
+  }
 }
 
 TEST(finetune_soc, LearnedMatricesHaveLessVariance) {
@@ -104,15 +110,18 @@ TEST(finetune_soc, LearnedMatricesHaveLessVariance) {
   SocMatchingConfig c;
   c.matrices = "constant";
   SocMatching constant("socm", c);
-  c.matrices = "learned", c.memory = 0.5;
+  c.matrices = "learned";
+  c.memory = 0.5;
   SocMatching learned("socm", c);
   std::map<std::string, double> metrics{{"reward", 0}, {"reward_square", 0}};
   const auto spread = [](const Batch& b) { return b.targets[2].var(0).sum().item<double>(); };
   const double before = spread(collect(learned, p, 1, 4000));
   learned.end_step(metrics);
-  for (std::int64_t step = 1; step < 4; ++step)
-    collect(learned, p, 1, 4000, step), metrics = {{"reward", 0}, {"reward_square", 0}},
-                                        learned.end_step(metrics);
+  for (std::int64_t step = 1; step < 4; ++step) {
+    collect(learned, p, 1, 4000, step);
+    metrics = {{"reward", 0}, {"reward_square", 0}};
+    learned.end_step(metrics);
+  }
   const double after = spread(collect(learned, p, 1, 4000, 9));
   EXPECT_LT(after, 0.9 * before);
   EXPECT_LT(after, 0.9 * spread(collect(constant, p, 1, 4000, 9)));
@@ -130,8 +139,9 @@ TEST(finetune_weights, TemperedToTheBudget) {
   const auto divergence = [](const at::Tensor& w) {
     return (w * (w * static_cast<double>(w.size(0))).log()).sum().item<double>();
   };
-  const PathWeights free = path_weights(logs, 0), tight = path_weights(logs, 0.2),
-                    loose = path_weights(logs, 10);
+  const PathWeights free = path_weights(logs, 0);
+  const PathWeights tight = path_weights(logs, 0.2);
+  const PathWeights loose = path_weights(logs, 10);
   EXPECT_EQ(free.tau, 1);
   EXPECT_EQ(loose.tau, 1);
   EXPECT_GT(divergence(free.weights), 0.5);
@@ -167,8 +177,9 @@ TEST(finetune_weights, TrustRegionsActInEveryMethodThatHasThem) {
     PathLoss entropy("cross-entropy", losses);
     EndpointRegression regression("rwr", rwr);
     for (FinetuneMethod* method :
-         std::initializer_list<FinetuneMethod*>{&matching, &adjoint, &entropy, &regression})
+         std::initializer_list<FinetuneMethod*>{&matching, &adjoint, &entropy, &regression}) {
       EXPECT_EQ(tempered(*method), budget > 0 ? 1 : 0) << method->name();
+    }
   }
 }
 
@@ -176,8 +187,9 @@ TEST(finetune_weights, TrustRegionsActInEveryMethodThatHasThem) {
 TEST(finetune_direct, ContinuousAdjointBecomesTheDiscreteOne) {
   const ExactProblem problem = plane_modes(false);
   ParameterSet weights;
-  for (const auto& [name, tensor] : init_mlp({2, 16, 2, 4}, RandomStreams(1)))
+  for (const auto& [name, tensor] : init_mlp({2, 16, 2, 4}, RandomStreams(1))) {
     weights.add(name, (tensor + 0.02).to(at::kDouble));
+  }
   const Policy policy =
       side_policy(problem.base, *make_mlp({2, 16, 2, 4}, weights), make_path("linear"));
   const LabelSource labels = no_labels();
@@ -195,8 +207,9 @@ TEST(finetune_direct, ContinuousAdjointBecomesTheDiscreteOne) {
       const at::Tensor loss =
           method.loss(context, method.collect(context, 0, 0, 2000, false), 2000).loss;
       std::vector<at::Tensor> parts;
-      for (const at::Tensor& g : torch::autograd::grad({loss}, policy.trainable.tensors()))
+      for (const at::Tensor& g : torch::autograd::grad({loss}, policy.trainable.tensors())) {
         parts.push_back(g.flatten());
+      }
       flat.push_back(at::cat(parts));
     }
     difference.push_back(((flat[1] - flat[0]).norm() / flat[0].norm()).item<double>());
@@ -222,7 +235,8 @@ struct LeafBench {
   TransitionTable table;
   LabelSource labels = no_labels();
   LeafBench() {
-    policy.base = problem.base, policy.tuned = leaf;
+    policy.base = problem.base;
+    policy.tuned = leaf;
     SamplerConfig sampler;
     sampler.steps = 5;
     table = table_of(sampler, *problem.path);
@@ -235,7 +249,10 @@ struct LeafBench {
 TEST(finetune_policy_gradient, GuardPullsAlikeAtEveryStep) {
   LeafBench b;
   PolicyGradientConfig c;
-  c.advantage = {4, "centred", 0}, c.clip = 0.1, c.kl = 0, c.density = "sum";
+  c.advantage = {4, "centred", 0};
+  c.clip = 0.1;
+  c.kl = 0;
+  c.density = "sum";
   PolicyGradient guard(c, /*guard=*/true);
   guard.begin_step(b.context(), 0, 0);
   const Batch batch = guard.collect(b.context(), 0, 0, 8, true);
@@ -254,8 +271,8 @@ TEST(finetune_policy_gradient, GuardPullsAlikeAtEveryStep) {
   // clipped.
   std::vector<at::Tensor> moved;
   for (std::size_t k = 0; k < 5; ++k) {
-    const at::Tensor &xi = batch.noises[k],
-                     sign = batch.advantages.sign().unsqueeze(1).to(at::kDouble);
+    const at::Tensor& xi = batch.noises[k];
+    const at::Tensor sign = batch.advantages.sign().unsqueeze(1).to(at::kDouble);
     moved.push_back(batch.tuned_velocities[k] +
                     sign * xi * (2 / b.table.steps[k].c) / xi.square().sum(1, true));
   }
@@ -268,7 +285,10 @@ TEST(finetune_policy_gradient, GuardPullsAlikeAtEveryStep) {
 TEST(finetune_endpoint, AdvantageWeightedMatchingStartsAsWeightedFlowMatching) {
   LeafBench b;
   EndpointConfig c;
-  c.advantage = {4, "centred", 0}, c.preserve = 0.3, c.noisings = 2, c.clip = 0.1;
+  c.advantage = {4, "centred", 0};
+  c.preserve = 0.3;
+  c.noisings = 2;
+  c.clip = 0.1;
   EndpointRegression method("advantage-weighted-matching", c);
   const Batch batch = method.collect(b.context(), 0, 0, 8, true);
   b.leaf->v = at::cat(batch.tuned_velocities).requires_grad_(true);
@@ -277,8 +297,8 @@ TEST(finetune_endpoint, AdvantageWeightedMatchingStartsAsWeightedFlowMatching) {
       torch::autograd::grad({method.loss(b.context(), batch, 8).loss}, {b.leaf->v})[0].view(
           {2, 8, 2});
   for (std::size_t j = 0; j < 2; ++j) {
-    const at::Tensor a = batch.advantages.unsqueeze(1).to(at::kDouble),
-                     &v = batch.tuned_velocities[j];
+    const at::Tensor a = batch.advantages.unsqueeze(1).to(at::kDouble);
+    const at::Tensor& v = batch.tuned_velocities[j];
     const at::Tensor wanted =
         (a * (v - batch.targets[j]) + c.preserve * (v - batch.base_velocities[j])) /
         16;  // 2/2 entries, 16 noised points
@@ -308,7 +328,8 @@ TEST(finetune_direct, AlignPropDrawsItsWindow) {
 TEST(finetune_reciprocal, BufferServesManyStepsAndOtherBasesAreRefused) {
   LeafBench b;
   ReciprocalConfig c;
-  c.replay.refresh = 3, c.replay.replay = 2;
+  c.replay.refresh = 3;
+  c.replay.replay = 2;
   ReciprocalAdjointMatching method(c);
   test::expect_error(ErrorKind::kConfig, "standard normal base",
                      [&] { method.begin_step(b.context(), 0, 0); });

@@ -23,7 +23,8 @@ struct WrapperBench {
   TransitionTable table;
   LabelSource labels = no_labels();
   WrapperBench() {
-    policy.base = problem.base, policy.tuned = counted;
+    policy.base = problem.base;
+    policy.tuned = counted;
     SamplerConfig sampler;
     sampler.steps = 12;
     table = table_of(sampler, *problem.path);
@@ -44,7 +45,8 @@ TEST(finetune_screening, BestAndWorstOfTheDraftsAreDrawnAgain) {
         screened_end_points(b.context(), *b.counted, 3, 0, 4 * group, group, {}, c, metrics), {});
   };
   c.draft_steps = 12;  // drafts are full rollouts
-  const at::Tensor all = drawn(16).view({4, 16}), kept = drawn(4).view({4, 4});
+  const at::Tensor all = drawn(16).view({4, 16});
+  const at::Tensor kept = drawn(4).view({4, 4});
   const at::Tensor order = std::get<0>(all.sort(1, /*descending=*/true));
   EXPECT_TRUE(at::allclose(kept, at::cat({order.narrow(1, 0, 2), order.narrow(1, 14, 2)}, 1)));
   EXPECT_NEAR(metrics.averages().at("draft_correlation"), 1, 1e-6);
@@ -57,14 +59,17 @@ TEST(finetune_screening, BestAndWorstOfTheDraftsAreDrawnAgain) {
   EXPECT_GT(cheap.averages().at("draft_correlation"), 0.9);
   EXPECT_LT(cheap.averages().at("draft_correlation"), 1 - 1e-6);
   test::expect_error(ErrorKind::kConfig, "less than method.group", [&] {
-    c.candidates = 2, screened_end_points(b.context(), *b.counted, 3, 0, 8, 4, {}, c, cheap);
+    c.candidates = 2;
+    screened_end_points(b.context(), *b.counted, 3, 0, 8, 4, {}, c, cheap);
   });
   test::expect_error(ErrorKind::kConfig, "no multiple", [&] {
-    c.candidates = 8, screened_end_points(b.context(), *b.counted, 3, 0, 6, 4, {}, c, cheap);
+    c.candidates = 8;
+    screened_end_points(b.context(), *b.counted, 3, 0, 6, 4, {}, c, cheap);
   });
   // As an option of a method: advantages belong to what was drawn again.
   EndpointConfig config;
-  config.advantage = {4, "group", 5}, config.screening = {16, 3};
+  config.advantage = {4, "group", 5};
+  config.screening = {16, 3};
   EndpointRegression method("diffusion-nft", config);
   const Batch batch = method.collect(b.context(), 3, 0, 16, true);
   EXPECT_TRUE(at::allclose(batch.advantages, advantages(batch.rewards, config.advantage)));
@@ -81,11 +86,13 @@ TEST(finetune_endpoint, StoredPairsAreThePreference) {
   const WrapperBench b;
   const test::TempDir dir;
   ParameterSet pairs;
-  pairs.add("chosen", at::full({3, 2}, -1.0F)),
-      pairs.add("rejected", at::full({3, 2}, 1.0F));  // against the reward, which rises with x
+  pairs.add("chosen", at::full({3, 2}, -1.0F));
+  pairs.add("rejected", at::full({3, 2}, 1.0F));  // against the reward, which rises with x
   write_safetensors(dir / "pairs.safetensors", pairs, {});
   EndpointConfig config;
-  config.pairs = (dir / "pairs.safetensors").string(), config.beta = 1, config.noisings = 2;
+  config.pairs = (dir / "pairs.safetensors").string();
+  config.beta = 1;
+  config.noisings = 2;
   EndpointRegression method("dpo", config);
   b.counted->reset();
   const Batch batch = method.collect(b.context(), 0, 0, 8, false);
@@ -116,7 +123,8 @@ TEST(finetune_endpoint, StoredPairsAreThePreference) {
   const auto refused = [&](const ParameterSet& content, const std::string& why) {
     write_safetensors(dir / "bad.safetensors", content, {});
     EndpointConfig bad;
-    bad.noisings = 2, bad.pairs = (dir / "bad.safetensors").string();
+    bad.noisings = 2;
+    bad.pairs = (dir / "bad.safetensors").string();
     EndpointRegression other("dpo", bad);
     test::expect_error(ErrorKind::kBadFile, why,
                        [&] { other.collect(b.context(), 0, 0, 8, false); });
@@ -130,30 +138,43 @@ TEST(finetune_endpoint, StoredPairsAreThePreference) {
   test::expect_error(ErrorKind::kBadFile, "is not there",
                      [&] { EndpointRegression("dpo", config); });
   EndpointConfig few;
-  few.advantage.group = 8, few.screening.candidates = 4;
+  few.advantage.group = 8;
+  few.screening.candidates = 4;
   test::expect_error(ErrorKind::kConfig, "less than method.group",
                      [&] { EndpointRegression("ram", few); });
   ParameterSet shape;
-  shape.add("chosen", at::zeros({3, 3})), shape.add("rejected", at::zeros({3, 3}));
+  shape.add("chosen", at::zeros({3, 3}));
+  shape.add("rejected", at::zeros({3, 3}));
   refused(shape, "shape");
 }
 
 FinetuneConfig step_task() {
   FinetuneConfig c;
-  c.model.family = "gaussian-mixture",
+  c.model.family = "gaussian-mixture";
   c.model.args = {{"means", "-0.8 0; 0.8 0"}, {"deviations", "0.6"}};
   RewardTerm reward;
-  reward.name = "step", reward.scale = 1.5, reward.slope = {1, 0}, reward.level = 0.5;
+  reward.name = "step";
+  reward.scale = 1.5;
+  reward.slope = {1, 0};
+  reward.level = 0.5;
   c.reward = {reward};
-  c.policy.kind = "control", c.policy.control.kind = "mlp", c.policy.control.width = 32,
+  c.policy.kind = "control";
+  c.policy.control.kind = "mlp";
+  c.policy.control.width = 32;
   c.policy.control.depth = 2;
   c.method.adjoint = adjoint_matching_preset("exact", 20);
-  c.sampler.steps = 20, c.batch = 64, c.item = 32;
-  c.evaluation.every = 0, c.evaluation.base_samples = 64;
-  c.train.steps = 150, c.train.optimizer.learning_rate = 5e-3,
-  c.train.optimizer.final_fraction = 0.02, c.train.average_decay = 0.95,
+  c.sampler.steps = 20;
+  c.batch = 64;
+  c.item = 32;
+  c.evaluation.every = 0;
+  c.evaluation.base_samples = 64;
+  c.train.steps = 150;
+  c.train.optimizer.learning_rate = 5e-3;
+  c.train.optimizer.final_fraction = 0.02;
+  c.train.average_decay = 0.95;
   c.train.checkpoint_every = 100;
-  c.surrogate.every = 5, c.surrogate.samples = 128;
+  c.surrogate.every = 5;
+  c.surrogate.samples = 128;
   return c;
 }
 
@@ -180,8 +201,8 @@ TEST(train_surrogate, MakesAStepLearnable) {
   }
   FlowModelConfig file;
   file.file = (dir / "run/model.safetensors").string();
-  const double base = share_above(setup, *setup.flow.model),
-               tuned = share_above(setup, *load_flow_model(file).model);
+  const double base = share_above(setup, *setup.flow.model);
+  const double tuned = share_above(setup, *load_flow_model(file).model);
   const double wanted = base * std::exp(1.5) / (base * std::exp(1.5) + 1 - base);
   EXPECT_GT(wanted - base, 0.25);
   EXPECT_GT(tuned, base + 0.7 * (wanted - base)) << "base " << base << " wanted " << wanted;
@@ -199,14 +220,18 @@ TEST(train_surrogate, MakesAStepLearnable) {
 TEST(train_modes, CodesAndBonus) {
   const WrapperBench bench;
   ModesConfig config;
-  config.codes = 5, config.weight = 1.5, config.samples = 256, config.fits = 40,
+  config.codes = 5;
+  config.weight = 1.5;
+  config.samples = 256;
+  config.fits = 40;
   config.learning_rate = 1e-2;
   ModePreservation modes(config, {2}, 0, 3);
-  const at::Tensor x_0 = prior_sample(kWrapperStreams, 1, 0, 20000, {2}, at::kFloat),
-                   z = modes.codes(x_0);
+  const at::Tensor x_0 = prior_sample(kWrapperStreams, 1, 0, 20000, {2}, at::kFloat);
+  const at::Tensor z = modes.codes(x_0);
   EXPECT_TRUE(z.min().item<std::int64_t>() == 0 && z.max().item<std::int64_t>() == 4);
-  for (std::int64_t code = 0; code < 5; ++code)
+  for (std::int64_t code = 0; code < 5; ++code) {
     EXPECT_NEAR(z.eq(code).to(at::kDouble).mean().item<double>(), 0.2, 0.01) << code;
+  }
   const at::Tensor few = x_0.narrow(0, 0, 3);
   const at::AutoGradMode grad(true);
   const at::Tensor x_1 = (few * 0.7).detach().set_requires_grad(true);
@@ -245,16 +270,20 @@ TEST(train_modes, CodesAndBonus) {
 
 TEST(train_modes, WhatCannotWorkIsRefused) {
   FinetuneConfig config = step_task();
-  config.surrogate.every = 0, config.modes.codes = 2, config.method.name = "ram",
+  config.surrogate.every = 0;
+  config.modes.codes = 2;
+  config.method.name = "ram";
   config.sampler.name = "half-noise";
   set_up(config);
   config.sampler.name = "auto";
   test::expect_error(ErrorKind::kConfig, "memoryless", [&] { set_up(config); });
-  config.sampler.name = "half-noise", config.method.endpoint.screening.candidates = 32;
+  config.sampler.name = "half-noise";
+  config.method.endpoint.screening.candidates = 32;
   test::expect_error(ErrorKind::kConfig, "where a sample starts", [&] { set_up(config); });
   config.method.name = "log-variance";
   test::expect_error(ErrorKind::kConfig, "where a sample starts", [&] { set_up(config); });
-  config.method.name = "flow-grpo", config.modes.codes = 1;
+  config.method.name = "flow-grpo";
+  config.modes.codes = 1;
   test::expect_error(ErrorKind::kConfig, "nothing apart", [&] { set_up(config); });
 }
 

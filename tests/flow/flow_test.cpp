@@ -20,7 +20,8 @@ TEST(flow_path, CoefficientsEqualTheOfficialOnes) {
       if (!golden.contains(full)) return;
       const at::Tensor expected = golden.at(full).to(at::kDouble);
       for (std::int64_t i = 0; i < t.numel(); ++i) {
-        const double e = expected[i].item<double>(), time = t[i].item<double>();
+        const double e = expected[i].item<double>();
+        const double time = t[i].item<double>();
         if (!std::isfinite(e)) continue;
         EXPECT_NEAR(value(path->at(time)), e, 1e-8 * (1 + std::abs(e)))
             << full << " at t = " << time;
@@ -39,8 +40,9 @@ TEST(flow_path, CoefficientsEqualTheOfficialOnes) {
 
 TEST(flow_path, ConversionsEqualTheOfficialOnes) {
   const ParameterSet g = read_safetensors(test::golden("transport_convert.safetensors")).tensors;
-  const at::Tensor x = g.at("x").to(at::kDouble), out = g.at("model_out").to(at::kDouble),
-                   t = g.at("t").to(at::kDouble);
+  const at::Tensor x = g.at("x").to(at::kDouble);
+  const at::Tensor out = g.at("model_out").to(at::kDouble);
+  const at::Tensor t = g.at("t").to(at::kDouble);
   int compared = 0;
   for (const char* name : {"Linear", "GVP", "VP"}) {
     const auto path = make_path(std::string(name) == "Linear" ? "linear"
@@ -70,7 +72,8 @@ TEST(flow_path, ConversionsEqualTheOfficialOnes) {
 }
 
 TEST(flow_path, ConversionsInvertEachOther) {
-  const at::Tensor x = at::randn({6, 3}, at::kDouble), v = at::randn({6, 3}, at::kDouble);
+  const at::Tensor x = at::randn({6, 3}, at::kDouble);
+  const at::Tensor v = at::randn({6, 3}, at::kDouble);
   for (const std::string& name : path_names()) {
     for (const double t : {0.01, 0.3, 0.7, 0.99}) {
       const PathPoint p = make_path(name)->at(t);
@@ -80,7 +83,8 @@ TEST(flow_path, ConversionsInvertEachOther) {
                 1e-9);
       EXPECT_LT(test::relative_error(velocity_from_score(p, x, score_from_velocity(p, x, v)), v),
                 1e-9);
-      const at::Tensor data = data_from_velocity(p, x, v), noise = noise_from_velocity(p, x, v);
+      const at::Tensor data = data_from_velocity(p, x, v);
+      const at::Tensor noise = noise_from_velocity(p, x, v);
       EXPECT_LT(test::relative_error(data * p.alpha + noise * p.beta, x), 1e-10);
       EXPECT_LT(test::relative_error(data * p.d_alpha + noise * p.d_beta, v), 1e-9);
       EXPECT_LT(test::relative_error(score_from_velocity(p, x, v), -noise / p.beta), 1e-9);
@@ -89,7 +93,8 @@ TEST(flow_path, ConversionsInvertEachOther) {
 }
 
 TEST(flow_path, EndsAreFiniteWhereTheLimitExists) {
-  const at::Tensor x = at::ones({1, 2}, at::kDouble), v = at::ones({1, 2}, at::kDouble) * 0.5;
+  const at::Tensor x = at::ones({1, 2}, at::kDouble);
+  const at::Tensor v = at::ones({1, 2}, at::kDouble) * 0.5;
   for (const std::string& name : path_names()) {
     const auto path = make_path(name);
     for (const double t : {0.0, 1.0}) {
@@ -138,15 +143,16 @@ TEST(flow_mixture, VelocityAgreesWithTheScoreOfTheMarginal) {
           << name << t;
     }
     // mixed times in one call equal separate calls
-    const at::Tensor x = at::randn({3, 2}, at::kDouble),
-                     times = at::tensor(std::vector<double>{0.0, 0.4, 1.0}, at::kDouble);
+    const at::Tensor x = at::randn({3, 2}, at::kDouble);
+    const at::Tensor times = at::tensor(std::vector<double>{0.0, 0.4, 1.0}, at::kDouble);
     const at::Tensor together = p.base->velocity(x, times, {});
-    for (std::int64_t i = 0; i < 3; ++i)
+    for (std::int64_t i = 0; i < 3; ++i) {
       EXPECT_LT((together[i] - p.base->velocity(x.narrow(0, i, 1), times.narrow(0, i, 1), {})[0])
                     .abs()
                     .max()
                     .item<double>(),
                 1e-12);
+    }
     EXPECT_TRUE(at::isfinite(together).all().item<bool>()) << name << ": the ends must be finite";
   }
 }
@@ -156,7 +162,8 @@ TEST(flow_mixture, TiltAgreesWithQuadrature) {
   for (const ExactProblem& p : {two_modes(), near_modes_quadratic(), line_gaussian(true)}) {
     const at::Tensor x = at::linspace(-9, 9, 200001, at::kDouble).unsqueeze(1);
     const double h = 18.0 / 200000;
-    const at::Tensor base = log_density(p.base->mixture(), x).exp(), r = evaluate(p.form, x);
+    const at::Tensor base = log_density(p.base->mixture(), x).exp();
+    const at::Tensor r = evaluate(p.form, x);
     const double z = (base * r.exp()).sum().item<double>() * h;
     EXPECT_NEAR(std::log(z), p.target.log_z, 1e-9);
     const at::Tensor tilted = base * r.exp() / z;

@@ -69,8 +69,9 @@ std::map<std::string, Target> targets(const fs::path& folder) {
                  [](const fs::path& f, const Bytes&) { load_clip_vision(f); }};
   const auto pictures = [](std::initializer_list<const char*> names) {
     Target target{{}, [](const fs::path&, const Bytes& b) { decode_picture(b, "x"); }};
-    for (const char* name : names)
+    for (const char* name : names) {
       target.seeds.push_back(file((std::string("tests/golden/pictures/") + name).c_str()));
+    }
     return target;
   };
   out["png"] =
@@ -100,8 +101,8 @@ std::map<std::string, Target> targets(const fs::path& folder) {
   const Bytes images{
       "\0\0\x08\x03\0\0\0\x02\0\0\0\x02\0\0\0\x02"
       "abcdefgh",
-      24},
-      labels{"\0\0\x08\x01\0\0\0\x02\1\2", 10};
+      24};
+  const Bytes labels{"\0\0\x08\x01\0\0\0\x02\1\2", 10};
   write_file_atomic(folder / "idx/train-labels-idx1-ubyte", labels);
   out["idx"] = {{images}, [folder](const fs::path&, const Bytes& b) {
                   write_file_atomic(folder / "idx/train-images-idx3-ubyte", b);
@@ -129,8 +130,8 @@ Bytes mutate(const std::vector<Bytes>& seeds, std::mt19937_64& random) {
     }
   };
   for (std::uint64_t rounds = 1 + random() % 4; rounds > 0 && !out.empty(); --rounds) {
-    const std::size_t at = place(),
-                      length = 1 + random() % std::min<std::size_t>(64, out.size() - at);
+    const std::size_t at = place();
+    const std::size_t length = 1 + random() % std::min<std::size_t>(64, out.size() - at);
     static const std::uint64_t kEvil[] = {
         0,          1, 0x7fffffff, 0x80000000, 0xffffffff, 0x7fffffffffffffff, 0xffffffffffffffff,
         0x100000000};
@@ -155,14 +156,17 @@ Bytes mutate(const std::vector<Bytes>& seeds, std::mt19937_64& random) {
       }
       case 5: {
         const std::uint64_t value = kEvil[random() % 8];
-        for (std::size_t i = 0; i < 8 && at + i < out.size(); ++i)
+        for (std::size_t i = 0; i < 8 && at + i < out.size(); ++i) {
           out[at + i] = static_cast<char>(value >> (8 * i));
+        }
         break;
       }
       default:
-        for (char& c : out)
-          if (c >= '0' && c <= '9' && random() % 50 == 0)
+        for (char& c : out) {
+          if (c >= '0' && c <= '9' && random() % 50 == 0) {
             c = static_cast<char>('0' + random() % 10);
+          }
+        }
     }
   }
   return out;
@@ -174,7 +178,8 @@ long run(const std::string& name, const Target& target, double seconds, const fs
   std::mt19937_64 random(seed);
   const fs::path path = folder / "input";
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-  long tried = 0, accepted = 0;
+  long tried = 0;
+  long accepted = 0;
   for (const Bytes& good : target.seeds) {
     write_file_atomic(path, good);
     try {

@@ -26,8 +26,8 @@ at::Tensor draw(std::uint32_t key, at::IntArrayRef shape, double scale = 1) {
 
 // Of the norms: single entries near zero do not count.
 double distance(const at::Tensor& found, const at::Tensor& expected) {
-  const at::Tensor a = found.detach().cpu().to(at::kDouble),
-                   b = expected.detach().cpu().to(at::kDouble);
+  const at::Tensor a = found.detach().cpu().to(at::kDouble);
+  const at::Tensor b = expected.detach().cpu().to(at::kDouble);
   return ((a - b).norm() / b.norm()).item<double>();
 }
 
@@ -36,8 +36,8 @@ Tensors with_gradients(const Function& f, const Tensors& inputs) {
   const at::AutoGradMode grad(true);
   Tensors leaves;
   for (const at::Tensor& input : inputs) leaves.push_back(input.detach().set_requires_grad(true));
-  const at::Tensor y = f(leaves),
-                   cotangent = draw(99, y.sizes()).to(y.device()).to(y.scalar_type());
+  const at::Tensor y = f(leaves);
+  const at::Tensor cotangent = draw(99, y.sizes()).to(y.device()).to(y.scalar_type());
   Tensors out{y.detach()};
   for (const at::Tensor& g : torch::autograd::grad({y}, leaves, {cotangent})) out.push_back(g);
   return out;
@@ -66,7 +66,9 @@ at::Tensor plain_norm(const Tensors& in) {
 at::Tensor plain_gated(const Tensors& in) { return in[0] + in[1].unsqueeze(1) * in[2]; }
 
 at::Tensor plain_attention(const at::Tensor& packed, std::int64_t heads) {
-  const std::int64_t n = packed.size(0), t = packed.size(1), d = packed.size(2) / (3 * heads);
+  const std::int64_t n = packed.size(0);
+  const std::int64_t t = packed.size(1);
+  const std::int64_t d = packed.size(2) / (3 * heads);
   const Tensors in = packed.view({n, t, 3, heads, d}).permute({2, 0, 3, 1, 4}).unbind(0);
   return at::matmul((at::matmul(in[0], in[1].transpose(-2, -1)) / std::sqrt(static_cast<double>(d)))
                         .softmax(-1),
@@ -86,27 +88,32 @@ TEST_F(gpu_parts, KernelsEqualThePlainOperators) {
     for (const std::int64_t row_count : {n, std::int64_t{1}}) {
       // single columns: not from a row that 4 divides, so not aligned to 16 bytes
       for (const std::int64_t offset : {std::int64_t{0}, c, std::int64_t{1}}) {
-        const at::Tensor x = draw(1, {n, t, c}) * 2 + 1, y = draw(3, {n, t, c}),
-                         wide = draw(2, {row_count, 4 * c + 1});
+        const at::Tensor x = draw(1, {n, t, c}) * 2 + 1;
+        const at::Tensor y = draw(3, {n, t, c});
+        const at::Tensor wide = draw(2, {row_count, 4 * c + 1});
         for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
           const double tolerance = type == at::kFloat ? 2e-6 : 6e-3;
           const auto check = [&](const Function& fused, const Function& plain,
                                  const Tensors& inputs) {
             Tensors there, wider;
-            for (const at::Tensor& input : inputs)
-              there.push_back(input.to(at::kCUDA)), wider.push_back(input.to(at::kDouble));
-            const Tensors found = with_gradients(fused, there),
-                          expected = with_gradients(plain, wider);
-            for (std::size_t i = 0; i < found.size(); ++i)
+            for (const at::Tensor& input : inputs) {
+              there.push_back(input.to(at::kCUDA));
+              wider.push_back(input.to(at::kDouble));
+            }
+            const Tensors found = with_gradients(fused, there);
+            const Tensors expected = with_gradients(plain, wider);
+            for (std::size_t i = 0; i < found.size(); ++i) {
               EXPECT_LT(distance(found[i], expected[i]), tolerance)
                   << n << " x " << t << " x " << c << ", " << row_count << " rows at " << offset
                   << ", part " << i << ", " << type;
+            }
           };
           const auto row = [offset = offset, c = c](const at::Tensor& wide, std::int64_t which) {
             return wide.narrow(1, offset + which * c, c);
           };
-          if (c == 4 && n * t == 1 && type == at::kBFloat16)
+          if (c == 4 && n * t == 1 && type == at::kBFloat16) {
             continue;  // a single row of bf16 has no average error
+          }
           check(
               [&](const Tensors& in) {
                 return fused::modulated_norm(in[0], row(in[1], 0), row(in[1], 1), type);
@@ -139,14 +146,14 @@ TEST_F(gpu_parts, KernelsEqualThePlainOperators) {
   }
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
     const at::Tensor packed = draw(8, {3, 70, 3 * 2 * 24});
-    const Tensors found = with_gradients(
-                      [&](const Tensors& in) { return fused::attention(in[0].to(type), 2); },
-                      {packed.to(at::kCUDA)}),
-                  expected =
-                      with_gradients([&](const Tensors& in) { return plain_attention(in[0], 2); },
-                                     {packed.to(at::kDouble)});
-    for (std::size_t i = 0; i < 2; ++i)
+    const Tensors found =
+        with_gradients([&](const Tensors& in) { return fused::attention(in[0].to(type), 2); },
+                       {packed.to(at::kCUDA)});
+    const Tensors expected = with_gradients(
+        [&](const Tensors& in) { return plain_attention(in[0], 2); }, {packed.to(at::kDouble)});
+    for (std::size_t i = 0; i < 2; ++i) {
       EXPECT_LT(distance(found[i], expected[i]), type == at::kFloat ? 2e-6 : 6e-3) << i;
+    }
   }
   EXPECT_TRUE(fused::takes(at::zeros({1, 2, 8}, at::kCUDA)));
   EXPECT_FALSE(fused::takes(at::zeros({1, 2, 6}, at::kCUDA)));
@@ -187,15 +194,16 @@ TEST_F(gpu_networks, EqualTheCpuInDouble) {
             for (const bool labelled : {true, false}) {
               std::vector<std::int64_t> shape = loaded.model->sample_shape();
               shape.insert(shape.begin(), n);
-              const at::Tensor x = draw(++key, shape), g = draw(1000 + key, shape),
-                               t = labelled ? RandomStreams(1).uniform(Purpose::kTime, key, 0, n)
+              const at::Tensor x = draw(++key, shape);
+              const at::Tensor g = draw(1000 + key, shape);
+              const at::Tensor t = labelled ? RandomStreams(1).uniform(Purpose::kTime, key, 0, n)
                                             : time_tensor(0.1 * key, x);
               const Condition condition{
                   labelled ? at::remainder(at::arange(n) + round, loaded.model->classes() + 1)
                            : at::Tensor()};
               const Vjp expected = exact.model->vjp(x.to(at::kDouble), t.to(at::kDouble), condition,
-                                                    g.to(at::kDouble)),
-                        found = loaded.model->vjp(x, t, condition, g);
+                                                    g.to(at::kDouble));
+              const Vjp found = loaded.model->vjp(x, t, condition, g);
               const at::NoGradGuard no_grad;
               const at::Tensor velocity = loaded.model->velocity(x, t, condition);
               const double tolerance = precision == MatmulPrecision::kFull ? 1e-5 : 0.02;
@@ -227,19 +235,22 @@ TEST_F(gpu_networks, TrainingGradientsEqualTheCpuInDouble) {
   for (const MatmulPrecision precision : {MatmulPrecision::kFull, MatmulPrecision::kBf16}) {
     const auto loaded =
         load_velocity_model(file, args, {precision, AttentionBackend::kFused, false, true});
-    const ParameterSet there = clone(loaded.model->parameters(), true),
-                       here = clone(exact.model->parameters(), true);
-    const auto trained = loaded.model->rebind(there, {}), reference = exact.model->rebind(here, {});
+    const ParameterSet there = clone(loaded.model->parameters(), true);
+    const ParameterSet here = clone(exact.model->parameters(), true);
+    const auto trained = loaded.model->rebind(there, {});
+    const auto reference = exact.model->rebind(here, {});
     const auto gradients = [](const VelocityModel& model, const ParameterSet& weights, at::Tensor x,
                               int calls) {
       const at::AutoGradMode grad(true);
       const at::Tensor labels = at::tensor(std::vector<std::int64_t>{0, 3, 10});
-      for (int i = 0; i < calls; ++i)
+      for (int i = 0; i < calls; ++i) {
         x = x + model.velocity(x, time_tensor(0.2 * (i + 1), x), {labels}) * 0.2;
+      }
       Tensors out =
           torch::autograd::grad({x.square().sum()}, weights.tensors(), {}, false, false, true);
-      for (std::size_t i = 0; i < out.size(); ++i)
+      for (std::size_t i = 0; i < out.size(); ++i) {
         if (!out[i].defined()) out[i] = at::zeros_like(weights.tensors()[i]);
+      }
       out.push_back(x.detach());
       return out;
     };
@@ -247,12 +258,14 @@ TEST_F(gpu_networks, TrainingGradientsEqualTheCpuInDouble) {
     for (int round = 0; round < 5; ++round) {
       const int calls = round < 3 ? 1 : 4;  // more than are recorded
       const at::Tensor x = draw(static_cast<std::uint32_t>(round), {3, 1, 28, 28});
-      const Tensors found = gradients(*trained, there, x, calls),
-                    expected = gradients(*reference, here, x.to(at::kDouble), calls);
-      double error = 0, size = 0;
-      for (std::size_t i = 0; i < found.size(); ++i)
-        error += (found[i].cpu().to(at::kDouble) - expected[i]).square().sum().item<double>(),
-            size += expected[i].square().sum().item<double>();
+      const Tensors found = gradients(*trained, there, x, calls);
+      const Tensors expected = gradients(*reference, here, x.to(at::kDouble), calls);
+      double error = 0;
+      double size = 0;
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        error += (found[i].cpu().to(at::kDouble) - expected[i]).square().sum().item<double>();
+        size += expected[i].square().sum().item<double>();
+      }
       EXPECT_LT(std::sqrt(error / size), precision == MatmulPrecision::kFull ? 1e-5 : 0.03)
           << "round " << round;
       const at::NoGradGuard no_grad;
@@ -284,13 +297,15 @@ TEST_F(gpu_networks, AKeptGraphAnswersTwice) {
                           {MatmulPrecision::kFull, AttentionBackend::kFused, false, true});
   const at::AutoGradMode grad(true);
   for (int i = 0; i < 3; ++i) {
-    const at::Tensor x = draw(static_cast<std::uint32_t>(i), {3, 1, 28, 28})
-                             .set_requires_grad(true),
-                     y = loaded.model->velocity(x, time_tensor(0.3, x), {});
+    const at::Tensor x =
+        draw(static_cast<std::uint32_t>(i), {3, 1, 28, 28}).set_requires_grad(true);
+    const at::Tensor y = loaded.model->velocity(x, time_tensor(0.3, x), {});
     const auto gradient = [&](double scale, bool keep) {
       return torch::autograd::grad({y}, {x}, {draw(50, {3, 1, 28, 28}) * scale}, keep)[0];
     };
-    const at::Tensor once = gradient(1, true), twice = gradient(2, true), last = gradient(1, false);
+    const at::Tensor once = gradient(1, true);
+    const at::Tensor twice = gradient(2, true);
+    const at::Tensor last = gradient(1, false);
     EXPECT_LT(distance(twice, once * 2), 1e-6) << i;
     EXPECT_TRUE(at::equal(last, once)) << i;
   }
@@ -308,36 +323,43 @@ TEST_F(gpu_train, RunsMoveTheWeightsAsOnTheCpuAndResumeExactly) {
     for (const char* precision : {"fp32", "bf16"}) {
       const std::string name = cat(method, "-", policy, "-", precision);
       FinetuneConfig config = test::small_run(dir);
-      config.method.name = method, config.policy.kind = policy, config.policy.control.kind = "conv",
+      config.method.name = method;
+      config.policy.kind = policy;
+      config.policy.control.kind = "conv";
       config.policy.control.width = 8;
-      config.batch = 8, config.item = 8;
-      config.compute.attention = "fused", config.compute.kernels = "fused",
+      config.batch = 8;
+      config.item = 8;
+      config.compute.attention = "fused";
+      config.compute.kernels = "fused";
       config.compute.precision = precision;
       config.train.steps = 6;
-      const std::filesystem::path here = dir / cat(name, "-cpu"), there = dir / cat(name, "-gpu"),
-                                  resumed = dir / cat(name, "-resumed");
+      const std::filesystem::path here = dir / cat(name, "-cpu");
+      const std::filesystem::path there = dir / cat(name, "-gpu");
+      const std::filesystem::path resumed = dir / cat(name, "-resumed");
       const std::string whole = test::run_on("cuda", config, there);
       if (std::string(precision) == "fp32") {
         test::run_on("cpu", config, here);
-        const ParameterSet base = read_safetensors(dir / "base.safetensors").tensors,
-                           cpu = read_safetensors(here / "model.safetensors").tensors,
-                           gpu = read_safetensors(there / "model.safetensors").tensors;
-        double error = 0, change = 0;
+        const ParameterSet base = read_safetensors(dir / "base.safetensors").tensors;
+        const ParameterSet cpu = read_safetensors(here / "model.safetensors").tensors;
+        const ParameterSet gpu = read_safetensors(there / "model.safetensors").tensors;
+        double error = 0;
+        double change = 0;
         for (const auto& [key, tensor] : cpu) {
           const at::Tensor start = base.contains(key) ? base.at(key)
                                    : base.contains(key.substr(key.find('.') + 1))
                                        ? base.at(key.substr(key.find('.') + 1))
                                        : at::zeros_like(tensor);
           if (!at::isFloatingType(tensor.scalar_type())) continue;
-          error += (gpu.at(key) - tensor).square().sum().item<double>(),
-              change += (tensor - start).square().sum().item<double>();
+          error += (gpu.at(key) - tensor).square().sum().item<double>();
+          change += (tensor - start).square().sum().item<double>();
         }
         EXPECT_LT(std::sqrt(error / change), 0.02) << name << ": change " << std::sqrt(change);
         EXPECT_GT(change, 0) << name;
       }
       std::filesystem::copy(there, resumed, std::filesystem::copy_options::recursive);
-      for (const char* late : {"checkpoints/step-000004", "checkpoints/step-000006"})
+      for (const char* late : {"checkpoints/step-000004", "checkpoints/step-000006"}) {
         std::filesystem::remove_all(resumed / late);
+      }
       std::filesystem::remove(resumed / "model.safetensors");
       EXPECT_TRUE(test::same_bytes(test::run_on("cuda", config, resumed, true), whole))
           << name << " did not resume to the same bytes";
@@ -360,9 +382,10 @@ TEST_F(gpu_train, MemoryStaysConstant) {
     loaded.model->vjp(x, time_tensor(0.3, x), {}, x);
     const at::AutoGradMode grad(true);
     const at::Tensor y = trained->velocity(x, time_tensor(0.3, x), {});
-    if (i % 3 > 0)
+    if (i % 3 > 0) {
       torch::autograd::grad({y.sum()}, weights.tensors(), {}, false, false,
                             true);  // every third graph is dropped unused
+    }
     if (i == 50) early = reserved();
   }
   EXPECT_EQ(reserved(), early);

@@ -61,11 +61,14 @@ TEST(io_resize, CenterCropEqualsPillow) {
         Case{31, 31, 31, 365989, 17483173, {0, 53, 106}, {13, 216, 163}, {110, 39, 224}}}) {
     at::Tensor picture = at::empty({3, c.height, c.width}, at::kByte);
     auto p = picture.accessor<std::uint8_t, 3>();
-    for (std::int64_t k = 0; k < 3; ++k)
-      for (std::int64_t y = 0; y < c.height; ++y)
-        for (std::int64_t x = 0; x < c.width; ++x)
+    for (std::int64_t k = 0; k < 3; ++k) {
+      for (std::int64_t y = 0; y < c.height; ++y) {
+        for (std::int64_t x = 0; x < c.width; ++x) {
           p[k][y][x] =
               static_cast<std::uint8_t>((37 * y * y + 101 * x + 53 * k + x * y * (k + 1)) % 256);
+        }
+      }
+    }
     const at::Tensor out = center_crop(picture, c.size).to(at::kLong);
     ASSERT_EQ(out.sizes().vec(), (std::vector<std::int64_t>{3, c.size, c.size}));
     EXPECT_EQ(out.sum().item<std::int64_t>(), c.sum);
@@ -82,15 +85,16 @@ TEST(io_resize, CenterCropEqualsPillow) {
 
 TEST(io_dataset, PicturesOfAnySizeInMemoryOrOnDisk) {
   const test::TempDir dir;
-  std::filesystem::create_directories(dir / "a"), std::filesystem::create_directories(dir / "b");
+  std::filesystem::create_directories(dir / "a");
+  std::filesystem::create_directories(dir / "b");
   write_png(dir / "a/grey.png", RandomStreams(1).uniform(Purpose::kProbe, 0, 0, 1, {1, 20, 31})[0]);
   write_png(dir / "b/wide.png", RandomStreams(1).uniform(Purpose::kProbe, 0, 1, 1, {3, 17, 40})[0]);
   write_file_atomic(dir / "b/x.JPG", encode_jpeg(RandomStreams(1).uniform(Purpose::kProbe, 0, 2, 1,
                                                                           {3, 50, 33})[0]));
   write_file_atomic(dir / "b/notes.txt", "no picture");
   const std::string path = dir.path().string();
-  const ImageDataset memory = read_dataset({"folder", path, 16}, "train"),
-                     disk = read_dataset({"folder", path, 16, 100}, "train");
+  const ImageDataset memory = read_dataset({"folder", path, 16}, "train");
+  const ImageDataset disk = read_dataset({"folder", path, 16, 100}, "train");
   EXPECT_TRUE(memory.images.defined());
   EXPECT_FALSE(disk.images.defined());
   EXPECT_EQ(memory.size(), 3);
@@ -237,8 +241,9 @@ TEST(io_dataset, NumpyImagesWithoutLabels) {
 TEST(io_dataset, CifarFilesAreCountedOnce) {
   const test::TempDir dir;
   const std::string record(3073, '\x01');
-  for (const char* number : {"1", "2", "3", "4"})
+  for (const char* number : {"1", "2", "3", "4"}) {
     write_file_atomic(dir / cat("data_batch_", number, ".bin"), record);
+  }
   write_file_atomic(dir / "data_batch_1.bin.gz", "not read");
   const ImageDataset data = read_dataset({"cifar", dir.path().string()}, "train");
   EXPECT_EQ(data.size(), 4);
@@ -274,8 +279,9 @@ TEST(io_npz, EveryTypeAndOrder) {
   EXPECT_EQ(t.at("empty").sizes().vec(), (std::vector<std::int64_t>{0, 3}));
   EXPECT_TRUE(at::equal(t.at("bool"), base > 2));
   EXPECT_EQ(t.at("i1")[1][1].item<int>(), -6);
-  for (const char* name : {"version2.npy", "version3.npy"})
+  for (const char* name : {"version2.npy", "version3.npy"}) {
     EXPECT_TRUE(at::equal(read_npz(folder / name).at("arr_0").to(at::kDouble), base)) << name;
+  }
 }
 
 TEST(io_npz, RefusalsSayWhyAndOnlyMatterWhenAskedFor) {
@@ -285,8 +291,9 @@ TEST(io_npz, RefusalsSayWhyAndOnlyMatterWhenAskedFor) {
                                                           {"text", "text"},
                                                           {"complex", "complex"},
                                                           {"huge", "2^63"}};
-  for (const auto& [name, why] : refusals)
+  for (const auto& [name, why] : refusals) {
     test::expect_error(ErrorKind::kBadFile, why, [&] { read_npz(file, {name}); });
+  }
   EXPECT_EQ(read_npz(file, {"mu", "sigma"}).size(), 1u);
   EXPECT_EQ(npz_names(file).size(), 6u);
   const test::TempDir dir;

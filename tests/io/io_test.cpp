@@ -31,8 +31,9 @@ TEST(io_safetensors, RoundTripOfEveryType) {
   ParameterSet set;
   int i = 0;
   for (const auto type : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt,
-                          at::kShort, at::kChar, at::kByte, at::kBool})
+                          at::kShort, at::kChar, at::kByte, at::kBool}) {
     set.add("t" + std::to_string(i++), at::arange(6).reshape({2, 3}).to(type));
+  }
   set.add("empty", at::zeros({0, 4}));
   set.add("scalar", at::full({}, 2.5));
   set.add("view", at::arange(6, at::kFloat).reshape({2, 3}).t());
@@ -113,8 +114,8 @@ TEST(io_image, PngAndJpegRoundTrip) {
 }
 
 TEST(io_image, BrokenPicturesAreErrors) {
-  const std::string png = encode_png(at::rand({1, 20, 20})),
-                    jpeg = encode_jpeg(at::rand({1, 20, 20}));
+  const std::string png = encode_png(at::rand({1, 20, 20}));
+  const std::string jpeg = encode_jpeg(at::rand({1, 20, 20}));
   test::expect_error(ErrorKind::kBadFile, "x",
                      [&] { decode_image(png.substr(0, png.size() / 2), "x"); });
   test::expect_error(ErrorKind::kBadFile, "x", [&] { decode_image("\xff\xd8 nothing", "x"); });
@@ -178,8 +179,9 @@ TEST(io_tensorboard, AContinuedRunTakesBackWhatItRepeats) {
   const test::TempDir dir;
   const auto files = [&] {
     std::set<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(dir.path()))
+    for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
       names.insert(entry.path().filename().string());
+    }
     return names;
   };
   const std::string start_at_7("\x10\x07\x3a\x02\x08\x01",

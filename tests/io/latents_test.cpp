@@ -5,7 +5,8 @@ namespace tiltflow {
 
 TEST(io_latents, UnfitTensorsAreNamed) {
   const test::TempDir dir;
-  const at::Tensor mean = at::zeros({2, 4, 3, 3}), labels = at::arange(2);
+  const at::Tensor mean = at::zeros({2, 4, 3, 3});
+  const at::Tensor labels = at::arange(2);
   const auto expect = [&](const std::string& text, const LatentFile& file) {
     write_latents(dir / "l", file);
     test::expect_error(ErrorKind::kBadFile, text, [&] { read_latents(dir / "l"); });

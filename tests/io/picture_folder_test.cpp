@@ -44,8 +44,9 @@ TEST(io_picture_folder, HiddenFoldersAndLitterAreNoClasses) {
   Folder folder;
   for (const char* name :
        {"cat/0.png", "dog/0.png", ".ipynb_checkpoints/0.png", ".git/0.png", "__MACOSX/cat/0.png",
-        "@eaDir/0.png", "cat/.ipynb_checkpoints/0.png", "cat/._0.png"})
+        "@eaDir/0.png", "cat/.ipynb_checkpoints/0.png", "cat/._0.png"}) {
     folder.picture(name);
+  }
   folder.file("cat/Thumbs.db", "x");
   const ImageDataset data = folder.read();
   EXPECT_EQ(data.class_names, (std::vector<std::string>{"cat", "dog"}));
@@ -58,16 +59,18 @@ TEST(io_picture_folder, HiddenFoldersAndLitterAreNoClasses) {
 TEST(io_picture_folder, OrderIsThatOfImageFolder) {
   Folder folder;
   for (const char* name : {"b/z.png", "b/A.PNG", "b/sub/1.png", "b/sub-x/1.png", "b/sub/deep/0.png",
-                           "B/1.png", "\xc3\xa9t\xc3\xa9/1.png"})
+                           "B/1.png", "\xc3\xa9t\xc3\xa9/1.png"}) {
     folder.picture(name);
+  }
   fs::create_directory_symlink(folder.path("B"), folder.path("b/link"));
   fs::create_directory_symlink(folder.path("b"), folder.path("b/sub/loop"));
   fs::create_symlink(folder.path("B/1.png"), folder.path("B/2.png"));
   const PictureList list = list_picture_folder(folder.path());
   EXPECT_EQ(list.class_names, (std::vector<std::string>{"B", "b", "\xc3\xa9t\xc3\xa9"}));
   std::vector<std::string> names;
-  for (const fs::path& file : list.files)
+  for (const fs::path& file : list.files) {
     names.push_back(file.lexically_relative(folder.path()).string());
+  }
   EXPECT_EQ(names,
             (std::vector<std::string>{"B/1.png", "B/2.png", "b/A.PNG", "b/z.png", "b/link/1.png",
                                       "b/link/2.png", "b/sub/1.png", "b/sub-x/1.png",
@@ -126,8 +129,9 @@ TEST(io_picture_folder, AllBadFilesAreNamedTogetherOrSkippedAndCounted) {
     const std::string what = error.what();
     EXPECT_NE(what.find("4 of 7 pictures"), std::string::npos) << what;
     for (const char* name : {"a/cut.jpg: broken JPEG", "b/empty.png: the file is empty",
-                             "b/link.png: a link to nothing", "b/pipe.png: not a regular file"})
+                             "b/link.png: a link to nothing", "b/pipe.png: not a regular file"}) {
       EXPECT_NE(what.find(name), std::string::npos) << what;
+    }
     EXPECT_NE(error.hint().find("skip_bad"), std::string::npos);
   }
   DatasetConfig config = folder.config();
@@ -182,8 +186,8 @@ TEST(io_picture_folder, TransparencyRotationsAndAnimationsAreSaid) {
   EXPECT_NE(notes.find("(data.alpha) in 1 of 2 pictures"), std::string::npos) << notes;
   DatasetConfig config = folder.config();
   config.alpha = "white";
-  const at::Tensor white = read_dataset(config, "train").images[0],
-                   dropped = folder.read().images[0];
+  const at::Tensor white = read_dataset(config, "train").images[0];
+  const at::Tensor dropped = folder.read().images[0];
   EXPECT_FALSE(at::equal(white, dropped));
   EXPECT_TRUE((white.to(at::kInt) >= dropped.to(at::kInt)).all().item<bool>());
   config.alpha = "refuse";

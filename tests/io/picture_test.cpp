@@ -54,11 +54,13 @@ TEST(io_picture, GreyPalettesAreGreyAndColoursStayColoured) {
     return read_picture_file(golden_picture(name)).bytes.size(0);
   };
   for (const char* name : {"grey.png", "grey16.png", "grey-alpha.png", "bilevel.png", "grey.jpg",
-                           "grey.bmp", "bilevel.bmp"})
+                           "grey.bmp", "bilevel.bmp"}) {
     EXPECT_EQ(channels(name), 1) << name;
+  }
   for (const char* name :
-       {"palette.png", "palette.bmp", "cmyk.jpg", "ycck.jpg", "lossy.webp", "rgb565.bmp"})
+       {"palette.png", "palette.bmp", "cmyk.jpg", "ycck.jpg", "lossy.webp", "rgb565.bmp"}) {
     EXPECT_EQ(channels(name), 3) << name;
+  }
 }
 
 TEST(io_picture, TransparencyIsSeenAndComposedOnlyWhenAsked) {
@@ -69,8 +71,9 @@ TEST(io_picture, TransparencyIsSeenAndComposedOnlyWhenAsked) {
       without_alpha(read_picture_file(golden_picture(name)), AlphaRule::kRefuse, name);
     });
   }
-  for (const char* name : {"rgb.png", "rgb32.bmp", "lossless.webp"})
+  for (const char* name : {"rgb.png", "rgb32.bmp", "lossless.webp"}) {
     EXPECT_FALSE(read_picture_file(golden_picture(name)).alpha.defined()) << name << " is opaque";
+  }
   Picture picture;
   picture.bytes = at::tensor({200, 200, 200}, at::kByte).view({1, 1, 3});
   picture.alpha = at::tensor({0, 51, 255}, at::kByte).view({1, 3});  // none, a fifth, all

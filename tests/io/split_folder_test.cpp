@@ -12,7 +12,8 @@ TEST(io_split_folder, OneSplitIsNeverTakenForAnother) {
   make("flat/cat");
   EXPECT_FALSE(split_folder(dir / "flat", "test").split);
   EXPECT_EQ(split_folder(dir / "flat", "test").folder, dir / "flat");
-  make("imagenet/train/cat"), make("imagenet/val/cat");
+  make("imagenet/train/cat");
+  make("imagenet/val/cat");
   EXPECT_EQ(split_folder(dir / "imagenet", "train").folder, dir / "imagenet/train");
   EXPECT_EQ(split_folder(dir / "imagenet", "test").folder, dir / "imagenet/val");
   EXPECT_TRUE(split_folder(dir / "imagenet", "test").split);

@@ -55,8 +55,8 @@ TEST(io_torch_file, EveryKindOfTensorFromBothContainers) {
 TEST(io_torch_file, TrainerFilesHaveSectionsAndInertArguments) {
   const TorchFile file = read_torch_file(sample("trainer.pt"));
   EXPECT_EQ(state_dict_sections(file), (std::vector<std::string>{"model", "ema"}));
-  const ParameterSet model = state_dict(file, "model"),
-                     ema = read_tensors(sample("trainer.pt")).tensors;  // written with "module."
+  const ParameterSet model = state_dict(file, "model");
+  const ParameterSet ema = read_tensors(sample("trainer.pt")).tensors;  // written with "module."
   EXPECT_EQ(ema.names(), model.names());
   EXPECT_TRUE(at::equal(ema.at("weight"), model.at("weight") + 1));
   const std::string args = pickle_text(*file.document.root->find("args"));
@@ -162,12 +162,14 @@ TEST(io_torch_file, DamagedFilesAreErrors) {
   for (const char* name : {"zip.pt", "stream.pt", "trainer.pt"}) {
     const std::string bytes = read_file(sample(name));
     ASSERT_TRUE(read_all(bytes)) << name;
-    for (std::size_t n = 0; n < bytes.size(); n += 7)
+    for (std::size_t n = 0; n < bytes.size(); n += 7) {
       EXPECT_FALSE(read_all(bytes.substr(0, n))) << name << " cut to " << n;
+    }
     for (int i = 0; i < 2000; ++i) {
       std::string damaged = bytes;
-      for (unsigned k = 0; k <= random() % 4; ++k)
+      for (unsigned k = 0; k <= random() % 4; ++k) {
         damaged[random() % damaged.size()] = static_cast<char>(random());
+      }
       read_all(damaged);
     }
   }

@@ -29,8 +29,9 @@ TEST(models_autoencoder, OutputsAndGradientsEqualThoseOfDiffusers) {
                             {MatmulPrecision::kFull, checkpointing, checkpointing ? 1 : 0}),
           io(name));
       EXPECT_GE(rows.size(), 3u);
-      for (const ParityRow& row : rows)
+      for (const ParityRow& row : rows) {
         EXPECT_TRUE(row.ok()) << name << " " << row.tensor << " " << row.error;
+      }
     }
   }
   const auto vae = load_autoencoder(folder("vae16"));
@@ -54,8 +55,9 @@ TEST(models_autoencoder, OlderNamesAreTheSameNetwork) {
                                {"to_k", "key"},
                                {"to_v", "value"},
                                {"to_out.0", "proj_attn"}}) {
-      if (const std::size_t at = old.find(a); at != std::string::npos)
+      if (const std::size_t at = old.find(a); at != std::string::npos) {
         old.replace(at, std::string(a).size(), b);
+      }
     }
     before.add(old, old != name && tensor.dim() == 2 ? tensor.unsqueeze(2).unsqueeze(3) : tensor);
   }
@@ -68,8 +70,9 @@ TEST(models_autoencoder, OlderNamesAreTheSameNetwork) {
   test::expect_error(ErrorKind::kBadFile, "do not divide into 32 groups",
                      [&] { load_autoencoder(dir / "old.safetensors"); });
   ParameterSet broken;
-  for (const auto& [name, tensor] : now)
+  for (const auto& [name, tensor] : now) {
     if (name != "decoder.conv_out.bias") broken.add(name, tensor);
+  }
   write_safetensors(dir / "broken.safetensors", broken);
   test::expect_error(ErrorKind::kBadFile, "decoder.conv_out.bias", [&] {
     load_autoencoder(dir / "broken.safetensors", {{"norm_num_groups", "4"}});
@@ -83,7 +86,8 @@ TEST(models_autoencoder, OlderNamesAreTheSameNetwork) {
 TEST(models_autoencoder, TilesSlicesAndPrecision) {
   const auto plain = load_autoencoder(folder("vae16"));
   const at::NoGradGuard no_grad;
-  const at::Tensor z = latent(12, 9), image = plain->decode(z);
+  const at::Tensor z = latent(12, 9);
+  const at::Tensor image = plain->decode(z);
   EXPECT_LT(
       test::relative_error(
           load_autoencoder(folder("vae16"), {}, {MatmulPrecision::kFull, false, 1})->decode(z),
@@ -109,8 +113,9 @@ TEST(models_autoencoder, ALayerThatOverflowsIsNamed) {
   const test::TempDir dir;
   ParameterSet weights;
   for (const auto& [name, tensor] :
-       read_safetensors(folder("vae16/diffusion_pytorch_model.safetensors")).tensors)
+       read_safetensors(folder("vae16/diffusion_pytorch_model.safetensors")).tensors) {
     weights.add(name, name == "decoder.up_blocks.1.resnets.0.conv2.bias" ? tensor + 3e38F : tensor);
+  }
   write_safetensors(dir / "hot.safetensors", weights);
   const auto hot = load_autoencoder(dir / "hot.safetensors", {{"norm_num_groups", "4"}});
   test::expect_error(ErrorKind::kNonFinite, "layer decoder.up_blocks.1.resnets.",
@@ -123,12 +128,12 @@ TEST(models_autoencoder, DecodedRewardHasTheRightGradient) {
   const StateReward reward(
       make_weighted_sum({term}),
       decoder_for({16, 2, 3}, load_autoencoder(folder("vae16"), {}, {}, at::kDouble)));
-  const at::Tensor z = latent(2, 3).to(at::kDouble),
-                   direction = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 2, {16, 2, 3},
-                                                       at::kDouble);
+  const at::Tensor z = latent(2, 3).to(at::kDouble);
+  const at::Tensor direction =
+      RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 2, {16, 2, 3}, at::kDouble);
   const double slope = (reward.score_and_gradient(z, {}).gradient * direction).sum().item<double>();
-  const double h = 1e-6,
-               numeric = (reward.score(z + direction * h, {}) - reward.score(z - direction * h, {}))
+  const double h = 1e-6;
+  const double numeric = (reward.score(z + direction * h, {}) - reward.score(z - direction * h, {}))
                              .sum()
                              .item<double>() /
                          (2 * h);
@@ -140,8 +145,12 @@ TEST(models_autoencoder, DecodedRewardHasTheRightGradient) {
 TEST(io_latents, AreScaledDrawnAndVerified) {
   const test::TempDir dir;
   LatentFile file;
-  file.mean = at::full({2, 1, 2, 2}, 3.0F), file.logvar = at::zeros({2, 1, 2, 2}),
-  file.labels = at::arange(2), file.scale = 0.5, file.shift = 1, file.source = "these";
+  file.mean = at::full({2, 1, 2, 2}, 3.0F);
+  file.logvar = at::zeros({2, 1, 2, 2});
+  file.labels = at::arange(2);
+  file.scale = 0.5;
+  file.shift = 1;
+  file.source = "these";
   write_latents(dir / "l.safetensors", file);
   const ImageDataset data = read_dataset({"latents", (dir / "l.safetensors").string()}, "train");
   EXPECT_EQ(data.shape(), (std::vector<std::int64_t>{1, 2, 2}));

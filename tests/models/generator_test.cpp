@@ -26,7 +26,8 @@ class models_generator : public ::testing::TestWithParam<std::string> {
 TEST_P(models_generator, ImagesAndInputGradientsAreThoseOfTheReference) {
   const auto g = generator();
   const ParameterSet t = io();
-  const at::Tensor z = leaf(t.at("z")), images = g->generate(z, t.at("y"));
+  const at::Tensor z = leaf(t.at("z"));
+  const at::Tensor images = g->generate(z, t.at("y"));
   EXPECT_LT(test::relative_error(images.detach(), t.at("eval.images")), kTolerance);
   EXPECT_LT(test::relative_error(gradient((images * t.at("cot")).sum(), z), t.at("eval.vjp_z")),
             kTolerance);
@@ -37,8 +38,9 @@ TEST_P(models_generator, TrainingModeUsesAndUpdatesBatchStatistics) {
   auto g = generator();
   const ParameterSet t = io(), weights = [&] {
     ParameterSet out;  // gradients for all but the statistics
-    for (const auto& [name, tensor] : g->parameters())
+    for (const auto& [name, tensor] : g->parameters()) {
       out.add(name, g->is_buffer(name) ? tensor : leaf(tensor));
+    }
     return out;
   }();
   g = g->rebind(weights);
@@ -49,12 +51,14 @@ TEST_P(models_generator, TrainingModeUsesAndUpdatesBatchStatistics) {
   EXPECT_LT(
       test::relative_error(torch::autograd::grad({value}, {z}, {}, true)[0], t.at("train.vjp_z")),
       2 * kTolerance);
-  int gradients = 0, buffers = 0;
+  int gradients = 0;
+  int buffers = 0;
   for (const auto& [name, tensor] : t) {
     if (starts_with(name, "train.pgrad.")) {
       const std::string key = name.substr(12);
-      if (key.find(".bias") != std::string::npos && key != "net.3.bias" && key != "net.1.bias")
+      if (key.find(".bias") != std::string::npos && key != "net.3.bias" && key != "net.1.bias") {
         continue;  // biases before a batch norm: rounding noise
+      }
       if (tensor.abs().max().item<double>() < 1e-3) continue;
       EXPECT_LT(test::relative_error(torch::autograd::grad({value}, {weights.at(key)}, {}, true)[0],
                                      tensor),
@@ -79,11 +83,13 @@ TEST_P(models_generator, DiscriminatorScoresAndHingeLosses) {
   const Discriminator d =
       load_discriminator(test::golden_onestep(GetParam() + "_discriminator.safetensors"));
   const ParameterSet t = io();
-  const at::Tensor real = leaf(t.at("real")), scores = d.score(real, t.at("y"));
+  const at::Tensor real = leaf(t.at("real"));
+  const at::Tensor scores = d.score(real, t.at("y"));
   EXPECT_LT(test::relative_error(scores.detach(), t.at("d.real_scores")), kTolerance);
   EXPECT_LT(test::relative_error(gradient(scores.sum(), real), t.at("d.grad_real")), kTolerance);
   const auto g = generator();
-  const at::Tensor z = leaf(t.at("z")), fake = d.score(g->generate(z, t.at("y")), t.at("y"));
+  const at::Tensor z = leaf(t.at("z"));
+  const at::Tensor fake = d.score(g->generate(z, t.at("y")), t.at("y"));
   EXPECT_LT(test::relative_error(fake.detach(), t.at("d.fake_scores")), kTolerance);
   EXPECT_LT(test::relative_error(gradient(fake.sum(), z), t.at("d.grad_z_of_fake_scores")),
             kTolerance);
@@ -94,7 +100,8 @@ TEST_P(models_generator, DiscriminatorScoresAndHingeLosses) {
 
 TEST_P(models_generator, TheTrainersCheckpointHoldsBothNetworks) {
   const std::filesystem::path file = test::golden_onestep(GetParam() + "_gan.pt");
-  const auto from_trainer = load_generator(file), plain = generator();
+  const auto from_trainer = load_generator(file);
+  const auto plain = generator();
   const ParameterSet t = io();
   EXPECT_TRUE(at::equal(from_trainer->generate(t.at("z"), t.at("y")),
                         plain->generate(t.at("z"), t.at("y"))));
@@ -118,16 +125,17 @@ INSTANTIATE_TEST_SUITE_P(Onestep, models_generator, ::testing::Values("mnist", "
 TEST(models_generator_sizes, PublishedParameterCounts) {
   const auto count = [](const ParameterSet& p) {
     std::int64_t n = 0;
-    for (const auto& [name, t] : p)
+    for (const auto& [name, t] : p) {
       n += name.find("running_") == std::string::npos &&
                    name.find("num_batches") == std::string::npos
                ? t.numel()
                : 0;
+    }
     return n;
   };
   const RandomStreams streams(0);
-  const GanConfig mnist = gan_config_from_args({{"size", "mnist"}}),
-                  cifar = gan_config_from_args({{"size", "cifar10"}});
+  const GanConfig mnist = gan_config_from_args({{"size", "mnist"}});
+  const GanConfig cifar = gan_config_from_args({{"size", "cifar10"}});
   EXPECT_EQ(count(init_gan_generator(mnist, streams)), 1898689);
   EXPECT_EQ(count(init_discriminator(mnist, streams)), 1740993);
   EXPECT_EQ(count(init_gan_generator(cifar, streams)), 4353667);
@@ -141,8 +149,8 @@ TEST(models_generator_sizes, SpectralNormBoundsEveryWeight) {
                                       {"spectral_norm", "true"}});
   const Discriminator d(c, init_discriminator(c, RandomStreams(1)));
   for (int i = 0; i < 200; ++i) d.update_spectral_norm();
-  const at::Tensor x = RandomStreams(2).normal(Purpose::kProbe, 0, 0, 0, 3, {1, 28, 28}),
-                   y = at::tensor({1, 2, 3}, at::kLong);
+  const at::Tensor x = RandomStreams(2).normal(Purpose::kProbe, 0, 0, 0, 3, {1, 28, 28});
+  const at::Tensor y = at::tensor({1, 2, 3}, at::kLong);
   ParameterSet divided;
   GanConfig plain = c;
   plain.spectral_norm = false;
@@ -193,9 +201,10 @@ TEST(models_generator_plain, PublicGeneratorsLoad) {
 TEST(models_generator_plain, MlpAndVaeDecoders) {
   const RandomStreams s(3);
   ParameterSet mlp;
-  mlp.add("0.weight", s.normal(Purpose::kInit, 0, 0, 0, 6, {4})), mlp.add("0.bias", at::ones({6})),
-      mlp.add("2.weight", s.normal(Purpose::kInit, 1, 0, 0, 12, {6})),
-      mlp.add("2.bias", at::zeros({12}));
+  mlp.add("0.weight", s.normal(Purpose::kInit, 0, 0, 0, 6, {4}));
+  mlp.add("0.bias", at::ones({6}));
+  mlp.add("2.weight", s.normal(Purpose::kInit, 1, 0, 0, 12, {6}));
+  mlp.add("2.bias", at::zeros({12}));
   const at::Tensor z = s.normal(Purpose::kPrior, 0, 0, 0, 5, {4});
   const auto g = make_mlp_generator(mlp, {});
   EXPECT_EQ(g->sample_shape(), (std::vector<std::int64_t>{3, 2, 2}));
@@ -203,9 +212,11 @@ TEST(models_generator_plain, MlpAndVaeDecoders) {
       at::tanh(at::relu(z.matmul(mlp.at("0.weight").t()) + 1).matmul(mlp.at("2.weight").t()));
   EXPECT_LT(test::relative_error(g->generate(z, {}).flatten(1), by_hand), 1e-6);
   ParameterSet vae;
-  vae.add("fc3.weight", mlp.at("0.weight")), vae.add("fc3.bias", mlp.at("0.bias")),
-      vae.add("fc4.weight", mlp.at("2.weight")), vae.add("fc4.bias", mlp.at("2.bias")),
-      vae.add("fc21.weight", at::zeros({1, 1}));
+  vae.add("fc3.weight", mlp.at("0.weight"));
+  vae.add("fc3.bias", mlp.at("0.bias"));
+  vae.add("fc4.weight", mlp.at("2.weight"));
+  vae.add("fc4.bias", mlp.at("2.bias"));
+  vae.add("fc21.weight", at::zeros({1, 1}));
   const auto v = make_vae_generator(vae, {{"channels", "3"}});
   EXPECT_LT(
       test::relative_error(v->generate(z, {}).flatten(1), at::sigmoid(at::atanh(by_hand)) * 2 - 1),

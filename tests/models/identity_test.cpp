@@ -99,8 +99,9 @@ TEST(models_identity, PathAndPredictionFromTexts) {
 TEST(models_foreign, ANetworkBesideOtherModulesIsTakenByName) {
   const test::TempDir dir;
   ParameterSet both;
-  for (const auto& [name, tensor] : init_sit(tiny_config(), RandomStreams(3)))
+  for (const auto& [name, tensor] : init_sit(tiny_config(), RandomStreams(3))) {
     both.add("vector_field." + name, tensor);
+  }
   both.add("loss.weight", at::zeros({1}));
   write_safetensors(dir / "m.safetensors", both, {{"args.num_heads", "4"}});
   FlowModelConfig config;
@@ -175,8 +176,9 @@ TEST(models_identity, HeadsOfTheTrainersArguments) {
 // Official sizes by their names: width 384 belongs to SiT-S with 6 heads, whatever the trainer's
 // spelling.
 TEST(models_identity, SizesByName) {
-  for (const char* name : {"SiT-S/2", "sit_s_2", "SiT-S-2"})
+  for (const char* name : {"SiT-S/2", "sit_s_2", "SiT-S-2"}) {
     EXPECT_EQ(official_sit_size(name), "SiT-S/2") << name;
+  }
   EXPECT_EQ(official_sit_size("SiT-XL/8"), "SiT-XL/8");
   EXPECT_EQ(official_sit_size("SiT-M/2"), "");
   SitConfig small = tiny_config();
@@ -209,8 +211,9 @@ TEST(models_identity, RowsNameTheirSources) {
                         {{"args.path_type", "GVP"}, {"args.epochs", "5"}}};
   std::map<std::string, std::string> sources;
   const std::vector<IdentityRow> rows = model_identity(file, {{"prediction", "score"}}, "x");
-  for (const IdentityRow& row : rows)
+  for (const IdentityRow& row : rows) {
     sources[row.name] = row.value.empty() ? "?" : cat(row.value, " by ", row.source);
+  }
   EXPECT_EQ(sources.at("family"), "sit by its tensors");
   EXPECT_EQ(sources.at("path"), "gvp by args.path_type = 'GVP'");
   EXPECT_EQ(sources.at("prediction"), "score by given");
@@ -255,10 +258,11 @@ TEST(models_foreign, ArchitecturesAreNamed) {
       {{"something.else"}, ""}};
   for (const auto& [names, what] : cases) {
     const std::string found = model_family(named(names), {});
-    if (what.empty())
+    if (what.empty()) {
       EXPECT_EQ(found, "");
-    else
+    } else {
       EXPECT_NE(found.find(what), std::string::npos) << found << " for " << names[0];
+    }
   }
 }
 

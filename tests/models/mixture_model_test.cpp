@@ -19,18 +19,21 @@ FlowModelConfig modes() {
 
 TEST(models_mixture, IsTheExactFlowAndSurvivesItsFile) {
   const FlowModel flow = load_flow_model(modes());
-  const at::Tensor x = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 16, {2}),
-                   t = at::linspace(0.05, 0.95, 16);
+  const at::Tensor x = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 16, {2});
+  const at::Tensor t = at::linspace(0.05, 0.95, 16);
   GaussianMixture mixture =
       isotropic_mixture(at::tensor({0.25, 0.75}, at::kDouble),
                         at::tensor({-1.0, 0.0, 1.0, 0.5}, at::kDouble).view({2, 2}), 1);
-  mixture.covariances[0] *= 0.25, mixture.covariances[1] *= 0.49;
+  mixture.covariances[0] *= 0.25;
+  mixture.covariances[1] *= 0.49;
   const MixtureField field(mixture, make_path("linear"));
   EXPECT_TRUE(at::allclose(flow.model->velocity(x, t, {}), field.velocity(x, t, {}), 1e-5, 1e-6));
   // Beside a control network, as a file and back.
   const test::TempDir dir;
   PolicyConfig policy;
-  policy.kind = "control", policy.control.kind = "mlp", policy.control.width = 8;
+  policy.kind = "control";
+  policy.control.kind = "mlp";
+  policy.control.width = 8;
   Policy made = make_policy(flow, policy, 3);
   {
     const at::NoGradGuard no_grad;
@@ -40,8 +43,8 @@ TEST(models_mixture, IsTheExactFlowAndSurvivesItsFile) {
   save_velocity_model(dir / "m.safetensors", *tuned, tuned->parameters(), flow.metadata());
   FlowModelConfig file;
   file.file = (dir / "m.safetensors").string();
-  const at::Tensor a = load_flow_model(file).model->velocity(x, t, {}),
-                   b = tuned->velocity(x, t, {});
+  const at::Tensor a = load_flow_model(file).model->velocity(x, t, {});
+  const at::Tensor b = tuned->velocity(x, t, {});
   EXPECT_TRUE(at::allclose(a, b, 1e-4, 1e-5));
   EXPECT_FALSE(at::allclose(a, field.velocity(x, t, {}), 1e-3, 1e-3));
   file.path = "gvp";
@@ -61,8 +64,8 @@ TEST(models_control, PotentialIsAGradientAndDifferentiable) {
                                                      tensor.sizes(), at::kDouble)[0])
                           .set_requires_grad(true));
   }
-  const at::Tensor x = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 4, {3}, at::kDouble),
-                   t = at::linspace(0.1, 0.9, 4, at::kDouble);
+  const at::Tensor x = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 4, {3}, at::kDouble);
+  const at::Tensor t = at::linspace(0.1, 0.9, 4, at::kDouble);
   const Condition c{at::tensor({0, 1, 2, 2}, at::kLong)};
   const auto output = [&](const at::Tensor& at_x) {
     const at::NoGradGuard no_grad;
@@ -81,8 +84,8 @@ TEST(models_control, PotentialIsAGradientAndDifferentiable) {
         << i;
   }
   const at::AutoGradMode grad(true);
-  const at::Tensor probe = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 4, {3}, at::kDouble),
-                   &w = weights.at("layers.0.weight");
+  const at::Tensor probe = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 4, {3}, at::kDouble);
+  const at::Tensor& w = weights.at("layers.0.weight");
   const at::Tensor g =
       torch::autograd::grad({(control_output(config, weights, x, t, c) * probe).sum()}, {w})[0];
   const auto moved = [&](double by) {
@@ -111,8 +114,9 @@ TEST(models_mixture, SaysWhatIsWrong) {
   test::expect_error(ErrorKind::kConfig, "give one of them", [&] { load_flow_model(both); });
   const test::TempDir dir;
   ParameterSet broken;
-  broken.add("weights", at::ones({1})), broken.add("means", at::zeros({1, 2})),
-      broken.add("covariances", -at::eye(2).unsqueeze(0));
+  broken.add("weights", at::ones({1}));
+  broken.add("means", at::zeros({1, 2}));
+  broken.add("covariances", -at::eye(2).unsqueeze(0));
   write_safetensors(dir / "b.safetensors", broken,
                     {{"tiltflow.family", "gaussian-mixture"}, {"tiltflow.args", "{}"}});
   test::expect_error(ErrorKind::kBadFile, "positive definite",
@@ -125,7 +129,8 @@ TEST(models_mixture, SaysWhatIsWrong) {
 
 TEST(models_mixture, LogDensityRewardTiltsTheNormalIntoTheMixture) {
   RewardTerm term;
-  term.name = "log-density", term.args = {{"means", "1 0; -1 0"}, {"deviations", "0.5"}};
+  term.name = "log-density";
+  term.args = {{"means", "1 0; -1 0"}, {"deviations", "0.5"}};
   const at::Tensor x = RandomStreams(2).normal(Purpose::kProbe, 0, 0, 0, 64, {2}, at::kDouble);
   const at::Tensor plain = make_reward(term)->score(x, {});
   EXPECT_TRUE(at::allclose(plain, log_density(mixture_from_args(term.args), x)));

@@ -11,8 +11,14 @@ namespace tiltflow {
 namespace {
 SitConfig tiny() {
   SitConfig c;
-  c.input_size = 8, c.patch_size = 2, c.in_channels = 1, c.hidden_size = 16, c.depth = 2,
-  c.num_heads = 2, c.num_classes = 3, c.learn_sigma = false;
+  c.input_size = 8;
+  c.patch_size = 2;
+  c.in_channels = 1;
+  c.hidden_size = 16;
+  c.depth = 2;
+  c.num_heads = 2;
+  c.num_classes = 3;
+  c.learn_sigma = false;
   return c;
 }
 }  // namespace
@@ -29,9 +35,10 @@ TEST(models_sit, OutputsAndGradientsEqualTheOfficialOnes) {
           *model.model, wide.model.get(),
           read_safetensors(test::golden(std::string(name) + "_forward.safetensors")).tensors);
       EXPECT_GE(rows.size(), 13u);
-      for (const ParityRow& row : rows)
+      for (const ParityRow& row : rows) {
         EXPECT_TRUE(row.ok()) << name << " " << row.tensor << " " << row.error << " at "
                               << row.worst;
+      }
     }
   }
 }
@@ -57,9 +64,11 @@ TEST(models_sit, OfficialSizes) {
   EXPECT_EQ(xl.hidden_size, 1152);
   EXPECT_EQ(xl.depth, 28);
   EXPECT_EQ(xl.num_heads, 16);
-  for (const char* size : {"S", "B", "L", "XL"})
-    for (const char* patch : {"2", "4", "8"})
+  for (const char* size : {"S", "B", "L", "XL"}) {
+    for (const char* patch : {"2", "4", "8"}) {
       EXPECT_NO_THROW(sit_preset(std::string("SiT-") + size + "/" + patch));
+    }
+  }
   test::expect_error(ErrorKind::kConfig, "did you mean 'SiT-S/2'", [] { sit_preset("SiT-S2"); });
   // parameters of SiT-S/2 as published: 33 M
   SitConfig s = sit_preset("SiT-S/2");
@@ -69,11 +78,13 @@ TEST(models_sit, OfficialSizes) {
 TEST(models_sit, ActivationCheckpointingChangesNothing) {
   const SitConfig config = tiny();
   ParameterSet weights;
-  for (const auto& [name, tensor] : init_sit(config, RandomStreams(1)))
+  for (const auto& [name, tensor] : init_sit(config, RandomStreams(1))) {
     weights.add(name, (name == "pos_embed" ? tensor : tensor + 0.05)
                           .to(at::kDouble)
                           .set_requires_grad(name != "pos_embed"));
-  const at::Tensor x = at::randn({3, 1, 8, 8}, at::kDouble), t = at::rand({3}, at::kDouble);
+  }
+  const at::Tensor x = at::randn({3, 1, 8, 8}, at::kDouble);
+  const at::Tensor t = at::rand({3}, at::kDouble);
   const Condition labels{at::tensor(std::vector<std::int64_t>{0, 1, 3})};
   std::vector<at::Tensor> wanted{weights.at("blocks.0.attn.qkv.weight"),
                                  weights.at("x_embedder.proj.weight"),
@@ -83,9 +94,11 @@ TEST(models_sit, ActivationCheckpointingChangesNothing) {
                                 {MatmulPrecision::kFull, AttentionBackend::kMath, checkpointing});
     return torch::autograd::grad({model->velocity(x, t, labels).square().sum()}, wanted);
   };
-  const auto plain = gradients(false), saved = gradients(true);
-  for (std::size_t i = 0; i < wanted.size(); ++i)
+  const auto plain = gradients(false);
+  const auto saved = gradients(true);
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
     EXPECT_LT(test::relative_error(saved[i], plain[i]), 1e-12);
+  }
 }
 
 TEST(models_sit, UnconditionalEqualsTheNullClass) {
@@ -93,9 +106,9 @@ TEST(models_sit, UnconditionalEqualsTheNullClass) {
       load_velocity_model(test::golden("sit_b_ema.safetensors"), {{"num_heads", "3"}});
   const at::NoGradGuard no_grad;
   const at::Tensor x = at::randn({3, 1, 28, 28});
-  const at::Tensor a = loaded.model->velocity(x, time_tensor(0.3, x), {}),
-                   b = loaded.model->velocity(x, at::full({3}, 0.3),
-                                              {at::full({3}, 10, at::kLong)});
+  const at::Tensor a = loaded.model->velocity(x, time_tensor(0.3, x), {});
+  const at::Tensor b =
+      loaded.model->velocity(x, at::full({3}, 0.3), {at::full({3}, 10, at::kLong)});
   EXPECT_LT(test::relative_error(a, b), 1e-6);
 }
 
@@ -103,17 +116,18 @@ TEST(models_sit, LabelsOutOfRangeAreRefused) {
   const auto loaded =
       load_velocity_model(test::golden("sit_b_ema.safetensors"), {{"num_heads", "3"}});
   const at::Tensor x = at::zeros({2, 1, 28, 28});
-  for (const std::int64_t bad : {-1, 11})
+  for (const std::int64_t bad : {-1, 11}) {
     test::expect_error(ErrorKind::kFailure, "labels are 0 to 10", [&] {
       loaded.model->velocity(x, time_tensor(0.3, x),
                              {at::tensor(std::vector<std::int64_t>{3, bad})});
     });
+  }
 }
 
 TEST(models_sit, Bf16StaysClose) {
   const std::map<std::string, std::string> args{{"num_heads", "3"}};
-  const auto full = load_velocity_model(test::golden("sit_b_ema.safetensors"), args),
-             half = load_velocity_model(test::golden("sit_b_ema.safetensors"), args,
+  const auto full = load_velocity_model(test::golden("sit_b_ema.safetensors"), args);
+  const auto half = load_velocity_model(test::golden("sit_b_ema.safetensors"), args,
                                         {MatmulPrecision::kBf16, AttentionBackend::kFused, false});
   const ParameterSet g = read_safetensors(test::golden("sit_b_forward.safetensors")).tensors;
   const at::NoGradGuard no_grad;
@@ -134,15 +148,18 @@ TEST(models_file, RoundTripKeepsArchitectureAndPath) {
   EXPECT_EQ(loaded.model->classes(), 3);
 
   ParameterSet broken;  // one tensor missing, one of the wrong shape, one too many
-  for (const auto& [name, tensor] : model->parameters())
-    if (name != "blocks.1.attn.proj.bias")
+  for (const auto& [name, tensor] : model->parameters()) {
+    if (name != "blocks.1.attn.proj.bias") {
       broken.add(name, name == "final_layer.linear.bias" ? at::zeros({3}) : tensor);
+    }
+  }
   broken.add("extra", at::zeros({1}));
   write_safetensors(dir / "b.safetensors", broken, loaded.metadata);
   for (const char* part : {"missing: blocks.1.attn.proj.bias", "shape of final_layer.linear.bias",
-                           "unexpected: extra"})
+                           "unexpected: extra"}) {
     test::expect_error(ErrorKind::kBadFile, part,
                        [&] { load_velocity_model(dir / "b.safetensors"); });
+  }
 
   ParameterSet poisoned = clone(model->parameters(), false);
   poisoned.at("x_embedder.proj.bias").fill_(std::nan(""));
@@ -160,7 +177,10 @@ TEST(models_mlp, LearnsNothingBeforeTraining) {
 TEST(models_classifier, RoundTripAndErrors) {
   const test::TempDir dir;
   ClassifierConfig config;
-  config.input_size = 8, config.width = 4, config.features = 6, config.num_classes = 3;
+  config.input_size = 8;
+  config.width = 4;
+  config.features = 6;
+  config.num_classes = 3;
   save_classifier(dir / "c.safetensors", config, init_classifier(config, RandomStreams(1)));
   const auto judge = load_classifier(dir / "c.safetensors");
   EXPECT_EQ(judge->logits(at::rand({2, 1, 8, 8})).sizes().vec(), (std::vector<std::int64_t>{2, 3}));
@@ -172,8 +192,8 @@ TEST(models_classifier, RoundTripAndErrors) {
 // same model.
 TEST(models_file, PyTorchAndShardedFilesAreModelsToo) {
   const test::TempDir dir;
-  const ParameterSet ema = read_safetensors(test::golden("sit_a_ema.safetensors")).tensors,
-                     raw = read_safetensors(test::golden("sit_a_model.safetensors")).tensors;
+  const ParameterSet ema = read_safetensors(test::golden("sit_a_ema.safetensors")).tensors;
+  const ParameterSet raw = read_safetensors(test::golden("sit_a_model.safetensors")).tensors;
   write_torch_file(dir / "trainer.pt", {{"model", raw}, {"ema", ema}});
   write_torch_file(dir / "bare.pt", {{"", raw}});
   write_sharded_safetensors(dir / "sit.safetensors.index.json", ema, 1e5);
@@ -183,8 +203,8 @@ TEST(models_file, PyTorchAndShardedFilesAreModelsToo) {
         .model->parameters()
         .at("y_embedder.embedding_table.weight");
   };
-  const at::Tensor expected_ema = ema.at("y_embedder.embedding_table.weight"),
-                   expected_raw = raw.at("y_embedder.embedding_table.weight");
+  const at::Tensor expected_ema = ema.at("y_embedder.embedding_table.weight");
+  const at::Tensor expected_raw = raw.at("y_embedder.embedding_table.weight");
   EXPECT_TRUE(at::equal(table("trainer.pt"), expected_ema));
   EXPECT_TRUE(at::equal(table("trainer.pt", "model"), expected_raw));
   EXPECT_TRUE(at::equal(table("bare.pt"), expected_raw));

@@ -26,19 +26,21 @@ SitConfig small_sit() {
 std::shared_ptr<const VelocityModel> sit(std::uint64_t seed) {
   ParameterSet weights;
   std::uint32_t key = 0;
-  for (const auto& [name, tensor] : init_sit(small_sit(), RandomStreams(seed)))
+  for (const auto& [name, tensor] : init_sit(small_sit(), RandomStreams(seed))) {
     weights.add(name, tensor + 0.05 * RandomStreams(seed).normal(Purpose::kProbe, ++key, 0, 0, 1,
                                                                  tensor.sizes())[0]);
+  }
   return make_sit(small_sit(), weights);
 }
 
 TEST(models_product, EveryAgentMovesItsOwnPart) {
-  const auto a = sit(1), b = sit(2);
+  const auto a = sit(1);
+  const auto b = sit(2);
   const ProductModel both({a, b});
   EXPECT_EQ(both.sample_shape(), (std::vector<std::int64_t>{2, 8, 8}));
   EXPECT_EQ(both.linear_layers().size(), 2 * a->linear_layers().size());
-  const at::Tensor x = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 3, {2, 8, 8}),
-                   t = at::tensor({0.2F, 0.5F, 0.9F});
+  const at::Tensor x = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 3, {2, 8, 8});
+  const at::Tensor t = at::tensor({0.2F, 0.5F, 0.9F});
   const Condition c{at::tensor({0, 2, 3}, at::kLong)};
   const at::Tensor v = both.velocity(x, t, c);
   EXPECT_TRUE(at::allclose(v.narrow(1, 0, 1), a->velocity(x.narrow(1, 0, 1), t, c), 1e-5, 1e-6));
@@ -47,8 +49,9 @@ TEST(models_product, EveryAgentMovesItsOwnPart) {
   const at::Tensor pull = at::cat({at::ones({3, 1, 8, 8}), at::zeros({3, 1, 8, 8})}, 1);
   EXPECT_EQ(both.vjp(x, t, c, pull).input_gradient.narrow(1, 1, 1).abs().max().item<double>(), 0);
   EXPECT_GT(both.vjp(x, t, c, pull).input_gradient.narrow(1, 0, 1).abs().max().item<double>(), 0);
-  for (const auto& [how, wanted] : {std::pair{"mean", 0.5}, {"sum", 1.0}, {"max", 1.0}})
+  for (const auto& [how, wanted] : {std::pair{"mean", 0.5}, {"sum", 1.0}, {"max", 1.0}}) {
     EXPECT_EQ(aggregated(pull, 2, how).max().item<double>(), wanted);
+  }
   test::expect_error(ErrorKind::kConfig, "makes [2]", [&] {
     ProductModel({a, std::make_shared<MixtureModel>(mixture_from_args({{"means", "0 0"}}),
                                                     make_path("linear"))});
@@ -63,15 +66,16 @@ TEST(models_product, FilesPoliciesAndErrors) {
                         {{"tiltflow.path", "linear"}});
   }
   FlowModelConfig config;
-  config.agents = {(dir / "m1.safetensors").string(), (dir / "m2.safetensors").string()},
+  config.agents = {(dir / "m1.safetensors").string(), (dir / "m2.safetensors").string()};
   config.aggregate = "sum";
   config.args = {{"num_heads", "2"}};
   const FlowModel flow = load_flow_model(config);
-  const at::Tensor x = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 3, {2, 8, 8}),
-                   t = at::tensor({0.2F, 0.5F, 0.9F});
+  const at::Tensor x = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 3, {2, 8, 8});
+  const at::Tensor t = at::tensor({0.2F, 0.5F, 0.9F});
   for (const char* kind : {"full", "lora", "control"}) {
     PolicyConfig policy;
-    policy.kind = kind, policy.control.width = 8;
+    policy.kind = kind;
+    policy.control.width = 8;
     const Policy made = make_policy(flow, policy, 3);
     {
       const at::NoGradGuard no_grad;
@@ -111,15 +115,24 @@ TEST(train_product, TwoGaussiansUnderOneControl) {
   FinetuneConfig c;
   c.model.agents = {(dir / "a.safetensors").string(), (dir / "b.safetensors").string()};
   RewardTerm reward;
-  reward.name = "quadratic", reward.center = {1.0}, reward.curvature = 6;
+  reward.name = "quadratic";
+  reward.center = {1.0};
+  reward.curvature = 6;
   c.reward = {reward};
-  c.policy.kind = "control", c.policy.control.kind = "mlp", c.policy.control.width = 32,
+  c.policy.kind = "control";
+  c.policy.control.kind = "mlp";
+  c.policy.control.width = 32;
   c.policy.control.depth = 2;
   c.method.adjoint = adjoint_matching_preset("exact", 25);
-  c.sampler.steps = 25, c.batch = 64, c.item = 32, c.evaluation.every = 0,
+  c.sampler.steps = 25;
+  c.batch = 64;
+  c.item = 32;
+  c.evaluation.every = 0;
   c.evaluation.base_samples = 64;
-  c.train.steps = 150, c.train.optimizer.learning_rate = 5e-3,
-  c.train.optimizer.final_fraction = 0.02, c.train.average_decay = 0.95,
+  c.train.steps = 150;
+  c.train.optimizer.learning_rate = 5e-3;
+  c.train.optimizer.final_fraction = 0.02;
+  c.train.average_decay = 0.95;
   c.train.checkpoint_every = 150;
   const FinetuneSetup setup = set_up(c);
   {
@@ -138,8 +151,9 @@ TEST(train_product, TwoGaussiansUnderOneControl) {
       isotropic_mixture(at::ones({1}, at::kDouble), at::full({1, 2}, 0.3, at::kDouble), 0.8);
   const TiltedMixture target =
       tilt(joint, quadratic_form(at::full({2, 2}, 1.5, at::kDouble), at::ones({2}, at::kDouble)));
-  const at::Tensor mean_found = x.mean(0), centred = x - mean_found,
-                   covariance_found = at::matmul(centred.t(), centred) / 4000;
+  const at::Tensor mean_found = x.mean(0);
+  const at::Tensor centred = x - mean_found;
+  const at::Tensor covariance_found = at::matmul(centred.t(), centred) / 4000;
   EXPECT_LT(target.law.covariances[0][0][1].item<double>(), -0.1);
   EXPECT_LT((mean_found - target.law.means[0]).abs().max().item<double>(), 0.07) << mean_found;
   EXPECT_LT((covariance_found - target.law.covariances[0]).abs().max().item<double>(), 0.07)

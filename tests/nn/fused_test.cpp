@@ -29,14 +29,16 @@ void expect_same(const std::function<at::Tensor(const std::vector<at::Tensor>&)>
                  std::vector<at::Tensor> inputs, double tolerance) {
   const at::AutoGradMode grad(true);
   for (at::Tensor& input : inputs) input = input.detach().set_requires_grad(true);
-  const at::Tensor a = fused(inputs), b = plain(inputs),
-                   cotangent = draw(99, a.sizes()).to(a.scalar_type());
+  const at::Tensor a = fused(inputs);
+  const at::Tensor b = plain(inputs);
+  const at::Tensor cotangent = draw(99, a.sizes()).to(a.scalar_type());
   EXPECT_LT(test::relative_error(a.detach().to(at::kFloat), b.detach().to(at::kFloat)), tolerance);
-  const auto ga = torch::autograd::grad({a}, inputs, {cotangent}),
-             gb = torch::autograd::grad({b}, inputs, {cotangent.to(b.scalar_type())});
-  for (std::size_t i = 0; i < inputs.size(); ++i)
+  const auto ga = torch::autograd::grad({a}, inputs, {cotangent});
+  const auto gb = torch::autograd::grad({b}, inputs, {cotangent.to(b.scalar_type())});
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
     EXPECT_LT(test::relative_error(ga[i].to(at::kFloat), gb[i].to(at::kFloat)), tolerance)
         << "gradient of input " << i;
+  }
 }
 
 at::Tensor plain_norm(const std::vector<at::Tensor>& in) {
@@ -52,9 +54,11 @@ at::Tensor plain_gated(const std::vector<at::Tensor>& in) {
 TEST(nn_fused, ValuesAndGradientsOfThePlainOperators) {
   for (const std::int64_t width : {96, 7}) {       // whole vectors, and a remainder
     for (const std::int64_t row_count : {3, 1}) {  // a row per sample, and one for all
-      const at::Tensor x = draw(1, {3, 5, width}) * 2 + 1, wide = draw(2, {row_count, 3 * width});
-      const at::Tensor shift = wide.narrow(1, 0, width), scale = wide.narrow(1, width, width),
-                       y = draw(3, {3, 5, width});
+      const at::Tensor x = draw(1, {3, 5, width}) * 2 + 1;
+      const at::Tensor wide = draw(2, {row_count, 3 * width});
+      const at::Tensor shift = wide.narrow(1, 0, width);
+      const at::Tensor scale = wide.narrow(1, width, width);
+      const at::Tensor y = draw(3, {3, 5, width});
       expect_same(
           [](const auto& in) { return fused::modulated_norm(in[0], in[1], in[2], at::kFloat); },
           plain_norm, {x, shift, scale}, 3e-6);
@@ -71,16 +75,20 @@ TEST(nn_fused, ValuesAndGradientsOfThePlainOperators) {
 
 // Several libtorch threads share the tokens of a sample: what one thread finds.
 TEST(nn_fused, SeveralThreadsFindTheSame) {
-  const at::Tensor x = draw(1, {2, 70, 24}), row = draw(2, {2, 24}), shared = draw(3, {1, 24}),
-                   y = draw(4, {2, 70, 24}).to(at::kBFloat16), many = draw(5, {50000}, 3);
+  const at::Tensor x = draw(1, {2, 70, 24});
+  const at::Tensor row = draw(2, {2, 24});
+  const at::Tensor shared = draw(3, {1, 24});
+  const at::Tensor y = draw(4, {2, 70, 24}).to(at::kBFloat16);
+  const at::Tensor many = draw(5, {50000}, 3);
   const auto all = [&] {
     const at::AutoGradMode grad(true);
-    const at::Tensor z = many.detach().set_requires_grad(true), g = fused::gelu(z);
+    const at::Tensor z = many.detach().set_requires_grad(true);
+    const at::Tensor g = fused::gelu(z);
     const at::Tensor in = x.detach().set_requires_grad(
         true);  // rows that ask for no gradient: the backward pass is shared as well
     const at::Tensor g_norm = torch::autograd::grad(
-                         {fused::modulated_norm(in, row, row * 2, at::kFloat)}, {in}, {x * 3})[0],
-                     y_in = y.detach().set_requires_grad(true);
+        {fused::modulated_norm(in, row, row * 2, at::kFloat)}, {in}, {x * 3})[0];
+    const at::Tensor y_in = y.detach().set_requires_grad(true);
     const at::Tensor g_gated =
         torch::autograd::grad({fused::gated_sum(x, row, y_in)}, {y_in}, {x * 3})[0].to(at::kFloat);
     return std::vector<at::Tensor>{g_norm,
@@ -99,8 +107,9 @@ TEST(nn_fused, SeveralThreadsFindTheSame) {
   EXPECT_EQ(fused::threads_of_a_pass(), 3) << "compiled without OpenMP";
   const std::vector<at::Tensor> three = all();
   at::set_num_threads(before);
-  for (std::size_t i = 0; i < one.size(); ++i)
+  for (std::size_t i = 0; i < one.size(); ++i) {
     EXPECT_LT(test::relative_error(three[i], one[i]), 1e-6) << i;
+  }
 }
 
 // Our own kernel for few tokens and libtorch's for many; heads that fill whole vectors or not;
@@ -127,14 +136,16 @@ TEST(nn_fused, AttentionOfFewAndManyTokens) {
     expect_same([&](const auto& in) { return fused::attention(in[0], c.heads); }, plain, {packed},
                 c.scale > 4 ? 1e-4 : 2e-5);
     // bf16: within rounding of the plain operators on the same numbers.
-    const at::Tensor half = packed.to(at::kBFloat16), exact = half.to(at::kFloat).requires_grad_(),
-                     input = half.detach().requires_grad_();
-    const at::Tensor found = fused::attention(input, c.heads), expected = plain({exact}),
-                     cotangent = draw(11, expected.sizes()).to(at::kBFloat16);
+    const at::Tensor half = packed.to(at::kBFloat16);
+    const at::Tensor exact = half.to(at::kFloat).requires_grad_();
+    const at::Tensor input = half.detach().requires_grad_();
+    const at::Tensor found = fused::attention(input, c.heads);
+    const at::Tensor expected = plain({exact});
+    const at::Tensor cotangent = draw(11, expected.sizes()).to(at::kBFloat16);
     EXPECT_LT(test::relative_error(found.to(at::kFloat), expected), 6e-3) << c.tokens;
-    const at::Tensor g = torch::autograd::grad({found}, {input}, {cotangent})[0].to(at::kFloat),
-                     g_expected =
-                         torch::autograd::grad({expected}, {exact}, {cotangent.to(at::kFloat)})[0];
+    const at::Tensor g = torch::autograd::grad({found}, {input}, {cotangent})[0].to(at::kFloat);
+    const at::Tensor g_expected =
+        torch::autograd::grad({expected}, {exact}, {cotangent.to(at::kFloat)})[0];
     EXPECT_LT(test::relative_error(g, g_expected), 2e-2) << c.tokens;
   }
 }
@@ -143,9 +154,11 @@ TEST(nn_fused, ExtremeValues) {
   const at::Tensor x =
       at::tensor(std::vector<float>{-1e30F, -100, -20, -5.5F, -1e-30F, 0, 1e-3F, 20, 100, 1e30F,
                                     std::numeric_limits<float>::quiet_NaN()});
-  const at::Tensor found = fused::gelu(x), expected = at::gelu(x.to(at::kDouble), "tanh");
+  const at::Tensor found = fused::gelu(x);
+  const at::Tensor expected = at::gelu(x.to(at::kDouble), "tanh");
   for (std::int64_t i = 0; i < 10; ++i) {
-    const double e = expected[i].item<double>(), f = found[i].item<double>();
+    const double e = expected[i].item<double>();
+    const double f = found[i].item<double>();
     EXPECT_LT(std::abs(f - e), 1e-6 * std::abs(e) + 1e-6) << x[i].item<float>();
   }
   EXPECT_TRUE(std::isnan(found[10].item<float>()));
@@ -156,19 +169,23 @@ TEST(nn_fused, ExtremeValues) {
 template <class T>
 at::Tensor attention_of(const kernels::Table<T>& table, const at::Tensor& packed,
                         std::int64_t heads) {
-  const std::int64_t n = packed.size(0), t = packed.size(1), d = packed.size(2) / (3 * heads);
-  const at::Tensor out = at::empty({n, t, heads * d}, packed.options()),
-                   log_sum = at::empty({n, heads, t}),
-                   scratch = at::empty({table.attention_scratch(t, d)});
+  const std::int64_t n = packed.size(0);
+  const std::int64_t t = packed.size(1);
+  const std::int64_t d = packed.size(2) / (3 * heads);
+  const at::Tensor out = at::empty({n, t, heads * d}, packed.options());
+  const at::Tensor log_sum = at::empty({n, heads, t});
+  const at::Tensor scratch = at::empty({table.attention_scratch(t, d)});
   table.attention(static_cast<const T*>(packed.const_data_ptr()), static_cast<T*>(out.data_ptr()),
                   log_sum.data_ptr<float>(), scratch.data_ptr<float>(), 0, n * heads, t, heads, d);
   return out.to(at::kFloat);
 }
 
 TEST(nn_fused, EveryInstructionSetAgrees) {
-  const at::Tensor x = draw(7, {4, 37}), reference = at::gelu(x, "tanh");
+  const at::Tensor x = draw(7, {4, 37});
+  const at::Tensor reference = at::gelu(x, "tanh");
   const std::int64_t h = 2;
-  const at::Tensor packed = draw(8, {2, 70, 3 * h * 24}), expected = fused::attention(packed, h);
+  const at::Tensor packed = draw(8, {2, 70, 3 * h * 24});
+  const at::Tensor expected = fused::attention(packed, h);
   const kernels::UsableKernels& usable = kernels::usable_kernels();
   EXPECT_EQ(usable.tables[usable.count - 1], &kernels::kernels());
   for (int i = 0; i < usable.count; ++i) {
@@ -176,7 +193,8 @@ TEST(nn_fused, EveryInstructionSetAgrees) {
     const at::Tensor out = at::empty_like(x);
     table->full.gelu(x.const_data_ptr<float>(), out.data_ptr<float>(), x.numel());
     EXPECT_LT(test::relative_error(out, reference), 3e-6) << table->name;
-    const at::Tensor half = x.to(at::kBFloat16), half_out = at::empty_like(half);
+    const at::Tensor half = x.to(at::kBFloat16);
+    const at::Tensor half_out = at::empty_like(half);
     table->half.gelu(static_cast<const kernels::Bf16*>(half.const_data_ptr()),
                      static_cast<kernels::Bf16*>(half_out.data_ptr()), x.numel());
     EXPECT_LT(test::relative_error(half_out.to(at::kFloat), at::gelu(half.to(at::kFloat), "tanh")),
@@ -204,12 +222,13 @@ TEST(nn_fused, SecondDerivativesAreRefused) {
 // one still hands the gradient through.
 TEST(nn_fused, LinearLayersPackedOrNot) {
   ParameterSet weights;
-  weights.add("l.weight", draw(14, {96, 64}).set_requires_grad(true)),
-      weights.add("l.bias", draw(15, {96}).set_requires_grad(true));
+  weights.add("l.weight", draw(14, {96, 64}).set_requires_grad(true));
+  weights.add("l.bias", draw(15, {96}).set_requires_grad(true));
   ParameterSet frozen;
-  frozen.add("l.weight", weights.at("l.weight").detach()),
-      frozen.add("l.bias", weights.at("l.bias").detach());
-  const Linear layer = make_linear(weights, {}, "l"), same = make_linear(frozen, {}, "l");
+  frozen.add("l.weight", weights.at("l.weight").detach());
+  frozen.add("l.bias", weights.at("l.bias").detach());
+  const Linear layer = make_linear(weights, {}, "l");
+  const Linear same = make_linear(frozen, {}, "l");
   EXPECT_EQ(layer.copies, same.copies);  // one copy of a weight that two models use
   for (const std::int64_t rows : {1, 7, 200}) {
     for (const bool packing : {false, true}) {
@@ -226,9 +245,9 @@ TEST(nn_fused, LinearLayersPackedOrNot) {
       };
       expect_same(run_half, plain, {x, layer.weight, layer.bias}, 1e-2);
       const at::AutoGradMode grad(true);
-      const at::Tensor input = x.detach().set_requires_grad(true),
-                       y = fused::linear(same, input, packing),
-                       g = torch::autograd::grad({y.sum()}, {input})[0];
+      const at::Tensor input = x.detach().set_requires_grad(true);
+      const at::Tensor y = fused::linear(same, input, packing);
+      const at::Tensor g = torch::autograd::grad({y.sum()}, {input})[0];
       EXPECT_LT(test::relative_error(g, layer.weight.detach().sum(0).expand_as(g)), 1e-5) << rows;
     }
   }
@@ -239,16 +258,16 @@ TEST(nn_fused, LinearLayersPackedOrNot) {
 TEST(nn_fused, CopiesFollowTheirTensors) {
   for (const bool packing : {false, true}) {
     ParameterSet weights;
-    weights.add("l.weight", draw(9, {4, 3}).set_requires_grad(true)),
-        weights.add("l.bias", draw(10, {4}).set_requires_grad(true));
+    weights.add("l.weight", draw(9, {4, 3}).set_requires_grad(true));
+    weights.add("l.bias", draw(10, {4}).set_requires_grad(true));
     const Linear layer = make_linear(weights, {}, "l");
     const at::Tensor many = draw(11, {150, 3});
     const auto error = [&] {
       double largest = 0;
       for (const at::Tensor& x :
            {many.to(at::kBFloat16), many}) {  // fp32: enough rows to be packed
-        const at::Tensor found = fused::linear(layer, x, packing),
-                         expected = at::linear(x, weights.at("l.weight").to(x.scalar_type()),
+        const at::Tensor found = fused::linear(layer, x, packing);
+        const at::Tensor expected = at::linear(x, weights.at("l.weight").to(x.scalar_type()),
                                                weights.at("l.bias").to(x.scalar_type()));
         largest = std::max(largest, test::relative_error(found.detach().to(at::kFloat),
                                                          expected.detach().to(at::kFloat)));
@@ -261,7 +280,8 @@ TEST(nn_fused, CopiesFollowTheirTensors) {
     EXPECT_LT(error(), 1e-5);
     {
       ParameterSet other;
-      other.add("l.weight", draw(12, {4, 3})), other.add("l.bias", draw(13, {4}));
+      other.add("l.weight", draw(12, {4, 3}));
+      other.add("l.bias", draw(13, {4}));
       const SwappedWeights swapped(weights, other);
       EXPECT_LT(error(), 1e-5);
     }
@@ -288,17 +308,21 @@ TEST(nn_fused, SitEqualsThePlainModel) {
       for (const char* layer :
            {"blocks.0.attn.qkv", "blocks.1.mlp.fc2", "blocks.0.adaLN_modulation.1"}) {
         const at::Tensor& w = weights.at(cat(layer, ".weight"));
-        if (adapted)
+        if (adapted) {
           adapters[layer] = {draw(++key, {2, w.size(1)}, 0.2).set_requires_grad(true),
                              draw(++key, {w.size(0), 2}, 0.2).set_requires_grad(true), 1.5};
+        }
       }
       const auto trainable = model.model->rebind(weights, adapters);
       const at::Tensor x = g.at("x").clone().set_requires_grad(true);
       std::vector<at::Tensor> wanted{x};
-      for (const auto& [name, tensor] : weights)
+      for (const auto& [name, tensor] : weights) {
         if (!model.model->is_buffer(name)) wanted.push_back(tensor);
-      for (const auto& [layer, adapter] : adapters)
-        wanted.push_back(adapter.a), wanted.push_back(adapter.b);
+      }
+      for (const auto& [layer, adapter] : adapters) {
+        wanted.push_back(adapter.a);
+        wanted.push_back(adapter.b);
+      }
       const at::Tensor out = trainable->velocity(x, g.at("t"), {g.at("y")});
       std::vector<at::Tensor> found = torch::autograd::grad({(out * g.at("cot")).sum()}, wanted);
       found.insert(found.begin(), out.detach());
@@ -315,18 +339,23 @@ TEST(nn_fused, SitEqualsThePlainModel) {
           }
         };
     ModelRuntime plain, fast, half, fast_half;
-    fast.fused = true, half.precision = MatmulPrecision::kBf16,
-    fast_half.precision = MatmulPrecision::kBf16, fast_half.fused = true;
+    fast.fused = true;
+    half.precision = MatmulPrecision::kBf16;
+    fast_half.precision = MatmulPrecision::kBf16;
+    fast_half.fused = true;
     half.attention = AttentionBackend::kFused;
-    const auto exact = gradients(plain), found = gradients(fast), slow16 = gradients(half),
-               fast16 = gradients(fast_half);
+    const auto exact = gradients(plain);
+    const auto found = gradients(fast);
+    const auto slow16 = gradients(half);
+    const auto fast16 = gradients(fast_half);
     fast.activation_checkpointing = true;
     const auto recomputed = gradients(fast);
     EXPECT_LT(test::relative_error(found[0], g.at("out")), 1e-5);
     EXPECT_LT(test::relative_error(found[1], g.at("vjp_x")), 1e-5);
     compare(exact, found, slow16, fast16);
-    for (std::size_t i = 0; i < exact.size(); ++i)
+    for (std::size_t i = 0; i < exact.size(); ++i) {
       EXPECT_TRUE(at::equal(found[i], recomputed[i])) << i;
+    }
     fast.activation_checkpointing = false;
     compare(gradients(plain, true), gradients(fast, true), gradients(half, true),
             gradients(fast_half, true));
@@ -340,13 +369,13 @@ TEST(nn_fused, FrozenPassesOfEveryShape) {
        {std::pair{"sit_a_ema.safetensors", "4"}, std::pair{"sit_b_ema.safetensors", "3"}}) {
     for (const MatmulPrecision precision : {MatmulPrecision::kFull, MatmulPrecision::kBf16}) {
       ModelRuntime plain, fast;
-      plain.precision = fast.precision = precision, fast.fused = true,
+      plain.precision = fast.precision = precision;
+      fast.fused = true;
       plain.attention = AttentionBackend::kFused;
-      const std::shared_ptr<const VelocityModel>
-          slow_model =
-              load_velocity_model(test::golden(weights), {{"num_heads", heads}}, plain).model,
-          fast_model =
-              load_velocity_model(test::golden(weights), {{"num_heads", heads}}, fast).model;
+      const std::shared_ptr<const VelocityModel> slow_model =
+          load_velocity_model(test::golden(weights), {{"num_heads", heads}}, plain).model;
+      const std::shared_ptr<const VelocityModel> fast_model =
+          load_velocity_model(test::golden(weights), {{"num_heads", heads}}, fast).model;
       const std::shared_ptr<const VelocityModel> exact_model =
           load_velocity_model(test::golden(weights), {{"num_heads", heads}}).model;
       for (const std::int64_t n : {1, 5, 67}) {
@@ -357,11 +386,13 @@ TEST(nn_fused, FrozenPassesOfEveryShape) {
           };
           std::vector<std::int64_t> sizes = slow_model->sample_shape();
           sizes.insert(sizes.begin(), n);
-          const at::Tensor x = draw(30, sizes), w = draw(31, sizes), t = at::full({n}, 0.4),
-                           labels = at::arange(n, at::kLong).remainder(slow_model->classes());
-          const Vjp exact = field(exact_model)->vjp(x, t, {labels}, w),
-                    slow = field(slow_model)->vjp(x, t, {labels}, w),
-                    found = field(fast_model)->vjp(x, t, {labels}, w);
+          const at::Tensor x = draw(30, sizes);
+          const at::Tensor w = draw(31, sizes);
+          const at::Tensor t = at::full({n}, 0.4);
+          const at::Tensor labels = at::arange(n, at::kLong).remainder(slow_model->classes());
+          const Vjp exact = field(exact_model)->vjp(x, t, {labels}, w);
+          const Vjp slow = field(slow_model)->vjp(x, t, {labels}, w);
+          const Vjp found = field(fast_model)->vjp(x, t, {labels}, w);
           const std::string where = cat(weights, " n ", n, " scale ", scale);
           const double allowed_v =
               precision == MatmulPrecision::kFull

@@ -31,8 +31,9 @@ Ways everywhere(WaySlot::Kind kind, const std::string& option) {
   Ways out;
   for (std::size_t i = 0; i < way_slots().size(); ++i) {
     const WaySlot& slot = way_slots()[i];
-    for (const std::uint8_t o : slot.options)
+    for (const std::uint8_t o : slot.options) {
       if (slot.kind == kind && option_name(slot, o) == option) out.choose(i, o);
+    }
   }
   return out;
 }
@@ -51,8 +52,9 @@ std::vector<at::Tensor> with_gradients(
 
 void expect_close(const std::vector<at::Tensor>& found, const std::vector<at::Tensor>& expected,
                   double tolerance, const std::string& what) {
-  for (std::size_t i = 0; i < found.size(); ++i)
+  for (std::size_t i = 0; i < found.size(); ++i) {
     EXPECT_LT(test::relative_error(found[i], expected[i]), tolerance) << what << ", result " << i;
+  }
 }
 
 }  // namespace
@@ -67,10 +69,11 @@ class nn_ways : public ::testing::Test {
     follow_choices({});
   }
   ~nn_ways() override {
-    if (cache_before_.empty())
+    if (cache_before_.empty()) {
       ::unsetenv("XDG_CACHE_HOME");
-    else
+    } else {
       ::setenv("XDG_CACHE_HOME", cache_before_.c_str(), 1);
+    }
     set_ways({});
     follow_choices({});
   }
@@ -84,8 +87,9 @@ namespace {
 std::string odd_choices() {
   MachineChoices odd;
   odd.speeds = {131, 2.7};
-  for (std::size_t i = 0; i < way_slots().size(); ++i)
+  for (std::size_t i = 0; i < way_slots().size(); ++i) {
     odd.ways.choose(i, way_slots()[i].options.back());
+  }
   return to_text(machine_key(), odd);
 }
 
@@ -136,7 +140,9 @@ TEST_F(nn_ways, EveryWayOfAttentionAndOfThePassesAgreesWithDouble) {
             {packed}),
         expected, 2e-5, option);
   }
-  const at::Tensor x = drawn(5, {2, 9, 40}), row = drawn(6, {2, 40}), scale = drawn(7, {2, 40});
+  const at::Tensor x = drawn(5, {2, 9, 40});
+  const at::Tensor row = drawn(6, {2, 40});
+  const at::Tensor scale = drawn(7, {2, 40});
   const auto gelu =
       with_gradients([](const std::vector<at::Tensor>& in) { return at::gelu(in[0], "tanh"); },
                      {x.to(at::kDouble)});
@@ -165,7 +171,9 @@ TEST_F(nn_ways, EveryWayOfAttentionAndOfThePassesAgreesWithDouble) {
 TEST_F(nn_ways, EveryInstructionSetsAttentionAgreesWithDouble) {
   const kernels::UsableKernels& usable = kernels::usable_kernels();
   for (const auto& [tokens, head] : {std::pair{49, 32}, std::pair{70, 17}, std::pair{5, 3}}) {
-    const std::int64_t t = tokens, d = head, h = 2;
+    const std::int64_t t = tokens;
+    const std::int64_t d = head;
+    const std::int64_t h = 2;
     const at::Tensor packed = drawn(10, {1, t, 3 * h * d});
     const auto in_double = [&](const std::vector<at::Tensor>& in) {
       const auto parts = in[0].view({1, t, 3, h, d}).permute({2, 0, 3, 1, 4}).unbind(0);
@@ -180,9 +188,10 @@ TEST_F(nn_ways, EveryInstructionSetsAttentionAgreesWithDouble) {
     const at::Tensor cotangent = drawn(9, expected[0].sizes());
     for (int i = 0; i < usable.count; ++i) {
       const kernels::Table<float>& table = usable.tables[i]->full;
-      const at::Tensor out = at::empty({1, t, h * d}), sums = at::empty({1, h, t}),
-                       scratch = at::empty({table.attention_scratch(t, d)}),
-                       gradient = at::empty_like(packed);
+      const at::Tensor out = at::empty({1, t, h * d});
+      const at::Tensor sums = at::empty({1, h, t});
+      const at::Tensor scratch = at::empty({table.attention_scratch(t, d)});
+      const at::Tensor gradient = at::empty_like(packed);
       table.attention(packed.const_data_ptr<float>(), out.data_ptr<float>(), sums.data_ptr<float>(),
                       scratch.data_ptr<float>(), 0, h, t, h, d);
       table.attention_backward(packed.const_data_ptr<float>(), out.data_ptr<float>(),
@@ -221,10 +230,12 @@ TEST_F(nn_ways, SizesFindTheirClass) {
     Ways changed;
     changed.choose(i, slot.options.back());
     const auto looked_up = [&](const Ways& w) -> int {
-      if (slot.kind == WaySlot::Kind::kProduct)
+      if (slot.kind == WaySlot::Kind::kProduct) {
         return static_cast<int>(w.product(slot.half, slot.use, slot.rows, slot.width, slot.width));
-      if (slot.kind == WaySlot::Kind::kAttention)
+      }
+      if (slot.kind == WaySlot::Kind::kAttention) {
         return static_cast<int>(w.attention(slot.half, slot.rows, slot.width));
+      }
       return static_cast<int>(w.pass(slot.half, slot.pass));
     };
     EXPECT_EQ(looked_up(changed), slot.options.back()) << slot.name;
@@ -282,7 +293,8 @@ TEST_F(nn_ways, DamagedAndForeignFilesAreIgnored) {
         replaced("\"ways\"", "\"way\""), replaced(key.at("libtorch"), "0.0.0")}) {
     EXPECT_FALSE(choices_from_text(bad, key)) << bad.substr(0, 60);
   }
-  const std::filesystem::path pipe = folder_ / "pipe", large = folder_ / "large";
+  const std::filesystem::path pipe = folder_ / "pipe";
+  const std::filesystem::path large = folder_ / "large";
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);  // opening it would wait for ever
   EXPECT_FALSE(read_choices(pipe, key));
   write_file_atomic(large, good + std::string(1 << 17, ' '));
@@ -303,9 +315,10 @@ TEST_F(nn_ways, DamagedAndForeignFilesAreIgnored) {
 
 TEST_F(nn_ways, InstructionSets) {
   for (const InstructionSet& set : instruction_sets()) {
-    if (!set.available)
+    if (!set.available) {
       test::expect_error(ErrorKind::kUsage, cat("no ", set.name),
                          [&] { restrict_environment(set.name); });
+    }
   }
   test::expect_error(ErrorKind::kUsage, "'avx3' is unknown", [] { restrict_environment("avx3"); });
 }

@@ -19,14 +19,16 @@ struct Linear16 {
   at::Tensor direction;  // d reward / dz
   Linear16() {
     ParameterSet p;
-    p.add("0.weight", w / 100), p.add("0.bias", at::zeros({16}));
+    p.add("0.weight", w / 100);
+    p.add("0.bias", at::zeros({16}));
     generator = make_mlp_generator(p, {});
     RewardTerm term;
     term.name = "linear";
     at::Tensor slope = at::zeros({16});
-    for (std::int64_t i = 0; i < 16; ++i)
-      term.slope.push_back(static_cast<double>(i % 5) - 2),
-          slope[i] = static_cast<double>(i % 5) - 2;
+    for (std::int64_t i = 0; i < 16; ++i) {
+      term.slope.push_back(static_cast<double>(i % 5) - 2);
+      slope[i] = static_cast<double>(i % 5) - 2;
+    }
     reward = make_weighted_sum({term});
     direction = at::mv(w.t(), slope) / 200;  // pictures are shown in [0, 1]
   }
@@ -36,13 +38,18 @@ TEST(noise_align, ASharedRotationReachesTheKnownOptimum) {
   const Linear16 s;
   for (const char* optimizer : {"riemannian", "adamw"}) {
     AlignConfig c;
-    c.optimizer = optimizer, c.batch = 8, c.l2 = 0, c.steps = 150, c.angle = 0.3,
-    c.learning_rate = 0.02, c.fresh = 4000;
+    c.optimizer = optimizer;
+    c.batch = 8;
+    c.l2 = 0;
+    c.steps = 150;
+    c.angle = 0.3;
+    c.learning_rate = 0.02;
+    c.fresh = 4000;
     const AlignResult r = align_noise(*s.generator, *s.reward, nullptr, c, -1, kStreams);
     // mean_b direction . Q eps_b <= |direction| |mean eps|
-    const double offset = r.reward.front() - at::dot(s.direction, r.eps.mean(0)).item<double>(),
-                 best = offset +
-                        s.direction.norm().item<double>() * r.eps.mean(0).norm().item<double>();
+    const double offset = r.reward.front() - at::dot(s.direction, r.eps.mean(0)).item<double>();
+    const double best =
+        offset + s.direction.norm().item<double>() * r.eps.mean(0).norm().item<double>();
     EXPECT_GT(r.reward[static_cast<std::size_t>(r.best_step)],
               r.reward.front() + 0.97 * (best - r.reward.front()))
         << optimizer;
@@ -63,11 +70,15 @@ TEST(noise_align, ASharedRotationReachesTheKnownOptimum) {
 TEST(noise_align, OwnRotationsReachTheirsAndTheNoiseTellsIt) {
   const Linear16 s;
   AlignConfig c;
-  c.patches.per_sample = true, c.batch = 64, c.l2 = 0, c.steps = 120, c.angle = 0.3;
+  c.patches.per_sample = true;
+  c.batch = 64;
+  c.l2 = 0;
+  c.steps = 120;
+  c.angle = 0.3;
   const AlignResult r = align_noise(*s.generator, *s.reward, nullptr, c, -1, kStreams);
-  const double offset = r.reward.front() - at::mv(r.eps, s.direction).mean().item<double>(),
-               best = offset +
-                      s.direction.norm().item<double>() * r.eps.norm(2, {1}).mean().item<double>();
+  const double offset = r.reward.front() - at::mv(r.eps, s.direction).mean().item<double>();
+  const double best =
+      offset + s.direction.norm().item<double>() * r.eps.norm(2, {1}).mean().item<double>();
   EXPECT_GT(r.reward.back(), r.reward.front() + 0.97 * (best - r.reward.front()));
   EXPECT_FALSE(r.has_fresh);
   EXPECT_EQ(noise_report(r.noise, kStreams).verdict, "radially exact, angularly tilted");
@@ -114,7 +125,12 @@ TEST(noise_align, PatchesOfANoisePicture) {
   g.file = (test::source_dir() / "assets/mnist-sit.safetensors").string();
   const auto flow = open_generator(g);
   AlignConfig c;
-  c.patches.patch = 7, c.patches.groups = 4, c.batch = 2, c.steps = 4, c.fresh = 2, c.angle = 0.3;
+  c.patches.patch = 7;
+  c.patches.groups = 4;
+  c.batch = 2;
+  c.steps = 4;
+  c.fresh = 2;
+  c.angle = 0.3;
   RewardTerm ink;
   const AlignResult r = align_noise(*flow, *make_weighted_sum({ink}), nullptr, c, 3, kStreams);
   EXPECT_EQ(r.maps.sizes(), (at::IntArrayRef{4, 49, 49}));

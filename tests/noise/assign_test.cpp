@@ -20,8 +20,8 @@ const bool kPolicy =
 // G(z) = tanh(A z): an invertible toy whose optimum is known.
 std::unique_ptr<Generator> toy(std::int64_t d = 9, double gain = 0.3) {
   ParameterSet p;
-  p.add("0.weight", kAssignStreams.normal(Purpose::kInit, 0, 0, 0, 16, {d}) * gain),
-      p.add("0.bias", at::zeros({16}));
+  p.add("0.weight", kAssignStreams.normal(Purpose::kInit, 0, 0, 0, 16, {d}) * gain);
+  p.add("0.bias", at::zeros({16}));
   return make_mlp_generator(p, {});
 }
 
@@ -31,7 +31,8 @@ AssignTargets targets_of(const Generator& g, const at::Tensor& z) {
 
 TEST(noise_transport, EqualsBruteForceAndIsAPermutation) {
   for (std::uint32_t key = 0; key < 20; ++key) {
-    const std::int64_t n = 1 + key % 7, m = n + key % 3;
+    const std::int64_t n = 1 + key % 7;
+    const std::int64_t m = n + key % 3;
     const at::Tensor cost =
         kAssignStreams.uniform(Purpose::kProbe, key, 0, n, {m}, at::kDouble)
             .mul(key % 2 ? 1 : 4)
@@ -52,18 +53,19 @@ TEST(noise_transport, EqualsBruteForceAndIsAPermutation) {
 }
 
 TEST(noise_transport, LargeProblemsAndSinkhorn) {
-  const at::Tensor a = kAssignStreams.normal(Purpose::kProbe, 1, 0, 0, 300, {5}, at::kDouble),
-                   order =
-                       at::tensor(kAssignStreams.permutation(Purpose::kProbe, 2, 300), at::kLong);
+  const at::Tensor a = kAssignStreams.normal(Purpose::kProbe, 1, 0, 0, 300, {5}, at::kDouble);
+  const at::Tensor order =
+      at::tensor(kAssignStreams.permutation(Purpose::kProbe, 2, 300), at::kLong);
   const at::Tensor cost =
       at::cdist(a, a.index_select(0, order) + 1e-4);  // the optimum undoes the shuffle
   const std::vector<std::int64_t> found = linear_assignment(cost);
-  for (std::int64_t i = 0; i < 300; ++i)
+  for (std::int64_t i = 0; i < 300; ++i) {
     EXPECT_EQ(order[found[static_cast<std::size_t>(i)]].item<std::int64_t>(), i);
+  }
   const at::Tensor random = kAssignStreams.uniform(Purpose::kProbe, 3, 0, 64, {64}, at::kDouble);
-  const double exact = assignment_cost(random, linear_assignment(random)),
-               approximate = assignment_cost(random, sinkhorn_assignment(random)),
-               identity = random.trace().item<double>();
+  const double exact = assignment_cost(random, linear_assignment(random));
+  const double approximate = assignment_cost(random, sinkhorn_assignment(random));
+  const double identity = random.trace().item<double>();
   EXPECT_LE(exact, approximate);
   EXPECT_LT(approximate, exact + 0.3 * (identity - exact));
   test::expect_error(ErrorKind::kNonFinite, "not finite",
@@ -74,11 +76,15 @@ TEST(noise_assign, FindsTheNoiseThatMadeThePicture) {
   const auto g = toy();
   const at::Tensor z = kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 12, {9});
   AssignConfig c;
-  c.map = "free", c.steps = 600, c.learning_rate = 0.1;
+  c.map = "free";
+  c.steps = 600;
+  c.learning_rate = 0.1;
   const AssignResult free = Assigner(*g, c, kAssignStreams).assign(targets_of(*g, z), 0);
   EXPECT_LT(free.loss.max().item<double>(), 1e-5);
   // On the sphere the target must have the length of the base noise: give the search such targets.
-  c.map = "sphere", c.screen = 1, c.restarts = 1;
+  c.map = "sphere";
+  c.screen = 1;
+  c.restarts = 1;
   const at::Tensor eps = kAssignStreams.normal(Purpose::kExact, 1, 0, 0, 12, {9});
   const AssignResult sphere =
       Assigner(*g, c, kAssignStreams).assign(targets_of(*g, on_sphere(z, eps)), 0, eps);
@@ -98,7 +104,11 @@ TEST(noise_assign, EveryMapImprovesAndKeepsLengths) {
        {"sphere", "expm", "cayley", "householder", "block", "givens", "butterfly"}) {
     AssignConfig c;
     for (const char* optimizer : {"lbfgs", "adam"}) {
-      c.optimizer = optimizer, c.map = map, c.steps = 60, c.screen = 4, c.restarts = 2,
+      c.optimizer = optimizer;
+      c.map = map;
+      c.steps = 60;
+      c.screen = 4;
+      c.restarts = 2;
       c.learning_rate = 0.05;
       const AssignResult r = Assigner(*g, c, kAssignStreams).assign(targets, 0);
       EXPECT_LT(r.loss.mean().item<double>(), 0.8 * r.start_loss.mean().item<double>()) << map;
@@ -118,7 +128,11 @@ TEST(noise_assign, ATargetDoesNotDependOnItsCompany) {
   const AssignTargets all =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 11, {64}));
   AssignConfig c;
-  c.steps = 25, c.screen = 6, c.restarts = 3, c.tile = 8, c.patience = 6;
+  c.steps = 25;
+  c.screen = 6;
+  c.restarts = 3;
+  c.tile = 8;
+  c.patience = 6;
   const AssignResult whole = Assigner(*g, c, kAssignStreams).assign(all, 3);
   const at::Tensor some = at::tensor({7, 2, 10}, at::kLong);
   const AssignTargets part{all.images.index_select(0, some), {}, all.ids.index_select(0, some)};
@@ -132,23 +146,28 @@ TEST(noise_assign, RestartsScreeningPatienceAndBounds) {
   const AssignTargets targets =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 40, {9}));
   AssignConfig one;
-  one.steps = 60, one.screen = 1, one.restarts = 1;
+  one.steps = 60;
+  one.screen = 1;
+  one.restarts = 1;
   AssignConfig many = one;
-  many.screen = 16, many.restarts = 8;
-  const AssignResult single = Assigner(*g, one, kAssignStreams).assign(targets, 0),
-                     best = Assigner(*g, many, kAssignStreams).assign(targets, 0);
+  many.screen = 16;
+  many.restarts = 8;
+  const AssignResult single = Assigner(*g, one, kAssignStreams).assign(targets, 0);
+  const AssignResult best = Assigner(*g, many, kAssignStreams).assign(targets, 0);
   EXPECT_LT(best.loss.mean().item<double>(), 0.7 * single.loss.mean().item<double>());
   EXPECT_LE(single.backwards, 40 * 60);
   EXPECT_GT(single.backwards, 35 * 60);
   // Screening alone keeps the best of the starts, and of more starts a better one.
   AssignConfig chosen = one;
-  chosen.steps = 0, chosen.screen = 16;
+  chosen.steps = 0;
+  chosen.screen = 16;
   const AssignResult screened = Assigner(*g, chosen, kAssignStreams).assign(targets, 0);
   at::Tensor least = at::full({40}, 1e9, at::kDouble);
   for (std::uint32_t s = 0; s < 16; ++s) {
     std::vector<at::Tensor> starts;
-    for (std::int64_t i = 0; i < 40; ++i)
+    for (std::int64_t i = 0; i < 40; ++i) {
       starts.push_back(kAssignStreams.normal(Purpose::kPrior, 0, s, i, 1, {9}));
+    }
     const at::Tensor z = at::cat(starts);
     least = at::minimum(least, Assigner(*g, chosen, kAssignStreams).evaluate(z, z, targets));
   }
@@ -180,7 +199,9 @@ TEST(noise_assign, NoiseTermsAct) {
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 20, {9}));
   const auto run = [&](auto change) {
     AssignConfig c;
-    c.steps = 80, c.screen = 1, c.restarts = 1;
+    c.steps = 80;
+    c.screen = 1;
+    c.restarts = 1;
     change(c);
     return Assigner(*g, c, kAssignStreams).assign(targets, 0);
   };
@@ -197,7 +218,10 @@ TEST(noise_assign, NoiseTermsAct) {
   const auto length = [](const AssignResult& r) {
     return (r.noise.square().mean(1) - 1).square().mean().item<double>();
   };
-  EXPECT_LT(length(run([](AssignConfig& c) { c.map = "free", c.loss.prior = 1; })),
+  EXPECT_LT(length(run([](AssignConfig& c) {
+              c.map = "free";
+              c.loss.prior = 1;
+            })),
             0.3 * length(run([](AssignConfig& c) { c.map = "free"; })));
 }
 
@@ -206,14 +230,15 @@ TEST(noise_assign, TransportUsesExactlyThePool) {
   const AssignTargets targets =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 64, {9}));
   AssignConfig c;
-  c.init = "transport", c.steps = 0;
+  c.init = "transport";
+  c.steps = 0;
   const Assigner assigner(*g, c, kAssignStreams);
   const at::Tensor base = assigner.transport(targets, 0);
   const at::Tensor pool = kAssignStreams.normal(Purpose::kPrior, 0, 1, 0, 64, {9});
   const auto sorted = [](const at::Tensor& x) { return std::get<0>(x.select(1, 0).sort()); };
   EXPECT_TRUE(at::equal(sorted(base), sorted(pool)));
-  const double matched = assigner.evaluate(base, base, targets).mean().item<double>(),
-               random = assigner.evaluate(pool, pool, targets).mean().item<double>();
+  const double matched = assigner.evaluate(base, base, targets).mean().item<double>();
+  const double random = assigner.evaluate(pool, pool, targets).mean().item<double>();
   EXPECT_LT(matched, 0.8 * random);
   EXPECT_EQ(noise_report(base, kAssignStreams).verdict, "consistent with N(0, I)");
 }
@@ -224,7 +249,8 @@ TEST(noise_assign, TransportBlocksPoolsAndFeatures) {
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 64, {9}));
   const auto run = [&](auto change, const FeatureFunction& features = {}) {
     AssignConfig c;
-    c.init = "transport", c.steps = 0;
+    c.init = "transport";
+    c.steps = 0;
     change(c);
     const Assigner assigner(*g, c, kAssignStreams, features);
     const at::Tensor base = assigner.transport(targets, 0);
@@ -238,7 +264,9 @@ TEST(noise_assign, TransportBlocksPoolsAndFeatures) {
   // A feature that sees the first row of pixels only: its distance is what is minimised.
   const FeatureFunction row = [](const at::Tensor& x) { return x.select(2, 0).flatten(1); };
   AssignConfig c;
-  c.loss.mse = 0, c.loss.feature = 1, c.steps = 80;
+  c.loss.mse = 0;
+  c.loss.feature = 1;
+  c.steps = 80;
   const AssignResult r = Assigner(*g, c, kAssignStreams, row).assign(targets, 0);
   const at::Tensor off = ((g->generate(r.noise, {}) - targets.images) / 2).square();
   EXPECT_NEAR(off.select(2, 0).mean().item<double>(), r.loss.mean().item<double>(), 1e-5);
@@ -262,22 +290,25 @@ TEST(noise_assign, TheReferenceCurveIsReproduced) {
                   t.at("static.z")),
               1e-5);
     AssignConfig c;
-    c.map = "expm", c.loss.l1 = m.at("l1").get<double>(),
+    c.map = "expm";
+    c.loss.l1 = m.at("l1").get<double>();
     c.loss.prior = m.at("prior").get<double>();
     const Assigner assigner(*generator, c, kAssignStreams);
     const AssignTargets target{t.at("target"), t.at("label"), at::zeros({1}, at::kLong)};
     // The reference's loop: Adam at a constant rate on the raw matrix; its orthogonality penalty is
     // rounding noise.
-    at::Tensor raw = (t.at("raw_unit") * m.at("init_scale").get<double>()).unsqueeze(0),
-               first = at::zeros_like(raw), second = at::zeros_like(raw);
+    at::Tensor raw = (t.at("raw_unit") * m.at("init_scale").get<double>()).unsqueeze(0);
+    at::Tensor first = at::zeros_like(raw);
+    at::Tensor second = at::zeros_like(raw);
     for (std::int64_t k = 0; k < 25; ++k) {
-      const at::Tensor leaf = raw.detach().set_requires_grad(true),
-                       z = map->apply(leaf, t.at("base_noise").unsqueeze(0)).squeeze(0);
-      const at::Tensor loss = assigner.losses(z, t.at("base_noise"), target).sum(),
-                       g = torch::autograd::grad({loss}, {leaf})[0];
+      const at::Tensor leaf = raw.detach().set_requires_grad(true);
+      const at::Tensor z = map->apply(leaf, t.at("base_noise").unsqueeze(0)).squeeze(0);
+      const at::Tensor loss = assigner.losses(z, t.at("base_noise"), target).sum();
+      const at::Tensor g = torch::autograd::grad({loss}, {leaf})[0];
       EXPECT_NEAR(loss.item<double>() / t.at("curve")[k].item<double>(), 1, 1e-4)
           << name << " step " << k;
-      first = 0.9 * first + 0.1 * g, second = 0.999 * second + 0.001 * g.square();
+      first = 0.9 * first + 0.1 * g;
+      second = 0.999 * second + 0.001 * g.square();
       raw = raw - m.at("lr").get<double>() * (first / (1 - std::pow(0.9, k + 1))) /
                       ((second / (1 - std::pow(0.999, k + 1))).sqrt() + 1e-8);
     }
@@ -292,18 +323,26 @@ struct Scene {
   AssignConfig config;
   std::vector<Target> targets;
   Scene() {
-    config.steps = 15, config.screen = 3, config.restarts = 2, config.chunk = 4, config.tile = 4;
+    config.steps = 15;
+    config.screen = 3;
+    config.restarts = 2;
+    config.chunk = 4;
+    config.tile = 4;
     const at::Tensor images =
         generator->generate(kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 13, {64}), {});
-    for (std::int64_t i = 0; i < 13; ++i)
+    for (std::int64_t i = 0; i < 13; ++i) {
       targets.push_back(
           {i, "t", [images, i] { return images[i]; }, [] { return std::int64_t{0}; }});
+    }
   }
   AssignSummary run(const std::string& name, std::int64_t shard = 0, std::int64_t shards = 1,
                     bool retry = false) {
     const Assigner assigner(*generator, config, kAssignStreams);
     AssignRunOptions o;
-    o.out = dir / name, o.start.config = "a = 1\n", o.shard = shard, o.shards = shards,
+    o.out = dir / name;
+    o.start.config = "a = 1\n";
+    o.shard = shard;
+    o.shards = shards;
     o.retry_failed = retry;
     return run_assignment(*generator, assigner, config, targets, kAssignStreams, o);
   }
@@ -315,8 +354,9 @@ TEST(noise_assign_run, InterruptionsAndShardsLeaveNoTrace) {
   EXPECT_EQ(s.run("whole").assigned, 13);
   // Killed after the second chunk, with a log line cut off and a row half written.
   std::filesystem::create_directories(s.dir / "cut/store");
-  for (const char* file : {"request.toml", "rows.bin"})
+  for (const char* file : {"request.toml", "rows.bin"}) {
     std::filesystem::copy_file(s.dir / "whole/store" / file, s.dir / "cut/store" / file);
+  }
   const std::string log = s.text("whole/store/log.jsonl");
   std::size_t end = 0;
   for (int i = 0; i < 6; ++i) end = log.find('\n', end) + 1;
@@ -345,7 +385,8 @@ TEST(noise_assign_run, InterruptionsAndShardsLeaveNoTrace) {
       test::same_bytes(s.text("cut/assigned.safetensors"), s.text("whole/assigned.safetensors")));
   const Assigner assigner(*s.generator, s.config, kAssignStreams);
   AssignRunOptions other;
-  other.out = s.dir / "cut", other.start.config = "a = 2\n";
+  other.out = s.dir / "cut";
+  other.start.config = "a = 2\n";
   test::expect_error(ErrorKind::kConfig, "another configuration", [&] {
     run_assignment(*s.generator, assigner, s.config, s.targets, kAssignStreams, other);
   });
@@ -384,11 +425,13 @@ TEST(noise_assign_run, PairsAndFoldersAreListsOfSingleTargets) {
   const auto generator = load_generator(test::golden_onestep("cifar_generator.safetensors"));
   write_file_atomic(dir / "a.png", "no picture");
   TargetsConfig c;
-  c.format = "pairs", c.path = dir.path().string();
+  c.format = "pairs";
+  c.path = dir.path().string();
   const std::vector<Target> list = list_targets(c);
   ASSERT_EQ(list.size(), 4U);
-  for (const Target& t : list)
+  for (const Target& t : list) {
     test::expect_error(ErrorKind::kBadFile, "", [&] { read_target(t, *generator); });
+  }
   c.first = 9;
   test::expect_error(ErrorKind::kConfig, "there are 4 targets", [&] { list_targets(c); });
 }
@@ -403,10 +446,11 @@ TEST(noise_generators, OneStepOfDiscreteSchedules) {
   EXPECT_NEAR(one_step(sd, "euler").input, 0.99767, 1e-5);
   test::expect_error(ErrorKind::kConfig, "unknown", [] { DiscreteSchedule("cosine"); });
   GeneratorConfig c;
-  c.file = (test::source_dir() / "assets/mnist-sit.safetensors").string(),
+  c.file = (test::source_dir() / "assets/mnist-sit.safetensors").string();
   c.schedule = "scaled-linear";
-  const at::Tensor eps = kAssignStreams.normal(Purpose::kPrior, 0, 0, 0, 3, {1, 28, 28}),
-                   y = at::tensor({1, 2, 3}, at::kLong), t = at::full({3}, 999.0);
+  const at::Tensor eps = kAssignStreams.normal(Purpose::kPrior, 0, 0, 0, 3, {1, 28, 28});
+  const at::Tensor y = at::tensor({1, 2, 3}, at::kLong);
+  const at::Tensor t = at::full({3}, 999.0);
   FlowModelConfig f;
   f.file = c.file;
   const auto network = load_flow_model(f).model;
@@ -414,11 +458,13 @@ TEST(noise_generators, OneStepOfDiscreteSchedules) {
     c.one_step = kind;
     return open_generator(c)->generate(eps, y);
   };
-  const double sigma = sd.sigma(999), a = sd.alpha_bar(999), first = sd.alpha_bar(0);
-  const at::Tensor seen = network->velocity(sigma * eps / std::sqrt(sigma * sigma + 1), t,
-                                            Condition{y}),
-                   plain = network->velocity(eps, t, Condition{y}),
-                   x0 = (eps - std::sqrt(1 - a) * plain) / std::sqrt(a);
+  const double sigma = sd.sigma(999);
+  const double a = sd.alpha_bar(999);
+  const double first = sd.alpha_bar(0);
+  const at::Tensor seen =
+      network->velocity(sigma * eps / std::sqrt(sigma * sigma + 1), t, Condition{y});
+  const at::Tensor plain = network->velocity(eps, t, Condition{y});
+  const at::Tensor x0 = (eps - std::sqrt(1 - a) * plain) / std::sqrt(a);
   EXPECT_LT(test::relative_error(sample("euler"), sigma * (eps - seen)), 1e-5);
   EXPECT_LT(test::relative_error(sample("ddpm"), x0), 1e-5);
   EXPECT_LT(
@@ -431,7 +477,11 @@ TEST(noise_assign, TheClosedFormRotationReproducesAFullOne) {
   const AssignTargets targets =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 20, {8}));
   AssignConfig c;
-  c.map = "expm", c.optimizer = "adam", c.learning_rate = 0.05, c.screen = 1, c.restarts = 1,
+  c.map = "expm";
+  c.optimizer = "adam";
+  c.learning_rate = 0.05;
+  c.screen = 1;
+  c.restarts = 1;
   c.steps = 100;
   const Assigner full(*g, c, kAssignStreams);
   const AssignResult r = full.assign(targets, 0);
@@ -439,19 +489,22 @@ TEST(noise_assign, TheClosedFormRotationReproducesAFullOne) {
       at::matmul(rotation_between(r.base, r.noise), r.base.unsqueeze(2)).squeeze(2);
   EXPECT_LT((full.evaluate(again, r.base, targets) - r.loss).abs().max().item<double>(), 1e-5);
   AssignConfig sphere;
-  sphere.screen = 8, sphere.restarts = 8, sphere.steps = 100;
+  sphere.screen = 8;
+  sphere.restarts = 8;
+  sphere.steps = 100;
   EXPECT_LT(Assigner(*g, sphere, kAssignStreams).assign(targets, 0).loss.mean().item<double>(),
             0.8 * r.loss.mean().item<double>());
 }
 
 TEST(noise_generators, AFlowModelIsAOneStepGenerator) {
   GeneratorConfig c;
-  c.file = (test::source_dir() / "assets/mnist-sit.safetensors").string(), c.steps = 2;
+  c.file = (test::source_dir() / "assets/mnist-sit.safetensors").string();
+  c.steps = 2;
   const auto g = open_generator(c);
   EXPECT_EQ(g->noise_shape(), (std::vector<std::int64_t>{1, 28, 28}));
-  const at::Tensor z = kAssignStreams.normal(Purpose::kPrior, 0, 0, 0, 2, {1, 28, 28})
-                           .set_requires_grad(true),
-                   y = at::tensor({3, 4}, at::kLong);
+  const at::Tensor z =
+      kAssignStreams.normal(Purpose::kPrior, 0, 0, 0, 2, {1, 28, 28}).set_requires_grad(true);
+  const at::Tensor y = at::tensor({3, 4}, at::kLong);
   const at::Tensor x = g->generate(z, y);
   EXPECT_EQ(x.sizes(), z.sizes());
   EXPECT_GT(torch::autograd::grad({x.sum()}, {z})[0].abs().max().item<double>(), 0);

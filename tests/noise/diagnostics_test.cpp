@@ -14,8 +14,9 @@ at::Tensor gaussian(std::int64_t n, std::int64_t d, std::uint32_t key = 0) {
 }
 
 const NormalityTest& test_named(const NoiseReport& r, const std::string& name) {
-  for (const NormalityTest& t : r.tests)
+  for (const NormalityTest& t : r.tests) {
     if (t.name == name) return t;
+  }
   throw std::runtime_error(name);
 }
 
@@ -26,7 +27,8 @@ TEST(noise_diagnostics, TheReferenceFiguresAreReproduced) {
     const std::string name = cat("patch_p", p, ".safetensors");
     const ParameterSet t = read_safetensors(test::golden_onestep(name)).tensors;
     const auto rows = [&](const char* key) { return to_patches(t.at(key), p).flatten(0, 1); };
-    const PatchStatistics base = patch_statistics(rows("eps")), out = patch_statistics(rows("out"));
+    const PatchStatistics base = patch_statistics(rows("eps"));
+    const PatchStatistics out = patch_statistics(rows("out"));
     const auto& expected = json.at(name).at("compare");
     for (const auto& [part, found] :
          {std::pair{"base", to_json(base)}, {"transformed", to_json(out)}}) {
@@ -43,8 +45,9 @@ TEST(noise_diagnostics, TheReferenceFiguresAreReproduced) {
           << name << " " << key;  // differences of eigenvalues are rounding noise
     }
     if (!json.at(name).contains("cov_eigenvalues_out") ||
-        json.at(name).at("cov_eigenvalues_out").is_null())
+        json.at(name).at("cov_eigenvalues_out").is_null()) {
       continue;
+    }
     const auto values = json.at(name).at("cov_eigenvalues_out").get<std::vector<double>>();
     EXPECT_LT((out.eigenvalues - at::tensor(values, at::kDouble)).abs().max().item<double>(), 1e-5);
   }
@@ -57,11 +60,12 @@ TEST(noise_diagnostics, AFixedRotationKeepsTheLaw) {
   // Bounds for n = 65536, D = 16: four standard errors; the covariance error is near sqrt(D (D + 1)
   // / n).
   const std::int64_t n = 65536;
-  const at::Tensor x = gaussian(n, 16),
-                   q = make_orthogonal_map({"cayley"}, 16)
-                           ->matrix(gaussian(16, 16, 9).unsqueeze(0))[0],
-                   y = x.matmul(q.t());
-  const PatchStatistics s = patch_statistics(y), before = patch_statistics(x);
+  const at::Tensor x = gaussian(n, 16);
+  const at::Tensor q =
+      make_orthogonal_map({"cayley"}, 16)->matrix(gaussian(16, 16, 9).unsqueeze(0))[0];
+  const at::Tensor y = x.matmul(q.t());
+  const PatchStatistics s = patch_statistics(y);
+  const PatchStatistics before = patch_statistics(x);
   EXPECT_LT(std::abs(s.overall_mean), 0.0039);
   EXPECT_LT(s.max_abs_mean_per_dim, 0.0156);
   EXPECT_LT(s.max_abs_var_minus_1, 0.022);
@@ -78,7 +82,8 @@ TEST(noise_diagnostics, AFixedRotationKeepsTheLaw) {
 TEST(noise_diagnostics, SelectionIsDetectedAndNamed) {
   // Turn every row so that its first coordinate is as large as possible: lengths stay exact,
   // directions do not.
-  const at::Tensor x = gaussian(512, 8), tilted = x * 0.8;
+  const at::Tensor x = gaussian(512, 8);
+  const at::Tensor tilted = x * 0.8;
   at::Tensor y = x.clone();
   y.select(1, 0).copy_(x.narrow(1, 0, 2).norm(2, {1}));
   y.select(1, 1).zero_();
@@ -89,8 +94,9 @@ TEST(noise_diagnostics, SelectionIsDetectedAndNamed) {
   EXPECT_EQ(noise_report(tilted, RandomStreams(1)).verdict,
             "lengths are off, directions are uniform");
   // Choosing the best of two noises by their first coordinate is seen as well.
-  const at::Tensor a = gaussian(2000, 8, 1), b = gaussian(2000, 8, 2),
-                   best = at::where((a.select(1, 0) > b.select(1, 0)).unsqueeze(1), a, b);
+  const at::Tensor a = gaussian(2000, 8, 1);
+  const at::Tensor b = gaussian(2000, 8, 2);
+  const at::Tensor best = at::where((a.select(1, 0) > b.select(1, 0)).unsqueeze(1), a, b);
   EXPECT_NE(noise_report(best, RandomStreams(1)).verdict, "consistent with N(0, I)");
   at::Tensor twins = gaussian(256, 8, 3);
   twins[1].copy_(twins[0]);

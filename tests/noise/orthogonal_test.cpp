@@ -33,10 +33,12 @@ TEST(noise_orthogonal, EveryMapIsOrthogonalAndTransposesExactly) {
         const double bound =
             (type == at::kFloat ? (config.kind == "expm" && d == 256 ? 1e-4 : 1e-5) : 1e-12) *
             std::sqrt(static_cast<double>(d));
-        const at::Tensor raw = some_parameters(*map, 2, type), q = map->matrix(raw),
-                         rows = normal(2, {3, d}).to(type);
-        for (int g = 0; g < 2; ++g)
+        const at::Tensor raw = some_parameters(*map, 2, type);
+        const at::Tensor q = map->matrix(raw);
+        const at::Tensor rows = normal(2, {3, d}).to(type);
+        for (int g = 0; g < 2; ++g) {
           EXPECT_LT(orthogonality(q[g]).error, bound) << config.kind << " " << d;
+        }
         EXPECT_LT(test::relative_error(map->apply(raw, rows), at::matmul(rows, q.transpose(1, 2))),
                   type == at::kFloat ? 2e-5 : 1e-11)
             << config.kind;
@@ -69,7 +71,8 @@ TEST(noise_orthogonal, DeterminantsAndStartsAtTheIdentity) {
 }
 
 TEST(noise_orthogonal, ExponentialAndCayleyAgreeToThirdOrder) {
-  const auto expm = make_orthogonal_map({"expm"}, 16), cayley = make_orthogonal_map({"cayley"}, 16);
+  const auto expm = make_orthogonal_map({"expm"}, 16);
+  const auto cayley = make_orthogonal_map({"cayley"}, 16);
   const at::Tensor raw = normal(1, {16, 16});
   const auto difference = [&](double h) {
     return (expm->matrix(raw * h) - cayley->matrix(raw * (h / 2))).norm().item<double>();
@@ -81,22 +84,21 @@ TEST(noise_orthogonal, GradientsAgreeWithCentralDifferences) {
   for (const OrthogonalConfig& config : all_maps()) {
     const auto map = make_orthogonal_map(config, 8);
     for (const bool transposed : {false, true}) {
-      const at::Tensor raw = some_parameters(*map, 2, at::kDouble).set_requires_grad(true),
-                       rows = normal(2, {3, 8}, 1).set_requires_grad(true),
-                       weight = normal(2, {3, 8}, 2);
+      const at::Tensor raw = some_parameters(*map, 2, at::kDouble).set_requires_grad(true);
+      const at::Tensor rows = normal(2, {3, 8}, 1).set_requires_grad(true);
+      const at::Tensor weight = normal(2, {3, 8}, 2);
       const auto value = [&](const at::Tensor& r, const at::Tensor& x) {
         return ((transposed ? map->apply_transposed(r, x) : map->apply(r, x)) * weight).sum();
       };
       const auto g = torch::autograd::grad({value(raw, rows)}, {raw, rows});
       const at::NoGradGuard no_grad;
       const double h = 1e-5;
-      const at::Tensor dr = normal(2, raw.sizes().slice(1), 3),
-                       dx = normal(2, rows.sizes().slice(1), 4);
-      const double
-          by_raw =
-              ((value(raw + h * dr, rows) - value(raw - h * dr, rows)) / (2 * h)).item<double>(),
-          by_rows =
-              ((value(raw, rows + h * dx) - value(raw, rows - h * dx)) / (2 * h)).item<double>();
+      const at::Tensor dr = normal(2, raw.sizes().slice(1), 3);
+      const at::Tensor dx = normal(2, rows.sizes().slice(1), 4);
+      const double by_raw =
+          ((value(raw + h * dr, rows) - value(raw - h * dr, rows)) / (2 * h)).item<double>();
+      const double by_rows =
+          ((value(raw, rows + h * dx) - value(raw, rows - h * dx)) / (2 * h)).item<double>();
       EXPECT_NEAR((g[0] * dr).sum().item<double>(), by_raw, 1e-6 * (1 + std::abs(by_raw)))
           << config.kind << transposed;
       EXPECT_NEAR((g[1] * dx).sum().item<double>(), by_rows, 1e-6 * (1 + std::abs(by_rows)))
@@ -106,24 +108,28 @@ TEST(noise_orthogonal, GradientsAgreeWithCentralDifferences) {
   // A shared map: the gradient of one set of parameters is the sum over the groups.
   for (const char* kind : {"cayley", "householder", "butterfly"}) {
     const auto map = make_orthogonal_map({kind}, 8);
-    const at::Tensor raw = some_parameters(*map, 1, at::kDouble).set_requires_grad(true),
-                     rows = normal(3, {2, 8}, 1), weight = normal(3, {2, 8}, 2);
+    const at::Tensor raw = some_parameters(*map, 1, at::kDouble).set_requires_grad(true);
+    const at::Tensor rows = normal(3, {2, 8}, 1);
+    const at::Tensor weight = normal(3, {2, 8}, 2);
     const at::Tensor shared =
         torch::autograd::grad({(map->apply(raw, rows) * weight).sum()}, {raw})[0];
     at::Tensor sum = at::zeros_like(raw);
-    for (int i = 0; i < 3; ++i)
+    for (int i = 0; i < 3; ++i) {
       sum = sum +
             torch::autograd::grad(
                 {(map->apply(raw, rows.narrow(0, i, 1)) * weight.narrow(0, i, 1)).sum()}, {raw})[0];
+    }
     EXPECT_LT(test::relative_error(shared, sum), 1e-12) << kind;
   }
 }
 
 TEST(noise_orthogonal, TheCayleyBackwardIsThatOfTheExponentialAtTheIdentity) {
   // At S = 0: d exp(S) = dS, d cayley(S) = 2 dS.
-  const auto expm = make_orthogonal_map({"expm"}, 8), cayley = make_orthogonal_map({"cayley"}, 8);
-  const at::Tensor raw = at::zeros({1, 8, 8}, at::kDouble).set_requires_grad(true),
-                   rows = normal(1, {4, 8}, 1), weight = normal(1, {4, 8}, 2);
+  const auto expm = make_orthogonal_map({"expm"}, 8);
+  const auto cayley = make_orthogonal_map({"cayley"}, 8);
+  const at::Tensor raw = at::zeros({1, 8, 8}, at::kDouble).set_requires_grad(true);
+  const at::Tensor rows = normal(1, {4, 8}, 1);
+  const at::Tensor weight = normal(1, {4, 8}, 2);
   const auto gradient = [&](const OrthogonalMap& map) {
     return torch::autograd::grad({(map.apply(raw, rows) * weight).sum()}, {raw})[0];
   };
@@ -131,8 +137,9 @@ TEST(noise_orthogonal, TheCayleyBackwardIsThatOfTheExponentialAtTheIdentity) {
 }
 
 TEST(noise_orthogonal, RotationBetweenTwoVectors) {
-  const at::Tensor eps = normal(6, {12}), z = on_sphere(normal(6, {12}, 1), eps),
-                   q = rotation_between(eps, z);
+  const at::Tensor eps = normal(6, {12});
+  const at::Tensor z = on_sphere(normal(6, {12}, 1), eps);
+  const at::Tensor q = rotation_between(eps, z);
   EXPECT_LT(test::relative_error(at::matmul(q, eps.unsqueeze(2)).squeeze(2), z), 1e-12);
   for (int i = 0; i < 6; ++i) {
     EXPECT_LT(orthogonality(q[i]).error, 1e-12);
@@ -141,7 +148,8 @@ TEST(noise_orthogonal, RotationBetweenTwoVectors) {
     const auto reflection = [](const at::Tensor& v) {
       return at::eye(12, at::kDouble) - 2 * at::outer(v, v) / v.square().sum();
     };
-    const at::Tensor a = eps[i] / eps[i].norm(), b = z[i] / z[i].norm();
+    const at::Tensor a = eps[i] / eps[i].norm();
+    const at::Tensor b = z[i] / z[i].norm();
     EXPECT_LT(test::relative_error(q[i], reflection(b).matmul(reflection(a + b))), 1e-10);
   }
   const at::Tensor back =
@@ -152,7 +160,9 @@ TEST(noise_orthogonal, RotationBetweenTwoVectors) {
 
 TEST(noise_orthogonal, RiemannianStepsFindTheTopEigenvector) {
   // Maximise (Q e)^T A (Q e) over rotations: the top eigenvector, however the angle is bounded.
-  const at::Tensor m = normal(6, {6}), a = m.matmul(m.t()), e = normal(1, {6}, 1)[0];
+  const at::Tensor m = normal(6, {6});
+  const at::Tensor a = m.matmul(m.t());
+  const at::Tensor e = normal(1, {6}, 1)[0];
   at::Tensor q = at::eye(6, at::kDouble).unsqueeze(0);
   for (int i = 0; i < 400; ++i) {
     const at::Tensor gradient = -2 * at::outer(a.matmul(q[0].matmul(e)), e).unsqueeze(0);
@@ -185,8 +195,8 @@ TEST(noise_patches, RoundTripOrderAndEnergy) {
     for (const bool per_sample : {false, true}) {
       PatchConfig config{{"cayley"}, p, p == 8 ? 1 : 2, per_sample};
       const PatchMap map(config, {4, 8, 16});
-      const at::Tensor raw = normal(map.maps(3), map.map().parameter_shape(), 2) * 0.3,
-                       y = map.apply(raw, x);
+      const at::Tensor raw = normal(map.maps(3), map.map().parameter_shape(), 2) * 0.3;
+      const at::Tensor y = map.apply(raw, x);
       EXPECT_LT(test::relative_error(to_patches(y, p).norm(2, {2}), to_patches(x, p).norm(2, {2})),
                 1e-10);
       EXPECT_LT(test::relative_error(map.apply_transposed(raw, y), x), 1e-10);
@@ -195,10 +205,11 @@ TEST(noise_patches, RoundTripOrderAndEnergy) {
       const auto gram = [&](const at::Tensor& s) {
         return to_patches(s, p).select(1, 0).matmul(to_patches(s, p).select(1, 0).t());
       };
-      if (per_sample)
+      if (per_sample) {
         EXPECT_GT(test::relative_error(gram(y), gram(x)), 1e-3);
-      else
+      } else {
         EXPECT_LT(test::relative_error(gram(y), gram(x)), 1e-10);
+      }
     }
   }
   const at::Tensor x =
@@ -217,8 +228,9 @@ TEST(noise_patches, TheReferenceAdapterIsReproduced) {
     const ParameterSet t =
         read_safetensors(test::golden_onestep(cat("patch_p", p, ".safetensors"))).tensors;
     const PatchMap map({{"expm"}, p}, {4, 16, 16});
-    const at::Tensor raw = t.at("raw").unsqueeze(0).clone().set_requires_grad(true),
-                     eps = t.at("eps").clone().set_requires_grad(true), out = map.apply(raw, eps);
+    const at::Tensor raw = t.at("raw").unsqueeze(0).clone().set_requires_grad(true);
+    const at::Tensor eps = t.at("eps").clone().set_requires_grad(true);
+    const at::Tensor out = map.apply(raw, eps);
     EXPECT_LT(test::relative_error(out.detach(), t.at("out")), 2e-5) << p;
     const at::Tensor q = map.map().matrix(raw.detach())[0];
     EXPECT_LT((p == 8 ? q.narrow(0, 0, 16) - t.at("Q_first16rows") : q - t.at("Q"))

@@ -61,8 +61,9 @@ TEST(policy_peft, OptionsWithoutEffectAreAccepted) {
       scale(
           R"("layers_to_transform": [0, 1], "lora_dropout": 0.1, "task_type": "FEATURE_EXTRACTION")"),
       2);
-  for (const char* init : {"true", "false", "null", "\"gaussian\"", "\"eva\"", "\"orthogonal\""})
+  for (const char* init : {"true", "false", "null", "\"gaussian\"", "\"eva\"", "\"orthogonal\""}) {
     EXPECT_EQ(scale(cat("\"init_lora_weights\": ", init)), 2) << init;
+  }
 }
 
 // alpha / sqrt(r); of several patterns the first in the file counts, as in PEFT.

@@ -13,15 +13,22 @@ namespace {
 
 std::shared_ptr<const VelocityModel> tiny_sit() {
   SitConfig c;
-  c.input_size = 8, c.patch_size = 4, c.in_channels = 1, c.hidden_size = 16, c.depth = 2,
-  c.num_heads = 2, c.num_classes = 3, c.learn_sigma = false;
+  c.input_size = 8;
+  c.patch_size = 4;
+  c.in_channels = 1;
+  c.hidden_size = 16;
+  c.depth = 2;
+  c.num_heads = 2;
+  c.num_classes = 3;
+  c.learn_sigma = false;
   ParameterSet weights;
   std::uint32_t key = 0;
-  for (const auto& [name, tensor] : init_sit(c, RandomStreams(1)))
+  for (const auto& [name, tensor] : init_sit(c, RandomStreams(1))) {
     weights.add(name, name == "pos_embed" ? tensor
                                           : RandomStreams(9).normal(Purpose::kInit, 3, ++key, 0, 1,
                                                                     tensor.sizes())[0] *
                                                 0.2);
+  }
   return make_sit(c, weights);
 }
 
@@ -52,7 +59,9 @@ TEST(policy_full, StartsAtTheBaseAndLeavesItAlone) {
 TEST(policy_lora, SharesTheBaseAndStartsAtIt) {
   const auto model = tiny_sit();
   PolicyConfig config;
-  config.kind = "lora", config.rank = 2, config.alpha = 6;
+  config.kind = "lora";
+  config.rank = 2;
+  config.alpha = 6;
   const Policy policy = make_policy(flow_of(model), config, 0);
   EXPECT_EQ(policy.trainable.size(), 2u * 2 * 4);  // A and B of qkv, proj, fc1, fc2 in two blocks
   EXPECT_TRUE(at::equal(velocity(*policy.base), velocity(*policy.tuned)));
@@ -67,13 +76,16 @@ TEST(policy_lora, SharesTheBaseAndStartsAtIt) {
 TEST(policy_lora, MergingEqualsTheAdapterAtEveryStrength) {
   const auto model = tiny_sit();
   PolicyConfig config;
-  config.kind = "lora", config.rank = 3, config.alpha = 6,
+  config.kind = "lora";
+  config.rank = 3;
+  config.alpha = 6;
   config.targets = {"*.qkv", "final_layer.linear", "*.adaLN_modulation.1"};
   const Policy policy = make_policy(flow_of(model), config, 0);
   std::uint32_t key = 0;
-  for (const auto& [name, tensor] : policy.trainable)
+  for (const auto& [name, tensor] : policy.trainable) {
     tensor.detach().copy_(
         RandomStreams(5).normal(Purpose::kInit, 4, ++key, 0, 1, tensor.sizes())[0] * 0.3);
+  }
   const at::Tensor merged = velocity(*merged_model(flow_of(model), config, policy.trainable));
   EXPECT_LT(test::relative_error(merged, velocity(*policy.tuned)), 1e-5);
   EXPECT_GT(test::relative_error(merged, velocity(*policy.base)), 1e-2);
@@ -92,12 +104,15 @@ TEST(policy_lora, PeftFoldersGoOutAndIn) {
   const test::TempDir dir;
   const auto model = tiny_sit();
   PolicyConfig config;
-  config.kind = "lora", config.rank = 3, config.alpha = 6;
+  config.kind = "lora";
+  config.rank = 3;
+  config.alpha = 6;
   const Policy policy = make_policy(flow_of(model), config, 0);
   std::uint32_t key = 0;
-  for (const auto& [name, tensor] : policy.trainable)
+  for (const auto& [name, tensor] : policy.trainable) {
     tensor.detach().copy_(
         RandomStreams(5).normal(Purpose::kInit, 4, ++key, 0, 1, tensor.sizes())[0] * 0.3);
+  }
   write_adapters(dir / "adapter", policy.trainable, 3, 6);
   for (const char* name : {"adapter", "adapter/adapter_model.safetensors"}) {
     const at::Tensor again = velocity(
@@ -107,8 +122,8 @@ TEST(policy_lora, PeftFoldersGoOutAndIn) {
   // PEFT's own: rslora, one alpha of its own, ranks that differ by layer.
   const std::filesystem::path golden = test::source_dir() / "tests/golden/lora";
   const ParameterSet base =
-                         read_safetensors(golden / "peft_linear_rslora_base.safetensors").tensors,
-                     io = read_safetensors(golden / "peft_linear_rslora_io.safetensors").tensors;
+      read_safetensors(golden / "peft_linear_rslora_base.safetensors").tensors;
+  const ParameterSet io = read_safetensors(golden / "peft_linear_rslora_io.safetensors").tensors;
   const ParameterSet merged = merge_adapters(base, read_adapters(golden / "peft_linear_rslora", 1));
   EXPECT_LT(test::relative_error(merged.at("blocks.0.attn.qkv.weight"), io.at("merged_qkv0")),
             1e-5);
@@ -138,8 +153,9 @@ TEST(policy_full, ChosenTensorsOnly) {
   PolicyConfig config;
   config.trainable = {"blocks.1.*", "final_layer.*"};
   const Policy policy = make_policy(flow_of(model), config, 0);
-  for (const auto& [name, tensor] : policy.trainable)
+  for (const auto& [name, tensor] : policy.trainable) {
     EXPECT_TRUE(name.rfind("blocks.1.", 0) == 0 || name.rfind("final_layer.", 0) == 0) << name;
+  }
   EXPECT_GT(policy.trainable.size(), 10u);
   const auto& tuned = dynamic_cast<const VelocityModel&>(*policy.tuned);
   EXPECT_EQ(tuned.parameters().at("blocks.0.attn.qkv.weight").data_ptr(),
@@ -156,11 +172,13 @@ TEST(policy_control, KindsAreConditionedAndStartAtTheBase) {
   const auto model = tiny_sit();
   for (const std::string& kind : control_kinds()) {
     PolicyConfig config;
-    config.kind = "control", config.control = {kind, 16, 2};
+    config.kind = "control";
+    config.control = {kind, 16, 2};
     const Policy policy = make_policy(flow_of(model), config, 0);
     EXPECT_TRUE(at::equal(velocity(*policy.base), velocity(*policy.tuned))) << kind;
     // The adjoint of the base is not zero, and the output layer gets a gradient at once.
-    const at::Tensor ones = at::ones_like(kX), t = time_tensor(0.4, kX);
+    const at::Tensor ones = at::ones_like(kX);
+    const at::Tensor t = time_tensor(0.4, kX);
     EXPECT_GT(policy.tuned->vjp(kX, t, {}, ones).input_gradient.abs().max().item<double>(), 1e-3)
         << kind;
     const at::AutoGradMode grad(true);
@@ -168,14 +186,16 @@ TEST(policy_control, KindsAreConditionedAndStartAtTheBase) {
         torch::autograd::grad({policy.tuned->velocity(kX, t, {}).sum()}, policy.trainable.tensors(),
                               {}, std::nullopt, false, true);
     double largest = 0;
-    for (const at::Tensor& g : gradients)
+    for (const at::Tensor& g : gradients) {
       if (g.defined()) largest = std::max(largest, g.abs().max().item<double>());
+    }
     EXPECT_GT(largest, 1e-3) << kind;
 
     std::uint32_t key = 0;
-    for (const auto& [name, tensor] : policy.trainable)
+    for (const auto& [name, tensor] : policy.trainable) {
       tensor.detach().copy_(
           RandomStreams(5).normal(Purpose::kInit, 4, ++key, 0, 1, tensor.sizes())[0] * 0.3);
+    }
     const at::NoGradGuard no_grad;
     const auto control = [&](double at_time, const Condition& condition) {
       return policy.tuned->velocity(kX, time_tensor(at_time, kX), condition) -
@@ -212,13 +232,14 @@ TEST(policy_control, GradientAgainstFiniteDifferences) {
     const ControlConfig config{kind, 8, 2};
     ParameterSet p;
     std::uint32_t key = 0;
-    for (const auto& [name, tensor] : init_control(config, {1, 4, 4}, 3, RandomStreams(1)))
+    for (const auto& [name, tensor] : init_control(config, {1, 4, 4}, 3, RandomStreams(1))) {
       p.add(name, RandomStreams(9).normal(Purpose::kInit, 3, ++key, 0, 1, tensor.sizes(),
                                           at::kDouble)[0] *
                       0.3);
-    const at::Tensor x = RandomStreams(2).normal(Purpose::kPrior, 0, 0, 0, 2, {1, 4, 4},
-                                                 at::kDouble),
-                     t = at::tensor({0.2, 0.7}, at::kDouble);
+    }
+    const at::Tensor x =
+        RandomStreams(2).normal(Purpose::kPrior, 0, 0, 0, 2, {1, 4, 4}, at::kDouble);
+    const at::Tensor t = at::tensor({0.2, 0.7}, at::kDouble);
     const Condition labels{at::tensor({1, 3}, at::kLong)};
     const auto loss = [&](const ParameterSet& q, const at::Tensor& state) {
       return control_output(config, q, state, t, labels).square().sum();
@@ -237,7 +258,8 @@ TEST(policy_control, GradientAgainstFiniteDifferences) {
       const at::Tensor direction = RandomStreams(7).normal(
           Purpose::kProbe, 0, static_cast<std::uint32_t>(i), 0, 1, tensor.sizes(), at::kDouble)[0];
       slope += (gradients[i++] * direction).sum().item<double>();
-      plus.add(name, tensor + direction * h), minus.add(name, tensor - direction * h);
+      plus.add(name, tensor + direction * h);
+      minus.add(name, tensor - direction * h);
     }
     const at::Tensor direction =
         RandomStreams(8).normal(Purpose::kProbe, 0, 0, 0, 2, {1, 4, 4}, at::kDouble);
@@ -251,13 +273,15 @@ TEST(policy_control, GradientAgainstFiniteDifferences) {
 TEST(policy_lora, BadInput) {
   const auto model = tiny_sit();
   PolicyConfig config;
-  config.kind = "lora", config.targets = {"*.nothing"};
+  config.kind = "lora";
+  config.targets = {"*.nothing"};
   test::expect_error(ErrorKind::kConfig, "match no layer",
                      [&] { make_policy(flow_of(model), config, 0); });
   config.targets = {"*.qkv", "*.attn.porj"};  // one of them is mistyped
   test::expect_error(ErrorKind::kConfig, "'*.attn.porj' matches nothing in this model",
                      [&] { make_policy(flow_of(model), config, 0); });
-  config.kind = "full", config.trainable = {"blocks.1.*", "blocks.7.*"};
+  config.kind = "full";
+  config.trainable = {"blocks.1.*", "blocks.7.*"};
   test::expect_error(ErrorKind::kConfig, "policy.trainable: 'blocks.7.*' matches nothing",
                      [&] { make_policy(flow_of(model), config, 0); });
   test::expect_error(ErrorKind::kConfig, "'blocks.7.*' matches nothing",

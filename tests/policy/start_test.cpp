@@ -27,8 +27,9 @@ at::Tensor answer(const VelocityField& field) {
 void change(const ParameterSet& trainable) {
   const at::NoGradGuard no_grad;
   std::uint32_t key = 0;
-  for (const auto& [name, tensor] : trainable)
+  for (const auto& [name, tensor] : trainable) {
     tensor.add_(RandomStreams(5).normal(Purpose::kInit, 7, ++key, 0, 1, tensor.sizes())[0] * 0.1);
+  }
 }
 
 // The file or folder that a finished run of this policy leaves.
@@ -98,9 +99,9 @@ TEST(policy_start, WhatDoesNotFitIsNamed) {
     config.start = start;
     expect_error(error, text, [&] { make_policy(flow, config, 0); });
   };
-  const std::string adapter = trained(flow, kind("lora"), dir / "adapter"),
-                    weights = trained(flow, kind("full"), dir / "weights.safetensors"),
-                    control = trained(flow, kind("control"), dir / "control.safetensors");
+  const std::string adapter = trained(flow, kind("lora"), dir / "adapter");
+  const std::string weights = trained(flow, kind("full"), dir / "weights.safetensors");
+  const std::string control = trained(flow, kind("control"), dir / "control.safetensors");
   PolicyConfig config = kind("lora");
   config.rank = 4;
   refused(config, adapter, ErrorKind::kConfig, "has rank 2, policy.rank is 4");

@@ -73,12 +73,15 @@ TEST(program_pretrain, HeldOutPicturesAreOfTheTestSplit) {
   const auto draw = [&](const std::string& folder, int seed) {
     for (const char* name : {"a", "b"}) {
       std::filesystem::create_directories(dir / folder / name);
-      for (int i = 0; i < 8; ++i)
+      for (int i = 0; i < 8; ++i) {
         write_png(dir / folder / name / cat(i, ".png"),
                   RandomStreams(seed).uniform(Purpose::kProbe, name[0], i, 1, {1, 8, 8})[0]);
+      }
     }
   };
-  draw("flat", 1), draw("split/train", 1), draw("split/val", 2);
+  draw("flat", 1);
+  draw("split/train", 1);
+  draw("split/val", 2);
   write_file_atomic(dir / "c.toml",
                     "kind = \"classifier\"\nbatch = 8\nitem = 8\nshift = 0\n[data]\nformat = "
                     "\"folder\"\n[model]\nargs = { num_classes = 2, in_channels = 1, input_size = "

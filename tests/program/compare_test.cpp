@@ -37,8 +37,9 @@ set = ["method.name=draft"]
   ASSERT_EQ(first.code, 0) << first.err;
   for (const char* file : {"compare.html", "compare.md", "compare.json", "base.safetensors",
                            "runs/variance_of_logs_x2_seed1/model.safetensors",
-                           "runs/draft_x1_seed0/report.html", "runs/draft_x1_seed0/figures.json"})
+                           "runs/draft_x1_seed0/report.html", "runs/draft_x1_seed0/figures.json"}) {
     EXPECT_TRUE(std::filesystem::exists(dir / "out" / file)) << file;
+  }
   const auto all = nlohmann::json::parse(read_file(dir / "out/compare.json"));
   ASSERT_EQ(all["runs"].size(), 8U);
   for (const auto& one : all["runs"]) {
@@ -59,8 +60,9 @@ set = ["method.name=draft"]
   // Again: nothing is trained; another measurement: measured again.
   const Outcome again = run(ask);
   EXPECT_EQ(again.err.find("finetune 1/"), std::string::npos) << again.err;
-  for (const auto& one : nlohmann::json::parse(read_file(dir / "out/compare.json"))["runs"])
+  for (const auto& one : nlohmann::json::parse(read_file(dir / "out/compare.json"))["runs"]) {
     EXPECT_EQ(one["status"], "there already");
+  }
   run(ask + " --set samples=300");
   EXPECT_EQ(nlohmann::json::parse(read_file(dir / "out/compare.json"))["runs"][0]["status"],
             "done");
@@ -90,8 +92,8 @@ TEST(program_compare, SaysWhatIsWrongBeforeItBegins) {
   };
   const std::string head = "config = \"" +
                            (source_dir() / "recipes/methods-mixture.toml").string() +
-                           "\"\nsamples = 100\nseeds = [0]\n",
-                    draft = "[[run]]\nname = \"a\"\nset = [\"method.name=draft\"]\n";
+                           "\"\nsamples = 100\nseeds = [0]\n";
+  const std::string draft = "[[run]]\nname = \"a\"\nset = [\"method.name=draft\"]\n";
   refused(head + "evaluations = 1000\n", "compares nothing");
   refused(head + draft, "no budget");
   refused("evaluations = 1000\n" + draft, "config is missing");

@@ -21,7 +21,8 @@ TEST(program_eval, GuidanceReachesTheConditionalSamples) {
   const std::string base =
       "eval --model assets/mnist-sit.safetensors --judge assets/mnist-judge.safetensors "
       "--reference assets/mnist-heldout-features.safetensors --n 16 --steps 3 --json ";
-  const Outcome plain = run(base), guided = run(base + "--guidance 3");
+  const Outcome plain = run(base);
+  const Outcome guided = run(base + "--guidance 3");
   EXPECT_EQ(plain.code, 0) << plain.err;
   EXPECT_EQ(guided.code, 0) << guided.err;
   const auto value = [](const Outcome& o, const std::string& key) {
@@ -36,9 +37,10 @@ TEST(program_eval, StatisticsOfAnyNetwork) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
   std::filesystem::create_directories(dir / "real/test/a");
-  for (int i = 0; i < 120; ++i)
+  for (int i = 0; i < 120; ++i) {
     write_png(dir / cat("real/test/a/", i, ".png"),
               RandomStreams(1).uniform(Purpose::kProbe, 0, i, 1, {1, 30 + i % 7, 40})[0]);
+  }
   const std::string ask =
       cat("eval --model ", tiny_model(), " --n 100 --steps 2 --sampler ode-euler --json ");
   const auto distance = [](const Outcome& o) {
@@ -47,14 +49,15 @@ TEST(program_eval, StatisticsOfAnyNetwork) {
   };
   const std::string data = cat("--features assets/mnist-judge.safetensors --data ", at,
                                "/real --format folder --size 28 ");
-  const double live = distance(run(cat(ask, data, "--make-reference ", at, "/r.npz"))),
-               again = distance(run(cat(ask, data, "--make-reference ", at, "/r.safetensors")));
+  const double live = distance(run(cat(ask, data, "--make-reference ", at, "/r.npz")));
+  const double again = distance(run(cat(ask, data, "--make-reference ", at, "/r.safetensors")));
   EXPECT_EQ(live, again);
   EXPECT_EQ(read_npz(dir / "r.npz").at("sigma").sizes().vec(), (std::vector<std::int64_t>{84, 84}));
-  for (const char* file : {"r.npz", "r.safetensors"})
+  for (const char* file : {"r.npz", "r.safetensors"}) {
     EXPECT_EQ(live, distance(run(cat(ask, "--features assets/mnist-judge.safetensors --reference ",
                                      at, "/", file))))
         << file;
+  }
   expect_message(run(cat(ask, "--features pixels --reference ", at, "/r.npz")), 4,
                  "of 84 features");
   expect_message(run(cat(ask, "--features pixels --reference README.md")), 4, "is a text file");
@@ -79,8 +82,9 @@ TEST(program_eval, SeveralRunsInOneTable) {
   const auto rows = nlohmann::json::parse(table.out).at("rows");
   EXPECT_EQ(rows.size(), 8u) << "other rewards: the base's rows differ";
   EXPECT_EQ(rows[4].at("run"), at + "/8");
-  for (const char* name : {"comparison.json", "comparison.csv", "comparison.html"})
+  for (const char* name : {"comparison.json", "comparison.csv", "comparison.html"}) {
     EXPECT_TRUE(std::filesystem::exists(dir / "t" / name)) << name;
+  }
   const Outcome twice = run(cat("eval --table --json --n 16 --seeds 1 --run ", at, "/4 --run ", at,
                                 "/4 --out ", at, "/t"));
   EXPECT_EQ(nlohmann::json::parse(twice.out).at("rows").size(), 6u) << "the same base stands once";
@@ -108,8 +112,9 @@ TEST(program_options, EvaluationSamplerMemoryAndGuidanceMode) {
                 "--set train.steps=2 --set evaluation.every=2 ", flags, " --out ", at, "/", name));
     EXPECT_EQ(outcome.code, 0) << outcome.err;
     double value = 0;
-    for (const auto& line : read_json_lines(dir / name / "metrics.jsonl"))
+    for (const auto& line : read_json_lines(dir / name / "metrics.jsonl")) {
       if (line.contains(key)) value = number_from_json(line[key]);
+    }
     return value;
   };
   EXPECT_NE(last("ode2", "--set evaluation.ode=ode-euler --set evaluation.ode_steps=2",
@@ -117,9 +122,9 @@ TEST(program_options, EvaluationSamplerMemoryAndGuidanceMode) {
             last("ode5", "--set evaluation.ode=ode-heun --set evaluation.ode_steps=5",
                  "eval_ode_reward"));
   const std::string labels = "--set labels.kind=uniform --set guidance.scale=2 ";
-  const double none = last("g0", labels + "--set guidance.mode=none", "reward"),
-               sampling = last("g1", labels + "--set guidance.mode=sampling", "reward"),
-               trajectories = last("g2", labels + "--set guidance.mode=trajectories", "reward");
+  const double none = last("g0", labels + "--set guidance.mode=none", "reward");
+  const double sampling = last("g1", labels + "--set guidance.mode=sampling", "reward");
+  const double trajectories = last("g2", labels + "--set guidance.mode=trajectories", "reward");
   EXPECT_EQ(none, sampling) << "guidance at sampling leaves training alone";
   EXPECT_NE(none, trajectories);
   expect_message(
@@ -162,8 +167,8 @@ TEST(program_options, KernelsAndBenches) {
     return nlohmann::json::parse(
         run(cat("bench am", small, "--steps 6 --loss-steps 2 ", flags)).out);
   };
-  const auto again = iteration("--keep-graphs false --graphs false"),
-             coarse = iteration("--adjoint-stride 3 --activation-checkpointing true");
+  const auto again = iteration("--keep-graphs false --graphs false");
+  const auto coarse = iteration("--adjoint-stride 3 --activation-checkpointing true");
   EXPECT_EQ(again.at("network_evaluations_per_sample"), 23);
   EXPECT_EQ(coarse.at("network_evaluations_per_sample"), 18);
   EXPECT_GT(coarse.at("allocations").get<std::int64_t>(),
@@ -174,8 +179,9 @@ TEST(program_options, KernelsAndBenches) {
                 .get<double>(),
             0);
   const auto startup = nlohmann::json::parse(start("bench startup --json --repeats 1").out);
-  for (const char* command : {"help", "list", "config", "first_image"})
+  for (const char* command : {"help", "list", "config", "first_image"}) {
     EXPECT_GT(startup.at(cat(command, "_seconds_min")).get<double>(), 0) << command;
+  }
   expect_message(run("bench forward --device cuda:99"), 3, "is not usable");
   expect_message(run("bench forward --isa avx3"), 2, "'avx3' is unknown");
   for (const InstructionSet& set : instruction_sets()) {
@@ -199,7 +205,8 @@ TEST(program_options, KernelsAndBenches) {
     return read_safetensors(dir / name / "model.safetensors")
         .tensors.at("blocks.0.attn.qkv.weight");
   };
-  const at::Tensor plain = tuned("plain"), fused = tuned("fused");
+  const at::Tensor plain = tuned("plain");
+  const at::Tensor fused = tuned("fused");
   EXPECT_FALSE(at::equal(plain, fused));
   EXPECT_LT(test::relative_error(fused, plain), 1e-3);
 }
@@ -209,9 +216,10 @@ TEST(program_options, PretrainingAndSamplingChoices) {
   const test::TempDir dir;
   const std::string at = dir.path().string();
   std::filesystem::create_directories(dir / "pictures/train/a");
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
     write_png(dir / cat("pictures/train/a/", i, ".png"),
               RandomStreams(1).uniform(Purpose::kProbe, 0, i, 1, {3, 9, 12})[0]);
+  }
   write_file_atomic(dir / "p.toml",
                     cat("batch = 4\n[data]\nformat = \"folder\"\nsize = 8\npath = \"", at,
                         "/pictures\"\n[model]\nargs = { input_size = 8, patch_size = 4, "
@@ -222,9 +230,10 @@ TEST(program_options, PretrainingAndSamplingChoices) {
     EXPECT_EQ(outcome.code, 0) << outcome.err;
     return number_from_json(read_json_lines(dir / name / "metrics.jsonl").back().at("loss"));
   };
-  const double plain = loss("v", ""), noise = loss("n", "--set model.prediction=noise"),
-               weighted = loss("w", "--set model.prediction=noise --set loss_weight=velocity"),
-               inside = loss("e", "--set epsilon=0.05");
+  const double plain = loss("v", "");
+  const double noise = loss("n", "--set model.prediction=noise");
+  const double weighted = loss("w", "--set model.prediction=noise --set loss_weight=velocity");
+  const double inside = loss("e", "--set epsilon=0.05");
   EXPECT_NE(plain, noise);
   EXPECT_NE(noise, weighted);
   EXPECT_NE(plain, inside);

@@ -34,9 +34,10 @@ struct Scene {
         const std::string file = cat(split, "/", labels[i].item<std::int64_t>(), "/", i, ".png");
         std::filesystem::create_directories((dir / "data" / file).parent_path());
         write_png(dir / "data" / file, pictures[i]);
-        if (split == "train")
+        if (split == "train") {
           pairs +=
               cat("{\"image\": \"", file, "\", \"label\": ", labels[i].item<std::int64_t>(), "}\n");
+        }
       }
     }
     write_file_atomic(dir / "data/pairs.jsonl", pairs);
@@ -69,8 +70,9 @@ struct Scene {
   }
   void expect_same(const std::string& a, const std::string& b,
                    const std::vector<std::string>& files) const {
-    for (const std::string& file : files)
+    for (const std::string& file : files) {
       EXPECT_TRUE(test::same_files(dir / a / file, dir / b / file));
+    }
   }
 };
 
@@ -123,9 +125,10 @@ TEST(program_onestep, ShardsAndBadTargets) {
   ASSERT_EQ(failures.size(), 5U);
   for (const auto& line : failures) EXPECT_EQ(line["kind"], "bad-file");
   EXPECT_EQ(read_assigned(s.dir / "list").size(), 12);
-  for (const char* file : {"gone.png", "cut.png", "wide.png"})
+  for (const char* file : {"gone.png", "cut.png", "wide.png"}) {
     std::filesystem::copy_file(s.dir / "data/train/0/0.png", s.dir / "data" / file,
                                std::filesystem::copy_options::overwrite_existing);
+  }
   expect_message(s.verb("assign", "list", list + " --retry-failed"), 4, "2 targets failed");
   EXPECT_EQ(read_assigned(s.dir / "list").size(), 15);
   expect_message(s.verb("assign", "none", "--set targets.path=/nonexistent"), 4, "/nonexistent");
@@ -135,8 +138,9 @@ TEST(program_onestep, ShardsAndBadTargets) {
 
 TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   const Scene s;
-  for (const char* verb : {"assign", "em", "align-noise"})
+  for (const char* verb : {"assign", "em", "align-noise"}) {
     EXPECT_EQ(s.verb(verb, "dry", "--dry-run").code, 0) << verb;
+  }
   EXPECT_FALSE(std::filesystem::exists(s.dir / "dry"));
   Outcome outcome = s.verb("assign", "a",
                            "--json --set assign.init=transport --set assign.screen=1 --set "
@@ -190,8 +194,9 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   EXPECT_EQ(aligned[1]["label"], 2);
   EXPECT_EQ(aligned[0]["held_out"]["history"].size(), 4U);
   for (const char* file :
-       {"al/label-2.safetensors", "al/label-2-before-after.png", "al/report.html"})
+       {"al/label-2.safetensors", "al/label-2-before-after.png", "al/report.html"}) {
     EXPECT_TRUE(std::filesystem::exists(s.dir / file)) << file;
+  }
   expect_message(s.verb("align-noise", "al"), 3, "already holds");
   outcome =
       run(cat("noise-report ", s.at, "/a/assigned.safetensors --json --out ", s.at, "/noise"));

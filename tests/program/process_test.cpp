@@ -16,8 +16,9 @@ namespace {
 
 std::string newest_checkpoint(const std::filesystem::path& run) {
   std::string out;
-  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints"))
+  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints")) {
     out = std::max(out, entry.path().filename().string());
+  }
   return out;
 }
 
@@ -32,8 +33,9 @@ TEST(program_streams, ClosedDescriptorsAreNobodysFiles) {
   const Outcome outcome = shell(dir, cat("$TILTFLOW finetune recipes/mnist-ink.toml", tiny(),
                                          "--set train.steps=2 --out $D/r <&- >&- 2>&-"));
   ASSERT_EQ(outcome.code, 0);
-  for (const std::string& line : split(read_file(dir / "r/metrics.jsonl"), '\n'))
+  for (const std::string& line : split(read_file(dir / "r/metrics.jsonl"), '\n')) {
     EXPECT_TRUE(line.empty() || line[0] == '{') << line;
+  }
   EXPECT_EQ(last_logged(dir / "r"), 2);
 }
 

@@ -53,10 +53,11 @@ TEST(program_recipes, EveryRecipePassesADryRun) {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(test::source_dir() / "recipes")) {
     const std::string name = entry.path().filename().string();
-    if (starts_with(name, "onestep") || name.find("cifar10") != std::string::npos)
+    if (starts_with(name, "onestep") || name.find("cifar10") != std::string::npos) {
       continue;  // onestep_test: they need a generator or other data
-    const bool pretrain = starts_with(name, "pretrain"),
-               continued = read_file(entry.path()).find("init = ") != std::string::npos;
+    }
+    const bool pretrain = starts_with(name, "pretrain");
+    const bool continued = read_file(entry.path()).find("init = ") != std::string::npos;
     const bool taught = read_file(entry.path()).find("teacher = ") != std::string::npos;
     const std::string set = cat(
         pretrain ? cat(" --set data.path=", dir.path().string()) : "",
@@ -86,10 +87,10 @@ TEST(program_convert, FormatsAndTypes) {
     const Outcome outcome = run("convert " + step);
     EXPECT_EQ(outcome.code, 0) << outcome.err;
   }
-  const ParameterSet before = read_safetensors(test::source_dir() / "assets/mnist-sit.safetensors")
-                                  .tensors,
-                     after = read_safetensors(dir / "c.safetensors").tensors,
-                     brain = read_safetensors(dir / "d.safetensors").tensors;
+  const ParameterSet before =
+      read_safetensors(test::source_dir() / "assets/mnist-sit.safetensors").tensors;
+  const ParameterSet after = read_safetensors(dir / "c.safetensors").tensors;
+  const ParameterSet brain = read_safetensors(dir / "d.safetensors").tensors;
   EXPECT_EQ(before.size(), after.size());
   for (const auto& [name, tensor] : before) {
     EXPECT_TRUE(at::equal(tensor, after.at(name))) << name;
@@ -144,12 +145,14 @@ TEST(program_sample, PartsShardsAndResumption) {
 // pictures.
 TEST(program_latents, FromPicturesToAnAlignedLatentModel) {
   const test::TempDir dir;
-  const std::string at = dir.path().string(), tae = "tests/golden/diffusers/taesd";
-  std::filesystem::create_directories(dir / "pictures/train/a"),
-      std::filesystem::create_directories(dir / "pictures/train/b");
-  for (int i = 0; i < 8; ++i)
+  const std::string at = dir.path().string();
+  const std::string tae = "tests/golden/diffusers/taesd";
+  std::filesystem::create_directories(dir / "pictures/train/a");
+  std::filesystem::create_directories(dir / "pictures/train/b");
+  for (int i = 0; i < 8; ++i) {
     write_png(dir / cat("pictures/train/", i % 2 ? "a/" : "b/", i, ".png"),
               RandomStreams(1).uniform(Purpose::kProbe, 0, i, 1, {3, 32, 32})[0]);
+  }
   const std::string encode = cat("encode --autoencoder ", tae, " --data ", at, "/pictures --out ",
                                  at, "/latents.safetensors");
   expect_message(run(encode), 0, "wrote 8 latents [4, 4, 4]");
@@ -211,8 +214,9 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
               dir.path().string(), "/s/scale-8"));
   EXPECT_EQ(table.code, 0) << table.err;
   EXPECT_NE(table.out.find("Frechet, extrapolated"), std::string::npos) << table.out;
-  for (const char* name : {"comparison.json", "comparison.csv", "comparison.html"})
+  for (const char* name : {"comparison.json", "comparison.csv", "comparison.html"}) {
     EXPECT_TRUE(std::filesystem::exists(dir / "s/scale-8" / name)) << name;
+  }
   const Outcome again = run(ask);
   EXPECT_NE(again.out.find("| scale-4 | 4 | there already |"), std::string::npos) << again.out;
   const Outcome plan =
@@ -286,19 +290,25 @@ TEST(program_processes, TwoProcessesEqualOne) {
   // Evaluations are shared too, and are those of one process.
   const auto evaluated = [&](const char* run) {
     std::map<std::string, double> out;
-    for (const auto& line : read_json_lines(dir / run / "metrics.jsonl"))
-      if (line["step"] == 0)
-        for (const auto& [key, value] : line.items())
-          if (starts_with(key, "base_") || starts_with(key, "eval_"))
+    for (const auto& line : read_json_lines(dir / run / "metrics.jsonl")) {
+      if (line["step"] == 0) {
+        for (const auto& [key, value] : line.items()) {
+          if (starts_with(key, "base_") || starts_with(key, "eval_")) {
             out[key] = value.get<double>();
+          }
+        }
+      }
+    }
     return out;
   };
-  const auto alone = evaluated("one"), shared = evaluated("two");
+  const auto alone = evaluated("one");
+  const auto shared = evaluated("two");
   EXPECT_TRUE(alone.count("eval_reward") && alone.count("eval_path_gap") &&
               alone.count("base_reward"));
   EXPECT_EQ(alone.size(), shared.size());
-  for (const auto& [key, value] : alone)
+  for (const auto& [key, value] : alone) {
     EXPECT_NEAR(shared.at(key), value, 1e-6 * (1 + std::abs(value))) << key;
+  }
   // A failure ends all, with its message; unknown variables are a clear error.
   outcome = start(cat("--procs 2 ", ask, "--out ", at, "/two"));
   expect_message(outcome, 3, "already holds a run");
@@ -337,7 +347,8 @@ TEST(program_likelihood, SamplesOfTheModel) {
 // Every flag that chooses weights or a sampler reaches what it names.
 TEST(program_flags, WeightsAdaptersAndDiffusionsAreUsed) {
   const test::TempDir dir;
-  const std::string at = dir.path().string(), golden = "tests/golden/sit/";
+  const std::string at = dir.path().string();
+  const std::string golden = "tests/golden/sit/";
   const auto tensors = [](const std::string& file) {
     return read_safetensors(test::golden(file)).tensors;
   };
@@ -366,17 +377,17 @@ TEST(program_flags, WeightsAdaptersAndDiffusionsAreUsed) {
   }
 
   ParameterSet adapter;  // rank 1 on one layer
-  adapter.add("blocks.0.attn.qkv.lora_A.weight", at::ones({1, 96})),
-      adapter.add("blocks.0.attn.qkv.lora_B.weight", at::ones({288, 1}));
+  adapter.add("blocks.0.attn.qkv.lora_A.weight", at::ones({1, 96}));
+  adapter.add("blocks.0.attn.qkv.lora_B.weight", at::ones({288, 1}));
   write_adapters(dir / "adapter", adapter, 1, 2);
   EXPECT_EQ(run(cat("convert assets/mnist-sit.safetensors ", at, "/merged.safetensors --lora ", at,
                     "/adapter --lora-strength 0.5"))
                 .code,
             0);
   const std::string layer = "blocks.0.attn.qkv.weight";
-  const at::Tensor before = read_safetensors(test::source_dir() / "assets/mnist-sit.safetensors")
-                                .tensors.at(layer),
-                   after = read_safetensors(dir / "merged.safetensors").tensors.at(layer);
+  const at::Tensor before =
+      read_safetensors(test::source_dir() / "assets/mnist-sit.safetensors").tensors.at(layer);
+  const at::Tensor after = read_safetensors(dir / "merged.safetensors").tensors.at(layer);
   EXPECT_LT((after - before - 1).abs().max().item<double>(), 1e-6);  // 0.5 x alpha / rank x B A
 }
 
@@ -449,8 +460,9 @@ TEST(program_errors, UnwritableAndFullFolders) {
   EXPECT_EQ(limited.code, 1) << limited.err;
   EXPECT_NE(limited.err.find("cannot write"), std::string::npos) << limited.err;
   EXPECT_FALSE(std::filesystem::exists(dir / "s/samples.safetensors"));
-  for (const auto& entry : std::filesystem::directory_iterator(dir / "s"))
+  for (const auto& entry : std::filesystem::directory_iterator(dir / "s")) {
     EXPECT_EQ(entry.path().string().find(".tmp"), std::string::npos);
+  }
 }
 
 TEST(program_signals, StopSavesAndResumeIsByteIdentical) {
@@ -460,8 +472,8 @@ TEST(program_signals, StopSavesAndResumeIsByteIdentical) {
   for (const auto& [signal, code, precision] :
        {std::tuple{"TERM", 75, "fp32"}, {"KILL", 137, "bf16"}}) {
     const std::string recipe = cat("finetune recipes/mnist-ink.toml --set buffer_passes=4 ", tiny(),
-                                   "--set compute.precision=", precision, " --set train.steps=80 "),
-                      whole = (dir / cat("whole-", precision)).string();
+                                   "--set compute.precision=", precision, " --set train.steps=80 ");
+    const std::string whole = (dir / cat("whole-", precision)).string();
     ASSERT_EQ(run(cat(recipe, "--out ", whole)).code, 0);
     const std::string out = (dir / signal).string();
     const Outcome stopped =

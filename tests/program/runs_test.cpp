@@ -12,13 +12,14 @@ using test::expect_message;
 using test::run;
 
 // The tiny SiT at two states of training.
-const fs::path kModel = test::golden("sit_a_ema.safetensors"),
-               kOther = test::golden("sit_a_model.safetensors");
+const fs::path kModel = test::golden("sit_a_ema.safetensors");
+const fs::path kOther = test::golden("sit_a_model.safetensors");
 
 TEST(program_sample, AFolderHoldsOneRequest) {
   const test::TempDir dir;
-  const std::string model = (dir / "m.safetensors").string(), labels = (dir / "l.txt").string(),
-                    out = (dir / "o").string();
+  const std::string model = (dir / "m.safetensors").string();
+  const std::string labels = (dir / "l.txt").string();
+  const std::string out = (dir / "o").string();
   fs::copy_file(kModel, model);
   write_file_atomic(labels, "0");
   const std::string ask =
@@ -105,8 +106,8 @@ checkpoint_every = 1
 TEST(program_runs, FailedStartsAndLongerRuns) {
   const test::TempDir dir;
   write_recipe(dir, kModel);
-  const std::string out = (dir / "r").string(),
-                    ask = cat("finetune ", (dir / "c.toml").string(), " --out ", out);
+  const std::string out = (dir / "r").string();
+  const std::string ask = cat("finetune ", (dir / "c.toml").string(), " --out ", out);
   EXPECT_NE(run(ask + " --set method.name=flow-grpo --set item=4").code, 0);
   ASSERT_EQ(run(ask).code, 0) << "a failed start does not claim the folder";
   expect_message(run(ask), 3, "already holds a run");

@@ -19,8 +19,9 @@ ParameterSet golden(const std::string& name) {
 
 TEST(models_clip, EmbeddingsAndGradientsEqualTheReference) {
   for (const ParityRow& row :
-       compare_with_reference(*load_clip_vision(folder("vision_gelu")), golden("vision_gelu_io")))
+       compare_with_reference(*load_clip_vision(folder("vision_gelu")), golden("vision_gelu_io"))) {
     EXPECT_TRUE(row.ok()) << row.tensor << " " << row.error;
+  }
   // open_clip's names, quick gelu, heads of eight channels
   const auto rows = compare_with_reference(
       *load_clip_vision(folder("openclip_quickgelu.pt"), {{"num_heads", "3"}}),
@@ -77,11 +78,12 @@ TEST(reward_aesthetic, TheFoldedHeadIsTheFiveLayers) {
   const AestheticHead head(folder("aesthetic_random_head.pth"));
   const ParameterSet t = read_tensors(folder("aesthetic_random_head.pth")).tensors;
   const at::Tensor direction =
-                       RandomStreams(2).normal(Purpose::kProbe, 0, 0, 0, 50, {head.width()}),
-                   unit = direction / direction.norm(2, {1}, true);
+      RandomStreams(2).normal(Purpose::kProbe, 0, 0, 0, 50, {head.width()});
+  const at::Tensor unit = direction / direction.norm(2, {1}, true);
   at::Tensor h = unit;
-  for (const int i : {0, 2, 4, 6, 7})
+  for (const int i : {0, 2, 4, 6, 7}) {
     h = at::linear(h, t.at(cat("layers.", i, ".weight")), t.at(cat("layers.", i, ".bias")));
+  }
   EXPECT_LT((head.score(3 * unit) - h.squeeze(1)).abs().max().item<double>(), 1e-4);
   EXPECT_EQ(head.weight().numel(), head.width());
   // The published head, where the checkout has it.
@@ -112,7 +114,8 @@ TEST(reward_aesthetic, GradientReachesTheState) {
   }
   write_safetensors(dir / "head.safetensors", head);
   RewardTerm term;
-  term.name = "aesthetic", term.clip = folder("vision_gelu").string(),
+  term.name = "aesthetic";
+  term.clip = folder("vision_gelu").string();
   term.head = (dir / "head.safetensors").string();
   const StateReward reward(make_weighted_sum({term}), pixel_decoder());
   const at::Tensor x = RandomStreams(4).normal(Purpose::kPrior, 0, 0, 0, 3, {3, 20, 30});

@@ -31,7 +31,8 @@ TEST(reward_importance, ErrorOfThePathGap) {
   const at::Tensor w = logs({1, 1, 3, 3});
   const PathGap gap = path_gap(w, at::zeros({4}), {});
   EXPECT_NEAR(gap.gap, std::log(2.0) - 0.5 * std::log(3.0), 1e-12);
-  const double low = 0.5, high = 1.5 - std::log(3.0);  // influences, twice each
+  const double low = 0.5;
+  const double high = 1.5 - std::log(3.0);  // influences, twice each
   EXPECT_NEAR(gap.gap_se, std::abs(high - low) / std::sqrt(3.0) / 2, 1e-12);
 }
 

@@ -9,7 +9,8 @@ namespace {
 
 RewardTerm term(const std::string& name, double scale) {
   RewardTerm t;
-  t.name = name, t.scale = scale;
+  t.name = name;
+  t.scale = scale;
   return t;
 }
 
@@ -22,8 +23,9 @@ class Broken final : public Reward {
     if (how_ == "constant") return sum * 0 + 1;
     if (how_ == "nan") return sum / 0.0 * 0.0;
     if (how_ == "detached") return sum.detach();
-    if (how_ == "wrong gradient")
+    if (how_ == "wrong gradient") {
       return sum.square().detach() + sum * 3 - (sum * 3).detach();  // value x^2, gradient 3
+    }
     return sum;
   }
 
@@ -54,7 +56,8 @@ TEST(reward_closed_form, ValuesAndGradients) {
                 .item<double>(),
             1e-4);
   RewardTerm quadratic = term("quadratic", 3);
-  quadratic.center = {0.5}, quadratic.curvature = 2;
+  quadratic.center = {0.5};
+  quadratic.curvature = 2;
   const auto sum = make_weighted_sum({term("ink", 5), quadratic});
   const at::Tensor expected =
       5 * images.mean({1, 2, 3}) - 3 * (images - 0.5).square().sum({1, 2, 3});
@@ -93,10 +96,14 @@ TEST(reward_registry, MistakesAreNamed) {
 TEST(reward_class, LogProbabilitiesOfAJudge) {
   const test::TempDir dir;
   ClassifierConfig config;
-  config.input_size = 8, config.width = 4, config.features = 6, config.num_classes = 3;
+  config.input_size = 8;
+  config.width = 4;
+  config.features = 6;
+  config.num_classes = 3;
   save_classifier(dir / "j.safetensors", config, init_classifier(config, RandomStreams(1)));
   RewardTerm t = term("class-log-prob", 1);
-  t.judge = (dir / "j.safetensors").string(), t.label = 2;
+  t.judge = (dir / "j.safetensors").string();
+  t.label = 2;
   const at::Tensor images = at::rand({4, 1, 8, 8});
   const auto judge = load_classifier(t.judge);
   EXPECT_LT((make_reward(t)->score(images, {}) - judge->logits(images).log_softmax(1).select(1, 2))

@@ -95,8 +95,9 @@ TEST(reward_torchscript, FailuresShowTheWholeMessage) {
   const std::string wrong = message(
       saved(dir, "  y = x.flatten(1)\n  return torch.mm(y, torch.ones([7, 1])).squeeze(1)"));
   for (const char* part : {"reward torchscript", "r.pt", "[2, 1, 2, 2]", "torch.mm", "Traceback",
-                           "cannot be multiplied", "evaluation mode"})
+                           "cannot be multiplied", "evaluation mode"}) {
     EXPECT_NE(wrong.find(part), std::string::npos) << part << "\n" << wrong;
+  }
   EXPECT_EQ(wrong.find("Exception raised from"), std::string::npos) << "no stack of C++ frames";
   EXPECT_NE(
       message(

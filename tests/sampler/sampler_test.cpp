@@ -23,14 +23,15 @@ TEST(sampler_table, LinearClosedForms) {
   const auto path = make_path("linear");
   const int K = 25;
   const double h = 1.0 / K;
-  const TransitionTable euler = memoryless_euler(*path, uniform_grid(K)),
-                        paper = memoryless_euler(*path, uniform_grid(K), Offsets::kPaper),
-                        exponential = exponential_integrator(*path, uniform_grid(K));
+  const TransitionTable euler = memoryless_euler(*path, uniform_grid(K));
+  const TransitionTable paper = memoryless_euler(*path, uniform_grid(K), Offsets::kPaper);
+  const TransitionTable exponential = exponential_integrator(*path, uniform_grid(K));
   for (int k = 0; k < K; ++k) {
-    const double t = k * h, next = (k + 1) * h;
-    const Transition &e = euler.steps[static_cast<std::size_t>(k)],
-                     &p = paper.steps[static_cast<std::size_t>(k)],
-                     &x = exponential.steps[static_cast<std::size_t>(k)];
+    const double t = k * h;
+    const double next = (k + 1) * h;
+    const Transition& e = euler.steps[static_cast<std::size_t>(k)];
+    const Transition& p = paper.steps[static_cast<std::size_t>(k)];
+    const Transition& x = exponential.steps[static_cast<std::size_t>(k)];
     EXPECT_NEAR(e.p, 1 - h / (t + h), 1e-12);
     EXPECT_NEAR(e.c, 2 * h, 1e-12);
     EXPECT_NEAR(e.s * e.s, h * 2 * (1 - t) / (t + h), 1e-12);
@@ -50,14 +51,15 @@ TEST(sampler_table, DdimIsDdpmAtEtaOne) {
   const TransitionTable table = ddim(*path, uniform_grid(10), 1, FinalStep::kClean);
   for (std::size_t k = 0; k + 1 < table.steps.size();
        ++k) {  // posterior variance of DDPM in terms of alpha-bar
-    const double now = std::pow(path->at(table.steps[k].t).alpha, 2),
-                 next = std::pow(path->at(table.steps[k + 1].t).alpha, 2);
+    const double now = std::pow(path->at(table.steps[k].t).alpha, 2);
+    const double next = std::pow(path->at(table.steps[k + 1].t).alpha, 2);
     EXPECT_NEAR(table.steps[k].s * table.steps[k].s, (1 - next) / (1 - now) * (1 - now / next),
                 1e-10);
   }
   EXPECT_EQ(table.steps.back().s, 0);
-  for (const Transition& step : ddim(*path, uniform_grid(10), 0, FinalStep::kClean).steps)
+  for (const Transition& step : ddim(*path, uniform_grid(10), 0, FinalStep::kClean).steps) {
     EXPECT_EQ(step.s, 0);
+  }
   EXPECT_GT(ddim(*path, uniform_grid(10), 1, FinalStep::kHalfway).steps.back().s, 0);
 }
 
@@ -154,17 +156,18 @@ TEST(sampler_adjoint, CoarsePassesConverge) {
     const Trajectory path =
         rollout(field, table, x_0, {}, keyed_noise(RandomStreams(4), 1, 0, x_0), options);
     const at::Tensor end = at::ones_like(x_0);
-    const AdjointPass exact = lean_adjoint(field, table, path.states, {}, end),
-                      coarse = lean_adjoint(field, table, path.states, {}, end, {.stride = stride});
+    const AdjointPass exact = lean_adjoint(field, table, path.states, {}, end);
+    const AdjointPass coarse = lean_adjoint(field, table, path.states, {}, end, {.stride = stride});
     const auto K = static_cast<std::size_t>(steps);
     if (stride == 2) {
       EXPECT_TRUE(at::equal(exact.adjoints[K - 1], coarse.adjoints[K - 1]));
     }
     double sum = 0;
-    for (std::size_t k = 1; k < K; ++k)
+    for (std::size_t k = 1; k < K; ++k) {
       sum += ((coarse.adjoints[k] - exact.adjoints[k]).norm() / exact.adjoints[k].norm())
                  .item<double>() /
              static_cast<double>(K - 1);
+    }
     return sum;
   };
   EXPECT_EQ(error(40, 1), 0);
@@ -177,8 +180,8 @@ TEST(sampler_adjoint, CoarsePassesConverge) {
 // States, adjoints and losses recorded from the official network in fp64.
 TEST(sampler_adjoint, GoldenSitTrajectory) {
   const auto base = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}},
-                                        {}, at::kDouble),
-             tuned = load_velocity_model(test::golden("sit_a_model.safetensors"),
+                                        {}, at::kDouble);
+  const auto tuned = load_velocity_model(test::golden("sit_a_model.safetensors"),
                                          {{"num_heads", "4"}}, {}, at::kDouble);
   const ParameterSet g = read_safetensors(test::golden("lean_adjoint.safetensors")).tensors;
   const TransitionTable table = memoryless_euler(*make_path("linear"), uniform_grid(8));
@@ -186,8 +189,10 @@ TEST(sampler_adjoint, GoldenSitTrajectory) {
   for (const auto& [prefix, field] :
        {std::pair<std::string, const VelocityField*>{"base", base.model.get()},
         {"onpolicy", tuned.model.get()}}) {
-    const at::Tensor X = g.at(prefix + ".X"), a = g.at(prefix + ".a"),
-                     delta = g.at(prefix + ".delta"), loss = g.at(prefix + ".loss");
+    const at::Tensor X = g.at(prefix + ".X");
+    const at::Tensor a = g.at(prefix + ".a");
+    const at::Tensor delta = g.at(prefix + ".delta");
+    const at::Tensor loss = g.at(prefix + ".loss");
     RolloutOptions keep;
     keep.keep_states = true;
     const Trajectory path =
@@ -217,11 +222,12 @@ TEST(sampler_fields, GuidanceAndCounting) {
       load_velocity_model(test::golden("sit_b_ema.safetensors"), {{"num_heads", "3"}});
   const std::shared_ptr<const VelocityModel> model(
       loaded.model->rebind(loaded.model->parameters(), {}));
-  const at::Tensor x = at::randn({2, 1, 28, 28}), t = at::full({2}, 0.4);
+  const at::Tensor x = at::randn({2, 1, 28, 28});
+  const at::Tensor t = at::full({2}, 0.4);
   const Condition labels{at::tensor(std::vector<std::int64_t>{1, 5})};
   const at::NoGradGuard no_grad;
-  const at::Tensor conditional = model->velocity(x, t, labels),
-                   unconditional = model->velocity(x, t, {});
+  const at::Tensor conditional = model->velocity(x, t, labels);
+  const at::Tensor unconditional = model->velocity(x, t, {});
   EXPECT_LT(test::relative_error(GuidedField(model, {3}, 10).velocity(x, t, labels),
                                  unconditional + (conditional - unconditional) * 3),
             1e-5);
@@ -240,7 +246,8 @@ TEST(sampler_draw, SamplesDoNotDependOnChunksOrWorkers) {
   const auto run = [&](std::int64_t n, std::int64_t chunk, int workers) {
     set_thread_policy({workers, 1});
     DrawOptions options;
-    options.n = n, options.chunk = chunk;
+    options.n = n;
+    options.chunk = chunk;
     return draw(*p.base, config, *p.path, {2}, RandomStreams(4), no_labels(), options).x;
   };
   const at::Tensor one = run(20, 20, 1);
@@ -256,7 +263,9 @@ TEST(sampler_draw, PathDensityRatioIsADensity) {
   SamplerConfig config;
   config.steps = 15;
   DrawOptions options;
-  options.n = 20000, options.chunk = 1000, options.reference = p.base.get();
+  options.n = 20000;
+  options.chunk = 1000;
+  options.reference = p.base.get();
   const Draws d = draw(tuned, config, *p.path, {1}, RandomStreams(6), no_labels(), options);
   const at::Tensor ratio = d.log_ratio.to(at::kDouble).exp();
   const double se = ratio.std().item<double>() / std::sqrt(20000.0);
@@ -288,13 +297,15 @@ TEST(sampler_official, EverySolverReproducesTheRecordedStates) {
     for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
     return text;
   };
-  int stochastic = 0, deterministic = 0;
+  int stochastic = 0;
+  int deterministic = 0;
   for (const auto& [key, expected] : g) {
     const std::vector<std::string> part = split(key, '.');
     if (part.size() < 3 || part[0] == "ode") continue;
     const auto path = make_path(lower(part[0]));
     SdeOptions options;
-    options.method = lower(part[2]), options.form = lower(part[3]),
+    options.method = lower(part[2]);
+    options.form = lower(part[3]);
     options.last_step = lower(part[4]);
     if (part.size() > 5) options.norm = std::atof((part[5].substr(4) + "." + part[6]).c_str());
     const PredictionField field(model, path, part[1]);
@@ -311,7 +322,8 @@ TEST(sampler_official, EverySolverReproducesTheRecordedStates) {
     const auto path = make_path(lower(part[1]));
     OdeOptions options;
     options.method = parse_ode_method(part[3] == "heun2" ? "heun" : part[3]);
-    options.rtol = 1e-6, options.atol = 1e-7;
+    options.rtol = 1e-6;
+    options.atol = 1e-7;
     const PredictionField field(model, path, part[2]);
     const at::Tensor found =
         solve_ode(field, g.at("ode.z"), recorded_times(*path, part[2]), {g.at("ode.y")}, options).x;
@@ -331,12 +343,15 @@ TEST(sampler_official, GuidedReverseAndLikelihood) {
   const std::shared_ptr<const VelocityModel> model =
       load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}}).model;
   const ParameterSet g = read_safetensors(test::golden("guided.safetensors")).tensors;
-  const auto linear = make_path("linear"), gvp = make_path("gvp");
-  const Condition chosen{g.at("cfg.y").narrow(0, 0, 2)}, labels{g.at("y")};
+  const auto linear = make_path("linear");
+  const auto gvp = make_path("gvp");
+  const Condition chosen{g.at("cfg.y").narrow(0, 0, 2)};
+  const Condition labels{g.at("y")};
   Guidance guidance{4, 3};
   const auto field = guided(model, guidance, model->classes());
   const auto first_half = [&](const char* key) { return g.at(key).narrow(0, 0, 2); };
-  OdeOptions euler{OdeMethod::kEuler}, tight{OdeMethod::kDopri5, 1e-6, 1e-7};
+  OdeOptions euler{OdeMethod::kEuler};
+  OdeOptions tight{OdeMethod::kDopri5, 1e-6, 1e-7};
   EXPECT_LT(test::relative_error(solve_ode(*field, g.at("z"), uniform_grid(9), chosen, euler).x,
                                  first_half("cfg4.Linear.velocity.euler")),
             1e-5);
@@ -385,7 +400,8 @@ TEST(sampler_likelihood, ExactForAMixture) {
     const MixtureField field(problem.base->mixture(), p);
     const at::Tensor x = sample(problem.base->mixture(), RandomStreams(4), 0, 200);
     SamplerConfig config;
-    config.name = "ode-dopri5", config.epsilon = 1e-6;
+    config.name = "ode-dopri5";
+    config.epsilon = 1e-6;
     std::vector<double> grid = grid_of(config, *p);
     std::reverse(grid.begin(), grid.end());
     const OdeOptions tight{OdeMethod::kDopri5, 1e-8, 1e-9};
@@ -409,9 +425,12 @@ TEST(sampler_fields, GuidanceActsInItsIntervalOnly) {
   const at::Tensor x = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 3, {1, 28, 28});
   const Condition labels{at::arange(3)};
   Guidance inner{5, 0, 0.3, 0.6};
-  const auto field = guided(model, inner, 10), always = guided(model, {5}, 10);
-  const at::Tensor t = at::tensor({0.1F, 0.5F, 0.9F}), mixed = field->velocity(x, t, labels);
-  const at::Tensor plain = model->velocity(x, t, labels), full = always->velocity(x, t, labels);
+  const auto field = guided(model, inner, 10);
+  const auto always = guided(model, {5}, 10);
+  const at::Tensor t = at::tensor({0.1F, 0.5F, 0.9F});
+  const at::Tensor mixed = field->velocity(x, t, labels);
+  const at::Tensor plain = model->velocity(x, t, labels);
+  const at::Tensor full = always->velocity(x, t, labels);
   EXPECT_LT((mixed[0] - plain[0]).abs().max().item<double>(), 1e-5);
   EXPECT_LT((mixed[1] - full[1]).abs().max().item<double>(), 1e-5);
   EXPECT_LT((mixed[2] - plain[2]).abs().max().item<double>(), 1e-5);
@@ -429,15 +448,17 @@ TEST(sampler_fields, GuidanceActsInItsIntervalOnly) {
 TEST(sampler_labels, ListsFilesAndWeights) {
   const RandomStreams streams(3);
   LabelConfig config;
-  config.kind = "list", config.list = {4, 1, 7};
+  config.kind = "list";
+  config.list = {4, 1, 7};
   EXPECT_TRUE(
       at::equal(make_labels(config, 10, streams, 0, 2)(1, 4), at::tensor({4, 1, 7, 4}, at::kLong)));
   config.list = {4, 11};
   test::expect_error(ErrorKind::kConfig, "label 11 is out of range",
                      [&] { make_labels(config, 10, streams, 0, 0); });
-  config.kind = "weighted", config.weights = {0, 3, 1, 0};
-  const at::Tensor drawn = make_labels(config, 4, streams, 0, 0)(0, 4000),
-                   shares = drawn.bincount({}, 4).to(at::kDouble) / 4000;
+  config.kind = "weighted";
+  config.weights = {0, 3, 1, 0};
+  const at::Tensor drawn = make_labels(config, 4, streams, 0, 0)(0, 4000);
+  const at::Tensor shares = drawn.bincount({}, 4).to(at::kDouble) / 4000;
   EXPECT_EQ(shares[0].item<double>() + shares[3].item<double>(), 0);
   EXPECT_NEAR(shares[1].item<double>(), 0.75, 0.03);
   EXPECT_TRUE(at::equal(make_labels(config, 4, streams, 0, 0)(100, 50), drawn.narrow(0, 100, 50)))
@@ -497,10 +518,13 @@ TEST(sampler_sde, EveryDiffusionFormGivesTheSameLaw) {
   for (const std::string& form : diffusion_forms()) {
     for (const std::string& name : {std::string("sde-euler"), std::string("sde-heun")}) {
       SamplerConfig config;
-      config.name = name, config.steps = 200, config.sde.form = form,
+      config.name = name;
+      config.steps = 200;
+      config.sde.form = form;
       config.sde.last_step_size = 0.01;
       DrawOptions options;
-      options.n = 2000, options.chunk = 1000;
+      options.n = 2000;
+      options.chunk = 1000;
       const at::Tensor x =
           draw(*p.base, config, *p.path, {1}, RandomStreams(3), no_labels(), options).x;
       EXPECT_NEAR(x.mean().item<double>(), 0.5, 4 * 0.7 / std::sqrt(2000.0) + 0.01)

@@ -1,6 +1,9 @@
 // The house rules that a machine can check: includes point only downwards, headers stay light.
+#include <algorithm>
+#include <cctype>
 #include <fstream>
 #include <map>
+#include <regex>
 #include <set>
 
 #include "tests/support.h"
@@ -60,16 +63,133 @@ TEST(structure_includes, ArrowsPointDownwards) {
   EXPECT_GT(seen, 100);
 }
 
-TEST(structure_size, FilesStayReadable) {
-  for (const char* root : {"src", "apps"}) {
+namespace {
+
+std::vector<std::filesystem::path> sources(const std::vector<std::string>& roots) {
+  std::vector<std::filesystem::path> out;
+  for (const std::string& root : roots) {
     for (const auto& entry :
          std::filesystem::recursive_directory_iterator(test::source_dir() / root)) {
-      if (!entry.is_regular_file()) continue;
-      std::ifstream file(entry.path());
-      const auto lines = std::count(std::istreambuf_iterator<char>(file), {}, '\n');
-      EXPECT_LE(lines, 400) << entry.path();
+      const std::string kind = entry.path().extension().string();
+      const bool source = kind == ".cpp" || kind == ".h" || kind == ".cu";
+      if (entry.is_regular_file() && source) out.push_back(entry.path());
     }
   }
+  return out;
+}
+
+constexpr std::int64_t kLongestFile = 500;
+constexpr std::int64_t kLongestFunction = 60;  // a screen
+
+std::int64_t lines_of(const std::string& text) {
+  return std::count(text.begin(), text.end(), '\n');
+}
+
+// The length of the raw string, string, character or comment at `at`; 0 when none begins there.
+std::size_t quoted_length(const std::string& text, std::size_t at) {
+  const auto until = [&](const std::string& end, std::size_t from) {
+    const std::size_t found = text.find(end, from);
+    return (found == std::string::npos ? text.size() : found + end.size()) - at;
+  };
+  if (text.compare(at, 2, "//") == 0) return until("\n", at) - 1;
+  if (text.compare(at, 2, "/*") == 0) return until("*/", at + 2);
+  if (text.compare(at, 2, "R\"") == 0) {
+    const std::size_t open = text.find('(', at);
+    return until(")" + text.substr(at + 2, open - at - 2) + "\"", open);
+  }
+  const bool digits = at > 0 && std::isalnum(static_cast<unsigned char>(text[at - 1]));
+  if (text[at] != '"' && (text[at] != '\'' || digits)) return 0;
+  std::size_t end = at + 1;
+  while (end < text.size() && text[end] != text[at]) end += text[end] == '\\' ? 2 : 1;
+  return end + 1 - at;
+}
+
+// Code without comments and without what stands in quotes; line breaks stay.
+std::string code_of(const std::string& text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size();) {
+    const std::size_t quoted = quoted_length(text, i);
+    if (quoted == 0) {
+      out += text[i++];
+      continue;
+    }
+    out += '_';
+    out.append(static_cast<std::size_t>(lines_of(text.substr(i, quoted))), '\n');
+    i += quoted;
+  }
+  return out;
+}
+
+enum class Block { kScope, kFunction, kOther };
+
+// What a brace opens, from the code between it and the end of the last statement.
+Block block_of(const std::string& head, bool in_scopes) {
+  static const std::regex scope(R"(\b(namespace|class|struct|enum|union|extern)\b[^()]*$)");
+  if (!in_scopes) return Block::kOther;
+  if (std::regex_search(head, scope)) return Block::kScope;
+  return head.find('(') == std::string::npos ? Block::kOther : Block::kFunction;
+}
+
+struct Function {
+  std::int64_t line;
+  std::int64_t length;
+};
+
+// Functions of formatted code, with their first lines; lambdas belong to the function around them.
+std::vector<Function> functions_of(const std::string& text) {
+  struct Open {
+    Block block;
+    std::int64_t line;
+  };
+  const std::string code = code_of(text);
+  std::vector<Open> open;
+  std::vector<Function> out;
+  std::string head;
+  std::int64_t line = 1;
+  for (const char c : code) {
+    if (c == '\n') ++line;
+    if (c == '{') {
+      const bool scopes = std::all_of(open.begin(), open.end(),
+                                      [](const Open& o) { return o.block == Block::kScope; });
+      open.push_back({block_of(head, scopes), line});
+    }
+    if (c == '}' && !open.empty()) {
+      const Open ended = open.back();
+      open.pop_back();
+      if (ended.block == Block::kFunction) out.push_back({ended.line, line - ended.line + 1});
+    }
+    head = c == ';' || c == '{' || c == '}' ? "" : head + c;
+  }
+  return out;
+}
+
+}  // namespace
+
+TEST(structure_size, FunctionsAreFound) {
+  const std::string text =
+      "namespace a {\nstruct B {\n  int f() const {\n    return 1;\n  }\n  int n{1};\n};\n"
+      "int g(int x) {\n  const char c = '{';\n  if (x) {\n    return 1;  // }\n  }\n"
+      "  return [] { return R\"(}})\"[0]; }();\n}\n}\n";
+  const std::vector<Function> found = functions_of(text);
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found[0].line, 3);
+  EXPECT_EQ(found[0].length, 3);
+  EXPECT_EQ(found[1].line, 8);
+  EXPECT_EQ(found[1].length, 7);
+}
+
+// The width of lines is the formatter's.
+TEST(structure_size, FilesAndFunctionsFitAReader) {
+  std::size_t functions = 0;
+  for (const auto& path : sources({"src", "apps", "tests", "examples"})) {
+    const std::string text = read_file(path);
+    EXPECT_LE(lines_of(text), kLongestFile) << path;
+    for (const Function& f : functions_of(text)) {
+      EXPECT_LE(f.length, kLongestFunction) << path << ":" << f.line;
+      ++functions;
+    }
+  }
+  EXPECT_GT(functions, 3000u);
 }
 
 namespace {
@@ -89,10 +209,19 @@ void bind(Fields& f, Mutant& m) {
 }
 void bind(Fields& f, Mutants& m) { f.list("mutant", m.mutant); }
 
+std::string without_spaces(std::string text) {
+  std::erase_if(text, [](unsigned char c) { return std::isspace(c); });
+  return text;
+}
+
+// How often `part` stands in `text`, whatever the line breaks and spaces.
 std::size_t occurrences(const std::string& text, const std::string& part) {
+  const std::string where = without_spaces(text);
+  const std::string what = without_spaces(part);
   std::size_t count = 0;
-  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1))
+  for (std::size_t at = where.find(what); at != std::string::npos; at = where.find(what, at + 1)) {
     ++count;
+  }
   return count;
 }
 
@@ -115,8 +244,9 @@ TEST(structure_mutants, EveryFaultAppliesToTheSources) {
     const std::vector<std::string> parts = split(m.file, '/');
     folders.insert(parts[parts[0] == "src" ? 2 : 0]);
   }
-  for (const auto& [folder, arrows] : kMayInclude)
+  for (const auto& [folder, arrows] : kMayInclude) {
     EXPECT_TRUE(folders.count(folder)) << "no fault in src/tiltflow/" << folder;
+  }
 }
 
 }  // namespace tiltflow

@@ -44,8 +44,8 @@ TEST(tensor_random, PermutationsAndSubsets) {
 }
 
 TEST(tensor_checkpoint, GradientsEqualThePlainOnes) {
-  const at::Tensor x = at::randn({4, 5}, at::kDouble).set_requires_grad(true),
-                   w = at::randn({5, 5}, at::kDouble).set_requires_grad(true);
+  const at::Tensor x = at::randn({4, 5}, at::kDouble).set_requires_grad(true);
+  const at::Tensor w = at::randn({5, 5}, at::kDouble).set_requires_grad(true);
   const at::Tensor constant = at::randn({5}, at::kDouble);
   int calls = 0;
   const TensorFunction f = [&](const std::vector<at::Tensor>& in) {
@@ -80,9 +80,11 @@ TEST(tensor_parallel, RunsEverythingOnceAndRethrows) {
 }
 
 TEST(tensor_precision, Bf16ProductsStayCloseAndReturnFp32) {
-  const at::Tensor x = at::randn({8, 64}), w = at::randn({32, 64}), b = at::randn({32});
-  const at::Tensor full = linear_in(MatmulPrecision::kFull, x, w, b),
-                   half = linear_in(MatmulPrecision::kBf16, x, w, b);
+  const at::Tensor x = at::randn({8, 64});
+  const at::Tensor w = at::randn({32, 64});
+  const at::Tensor b = at::randn({32});
+  const at::Tensor full = linear_in(MatmulPrecision::kFull, x, w, b);
+  const at::Tensor half = linear_in(MatmulPrecision::kBf16, x, w, b);
   EXPECT_EQ(half.scalar_type(), at::kFloat);
   EXPECT_LT(test::relative_error(half, full), 0.02);  // 8 bits of mantissa, 64 terms
   EXPECT_GT(test::relative_error(half, full), 1e-5);  // and bf16 was really used
@@ -92,21 +94,25 @@ TEST(tensor_precision, Bf16ProductsStayCloseAndReturnFp32) {
 
 TEST(tensor_parameters, MisfitsAreListedTogether) {
   ParameterSet a, b;
-  a.add("x", at::zeros({2})), a.add("y", at::zeros({3}));
-  b.add("x", at::zeros({4})), b.add("z", at::zeros({1}));
+  a.add("x", at::zeros({2}));
+  a.add("y", at::zeros({3}));
+  b.add("x", at::zeros({4}));
+  b.add("z", at::zeros({1}));
   try {
     require_fit(a, b, "file");
     FAIL();
   } catch (const Error& error) {
     for (const char* part :
-         {"shape of x: expected [2], found [4]", "missing: y [3]", "unexpected: z [1]"})
+         {"shape of x: expected [2], found [4]", "missing: y [3]", "unexpected: z [1]"}) {
       EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+    }
   }
 }
 
 TEST(tensor_metrics, TravelAsTextExactly) {
   MetricSums sums;
-  sums.add("loss", 0.1 + 0.2, 3), sums.add("a name with spaces", -1e-300, 1e17);
+  sums.add("loss", 0.1 + 0.2, 3);
+  sums.add("a name with spaces", -1e-300, 1e17);
   const MetricSums back = MetricSums::from_text(sums.text());
   EXPECT_EQ(back.averages(), sums.averages());
   EXPECT_EQ(back.weight_of("a name with spaces"), 1e17);
@@ -118,8 +124,9 @@ TEST(tensor_processes, TheEnvironmentIsReadByLauncher) {
   const auto with = [](std::initializer_list<std::pair<const char*, const char*>> variables) {
     for (const char* name :
          {"WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK",
-          "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT"})
+          "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT"}) {
       ::unsetenv(name);
+    }
     for (const auto& [name, value] : variables) ::setenv(name, value, 1);
     return world_from_environment();
   };

@@ -40,7 +40,8 @@ void expect_same(const std::pair<at::Tensor, at::Tensor>& both) {
 at::Tensor with_gradient(const at::Tensor& input,
                          const std::function<at::Tensor(const at::Tensor&)>& network) {
   const at::AutoGradMode grad(true);
-  const at::Tensor x = input.detach().clone().set_requires_grad(true), y = network(x);
+  const at::Tensor x = input.detach().clone().set_requires_grad(true);
+  const at::Tensor y = network(x);
   return at::cat(
       {y.detach().flatten(), torch::autograd::grad({y.square().sum()}, {x})[0].flatten()});
 }
@@ -51,11 +52,14 @@ at::Tensor noise(at::IntArrayRef shape) {
 
 // Largest difference of two model files, relative to the largest weight.
 double difference(const std::filesystem::path& a, const std::filesystem::path& b) {
-  const ParameterSet x = read_safetensors(a).tensors, y = read_safetensors(b).tensors;
-  double worst = 0, largest = 0;
-  for (const auto& [name, tensor] : x)
-    worst = std::max(worst, (tensor - y.at(name)).abs().max().item<double>()),
+  const ParameterSet x = read_safetensors(a).tensors;
+  const ParameterSet y = read_safetensors(b).tensors;
+  double worst = 0;
+  double largest = 0;
+  for (const auto& [name, tensor] : x) {
+    worst = std::max(worst, (tensor - y.at(name)).abs().max().item<double>());
     largest = std::max(largest, tensor.abs().max().item<double>());
+  }
   return worst / largest;
 }
 
@@ -64,8 +68,9 @@ double difference(const std::filesystem::path& a, const std::filesystem::path& b
 TEST(train_device, UnknownOnesAreRefused) {
   std::vector<const char*> names{"gpu", "cuda:99", "meta", ""};
   if (!at::hasCUDA()) names.push_back("cuda");
-  for (const char* name : names)
+  for (const char* name : names) {
     test::expect_error(ErrorKind::kConfig, "is not usable", [&] { set_compute_device(name); });
+  }
   EXPECT_TRUE(compute_device().is_cpu());
 }
 
@@ -86,10 +91,11 @@ TEST(train_device, FineTuningGivesTheSameWeights) {
   for (const char* policy : {"full", "lora", "control"}) {
     FinetuneConfig config = test::small_run(dir);
     config.policy.kind = policy;
-    config.policy.control.kind = "conv", config.policy.control.width = 8;
+    config.policy.control.kind = "conv";
+    config.policy.control.width = 8;
     config.compute.activation_checkpointing = std::string(policy) == "lora";
-    const std::filesystem::path here = dir / cat(policy, "-cpu"),
-                                there = dir / cat(policy, "-fake");
+    const std::filesystem::path here = dir / cat(policy, "-cpu");
+    const std::filesystem::path there = dir / cat(policy, "-fake");
     std::int64_t before = test::fake_device_calls();
     test::run_on("cpu", config, here);
     EXPECT_EQ(test::fake_device_calls(), before);
@@ -107,10 +113,11 @@ TEST(train_device, MethodsOfEveryKindAndResume) {
   for (const char* method : {"socm", "flow-grpo", "draft"}) {
     FinetuneConfig config = test::small_run(dir);
     config.method.name = method;
-    config.batch = 8, config.item = 8;
-    const std::filesystem::path here = dir / cat(method, "-cpu"),
-                                there = dir / cat(method, "-fake"),
-                                resumed = dir / cat(method, "-resumed");
+    config.batch = 8;
+    config.item = 8;
+    const std::filesystem::path here = dir / cat(method, "-cpu");
+    const std::filesystem::path there = dir / cat(method, "-fake");
+    const std::filesystem::path resumed = dir / cat(method, "-resumed");
     test::run_on("cpu", config, here);
     const std::string whole = test::run_on(test::fake_device(), config, there);
     EXPECT_LT(difference(there / "model.safetensors", here / "model.safetensors"), 1e-5) << method;
@@ -136,8 +143,9 @@ TEST(train_device, PretrainingGivesTheSameWeights) {
       const auto objective = make();
       const TrainResult result = train(config, *objective, run, {});
       std::vector<at::Tensor> flat;
-      for (const auto& [name, tensor] : result.average)
+      for (const auto& [name, tensor] : result.average) {
         flat.push_back(tensor.detach().cpu().flatten());
+      }
       return at::cat(flat);
     });
   };
@@ -157,14 +165,23 @@ TEST(train_device, PretrainingGivesTheSameWeights) {
   }));
   expect_same(trained([&] {
     ClassifierConfig judge;
-    judge.input_size = 8, judge.width = 4, judge.features = 6, judge.num_classes = 2;
+    judge.input_size = 8;
+    judge.width = 4;
+    judge.features = 6;
+    judge.num_classes = 2;
     return std::make_unique<ClassificationObjective>(judge, data,
                                                      ClassificationOptions{16, 8, 0.1, 1, 0.1}, 1);
   }));
   expect_same(trained([&] {
     GanConfig gan;
-    gan.base_channels = 4, gan.d_base_channels = 4, gan.feat_dim = 8, gan.z_dim = 6,
-    gan.embed_dim = 3, gan.image_size = 8, gan.num_classes = 2, gan.spectral_norm = true;
+    gan.base_channels = 4;
+    gan.d_base_channels = 4;
+    gan.feat_dim = 8;
+    gan.z_dim = 6;
+    gan.embed_dim = 3;
+    gan.image_size = 8;
+    gan.num_classes = 2;
+    gan.spectral_norm = true;
     return std::make_unique<GanObjective>(gan, data, GanTrainingOptions{16, 8, 1}, 1);
   }));
 }
@@ -177,8 +194,8 @@ TEST(train_device, NetworksAnswerOnTheCpu) {
     std::vector<std::int64_t> shape = loaded.model->sample_shape();
     shape.insert(shape.begin(), 4);
     const at::Tensor x = noise(shape);
-    const Vjp with = loaded.model->vjp(x, time_tensor(0.3, x), {labels}, x),
-              without = loaded.model->vjp(x, time_tensor(0.3, x), {}, x);
+    const Vjp with = loaded.model->vjp(x, time_tensor(0.3, x), {labels}, x);
+    const Vjp without = loaded.model->vjp(x, time_tensor(0.3, x), {}, x);
     return at::stack(
         {with.velocity, with.input_gradient, without.velocity, without.input_gradient});
   }));
@@ -196,7 +213,7 @@ TEST(train_device, NetworksAnswerOnTheCpu) {
   }));
   expect_same(on_both([&] {
     RewardTerm term;
-    term.name = "torchscript",
+    term.name = "torchscript";
     term.file = (test::source_dir() / "tests/golden/torch/reward_module.pt").string();
     const auto reward = make_reward(term);
     return with_gradient(noise({4, 3, 8, 8}).sigmoid(),

@@ -32,7 +32,8 @@ using Kinds = std::vector<std::string>;
 RunFacts finetuning() {
   RunFacts facts;
   facts.base = RunFacts::Base{1, 0.05};
-  facts.batch = 16, facts.item = 8;
+  facts.batch = 16;
+  facts.item = 8;
   return facts;
 }
 
@@ -57,8 +58,9 @@ TEST(train_diagnosis, ControlThatCostsMoreThanItGains) {
   EXPECT_EQ(kinds_of(run(40, 2), finetuning()), Kinds{"control-cost"});
   EXPECT_EQ(kinds_of(run(40, 60), finetuning()), Kinds{}) << "a large scale pays for a large cost";
   const std::string text = text_of(diagnose(run(40, 2), finetuning())[0]);
-  for (const char* part : {"40 nats", "gained 2", "farther from p*", "train.learning_rate"})
+  for (const char* part : {"40 nats", "gained 2", "farther from p*", "train.learning_rate"}) {
     EXPECT_NE(text.find(part), std::string::npos) << text;
+  }
   RunFacts guided = finetuning();
   guided.base.reset();
   EXPECT_EQ(kinds_of(run(40, 2), guided), Kinds{}) << "base samples are of another law";
@@ -153,8 +155,9 @@ TEST(train_diagnosis, WeightsThatRestOnOneSample) {
 TEST(train_diagnosis, AverageThatLagsBehindTwice) {
   const auto run = [](double second) {
     return history_of(40, [=](std::int64_t step) {
-      if (step % 20 == 0)
+      if (step % 20 == 0) {
         return Values{{"eval_reward", step == 20 ? 1.1 : second}, {"eval_reward_se", 0.05}};
+      }
       return Values{{"reward", 5.0}, {"reward_deviation", 0.5}};
     });
   };
@@ -193,8 +196,8 @@ TEST(train_diagnosis, ScaleBeyondTheBase) {
 // A reward that separates two labels by 100 nats spreads over a nat within each: both laws are
 // sampled well.
 TEST(train_diagnosis, SpreadIsThatWithinLabels) {
-  const at::Tensor labels = at::arange(512).remainder(2),
-                   unit = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 512, {}, at::kDouble);
+  const at::Tensor labels = at::arange(512).remainder(2);
+  const at::Tensor unit = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 512, {}, at::kDouble);
   EXPECT_TRUE(diagnose_base_rewards(unit + labels * 100, labels, {1}).empty());
   EXPECT_TRUE(diagnose_base_rewards(unit + labels * 100, {}, {1}).empty())
       << "without labels half of the samples carry all weight, which is enough";
@@ -221,8 +224,9 @@ TEST(train_diagnosis, ClassBalance) {
 
 TEST(train_diagnosis, EveryKindIsDocumented) {
   const std::string text = read_file(test::source_dir() / "docs/warnings.md");
-  for (const std::string& kind : warning_kinds())
+  for (const std::string& kind : warning_kinds()) {
     EXPECT_NE(text.find(cat("| `", kind, "` |")), std::string::npos) << kind;
+  }
 }
 
 TEST(train_stop_condition, Grammar) {

@@ -126,8 +126,12 @@ TEST(train_distillation, RefusesTeachersThatCannotTeach) {
     change(c);
     test::expect_error(ErrorKind::kConfig, words, [&] { set_up(c); });
   };
-  refused([](PretrainConfig& c) { c.kind = "classifier", c.model.args = {}; },
-          "model.teacher is for kind = \"flow\"");
+  refused(
+      [](PretrainConfig& c) {
+        c.kind = "classifier";
+        c.model.args = {};
+      },
+      "model.teacher is for kind = \"flow\"");
   refused([](PretrainConfig& c) { c.model.prediction = "noise"; },
           "needs prediction = \"velocity\"");
   TensorFile curved = read_safetensors(dir / "teacher.safetensors");

@@ -19,8 +19,8 @@ const RandomStreams kStreams(5);
 // G(z) = tanh(W z) with 16 pixels.
 std::shared_ptr<const Generator> toy(double gain = 0.4) {
   ParameterSet p;
-  p.add("0.weight", kStreams.normal(Purpose::kInit, 0, 0, 0, 16, {8}) * gain),
-      p.add("0.bias", at::zeros({16}));
+  p.add("0.weight", kStreams.normal(Purpose::kInit, 0, 0, 0, 16, {8}) * gain);
+  p.add("0.bias", at::zeros({16}));
   return make_mlp_generator(p, {});
 }
 
@@ -30,8 +30,8 @@ at::Tensor bytes_of(const at::Tensor& images) {
 
 // Targets near, but not on, what the generator can make; noise that nearly makes them.
 AssignedSet pairs_for(const Generator& g, std::int64_t n = 120) {
-  const at::Tensor z = kStreams.normal(Purpose::kExact, 7, 0, 0, n, {8}),
-                   shift = kStreams.normal(Purpose::kExact, 8, 0, 0, 1, g.sample_shape()) * 0.2;
+  const at::Tensor z = kStreams.normal(Purpose::kExact, 7, 0, 0, n, {8});
+  const at::Tensor shift = kStreams.normal(Purpose::kExact, 8, 0, 0, 1, g.sample_shape()) * 0.2;
   return {z,
           z.clone(),
           bytes_of((g.generate(z, {}) + shift).clamp(-1, 1)),
@@ -42,8 +42,12 @@ AssignedSet pairs_for(const Generator& g, std::int64_t n = 120) {
 
 OneStepConfig quick() {
   OneStepConfig c;
-  c.sft.batch = 32, c.sft.item = 16, c.sft.evaluate_every = 10;
-  c.train.steps = 60, c.train.optimizer.learning_rate = 1e-2, c.train.optimizer.gradient_clip = 0,
+  c.sft.batch = 32;
+  c.sft.item = 16;
+  c.sft.evaluate_every = 10;
+  c.train.steps = 60;
+  c.train.optimizer.learning_rate = 1e-2;
+  c.train.optimizer.gradient_clip = 0;
   c.train.checkpoint_every = 20;
   return c;
 }
@@ -72,24 +76,31 @@ TEST(train_sft, MatchedLearnsAndDirectCollapses) {
   const SftResult matched = tune(g, pairs, c, dir / "matched");
   EXPECT_LT(matched.validation, 0.4 * start);
   EXPECT_GT(spread(*load_generator(matched.file)), 0.8 * spread(*g));
-  c.sft.mode = "direct", c.sft.preserve = 0, c.train.steps = 200,
+  c.sft.mode = "direct";
+  c.sft.preserve = 0;
+  c.train.steps = 200;
   c.train.optimizer.learning_rate = 3e-2;
   EXPECT_LT(spread(*load_generator(tune(g, pairs, c, dir / "direct").file)),
             0.2 * spread(*g));  // every noise has to make every target: their mean
   // The comparison names it.
   OneStepConfig read;
-  read.targets.format = "folder", read.targets.path = (dir / "data").string();
+  read.targets.format = "folder";
+  read.targets.path = (dir / "data").string();
   for (const char* split : {"train", "test"}) {
     std::filesystem::create_directories(dir / "data" / split / "only");
     const at::Tensor pictures =
         (g->generate(kStreams.normal(Purpose::kExact, split[1], 0, 0, 40, {8}), {}) + 1) / 2;
-    for (std::int64_t i = 0; i < 40; ++i)
+    for (std::int64_t i = 0; i < 40; ++i) {
       write_png(dir / "data" / split / "only" / cat(i, ".png"), pictures[i]);
+    }
   }
-  read.assign.steps = 20, read.assign.screen = 4, read.assign.restarts = 1;
+  read.assign.steps = 20;
+  read.assign.screen = 4;
+  read.assign.restarts = 1;
   save_generator(dir / "base.safetensors", *g, g->parameters());
   GeneratorComparisonOptions o;
-  o.n = 400, o.held_out = 16;
+  o.n = 400;
+  o.held_out = 16;
   write_assigned(dir / "assigned.safetensors", pairs);
   o.pairs = dir / "assigned.safetensors";
   o.entries = {{"base", dir / "base.safetensors", {}},
@@ -101,8 +112,9 @@ TEST(train_sft, MatchedLearnsAndDirectCollapses) {
   ASSERT_EQ(table.rows.size(), 4U);
   EXPECT_EQ(table.rows[3].repetitions, 2);
   const auto figure = [&](std::size_t row, const std::string& name) {
-    for (const auto& [key, value] : table.rows[row].figures)
+    for (const auto& [key, value] : table.rows[row].figures) {
       if (key == name) return value.value();
+    }
     return Estimate{NAN, NAN};
   };
   EXPECT_EQ(figure(1, "distance to base").value, 0);
@@ -120,7 +132,11 @@ TEST(train_sft, TheLossIsWhatItSaysAndSoIsItsGradient) {
   const auto g = toy();
   const AssignedSet pairs = pairs_for(*g);
   OneStepConfig c = quick();
-  c.sft.l1 = 0.5, c.sft.preserve = 0.7, c.sft.anchor = 0.3, c.sft.validation = 0, c.sft.batch = 120,
+  c.sft.l1 = 0.5;
+  c.sft.preserve = 0.7;
+  c.sft.anchor = 0.3;
+  c.sft.validation = 0;
+  c.sft.batch = 120;
   c.sft.item = 120;
   SftObjective objective(g, toy(0.6), pairs, c.sft, 3);
   EXPECT_TRUE(std::isnan(objective.validate(objective.trainable())));
@@ -143,8 +159,8 @@ TEST(train_sft, TheLossIsWhatItSaysAndSoIsItsGradient) {
     w.add_(kStreams.normal(Purpose::kProbe, 0, 0, 0, 16, {8}) *
            0.05);  // where every term has a slope
   }
-  const at::Tensor gradient = torch::autograd::grad({loss().loss}, {w})[0],
-                   direction = gradient / gradient.norm();
+  const at::Tensor gradient = torch::autograd::grad({loss().loss}, {w})[0];
+  const at::Tensor direction = gradient / gradient.norm();
   double difference = 0;
   for (const double h : {0.005, -0.005}) {
     const at::NoGradGuard no_grad;
@@ -160,9 +176,10 @@ TEST(train_sft, FrozenStatisticsStayAndTrainedOnesMove) {
   const test::TempDir dir;
   const std::shared_ptr<const Generator> g =
       load_generator(test::golden_onestep("mnist_generator.safetensors"));
-  const std::int64_t n = 24, d = noise_size(*g);
-  const at::Tensor z = kStreams.normal(Purpose::kExact, 0, 0, 0, n, {d}),
-                   labels = at::remainder(at::arange(n, at::kLong), g->classes());
+  const std::int64_t n = 24;
+  const std::int64_t d = noise_size(*g);
+  const at::Tensor z = kStreams.normal(Purpose::kExact, 0, 0, 0, n, {d});
+  const at::Tensor labels = at::remainder(at::arange(n, at::kLong), g->classes());
   const AssignedSet pairs{z,
                           z,
                           bytes_of(g->generate(z, labels)),
@@ -170,7 +187,10 @@ TEST(train_sft, FrozenStatisticsStayAndTrainedOnesMove) {
                           at::arange(n, at::kLong),
                           at::zeros({n}, at::kDouble)};
   OneStepConfig c = quick();
-  c.train.steps = 4, c.sft.validation = 0.25, c.sft.evaluate_every = 2, c.sft.batch = 8,
+  c.train.steps = 4;
+  c.sft.validation = 0.25;
+  c.sft.evaluate_every = 2;
+  c.sft.batch = 8;
   c.sft.item = 4;
   const ParameterSet start = clone(g->parameters(), false);
   for (const bool frozen : {true, false}) {
@@ -181,14 +201,18 @@ TEST(train_sft, FrozenStatisticsStayAndTrainedOnesMove) {
         at::equal(tuned->parameters().at("net.1.running_mean"), start.at("net.1.running_mean")),
         frozen);
   }
-  for (const auto& [name, tensor] : start)
+  for (const auto& [name, tensor] : start) {
     EXPECT_TRUE(at::equal(tensor, g->parameters().at(name)))
         << name << ": the starting generator is not written to";
+  }
   // The result is the best on held-out pairs: with a hopeless step size that is the start itself.
-  c.sft.batch_norm = "frozen", c.sft.validation = 0.5, c.train.optimizer.learning_rate = 5;
+  c.sft.batch_norm = "frozen";
+  c.sft.validation = 0.5;
+  c.train.optimizer.learning_rate = 5;
   const auto kept = load_generator(tune(g, pairs, c, dir / "wild").file);
-  for (const auto& [name, tensor] : start)
+  for (const auto& [name, tensor] : start) {
     EXPECT_TRUE(at::equal(tensor, kept->parameters().at(name))) << name;
+  }
 }
 
 TEST(train_sft, LowRankChangesOnlyWhatItAdapts) {
@@ -196,8 +220,8 @@ TEST(train_sft, LowRankChangesOnlyWhatItAdapts) {
   const std::shared_ptr<const Generator> g =
       load_generator(test::golden_onestep("mnist_generator.safetensors"));
   const std::int64_t n = 16;
-  const at::Tensor z = kStreams.normal(Purpose::kExact, 0, 0, 0, n, {noise_size(*g)}),
-                   labels = at::remainder(at::arange(n, at::kLong), g->classes());
+  const at::Tensor z = kStreams.normal(Purpose::kExact, 0, 0, 0, n, {noise_size(*g)});
+  const at::Tensor labels = at::remainder(at::arange(n, at::kLong), g->classes());
   const AssignedSet pairs{z,
                           z,
                           bytes_of(-g->generate(z, labels)),
@@ -205,12 +229,18 @@ TEST(train_sft, LowRankChangesOnlyWhatItAdapts) {
                           at::arange(n, at::kLong),
                           at::zeros({n}, at::kDouble)};
   OneStepConfig c = quick();
-  c.train.steps = 12, c.sft.batch = 8, c.sft.item = 4, c.sft.policy = "lora", c.sft.rank = 2,
-  c.sft.trainable = {"net.*"}, c.sft.validation = 0;
+  c.train.steps = 12;
+  c.sft.batch = 8;
+  c.sft.item = 4;
+  c.sft.policy = "lora";
+  c.sft.rank = 2;
+  c.sft.trainable = {"net.*"};
+  c.sft.validation = 0;
   const GeneratorPolicy policy(g, c.sft, kStreams);
   const ParameterSet same = policy.weights(policy.trainable());
-  for (const auto& [name, tensor] : g->parameters())
+  for (const auto& [name, tensor] : g->parameters()) {
     EXPECT_TRUE(at::equal(tensor, same.at(name))) << name;
+  }
   const auto tuned = load_generator(tune(g, pairs, c, dir / "lora").file);
   for (const auto& [name, tensor] : g->parameters()) {
     const bool adapted = name.rfind("net.", 0) == 0 && tensor.dim() >= 2;
@@ -242,12 +272,20 @@ struct EmScene {
     save_generator(dir / "g.safetensors", *g, g->parameters());
     std::filesystem::create_directories(dir / "data/train/a");
     const at::Tensor pictures = kStreams.uniform(Purpose::kData, 0, 0, 24, {1, 4, 4});
-    for (std::int64_t i = 0; i < 24; ++i)
+    for (std::int64_t i = 0; i < 24; ++i) {
       write_png(dir / "data/train/a" / cat(i, ".png"), pictures[i]);
+    }
     c.generator.file = (dir / "g.safetensors").string();
-    c.targets.format = "folder", c.targets.path = (dir / "data").string();
-    c.assign.steps = 8, c.assign.screen = 1, c.assign.restarts = 1, c.assign.learning_rate = 0.05;
-    c.train.steps = 20, c.sft.batch = 12, c.sft.item = 6, c.em.rounds = 3;
+    c.targets.format = "folder";
+    c.targets.path = (dir / "data").string();
+    c.assign.steps = 8;
+    c.assign.screen = 1;
+    c.assign.restarts = 1;
+    c.assign.learning_rate = 0.05;
+    c.train.steps = 20;
+    c.sft.batch = 12;
+    c.sft.item = 6;
+    c.em.rounds = 3;
   }
 };
 
@@ -271,13 +309,14 @@ TEST(train_em, TheObjectiveNeverRises) {
 
 TEST(train_em, AStepThatDoesNotHelpIsRejectedAndFinishedWorkIsKept) {
   EmScene s;
-  s.c.em.rounds = 1, s.c.sft.validation = 0,
+  s.c.em.rounds = 1;
+  s.c.sft.validation = 0;
   s.c.train.optimizer.learning_rate = 50;  // the last weights, far away
   const std::vector<EmRound> rounds = run_em(s.c, s.dir / "em", {"a = 1\n"});
   EXPECT_EQ(rounds[0].step, 0);
   EXPECT_EQ(rounds[0].after_train, rounds[0].after_assign);
-  const ParameterSet kept = read_safetensors(s.dir / "em/model.safetensors").tensors,
-                     start = read_safetensors(s.dir / "g.safetensors").tensors;
+  const ParameterSet kept = read_safetensors(s.dir / "em/model.safetensors").tensors;
+  const ParameterSet start = read_safetensors(s.dir / "g.safetensors").tensors;
   for (const auto& [name, tensor] : start) EXPECT_TRUE(at::equal(tensor, kept.at(name)));
   const std::string table = read_file(s.dir / "em/em.json");
   run_em(s.c, s.dir / "em", {"a = 1\n"});
@@ -288,8 +327,13 @@ TEST(train_em, AStepThatDoesNotHelpIsRejectedAndFinishedWorkIsKept) {
 
 TEST(train_gan, BothNetworksLearnInTurn) {
   GanConfig gan;
-  gan.base_channels = 4, gan.d_base_channels = 4, gan.feat_dim = 8, gan.z_dim = 6,
-  gan.embed_dim = 3, gan.image_size = 8, gan.num_classes = 2;
+  gan.base_channels = 4;
+  gan.d_base_channels = 4;
+  gan.feat_dim = 8;
+  gan.z_dim = 6;
+  gan.embed_dim = 3;
+  gan.image_size = 8;
+  gan.num_classes = 2;
   for (const bool spectral : {false, true}) {
     gan.spectral_norm = spectral;
     ImageDataset data;
@@ -309,9 +353,12 @@ TEST(train_gan, BothNetworksLearnInTurn) {
           .item<double>();
     };
     TrainConfig train_config;
-    train_config.steps = 450, train_config.optimizer.learning_rate = 2e-3,
-    train_config.optimizer.beta1 = 0.5, train_config.optimizer.gradient_clip = 0,
-    train_config.optimizer.schedule = "constant", train_config.checkpoint_every = 300;
+    train_config.steps = 450;
+    train_config.optimizer.learning_rate = 2e-3;
+    train_config.optimizer.beta1 = 0.5;
+    train_config.optimizer.gradient_clip = 0;
+    train_config.optimizer.schedule = "constant";
+    train_config.checkpoint_every = 300;
     const test::TempDir dir;
     tiltflow::Run run(dir / "run", "x = 1\n", false);
     train(train_config, objective, run, {});

@@ -11,8 +11,9 @@ namespace tiltflow {
 TEST(train_pretraining, DataAreRecorded) {
   const test::TempDir dir;
   std::filesystem::create_directories(dir / "p/cat");
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < 3; ++i) {
     write_png(dir / ("p/cat/" + std::to_string(i) + ".png"), at::zeros({1, 4, 4}));
+  }
   write_file_atomic(dir / "p/cat/bad.png", "no picture");
   PretrainConfig config;
   config.data = {"folder", (dir / "p").string()};

@@ -17,8 +17,14 @@ const RandomStreams kMonitorStreams(4);
 
 SitConfig small_sit() {
   SitConfig c;
-  c.input_size = 8, c.patch_size = 4, c.in_channels = 1, c.hidden_size = 16, c.depth = 1,
-  c.num_heads = 2, c.num_classes = 2, c.learn_sigma = false;
+  c.input_size = 8;
+  c.patch_size = 4;
+  c.in_channels = 1;
+  c.hidden_size = 16;
+  c.depth = 1;
+  c.num_heads = 2;
+  c.num_classes = 2;
+  c.learn_sigma = false;
   return c;
 }
 
@@ -36,9 +42,13 @@ ImageDataset two_class_pictures(std::int64_t n, std::int64_t rare = 2) {
 
 PretrainConfig small_config() {
   PretrainConfig c;
-  c.batch = 8, c.item = 4;
-  c.train.steps = 4, c.train.average_decay = 0.9;
-  c.evaluation.every = 2, c.evaluation.samples = 20, c.evaluation.sampler_steps = 2;
+  c.batch = 8;
+  c.item = 4;
+  c.train.steps = 4;
+  c.train.average_decay = 0.9;
+  c.evaluation.every = 2;
+  c.evaluation.samples = 20;
+  c.evaluation.sampler_steps = 2;
   return c;
 }
 
@@ -66,23 +76,32 @@ TEST(train_flip, ReachesEveryKindOfTraining) {
   const test::TempDir dir;
   const auto first_loss = [&](const std::string& kind, bool flip) {
     PretrainConfig c = small_config();
-    c.kind = kind, c.data.flip = flip, c.train.steps = 1, c.evaluation.every = 0;
+    c.kind = kind;
+    c.data.flip = flip;
+    c.train.steps = 1;
+    c.evaluation.every = 0;
     if (kind == "flow") c.model.args = to_args(small_sit());
-    if (kind == "classifier")
-      c.model.args = {{"input_size", "8"}, {"num_classes", "2"}}, c.noise = 0, c.shift = 0;
-    if (kind == "gan")
+    if (kind == "classifier") {
+      c.model.args = {{"input_size", "8"}, {"num_classes", "2"}};
+      c.noise = 0;
+      c.shift = 0;
+    }
+    if (kind == "gan") {
       c.model.args = {{"image_size", "8"},    {"num_classes", "2"},     {"upsamplings", "1"},
                       {"base_channels", "4"}, {"d_base_channels", "4"}, {"feat_dim", "8"},
                       {"z_dim", "4"}};
+    }
     PretrainSetup setup{c, nullptr, two_class_pictures(32), two_class_pictures(0)};
-    if (kind == "flow")
+    if (kind == "flow") {
       setup.model = make_sit(small_sit(), init_sit(small_sit(), RandomStreams(1)));
+    }
     tiltflow::Run run(dir / cat(kind, flip), "x", false);
     pretrain(std::move(setup), run);
     return read_json_lines(dir / cat(kind, flip) / "metrics.jsonl").back().at("loss").get<double>();
   };
-  for (const std::string kind : {"flow", "classifier", "gan"})
+  for (const std::string kind : {"flow", "classifier", "gan"}) {
     EXPECT_NE(first_loss(kind, true), first_loss(kind, false)) << kind;
+  }
 }
 
 TEST(train_validation, IsTheSameNumberWhoeverComputesIt) {
@@ -112,8 +131,9 @@ TEST(train_validation, IsTheSameNumberWhoeverComputesIt) {
 TEST(train_held_out, AShareLeavesTheTraining) {
   ImageDataset data = two_class_pictures(50);
   data.images = at::arange(50).to(at::kByte).view({50, 1, 1, 1});
-  const ImageDataset all = data, held_out = held_out_data({"folder", "/nonexistent"}, 0.2, data,
-                                                          kMonitorStreams);
+  const ImageDataset all = data;
+  const ImageDataset held_out =
+      held_out_data({"folder", "/nonexistent"}, 0.2, data, kMonitorStreams);
   EXPECT_EQ(held_out.size(), 10);
   EXPECT_EQ(data.size(), 40);
   const at::Tensor together = std::get<0>(at::cat({data.images, held_out.images}).flatten().sort());
@@ -132,14 +152,17 @@ TEST(train_held_out, TrainingPicturesAreNone) {
   const auto write = [&](const std::string& folder) {
     for (const char* name : {"a", "b"}) {
       make_directories(dir / folder / name);
-      for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < 2; ++i) {
         write_png(
             dir / folder / name / cat(i, ".png"),
             kMonitorStreams.uniform(Purpose::kExact, static_cast<std::uint32_t>(folder.size()), i,
                                     1, {1, 8, 8})[0]);
+      }
     }
   };
-  write("flat"), write("split/train"), write("split/test");
+  write("flat");
+  write("split/train");
+  write("split/test");
   for (const auto& [folder, expected] : {std::pair{"flat", 0}, {"split", 4}}) {
     const DatasetConfig config{"folder", (dir / folder).string()};
     ImageDataset training = read_dataset(config, "train");
@@ -168,15 +191,17 @@ TEST(train_pretrain, RunsShowPicturesValidationAndClasses) {
   EXPECT_EQ(picture.size(1), 2 * (4 * (8 + 2) + 2))
       << "two classes, two unconditional rows, enlarged";
   std::set<std::int64_t> validated;
-  for (const auto& line : read_json_lines(dir / "run/metrics.jsonl"))
+  for (const auto& line : read_json_lines(dir / "run/metrics.jsonl")) {
     if (line.contains("validation_loss")) validated.insert(line.at("step").get<std::int64_t>());
+  }
   EXPECT_EQ(validated, (std::set<std::int64_t>{2, 4}));
   EXPECT_NE(read_file(dir / "run/metrics.jsonl").find("class a has 60 pictures, class b 4"),
             std::string::npos);
   const std::string html = read_file(write_report(dir / "run"));
   for (const char* part :
-       {"Samples at step 4", "At step 2", "class a has 60 pictures", "validation"})
+       {"Samples at step 4", "At step 2", "class a has 60 pictures", "validation"}) {
     EXPECT_NE(html.find(part), std::string::npos) << part;
+  }
 }
 
 }  // namespace tiltflow

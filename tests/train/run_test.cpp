@@ -28,8 +28,9 @@ void make_run(const fs::path& folder, const RunStart& start,
 
 std::vector<std::string> names_in(const fs::path& folder) {
   std::vector<std::string> out;
-  for (const auto& entry : fs::directory_iterator(folder))
+  for (const auto& entry : fs::directory_iterator(folder)) {
     out.push_back(entry.path().filename().string());
+  }
   std::sort(out.begin(), out.end());
   return out;
 }
@@ -193,7 +194,8 @@ TEST(train_run, InputsCountByContent) {
     return RunStart{cat("[model]\nfile = \"", file, "\"\n"),
                     fingerprints_of({{"model.file", file, PathKind::kAll}}), resume, accept};
   };
-  const std::string first = (dir / "first").string(), moved = (dir / "moved").string();
+  const std::string first = (dir / "first").string();
+  const std::string moved = (dir / "moved").string();
   write_file_atomic(first, "weights");
   make_run(dir / "r", start(first, false), {5});
   fs::rename(first, moved);

@@ -17,21 +17,31 @@ struct BackToCpu {
 inline FinetuneConfig small_run(const TempDir& dir) {
   save_small_sit(dir / "base.safetensors");
   ClassifierConfig judge;
-  judge.input_size = 8, judge.width = 4, judge.features = 6, judge.num_classes = 3;
+  judge.input_size = 8;
+  judge.width = 4;
+  judge.features = 6;
+  judge.num_classes = 3;
   save_classifier(dir / "judge.safetensors", judge, init_classifier(judge, RandomStreams(2)));
   FinetuneConfig config;
   config.model.file = (dir / "base.safetensors").string();
-  config.batch = 4, config.item = 2;
+  config.batch = 4;
+  config.item = 2;
   config.sampler.steps = 4;
   config.method.adjoint = adjoint_matching_preset("exact", 4);
   config.method.adjoint.loss_steps = 2;
   config.reward = {RewardTerm{}};
-  config.reward[0].name = "class-log-prob",
-  config.reward[0].judge = (dir / "judge.safetensors").string(), config.reward[0].scale = 5;
+  config.reward[0].name = "class-log-prob";
+  config.reward[0].judge = (dir / "judge.safetensors").string();
+  config.reward[0].scale = 5;
   config.labels.kind = "uniform";
-  config.evaluation.every = 2, config.evaluation.samples = 4, config.evaluation.base_samples = 16;
-  config.compute.workers = 1, config.compute.attention = "math", config.compute.kernels = "plain";
-  config.train.steps = 4, config.train.checkpoint_every = 2;
+  config.evaluation.every = 2;
+  config.evaluation.samples = 4;
+  config.evaluation.base_samples = 16;
+  config.compute.workers = 1;
+  config.compute.attention = "math";
+  config.compute.kernels = "plain";
+  config.train.steps = 4;
+  config.train.checkpoint_every = 2;
   return config;
 }
 

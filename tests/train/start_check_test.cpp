@@ -64,8 +64,9 @@ TEST(train_start_check, AllProblemsOfAConfigurationAtOnce) {
   config.labels.label = 77;
   const std::string text = problem_of([&] { set_up(config); });
   expect_part(text, "4 problems");
-  for (const char* part : {"no-decoder", "no-judge", "item = 2 is no multiple", "77"})
+  for (const char* part : {"no-decoder", "no-judge", "item = 2 is no multiple", "77"}) {
     expect_part(text, part);
+  }
 }
 
 TEST(train_start_check, JudgesAndPairsAreOpened) {
@@ -82,7 +83,10 @@ TEST(train_start_check, JudgesAndPairsAreOpened) {
   expect_part(problem_of([&] { check_start(set_up(config)); }), "'chosen' is not a row of samples");
   config = test::small_run(dir);
   ClassifierConfig other;
-  other.input_size = 12, other.width = 4, other.features = 6, other.num_classes = 3;
+  other.input_size = 12;
+  other.width = 4;
+  other.features = 6;
+  other.num_classes = 3;
   save_classifier(dir / "other.safetensors", other, init_classifier(other, RandomStreams(2)));
   config.check.judge = (dir / "other.safetensors").string();
   expect_part(problem_of([&] { check_start(set_up(config)); }),
@@ -105,8 +109,9 @@ TEST(train_start_check, RewardsWithoutGradient) {
     const std::string text =
         problem_of([&] { check_start(set_up(with_module(dir, body, "adjoint-matching"))); });
     for (const char* part : {"adjoint-matching needs the reward's gradient", "r.pt has none",
-                             "flow-grpo", "rwr", "surrogate.every"})
+                             "flow-grpo", "rwr", "surrogate.every"}) {
       expect_part(text, part);
+    }
     FinetuneConfig learned = with_module(dir, body, "adjoint-matching");
     learned.surrogate.every = 1;
     EXPECT_NO_THROW(check_start(set_up(learned)));

@@ -123,8 +123,9 @@ std::string log_of(const std::filesystem::path& run) {
 
 std::string newest_checkpoint(const std::filesystem::path& run) {
   std::string out;
-  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints"))
+  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints")) {
     out = std::max(out, entry.path().filename().string());
+  }
   return out;
 }
 

@@ -24,7 +24,8 @@ FinetuneConfig ink_run(const test::TempDir& dir, const std::string& policy = "fu
   test::save_small_sit(dir / "base.safetensors");
   FinetuneConfig config;
   config.model.file = (dir / "base.safetensors").string();
-  config.batch = 6, config.item = 2;
+  config.batch = 6;
+  config.item = 2;
   config.sampler.steps = 5;
   config.method.adjoint = adjoint_matching_preset("exact", 5);
   config.method.adjoint.loss_steps = 3;
@@ -32,9 +33,13 @@ FinetuneConfig ink_run(const test::TempDir& dir, const std::string& policy = "fu
   config.policy.kind = policy;
   config.reward = {RewardTerm{}};
   config.reward[0].scale = 20;
-  config.evaluation.every = 3, config.evaluation.samples = 4, config.evaluation.base_samples = 16;
+  config.evaluation.every = 3;
+  config.evaluation.samples = 4;
+  config.evaluation.base_samples = 16;
   config.compute.workers = 2;
-  config.train.steps = 7, config.train.average_decay = 0.9, config.train.checkpoint_every = 2;
+  config.train.steps = 7;
+  config.train.average_decay = 0.9;
+  config.train.checkpoint_every = 2;
   return config;
 }
 
@@ -94,26 +99,31 @@ TEST(train_optimizer, StepsEqualTheOfficialOnes) {
   const auto path = make_path("linear");
   for (std::int64_t step = 0; step < 3; ++step) {
     const at::AutoGradMode grad(true);
-    const at::Tensor t = g.at("u")[step], x0 = g.at("x0")[step], x1 = g.at("x1")[step],
-                     time = t.view({-1, 1, 1, 1});
+    const at::Tensor t = g.at("u")[step];
+    const at::Tensor x0 = g.at("x0")[step];
+    const at::Tensor x1 = g.at("x1")[step];
+    const at::Tensor time = t.view({-1, 1, 1, 1});
     const at::Tensor v = policy.tuned->velocity(time * x1 + (1 - time) * x0, t, {g.at("y")[step]});
     const at::Tensor loss = (v - (x1 - x0)).square().flatten(1).mean(1).mean();
     EXPECT_NEAR(loss.item<double>() / g.at("loss")[step].item<double>(), 1, 1e-5);
     std::vector<at::Tensor> gradients =
         torch::autograd::grad({loss}, policy.trainable.tensors(), {}, false, false, true);
-    for (std::size_t i = 0; i < gradients.size(); ++i)
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
       if (!gradients[i].defined()) gradients[i] = at::zeros_like(policy.trainable.tensors()[i]);
+    }
     EXPECT_NEAR(clip_gradients(gradients, 0) / g.at("grad_norm")[step].item<double>(), 1, 1e-4);
     optimizer.step(gradients, 1e-3);
   }
   for (const auto& [name, tensor] : g) {
     if (name.rfind("after.", 0) != 0) continue;
-    at::Tensor found = policy.trainable.at(name.substr(6)).detach(), expected = tensor;
+    at::Tensor found = policy.trainable.at(name.substr(6)).detach();
+    at::Tensor expected = tensor;
     // The gradient of a key bias is zero (softmax ignores it); Adam turns its rounding into steps
     // of any sign.
-    if (name == "after.blocks.0.attn.qkv.bias")
-      found = at::cat({found.narrow(0, 0, 40), found.narrow(0, 80, 40)}),
+    if (name == "after.blocks.0.attn.qkv.bias") {
+      found = at::cat({found.narrow(0, 0, 40), found.narrow(0, 80, 40)});
       expected = at::cat({expected.narrow(0, 0, 40), expected.narrow(0, 80, 40)});
+    }
     EXPECT_LT(test::relative_error(found, expected), 1e-4) << name;
   }
 }
@@ -123,9 +133,10 @@ TEST(train_pretrain, LossesEqualTheOfficialOnes) {
   const ParameterSet g = read_safetensors(test::golden("transport_losses.safetensors")).tensors;
   const auto loaded =
       load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}});
-  const at::Tensor a = loaded.model->parameters().at("blocks.0.attn.qkv.bias"),
-                   b = loaded.model->parameters().at("final_layer.linear.bias");
-  a.set_requires_grad(true), b.set_requires_grad(true);
+  const at::Tensor a = loaded.model->parameters().at("blocks.0.attn.qkv.bias");
+  const at::Tensor b = loaded.model->parameters().at("final_layer.linear.bias");
+  a.set_requires_grad(true);
+  b.set_requires_grad(true);
   int compared = 0;
   for (const auto& [key, expected] : g) {
     const std::vector<std::string> part = split(key, '.');
@@ -136,7 +147,8 @@ TEST(train_pretrain, LossesEqualTheOfficialOnes) {
     };
     const auto path = make_path(lower(part[0]));
     FlowMatchingOptions options;
-    options.prediction = part[1], options.loss_weight = lower(part[2]);
+    options.prediction = part[1];
+    options.loss_weight = lower(part[2]);
     const std::string stem = key.substr(0, key.size() - 4);
     const at::Tensor t = training_times(*path, options, g.at("u"));
     EXPECT_LT((t - g.at(stem + "t")).abs().max().item<double>(), 1e-6) << key;
@@ -156,7 +168,8 @@ TEST(train_pretrain, LossesEqualTheOfficialOnes) {
 
 TEST(train_optimizer, Schedules) {
   OptimizerConfig c;
-  c.warmup = 4, c.final_fraction = 0.1;
+  c.warmup = 4;
+  c.final_fraction = 0.1;
   EXPECT_NEAR(schedule_factor(c, 0, 100), 0.25, 1e-12);
   EXPECT_NEAR(schedule_factor(c, 4, 100), 1, 1e-12);
   EXPECT_NEAR(schedule_factor(c, 100, 100), 0.1, 1e-12);
@@ -182,8 +195,9 @@ TEST(train_finetune, ResumeIsBitExact) {
     EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "killed", true), whole)) << policy;
     // steps were not logged twice
     std::map<std::int64_t, int> losses;
-    for (const auto& line : read_json_lines(dir / "killed/metrics.jsonl"))
+    for (const auto& line : read_json_lines(dir / "killed/metrics.jsonl")) {
       if (line.contains("loss")) ++losses[line["step"].get<std::int64_t>()];
+    }
     EXPECT_EQ(losses.size(), 7u);
     for (const auto& [step, count] : losses) EXPECT_EQ(count, 1) << step;
   }
@@ -197,16 +211,19 @@ TEST(train_finetune, EveryMethodTrainsAndResumes) {
       const test::TempDir dir;
       FinetuneConfig config = ink_run(dir, policy);
       config.method.name = m.name;
-      if (m.name == "reciprocal-adjoint-matching" || m.name == "value-regression")
+      if (m.name == "reciprocal-adjoint-matching" || m.name == "value-regression") {
         continue;  // another base, another policy: below
+      }
       config.method.policy_gradient.advantage.group = config.method.endpoint.advantage.group = 2;
-      config.evaluation.every = 0, config.train.steps = 4;
+      config.evaluation.every = 0;
+      config.train.steps = 4;
       const std::string whole = run_to_end(config, dir / "whole");
-      const ParameterSet before = read_safetensors(dir / "base.safetensors").tensors,
-                         after = read_safetensors(dir / "whole/model.safetensors").tensors;
+      const ParameterSet before = read_safetensors(dir / "base.safetensors").tensors;
+      const ParameterSet after = read_safetensors(dir / "whole/model.safetensors").tensors;
       double moved = 0;
-      for (const auto& [name, tensor] : before)
+      for (const auto& [name, tensor] : before) {
         moved = std::max(moved, (tensor - after.at(name)).abs().max().item<double>());
+      }
       EXPECT_GT(moved, 0) << m.name << " " << policy;
       std::filesystem::copy(dir / "whole", dir / "stopped",
                             std::filesystem::copy_options::recursive);
@@ -222,16 +239,23 @@ TEST(train_finetune, EveryMethodTrainsAndResumes) {
 TEST(train_finetune, ReplayResumes) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir);
-  config.model = {}, config.model.family = "gaussian-mixture",
+  config.model = {};
+  config.model.family = "gaussian-mixture";
   config.model.args = {{"means", "0 0"}};
-  config.policy.kind = "control", config.policy.control.kind = "mlp",
+  config.policy.kind = "control";
+  config.policy.control.kind = "mlp";
   config.policy.control.width = 8;
   RewardTerm reward;
-  reward.name = "log-density", reward.over_normal = true,
+  reward.name = "log-density";
+  reward.over_normal = true;
   reward.args = {{"means", "1 0; -1 0"}, {"deviations", "0.6"}};
-  config.reward = {reward}, config.labels = {}, config.guidance = {}, config.evaluation.every = 0,
+  config.reward = {reward};
+  config.labels = {};
+  config.guidance = {};
+  config.evaluation.every = 0;
   config.train.steps = 7;
-  config.method.name = "reciprocal-adjoint-matching", config.method.reciprocal.replay.refresh = 3;
+  config.method.name = "reciprocal-adjoint-matching";
+  config.method.reciprocal.replay.refresh = 3;
   const std::string whole = run_to_end(config, dir / "whole");
   die_after(5, config, dir / "killed");
   EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "killed", true), whole));
@@ -240,19 +264,23 @@ TEST(train_finetune, ReplayResumes) {
 TEST(train_finetune, ValueRegressionResumesAndRefusesOtherPolicies) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir, "control");
-  config.policy.control = {"potential", 8, 2}, config.method.name = "value-regression",
-  config.method.value.replay.refresh = 3, config.evaluation.every = 0;
+  config.policy.control = {"potential", 8, 2};
+  config.method.name = "value-regression";
+  config.method.value.replay.refresh = 3;
+  config.evaluation.every = 0;
   const std::string whole = run_to_end(config, dir / "whole");
   double log_z = 0;  // scales the weights: a resume reads the first start's
-  for (const auto& line : read_json_lines(dir / "whole/metrics.jsonl"))
+  for (const auto& line : read_json_lines(dir / "whole/metrics.jsonl")) {
     if (line.contains("log_z")) log_z = line["log_z"].get<double>();
+  }
   die_after(5, config, dir / "killed", log_z);
   EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "killed", true), whole));
   config.policy.kind = "full";
   test::expect_error(ErrorKind::kConfig, "fits a scalar network", [&] { set_up(config); });
   config.method.name = "reciprocal-adjoint-matching";
   test::expect_error(ErrorKind::kConfig, "standard normal base", [&] { set_up(config); });
-  config.method.name = "draft", config.buffer_passes = 2;
+  config.method.name = "draft";
+  config.buffer_passes = 2;
   test::expect_error(ErrorKind::kConfig, "buffer_passes must be 1", [&] { set_up(config); });
 }
 
@@ -260,7 +288,9 @@ TEST(train_finetune, ValueRegressionResumesAndRefusesOtherPolicies) {
 TEST(train_finetune, SurrogateResumes) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir);
-  config.surrogate.every = 3, config.surrogate.samples = 8, config.surrogate.fits = 3,
+  config.surrogate.every = 3;
+  config.surrogate.samples = 8;
+  config.surrogate.fits = 3;
   config.surrogate.width = 8;
   expect_resumes(config, dir);
 }
@@ -269,8 +299,13 @@ TEST(train_finetune, SurrogateResumes) {
 TEST(train_finetune, ModesResume) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir);
-  config.method.name = "draft", config.sampler.name = "half-noise", config.buffer_passes = 1;
-  config.modes.codes = 3, config.modes.every = 2, config.modes.samples = 8, config.modes.fits = 3,
+  config.method.name = "draft";
+  config.sampler.name = "half-noise";
+  config.buffer_passes = 1;
+  config.modes.codes = 3;
+  config.modes.every = 2;
+  config.modes.samples = 8;
+  config.modes.fits = 3;
   config.modes.width = 8;
   expect_resumes(config, dir);
 }
@@ -279,7 +314,9 @@ TEST(train_finetune, ModesResume) {
 TEST(train_finetune, MemoryStaysConstant) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir);
-  config.batch = 2, config.evaluation.every = 0, config.train.checkpoint_every = 1000,
+  config.batch = 2;
+  config.evaluation.every = 0;
+  config.train.checkpoint_every = 1000;
   config.compute.workers = 1;
   const auto in_use_after = [&](std::int64_t steps) {
     config.train.steps = steps;
@@ -288,7 +325,8 @@ TEST(train_finetune, MemoryStaysConstant) {
     return static_cast<double>(memory.uordblks + memory.hblkhd);
   };
   in_use_after(20);  // what is made once
-  const double few = in_use_after(50), many = in_use_after(500);
+  const double few = in_use_after(50);
+  const double many = in_use_after(500);
   EXPECT_LT(many - few, 100e3) << "bytes; 450 iterations more";
 }
 
@@ -304,10 +342,11 @@ TEST(train_finetune, WorkersAndItemsDoNotMatter) {
   run_to_end(config, dir / "whole");
   config.item = 1;
   run_to_end(config, dir / "single");
-  const ParameterSet a = read_safetensors(dir / "whole/model.safetensors").tensors,
-                     b = read_safetensors(dir / "single/model.safetensors").tensors;
-  for (const auto& [name, tensor] : a)
+  const ParameterSet a = read_safetensors(dir / "whole/model.safetensors").tensors;
+  const ParameterSet b = read_safetensors(dir / "single/model.safetensors").tensors;
+  for (const auto& [name, tensor] : a) {
     EXPECT_LT((tensor - b.at(name)).abs().max().item<double>(), 1e-3) << name;
+  }
   set_thread_policy({1, 1});
 }
 
@@ -353,9 +392,10 @@ TEST(train_finetune, EvaluationsOfEveryMethodAreThoseDocumented) {
   const test::TempDir dir;
   for (const auto& [name, evaluations] : expected) {
     FinetuneConfig config = ink_run(dir);
-    config.method.name = name,
-    config.method.policy_gradient.advantage.group = config.method.endpoint.advantage.group = 2,
-    config.evaluation.every = 0, config.train.steps = 1;
+    config.method.name = name;
+    config.method.policy_gradient.advantage.group = config.method.endpoint.advantage.group = 2;
+    config.evaluation.every = 0;
+    config.train.steps = 1;
     run_to_end(config, dir / name);
     for (const auto& line : read_json_lines(dir / name / "metrics.jsonl")) {
       if (line.contains("evaluations")) {
@@ -368,9 +408,11 @@ TEST(train_finetune, EvaluationsOfEveryMethodAreThoseDocumented) {
 TEST(train_finetune, BufferReusesTrajectoriesAndLogsEss) {
   const test::TempDir dir;
   FinetuneConfig config = ink_run(dir);
-  config.buffer_passes = 3, config.train.steps = 6;
+  config.buffer_passes = 3;
+  config.train.steps = 6;
   run_to_end(config, dir / "run");
-  int fresh = 0, reused = 0;
+  int fresh = 0;
+  int reused = 0;
   for (const auto& line : read_json_lines(dir / "run/metrics.jsonl")) {
     if (!line.contains("ess")) continue;
     (line["evaluations"].get<double>() > 12 ? fresh : reused) += 1;
@@ -423,19 +465,27 @@ TEST(train_pretrain, FlowMatchingLearnsAndSamplesEveryImageOnce) {
   data.class_names = {"white", "black"};
   BatchOrder order(64, 16, RandomStreams(1));
   at::Tensor seen = at::zeros({64}, at::kLong);
-  for (std::int64_t step = 0; step < 4; ++step)
+  for (std::int64_t step = 0; step < 4; ++step) {
     seen.index_add_(0, order.indices(step), at::ones({16}, at::kLong));
+  }
   EXPECT_TRUE(at::equal(seen, at::ones({64}, at::kLong)));
 
   SitConfig c;
-  c.input_size = 8, c.patch_size = 4, c.in_channels = 1, c.hidden_size = 16, c.depth = 1,
-  c.num_heads = 2, c.num_classes = 2, c.learn_sigma = false;
+  c.input_size = 8;
+  c.patch_size = 4;
+  c.in_channels = 1;
+  c.hidden_size = 16;
+  c.depth = 1;
+  c.num_heads = 2;
+  c.num_classes = 2;
+  c.learn_sigma = false;
   const test::TempDir dir;
   tiltflow::Run run(dir / "r", "", false);
   FlowMatchingObjective objective(make_sit(c, init_sit(c, RandomStreams(1))), make_path("linear"),
                                   data, {16, 8, 0.1, "uniform"}, 1);
   TrainConfig config;
-  config.steps = 60, config.optimizer.learning_rate = 1e-2;
+  config.steps = 60;
+  config.optimizer.learning_rate = 1e-2;
   train(config, objective, run, {});
   const auto lines = read_json_lines(dir / "r/metrics.jsonl");
   EXPECT_LT(lines.back()["loss"].get<double>(), 0.6 * lines.front()["loss"].get<double>());
@@ -458,8 +508,8 @@ TEST(train_pretrain, ADeeperModelStartsAsTheShallowerOne) {
                        {"num_classes", "3"},  {"learn_sigma", "false"}};
   const PretrainSetup setup = set_up(config);
   const auto shallow = load_velocity_model(config.model.init, {}).model;
-  const at::Tensor x = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 5, {1, 8, 8}),
-                   t = at::linspace(0, 1, 5);
+  const at::Tensor x = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 5, {1, 8, 8});
+  const at::Tensor t = at::linspace(0, 1, 5);
   const Condition labels{at::tensor(std::vector<std::int64_t>{0, 1, 2, 3, 0}, at::kLong)};
   EXPECT_LT((setup.model->velocity(x, t, labels) - shallow->velocity(x, t, labels))
                 .abs()

@@ -30,21 +30,25 @@ class Scripted final : public Objective {
 
  private:
   std::function<double(std::int64_t)> loss_;
-  std::int64_t between_, step_ = 0;
+  std::int64_t between_;
+  std::int64_t step_ = 0;
   ParameterSet trainable_;
 };
 
 std::vector<std::string> checkpoints_of(const std::filesystem::path& run) {
   std::vector<std::string> out;
-  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints"))
+  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints")) {
     out.push_back(entry.path().filename());
+  }
   std::sort(out.begin(), out.end());
   return out;
 }
 
 TrainConfig short_training() {
   TrainConfig config;
-  config.steps = 40, config.checkpoint_every = 5, config.keep_checkpoints = 2;
+  config.steps = 40;
+  config.checkpoint_every = 5;
+  config.keep_checkpoints = 2;
   config.optimizer.gradient_clip = 0;
   return config;
 }
@@ -210,9 +214,9 @@ TEST(train_reward_terms, UnscaledBesideScaled) {
   for (const auto& [step, prefix] :
        std::vector<std::pair<std::int64_t, std::string>>{{0, "base_"}, {1, ""}, {2, "eval_"}}) {
     const auto m = metrics_at(dir / "run", step, prefix + "reward");
-    const double judge = m.at(prefix + "reward_unscaled_class-log-prob"),
-                 first = m.at(prefix + "reward_unscaled_ink"),
-                 second = m.at(prefix + "reward_unscaled_ink_2");
+    const double judge = m.at(prefix + "reward_unscaled_class-log-prob");
+    const double first = m.at(prefix + "reward_unscaled_ink");
+    const double second = m.at(prefix + "reward_unscaled_ink_2");
     EXPECT_EQ(first, second);
     EXPECT_NEAR(m.at(prefix + "reward"), 5 * judge + 3 * first + 3 * second,
                 1e-5 * (1 + std::abs(m.at(prefix + "reward"))))
@@ -228,7 +232,8 @@ TEST(train_reward_terms, UnscaledBesideScaled) {
 TEST(train_reward_terms, EveryKindOfMethodLogsThem) {
   const test::TempDir dir;
   FinetuneConfig config = test::small_run(dir);
-  config.evaluation.every = 0, config.train.steps = 2;
+  config.evaluation.every = 0;
+  config.train.steps = 2;
   RewardTerm ink;
   ink.scale = 4;
   config.reward = {ink};

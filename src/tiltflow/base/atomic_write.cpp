@@ -131,8 +131,9 @@ void write_file_atomic(const fs::path& path, const Pieces& pieces) {
     return;
   }
   errno = EISDIR;
-  if (!to.path.has_filename() || (to.there && S_ISDIR(to.there->st_mode)))
+  if (!to.path.has_filename() || (to.there && S_ISDIR(to.there->st_mode))) {
     fail_write(path, "write");
+  }
   if (to.there && !S_ISREG(to.there->st_mode)) {
     write_in_place(to.path, pieces, 0);
     return;
@@ -143,8 +144,9 @@ void write_file_atomic(const fs::path& path, const Pieces& pieces) {
 void sync_directory(const fs::path& path) {
   const Descriptor folder{
       ::open(path.empty() ? "." : path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-  if (folder.fd >= 0)
+  if (folder.fd >= 0) {
     ::fsync(folder.fd);  // the file itself is safe; many file systems cannot sync folders
+  }
 }
 
 }  // namespace tiltflow

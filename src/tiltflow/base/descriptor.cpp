@@ -16,11 +16,13 @@ namespace tiltflow {
 void fail_write(const std::filesystem::path& path, const std::string& action) {
   const int code = errno;
   std::string hint;
-  if (code == ENOSPC || code == EDQUOT)
+  if (code == ENOSPC || code == EDQUOT) {
     hint = "the disk is full; free some space or choose another folder with --out";
+  }
   if (code == EFBIG) hint = "larger than the file system or `ulimit -f` allows";
-  if (code == EACCES || code == EROFS || code == EPERM)
+  if (code == EACCES || code == EROFS || code == EPERM) {
     hint = "choose a folder you may write to with --out";
+  }
   if (code == ENOENT) hint = "the folder must exist";
   if (code == EISDIR) hint = "name a file, not a folder";
   fail(ErrorKind::kFailure, cat("cannot ", action, " ", path.string(), ": ", std::strerror(code)),
@@ -51,9 +53,10 @@ bool sync_descriptor(int fd) {
     if (errno == EINTR) continue;
     if (errno != EINVAL && errno != ENOSYS && errno != EOPNOTSUPP) return false;
     static std::atomic<bool> warned{false};
-    if (!warned.exchange(true))
+    if (!warned.exchange(true)) {
       log_warn(cat("this file system cannot sync files to disk (", std::strerror(errno),
                    "): a power failure may lose what was just written"));
+    }
     return true;
   }
   return true;

@@ -24,8 +24,9 @@ std::string read_file(const std::filesystem::path& path, std::size_t limit) {
   const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.fd < 0) fail(ErrorKind::kBadFile, cat("cannot open ", path.string(), ": ", reason()));
   struct stat info{};
-  if (::fstat(file.fd, &info) != 0 || S_ISDIR(info.st_mode))
+  if (::fstat(file.fd, &info) != 0 || S_ISDIR(info.st_mode)) {
     fail(ErrorKind::kBadFile, cat("not a readable file: ", path.string()));
+  }
   std::string content;
   char buffer[1 << 16];
   while (true) {
@@ -33,9 +34,10 @@ std::string read_file(const std::filesystem::path& path, std::size_t limit) {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail(ErrorKind::kBadFile, cat("cannot read ", path.string(), ": ", reason()));
     if (n == 0) return content;
-    if (content.size() + static_cast<std::size_t>(n) > limit)
+    if (content.size() + static_cast<std::size_t>(n) > limit) {
       fail(ErrorKind::kBadFile,
            cat(path.string(), " is larger than the allowed ", limit, " bytes"));
+    }
     content.append(buffer, static_cast<std::size_t>(n));
   }
 }
@@ -52,10 +54,11 @@ void make_directories(const std::filesystem::path& path) {
 ScratchFolder::ScratchFolder(const std::string& name) {
   std::error_code error;
   std::string pattern = (std::filesystem::temp_directory_path(error) / (name + "-XXXXXX")).string();
-  if (error || !::mkdtemp(pattern.data()))
+  if (error || !::mkdtemp(pattern.data())) {
     fail(ErrorKind::kFailure,
          cat("no folder for temporary files: ", error ? error.message() : std::strerror(errno)),
          "set TMPDIR to a folder that can be written");
+  }
   path_ = pattern;
 }
 
@@ -68,13 +71,15 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
   const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.fd < 0) fail(ErrorKind::kBadFile, cat("cannot open ", path.string(), ": ", reason()));
   struct stat info{};
-  if (::fstat(file.fd, &info) != 0 || !S_ISREG(info.st_mode))
+  if (::fstat(file.fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     fail(ErrorKind::kBadFile, cat("not a regular file: ", path.string()));
+  }
   size_ = static_cast<std::size_t>(info.st_size);
   if (size_ == 0) return;
   void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
-  if (address == MAP_FAILED)
+  if (address == MAP_FAILED) {
     fail(ErrorKind::kBadFile, cat("cannot map ", path.string(), ": ", reason()));
+  }
   data_ = static_cast<const std::byte*>(address);
 }
 

@@ -70,10 +70,11 @@ Opened attempt(const fs::path& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (fd < 0) {
     const int code = errno;
-    if (!without_locks(code))
+    if (!without_locks(code)) {
       fail(ErrorKind::kFailure,
            cat("cannot open the lock file ", path.string(), ": ", std::strerror(code)),
            "choose a folder you may write to with --out");
+    }
     warn_without_locks(path, code);
     return {Attempt::kNoLocks};
   }
@@ -93,8 +94,9 @@ Opened attempt(const fs::path& path) {
     return {Attempt::kNoLocks};
   }
   ::close(fd);
-  if (code != EWOULDBLOCK && code != EINTR)
+  if (code != EWOULDBLOCK && code != EINTR) {
     fail(ErrorKind::kFailure, cat("cannot lock ", path.string(), ": ", std::strerror(code)));
+  }
   return {code == EINTR ? Attempt::kGone : Attempt::kBusy};
 }
 
@@ -103,11 +105,13 @@ int wait_for(const fs::path& path) {
   while (true) {
     const Opened opened = attempt(path);
     if (opened.attempt == Attempt::kHeld || opened.attempt == Attempt::kNoLocks) return opened.fd;
-    if (stop_signal() != 0)
+    if (stop_signal() != 0) {
       fail(ErrorKind::kStopped,
            cat("stopped while waiting for ", path.string(), ", held by ", lock_owner(path)));
-    if (opened.attempt == Attempt::kBusy)
+    }
+    if (opened.attempt == Attempt::kBusy) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
   }
 }
 

@@ -67,14 +67,16 @@ void add_folder(const fs::path& folder, const std::string& prefix, PathKind kind
     if (is_hidden(path)) continue;
     const std::string name = prefix + path.filename().string();
     std::error_code none;
-    if (entry.is_directory(none))
+    if (entry.is_directory(none)) {
       add_folder(path, name + "/", kind, seen, out);
-    else if (kind != PathKind::kWeights || is_weight_file(path))
+    } else if (kind != PathKind::kWeights || is_weight_file(path)) {
       add_file(path, name, out);
+    }
   }
-  if (code)
+  if (code) {
     fail(ErrorKind::kBadFile,
          cat("cannot read the folder ", folder.string(), ": ", code.message()));
+  }
 }
 
 // A data set that is divided into train, test and the like: what else lies in its folder, runs
@@ -158,8 +160,9 @@ bool settled(const std::vector<Listed>& files) {
 std::string content_sum(const fs::path& path,
                         const std::function<void(std::uint64_t)>& read_bytes) {
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0)
+  if (file < 0) {
     fail(ErrorKind::kBadFile, cat("cannot open ", path.string(), ": ", std::strerror(errno)));
+  }
   const std::unique_ptr<const int, void (*)(const int*)> closes(&file,
                                                                 [](const int* f) { ::close(*f); });
   Sha256 sum;
@@ -167,8 +170,9 @@ std::string content_sum(const fs::path& path,
   while (true) {
     const ssize_t n = ::read(file, buffer.data(), buffer.size());
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0)
+    if (n < 0) {
       fail(ErrorKind::kBadFile, cat("cannot read ", path.string(), ": ", std::strerror(errno)));
+    }
     if (n == 0) return sum.hex();
     check_stop();
     sum.add({buffer.data(), static_cast<std::size_t>(n)});
@@ -186,9 +190,10 @@ Fingerprint from_json(const Json& json) {
   Fingerprint out;
   out.sha256 = json.at("sha256").get<std::string>();
   out.bytes = json.at("bytes").get<std::uint64_t>();
-  for (const Json& file : json.at("files"))
+  for (const Json& file : json.at("files")) {
     out.files.push_back({file.at(0).get<std::string>(), file.at(1).get<std::uint64_t>(),
                          file.at(2).get<std::string>()});
+  }
   return out;
 }
 
@@ -224,10 +229,11 @@ class Memory {
   Memory() {
     const char* cache = std::getenv("XDG_CACHE_HOME");
     const char* home = std::getenv("HOME");
-    if (cache && *cache)
+    if (cache && *cache) {
       folder_ = fs::path(cache) / "tiltflow/sha256";
-    else if (home && *home)
+    } else if (home && *home) {
       folder_ = fs::path(home) / ".cache/tiltflow/sha256";
+    }
   }
   std::mutex mutex_;
   std::map<std::string, Fingerprint> known_;
@@ -238,8 +244,9 @@ Fingerprint sum_up(const std::vector<Listed>& files, const std::string& label) {
   Fingerprint out;
   for (const Listed& f : files) out.bytes += static_cast<std::uint64_t>(f.info.st_size);
   std::optional<Progress> progress;
-  if (out.bytes > kShown)
+  if (out.bytes > kShown) {
     progress.emplace(cat("reading ", label), static_cast<std::int64_t>(out.bytes >> 20));
+  }
   std::uint64_t done = 0;
   const auto advance = [&](std::uint64_t bytes) {
     done += bytes;
@@ -289,17 +296,19 @@ std::string difference(const Fingerprint& before, const Fingerprint& now) {
   for (const FileFingerprint& file : now.files) {
     const auto found = old.find(file.name);
     const std::string name = file.name.empty() ? now.path : cat(now.path, ": ", file.name);
-    if (found == old.end())
+    if (found == old.end()) {
       changes.push_back(name + " is new");
-    else if (!(found->second == file))
+    } else if (!(found->second == file)) {
       changes.push_back(cat(name, " has another content (sha256 ",
                             found->second.sha256.substr(0, 12), " before, ",
                             file.sha256.substr(0, 12), " now)"));
+    }
     old.erase(file.name);
   }
-  if (before.files.empty() || now.files.empty())
+  if (before.files.empty() || now.files.empty()) {
     return cat(now.path, " has another content (", before.bytes, " bytes before, ", now.bytes,
                " now)");
+  }
   for (const auto& [name, file] : old) changes.push_back(cat(now.path, ": ", name, " is gone"));
   constexpr std::size_t kNamed = 3;
   const std::size_t more = changes.size() > kNamed ? changes.size() - kNamed : 0;

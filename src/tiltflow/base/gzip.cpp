@@ -13,8 +13,9 @@ class GzipMembers {
  public:
   GzipMembers(std::string_view raw, std::size_t limit, const std::string& name)
       : raw_(raw), limit_(limit), name_(name) {
-    if (inflateInit2(&stream_, 16 + MAX_WBITS) != Z_OK)
+    if (inflateInit2(&stream_, 16 + MAX_WBITS) != Z_OK) {
       fail(ErrorKind::kFailure, "zlib could not start");
+    }
   }
   ~GzipMembers() { inflateEnd(&stream_); }
   GzipMembers(const GzipMembers&) = delete;
@@ -51,8 +52,9 @@ class GzipMembers {
       raw_.remove_prefix(used);
       if (status != Z_OK && status != Z_STREAM_END) bad("broken or truncated gzip data");
       if (status == Z_OK && got == 0 && used == 0) bad("truncated gzip data");
-      if (content_.size() + got > limit_)
+      if (content_.size() + got > limit_) {
         bad(cat("decompressed, it is larger than the allowed ", limit_, " bytes"));
+      }
       content_.append(buffer_, got);
     }
   }

@@ -21,8 +21,9 @@ constexpr auto kCrcTable = make_crc_table();
 
 std::uint32_t crc32c(std::string_view bytes) {
   std::uint32_t crc = 0xffffffffu;
-  for (const char c : bytes)
+  for (const char c : bytes) {
     crc = (crc >> 8) ^ kCrcTable[(crc ^ static_cast<unsigned char>(c)) & 0xff];
+  }
   return crc ^ 0xffffffffu;
 }
 
@@ -39,10 +40,12 @@ std::string base64(std::string_view bytes) {
   out.reserve((bytes.size() + 2) / 3 * 4);
   for (std::size_t i = 0; i < bytes.size(); i += 3) {
     std::uint32_t group = 0;
-    for (std::size_t j = 0; j < 3; ++j)
+    for (std::size_t j = 0; j < 3; ++j) {
       group = (group << 8) | (i + j < bytes.size() ? static_cast<unsigned char>(bytes[i + j]) : 0u);
-    for (std::size_t j = 0; j < 4; ++j)
+    }
+    for (std::size_t j = 0; j < 4; ++j) {
       out += i + j <= bytes.size() ? kDigits[(group >> (18 - 6 * j)) & 63] : '=';
+    }
   }
   return out;
 }

@@ -21,8 +21,9 @@ std::string inputs_text(const Inputs& inputs) {
   Json all = Json::object();
   for (const auto& [name, f] : inputs) {
     Json files = Json::array();
-    for (const FileFingerprint& file : f.files)
+    for (const FileFingerprint& file : f.files) {
       files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}});
+    }
     all[name] = {
         {"path", f.path}, {"sha256", f.sha256}, {"bytes", f.bytes}, {"files", std::move(files)}};
   }
@@ -38,10 +39,11 @@ Inputs parse_inputs(const std::string& text, const std::string& where) {
       f.path = entry.at("path").get<std::string>();
       f.sha256 = entry.at("sha256").get<std::string>();
       f.bytes = entry.at("bytes").get<std::uint64_t>();
-      for (const Json& file : entry.at("files"))
+      for (const Json& file : entry.at("files")) {
         f.files.push_back({file.at("name").get<std::string>(),
                            file.at("bytes").get<std::uint64_t>(),
                            file.at("sha256").get<std::string>()});
+      }
       out[name] = std::move(f);
     }
     return out;
@@ -59,8 +61,9 @@ std::vector<std::string> changed_inputs(const Inputs& before, const Inputs& now)
   for (const auto& [name, fingerprint] : now) {
     const auto found = before.find(name);
     if (found == before.end()) continue;
-    if (const std::string text = difference(found->second, fingerprint); !text.empty())
+    if (const std::string text = difference(found->second, fingerprint); !text.empty()) {
       out.push_back(cat(name, ": ", text));
+    }
   }
   return out;
 }
@@ -68,8 +71,9 @@ std::vector<std::string> changed_inputs(const Inputs& before, const Inputs& now)
 void require_same_inputs(const Inputs& before, const Inputs& now, const std::string& what,
                          const std::string& hint) {
   const std::vector<std::string> changes = changed_inputs(before, now);
-  if (!changes.empty())
+  if (!changes.empty()) {
     fail(ErrorKind::kConfig, cat(what, " was made with other files: ", join(changes, "; ")), hint);
+  }
 }
 
 }  // namespace tiltflow

@@ -104,8 +104,9 @@ std::string group_of(const fs::path& root, const std::string& controller) {
     const std::size_t second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string names = line.substr(first + 1, second - first - 1);
-    if (controller.empty() ? names.empty() : lists(names, controller))
+    if (controller.empty() ? names.empty() : lists(names, controller)) {
       return line.substr(second + 1);
+    }
   }
   return "/";
 }
@@ -116,16 +117,18 @@ std::vector<fs::path> group_folders(const fs::path& root, const std::string& con
   const std::optional<Mount> mount = mount_of(root, controller);
   if (!mount) return {};
   std::string group = group_of(root, controller);
-  if (mount->root != "/")
+  if (mount->root != "/") {
     group = starts_with(group, mount->root) ? group.substr(mount->root.size()) : "/";
+  }
   const fs::path top = root / fs::path(mount->point).relative_path();
   fs::path folder = (top / fs::path(group).relative_path()).lexically_normal();
   if (!folder.has_filename()) folder = folder.parent_path();
   std::error_code ignored;
   if (group.find("..") != std::string::npos || !fs::exists(folder, ignored)) folder = top;
   std::vector<fs::path> out{folder};
-  while (out.back() != top && out.back().has_relative_path())
+  while (out.back() != top && out.back().has_relative_path()) {
     out.push_back(out.back().parent_path());
+  }
   return out;
 }
 
@@ -135,14 +138,16 @@ void add_cpu_quotas(const fs::path& root, Machine& machine) {
     if (words.size() < 2) continue;
     const std::optional<double> quota = number_of(words[0]);
     const std::optional<double> period = number_of(words[1]);
-    if (quota && period && *period > 0)
+    if (quota && period && *period > 0) {
       machine.cpu_quotas.push_back({(folder / "cpu.max").string(), *quota / *period, -1});
+    }
   }
   for (const fs::path& folder : group_folders(root, "cpu")) {
     const std::optional<double> quota = number_in(folder / "cpu.cfs_quota_us");
     const std::optional<double> period = number_in(folder / "cpu.cfs_period_us");
-    if (quota && period && *quota > 0 && *period > 0)
+    if (quota && period && *quota > 0 && *period > 0) {
       machine.cpu_quotas.push_back({(folder / "cpu.cfs_quota_us").string(), *quota / *period, -1});
+    }
   }
 }
 
@@ -156,19 +161,21 @@ void add_memory_limits(const fs::path& root, Machine& machine) {
   for (const fs::path& folder : group_folders(root, "")) {
     for (const char* name : {"memory.max", "memory.high"}) {
       const std::optional<double> limit = number_in(folder / name);
-      if (limit)
+      if (limit) {
         machine.memory_limits.push_back(
             {(folder / name).string(), *limit,
              in_use(folder / "memory.current", folder / "memory.stat", "inactive_file")});
+      }
     }
   }
   for (const fs::path& folder : group_folders(root, "memory")) {
     const fs::path file = folder / "memory.limit_in_bytes";
     const std::optional<double> limit = number_in(file);
-    if (limit)
+    if (limit) {
       machine.memory_limits.push_back({file.string(), *limit,
                                        in_use(folder / "memory.usage_in_bytes",
                                               folder / "memory.stat", "total_inactive_file")});
+    }
   }
 }
 
@@ -211,8 +218,9 @@ UsableCores usable_cores(const Machine& m) {
   if (m.affinity > 0 && m.affinity < out.count) out = {m.affinity, "affinity"};
   for (const GroupLimit& quota : m.cpu_quotas) {
     const int whole = std::max(1, static_cast<int>(std::ceil(quota.limit - 1e-9)));
-    if (whole < out.count)
+    if (whole < out.count) {
       out = {whole, cat("a quota of ", compact(quota.limit), " in ", quota.file)};
+    }
   }
   return out;
 }

@@ -14,8 +14,9 @@ struct Sha256::State {
 };
 
 Sha256::Sha256() : state_(std::make_unique<State>()) {
-  if (!state_->context || EVP_DigestInit_ex(state_->context, EVP_sha256(), nullptr) != 1)
+  if (!state_->context || EVP_DigestInit_ex(state_->context, EVP_sha256(), nullptr) != 1) {
     fail(ErrorKind::kFailure, "SHA-256 could not start");
+  }
 }
 
 Sha256::~Sha256() = default;

@@ -47,8 +47,9 @@ timespec g_first{};
 sem_t g_wake;  // posted by the handler, awaited by the thread of a StopSaver
 
 const char* name_of(int signal) {
-  for (const Name& each : kNames)
+  for (const Name& each : kNames) {
     if (each.signal == signal) return each.text;
+  }
   return "a signal";
 }
 
@@ -133,8 +134,9 @@ void install_stop_handlers() {
 
 bool stop_handlers_installed() { return g_installed; }
 bool is_stop_signal(int signal) {
-  for (int i = 0; i < kHandled; ++i)
+  for (int i = 0; i < kHandled; ++i) {
     if (kNames[i].signal == signal) return true;
+  }
   return false;
 }
 int stop_signal() { return g_signal; }
@@ -157,8 +159,9 @@ void forget_stop() {
 }
 
 int stop_exit_code() {
-  if (g_signal != SIGINT && g_signal != SIGPIPE && g_stopped_kept > 0)
+  if (g_signal != SIGINT && g_signal != SIGPIPE && g_stopped_kept > 0) {
     return exit_code(ErrorKind::kStopped);
+  }
   return 128 + g_signal;
 }
 
@@ -179,8 +182,9 @@ struct StopSaver::Watch {
 
   void run() {
     while (!over && g_signal == 0) ::sem_wait(&g_wake);
-    for (int waited = 0; waited < kSaverPatience && !over; waited += 10)
+    for (int waited = 0; waited < kSaverPatience && !over; waited += 10) {
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
     if (over) return;
     std::string said;
     try {

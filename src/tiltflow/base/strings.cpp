@@ -106,10 +106,14 @@ bool ends_with(std::string_view text, std::string_view suffix) {
 }
 
 bool matches_pattern(std::string_view text, std::string_view pattern) {
-  std::size_t i = 0, j = 0, star = std::string_view::npos, mark = 0;
+  std::size_t i = 0;
+  std::size_t j = 0;
+  std::size_t star = std::string_view::npos;
+  std::size_t mark = 0;
   while (i < text.size()) {
     if (j < pattern.size() && (pattern[j] == '?' || pattern[j] == text[i]) && pattern[j] != '*') {
-      ++i, ++j;
+      ++i;
+      ++j;
     } else if (j < pattern.size() && pattern[j] == '*') {
       star = j++;
       mark = i;
@@ -144,7 +148,10 @@ std::string closest_match(std::string_view word, const std::vector<std::string>&
   std::size_t best_distance = std::max<std::size_t>(2, word.size() / 3) + 1;
   for (const std::string& candidate : candidates) {
     const std::size_t distance = edit_distance(word, candidate);
-    if (distance < best_distance) best_distance = distance, best = candidate;
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = candidate;
+    }
   }
   return best;
 }

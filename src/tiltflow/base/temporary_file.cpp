@@ -100,8 +100,9 @@ int TemporaryFile::open(mode_t mode) {
       slot_ = take_slot((folder_ / name).string());
       return 0;
     }
-    if (errno != EEXIST)
+    if (errno != EEXIST) {
       return errno;  // another machine may have made the same name in a shared folder
+    }
   }
   return EEXIST;
 }
@@ -132,8 +133,9 @@ void remove_leftover_files(const fs::path& folder) noexcept {
     if (maker == 0 || ::kill(maker, 0) == 0 || errno != ESRCH) continue;
     struct stat info{};
     if (::lstat(entry->path().c_str(), &info) == 0 && S_ISREG(info.st_mode) &&
-        info.st_uid == ::geteuid())
+        info.st_uid == ::geteuid()) {
       ::unlink(entry->path().c_str());
+    }
   }
 }
 

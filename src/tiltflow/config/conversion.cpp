@@ -58,8 +58,9 @@ std::optional<Mismatch> convert_list(const toml::node& node, std::vector<T>& tar
 std::optional<Mismatch> convert(const toml::node& node, double& target) {
   const auto meant = number_meant(node);
   const bool finite = meant && std::isfinite(*meant);
-  if (!node.is_floating_point() && !node.is_integer())
+  if (!node.is_floating_point() && !node.is_integer()) {
     return mismatch("a number", node, finite ? shortest(*meant) : "");
+  }
   if (!finite) return mismatch("a finite number", node, "");
   target = *meant;
   return std::nullopt;

@@ -13,8 +13,9 @@ namespace {
 void flatten(const toml::node& node, const std::string& name,
              std::map<std::string, std::string>& out) {
   if (const toml::table* table = node.as_table()) {
-    for (const auto& [key, item] : *table)
+    for (const auto& [key, item] : *table) {
       flatten(item, name.empty() ? std::string(key.str()) : cat(name, ".", key.str()), out);
+    }
     return;
   }
   const toml::array* array = node.as_array();

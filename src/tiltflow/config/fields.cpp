@@ -71,8 +71,9 @@ struct Fields::Impl {
   std::set<std::string> free_tables, empty_lists;
 
   std::string source_of(const toml::node& node) const {
-    if (const auto found = override_nodes.find(&node); found != override_nodes.end())
+    if (const auto found = override_nodes.find(&node); found != override_nodes.end()) {
       return found->second.origin;
+    }
     return cat(file, ":", node.source().begin.line);
   }
   // The same with what an override says, for messages.
@@ -129,8 +130,9 @@ struct Fields::Impl {
   void value(const std::string& key, T& target, const std::string& doc, const Check<T>& check) {
     toml::node* node = find(key);
     if (node && converted(*node, key, target) && check) {
-      if (const std::string wrong = check(target); !wrong.empty())
+      if (const std::string wrong = check(target); !wrong.empty()) {
         complain(*node, key, cat(wrong, ", found ", toml_text(*node)));
+      }
     }
     record(key, node, target, doc);
   }
@@ -146,8 +148,9 @@ struct Fields::Impl {
   void place(const toml::node* node, const std::string& key, const std::string& name,
              std::string& target, PathKind kind) {
     if (target.empty()) return;
-    if (const std::string wrong = misread_path(target, base_of(node)); !wrong.empty())
+    if (const std::string wrong = misread_path(target, base_of(node)); !wrong.empty()) {
       complain(*node, key, cat("= \"", target, "\" ", wrong));
+    }
     target = located(target, base_of(node));
     inputs.push_back({scopes.back().prefix + name, target, kind});
   }
@@ -190,9 +193,10 @@ toml::table parsed_value(const std::string& value, const std::string& where) {
     return toml::parse("v = " + value);
   } catch (const toml::parse_error&) {
     const bool word = !value.empty() && value.find_first_of("\"'[]{}\n=") == std::string::npos;
-    if (!word)
+    if (!word) {
       fail(ErrorKind::kUsage, cat(where, ": the value is not valid TOML"),
            "texts are quoted inside lists and sections: --set 'key=[\"text\"]'");
+    }
     toml::table table;
     table.insert("v", value);
     return table;
@@ -229,27 +233,31 @@ toml::node* Fields::Impl::step_into(toml::node& node, const std::vector<KeyPart>
   const std::string where = cat(from.origin, " ", from.text);
   if (toml::table* table = node.as_table()) {
     if (!table->contains(part.name)) {
-      if (parts[i + 1].index())
+      if (parts[i + 1].index()) {
         table->insert(part.name, toml::array{});
-      else
+      } else {
         table->insert(part.name, toml::table{});
+      }
       mark(*table->get(part.name), from);
     }
     return table->get(part.name);
   }
   toml::array* array = node.as_array();
-  if (!array)
+  if (!array) {
     fail(ErrorKind::kUsage, cat(where, ": '", part.name, "' is inside a value, not a section"));
-  if (!part.index())
+  }
+  if (!part.index()) {
     fail(ErrorKind::kUsage,
          cat(where, ": '", parts[i - 1].name, "' is a list of ",
              counted(static_cast<std::int64_t>(array->size()), "section")),
          cat("say which: ", parts[i - 1].name, "[0].", part.name));
+  }
   const std::size_t index = std::stoul(part.name);
-  if (index > array->size())
+  if (index > array->size()) {
     fail(ErrorKind::kUsage,
          cat(where, ": the list has ", counted(static_cast<std::int64_t>(array->size()), "item")),
          cat("[", array->size(), "] adds one"));
+  }
   if (index == array->size()) {
     array->push_back(toml::table{});
     mark(*array->get(index), from);
@@ -264,8 +272,9 @@ void Fields::Impl::apply_override(const Override& change) {
                          change.base};
   const std::string where = cat(from.origin, " ", from.text);
   const std::size_t equals = equals_of(change.text);
-  if (equals == std::string::npos || equals == 0)
+  if (equals == std::string::npos || equals == 0) {
     fail(ErrorKind::kUsage, cat(where, ": expected key=value"));
+  }
   const toml::table parsed = parsed_value(change.text.substr(equals + 1), where);
   const std::vector<KeyPart> parts = key_parts(change.text.substr(0, equals), where);
   toml::node* node = &root;
@@ -296,8 +305,9 @@ void Fields::Impl::remove(const Override& change) {
       node = table->get(parts[i].name);
     } else if (toml::array* array = node->as_array(); array && parts[i].index()) {
       const std::size_t index = std::stoul(parts[i].name);
-      if (last && index < array->size())
+      if (last && index < array->size()) {
         array->erase(array->cbegin() + static_cast<std::ptrdiff_t>(index));
+      }
       node = array->get(index);
     } else {
       node = nullptr;
@@ -318,9 +328,10 @@ void Fields::Impl::find_unknown_unset() {
       const bool absent = empty_lists.count(name) && starts_with(key, plain + "[");
       return same || above || inside || absent;
     };
-    if (std::none_of(known.begin(), known.end(), names))
+    if (std::none_of(known.begin(), known.end(), names)) {
       problems.push_back(
           cat(change.origin, " ", change.text, ": unknown key", did_you_mean(change.text, known)));
+    }
   }
 }
 
@@ -370,8 +381,9 @@ void Fields::path(const std::string& key, std::string& target, PathKind kind,
                   const std::string& doc, const std::vector<std::string>& words) {
   toml::node* node = impl_->find(key);
   if (node) impl_->converted(*node, key, target);
-  if (std::find(words.begin(), words.end(), target) == words.end())
+  if (std::find(words.begin(), words.end(), target) == words.end()) {
     impl_->place(node, key, key, target, kind);
+  }
   impl_->record(key, node, target, doc);
 }
 
@@ -379,8 +391,9 @@ void Fields::path(const std::string& key, std::vector<std::string>& target, Path
                   const std::string& doc) {
   toml::node* node = impl_->find(key);
   if (node) impl_->converted(*node, key, target);
-  for (std::size_t i = 0; i < target.size(); ++i)
+  for (std::size_t i = 0; i < target.size(); ++i) {
     impl_->place(node, key, cat(key, "[", i, "]"), target[i], kind);
+  }
   impl_->record(key, node, target, doc);
 }
 
@@ -393,12 +406,13 @@ void Fields::table(const std::string& key, std::map<std::string, std::string>& t
       target.clear();
       for (auto&& [name, item] : *table) {
         impl_->seen.insert(&item);
-        if (item.is_table() || item.is_array())
+        if (item.is_table() || item.is_array()) {
           impl_->complain(item, key + "." + std::string(name.str()),
                           cat("must be a single value, found ", toml_kind(item)));
-        else
+        } else {
           target[std::string(name.str())] =
               item.is_string() ? *item.value<std::string>() : toml_text(item);
+        }
       }
     } else {
       impl_->complain_of_type(
@@ -413,11 +427,12 @@ void Fields::table(const std::string& key, std::map<std::string, std::string>& t
 void Fields::enter(const std::string& key) {
   toml::node* node = impl_->find(key);
   toml::table* input = node ? node->as_table() : nullptr;
-  if (node && !input)
+  if (node && !input) {
     impl_->complain_of_type(
         *node, key,
         {cat("a section, written [", impl_->scopes.back().prefix, key, "] with its keys below"),
          toml_kind(*node), "", ""});
+  }
   Impl::Scope& parent = impl_->scopes.back();
   if (!parent.output->contains(key)) parent.output->insert(key, toml::table{});
   impl_->scopes.push_back({parent.prefix + key + ".", input, parent.output->get(key)->as_table()});
@@ -462,10 +477,11 @@ bool Fields::has(const std::string& key) const {
 
 void Fields::problem(const std::string& key, const std::string& message) {
   toml::node* node = impl_->scopes.back().input ? impl_->scopes.back().input->get(key) : nullptr;
-  if (node)
+  if (node) {
     impl_->complain(*node, key, message);
-  else
+  } else {
     impl_->problems.push_back(cat(impl_->scopes.back().prefix, key, " ", message));
+  }
 }
 
 void Fields::finish() {

@@ -96,14 +96,16 @@ std::vector<KeyPart> key_parts(const std::string& text, const std::string& where
     out.push_back(read_part(key, at, where));
     const bool dot = at < key.size() && key[at] == '.';
     const bool joined = at == key.size() || dot || key[at] == '[';
-    if (!joined || (dot && at + 1 == key.size()))
+    if (!joined || (dot && at + 1 == key.size())) {
       fail(ErrorKind::kUsage, cat(where, ": '", key, "' is no key"),
            "keys look like train.steps, reward[0].scale or model.args.\"a name\"");
+    }
     if (dot) ++at;
   }
-  if (out.empty())
+  if (out.empty()) {
     fail(ErrorKind::kUsage, cat(where, ": the key is missing"),
          "keys look like train.steps or reward[0].scale");
+  }
   return out;
 }
 

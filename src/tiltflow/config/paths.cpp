@@ -14,11 +14,13 @@ std::string located(const std::string& written, const fs::path& base) {
   if (starts_with(written, "~/") && home) path = fs::path(home) / written.substr(2);
   path = fs::absolute(base.empty() ? fs::current_path() : base) / path;  // an absolute path stays
   fs::path shorter = path.lexically_normal();
-  if (!shorter.has_filename() && shorter.has_relative_path())
+  if (!shorter.has_filename() && shorter.has_relative_path()) {
     shorter = shorter.parent_path();  // "folder/"
+  }
   std::error_code code;
-  if (fs::exists(path, code) && !fs::equivalent(path, shorter, code))
+  if (fs::exists(path, code) && !fs::equivalent(path, shorter, code)) {
     return path.string();  // x/.. is not here when x is a link
+  }
   return shorter.string();
 }
 

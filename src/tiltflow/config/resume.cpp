@@ -25,8 +25,9 @@ FreeKey item_key(const std::string& key) {
 // Keys of sections that a verb does not read.
 FreeKeys unread(const std::vector<std::string>& patterns) {
   FreeKeys out;
-  for (const std::string& pattern : patterns)
+  for (const std::string& pattern : patterns) {
     out.push_back({pattern, "not read here", /*read=*/false});
+  }
   return out;
 }
 
@@ -81,15 +82,17 @@ FreeKeys pretrain_keys(const std::string& kind) {
   FreeKeys keys = joined({kSteps, kCheckpoints, kKept, kStop}, machine_keys());
   keys.push_back({"evaluation.*", "from here on"});
   keys.push_back({"evaluate_on", "of the judge's accuracy at the end"});
-  if (kind != "gan")
+  if (kind != "gan") {
     keys.push_back(item_key("item"));  // a GAN's normalisation sees one piece at a time
+  }
   return keys;
 }
 
 FreeKeys sft_keys(const std::string& batch_norm) {
   FreeKeys keys = joined({kSteps, kCheckpoints, kKept, kStop}, machine_keys());
-  if (batch_norm == "frozen")
+  if (batch_norm == "frozen") {
     keys.push_back(item_key("sft.item"));  // else its statistics are of one piece
+  }
   return joined(keys, unread({"targets.*", "features", "assign.*", "em.*", "align.*", "reward*",
                               "held_out*"}));
 }
@@ -132,10 +135,11 @@ std::vector<KeyChange> require_same_start(const StoredStart& where, const RunSta
   for (const KeyChange& change : stored == start.config
                                      ? std::vector<KeyChange>{}
                                      : config_differences(stored, start.config)) {
-    if (find_free(start.free, change.key))
+    if (find_free(start.free, change.key)) {
       allowed.push_back(change);
-    else if (!known_by_content(before, start.inputs, change.key))
+    } else if (!known_by_content(before, start.inputs, change.key)) {
       wrong.push_back(cat(change.key, " was ", change.before, ", now ", change.now));
+    }
   }
   if (!wrong.empty()) {
     fail(ErrorKind::kConfig, cat(where.what, " has another configuration: ", join(wrong, "; ")),
@@ -159,8 +163,9 @@ void store_start(const StoredStart& where, const RunStart& start,
     log_info(cat("resuming with ", change.key, " = ", change.now, " (was ", change.before,
                  "): ", find_free(start.free, change.key)->meaning));
   }
-  if (!std::filesystem::exists(where.config) || read_file(where.config) != start.config)
+  if (!std::filesystem::exists(where.config) || read_file(where.config) != start.config) {
     write_file_atomic(where.config, start.config);
+  }
   write_file_atomic(where.inputs, inputs_text(start.inputs));
 }
 

@@ -34,8 +34,9 @@ bool is_list_of_sections(const toml::node& node) {
 
 void write_section(std::ostringstream& out, const toml::table& section, const std::string& prefix) {
   for (const auto& [key, node] : section) {
-    if (!node.is_table() && !is_list_of_sections(node))
+    if (!node.is_table() && !is_list_of_sections(node)) {
       out << key_text(std::string(key.str())) << " = " << toml_text(node) << "\n";
+    }
   }
   for (const auto& [key, node] : section) {
     const std::string name = prefix + key_text(std::string(key.str()));
@@ -61,8 +62,9 @@ std::string toml_text(const toml::node& node) {
     return cat("[", join(parts, ", "), "]");
   }
   if (const toml::table* table = node.as_table()) {
-    for (const auto& [key, item] : *table)
+    for (const auto& [key, item] : *table) {
       parts.push_back(cat(key_text(std::string(key.str())), " = ", toml_text(item)));
+    }
     return parts.empty() ? "{}" : cat("{ ", join(parts, ", "), " }");
   }
   std::ostringstream out;

@@ -54,20 +54,27 @@ nlohmann::ordered_json bench_assign(const Generator& g, const AssignTargets& giv
   const std::int64_t slow = std::min(o.reference_targets, n);
   if (slow == 0) return out;
   AssignConfig reference;
-  reference.map = "expm", reference.steps = o.reference_steps, reference.screen = 1,
-  reference.restarts = 1, reference.optimizer = "adam", reference.learning_rate = 0.05,
-  reference.tile = 1, reference.loss = o.assign.loss;
+  reference.map = "expm";
+  reference.steps = o.reference_steps;
+  reference.screen = 1;
+  reference.restarts = 1;
+  reference.optimizer = "adam";
+  reference.learning_rate = 0.05;
+  reference.tile = 1;
+  reference.loss = o.assign.loss;
   const Assigner one_by_one(g, reference, streams, features);
   double seconds = 0;
   std::vector<at::Tensor> losses;
   for (std::int64_t i = 0; i < slow; ++i) {
     const Timed one = timed(one_by_one, first_of(targets, i, 1));
-    seconds += one.seconds, losses.push_back(one.result.loss);
+    seconds += one.seconds;
+    losses.push_back(one.result.loss);
   }
   const double reference_rate = static_cast<double>(slow) / seconds;
-  out["reference_targets"] = slow, out["reference_targets_per_second"] = reference_rate,
+  out["reference_targets"] = slow;
+  out["reference_targets_per_second"] = reference_rate;
   out["reference_loss"] = at::cat(losses).mean().item<double>();
-  out["loss_of_these_targets"] = ours.result.loss.narrow(0, 0, slow).mean().item<double>(),
+  out["loss_of_these_targets"] = ours.result.loss.narrow(0, 0, slow).mean().item<double>();
   out["times_as_fast"] = static_cast<double>(n) / ours.seconds / reference_rate;
   return out;
 }

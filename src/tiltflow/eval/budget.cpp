@@ -17,8 +17,10 @@ namespace {
 double measure_seconds(const std::filesystem::path& config, std::vector<Override> overrides,
                        const std::filesystem::path& folder) {
   constexpr int kSteps = 5;
-  for (const char* shorter : {"evaluation.every=0", "evaluation.base_samples=16", "train.warmup=0"})
+  for (const char* shorter :
+       {"evaluation.every=0", "evaluation.base_samples=16", "train.warmup=0"}) {
     overrides.emplace_back(shorter);
+  }
   overrides.emplace_back(cat("train.steps=", kSteps));
   std::string resolved;
   const FinetuneSetup setup = set_up(load_config<FinetuneConfig>(config, overrides, &resolved));
@@ -27,10 +29,13 @@ double measure_seconds(const std::filesystem::path& config, std::vector<Override
     Run run(folder, resolved, /*resume=*/false);
     finetune(setup, run);
   }
-  double sum = 0, count = 0;
+  double sum = 0;
+  double count = 0;
   for (const auto& line : read_json_lines(folder / "metrics.jsonl")) {
-    if (line.contains("seconds") && line.value("step", 0) > 1)
-      sum += number_from_json(line["seconds"]), count += 1;
+    if (line.contains("seconds") && line.value("step", 0) > 1) {
+      sum += number_from_json(line["seconds"]);
+      count += 1;
+    }
   }
   std::filesystem::remove_all(folder);
   return sum / std::max(1.0, count);
@@ -48,10 +53,11 @@ PlannedRun plan_run(const std::filesystem::path& config, const std::vector<Overr
     out.evaluations =
         measure_evaluations(set_up(out.config)) * static_cast<double>(out.config.batch);
     steps = budget.evaluations / out.evaluations;
-    if (steps < 1)
+    if (steps < 1) {
       fail(ErrorKind::kConfig,
            cat("a step takes ", compact(out.evaluations),
                " network evaluations, more than the budget of ", compact(budget.evaluations)));
+    }
   }
   if (budget.seconds > 0) {
     if (std::filesystem::exists(folder / "config.toml")) {
@@ -62,9 +68,10 @@ PlannedRun plan_run(const std::filesystem::path& config, const std::vector<Overr
       std::filesystem::path probe = folder;
       probe += ".probe";
       const double each = measure_seconds(config, overrides, probe);
-      if (!(each <= budget.seconds))
+      if (!(each <= budget.seconds)) {
         fail(ErrorKind::kConfig, cat("a step takes ", compact(each), " s, more than the budget of ",
                                      compact(budget.seconds), " s"));
+      }
       steps = std::min(steps, budget.seconds / each);
     }
   }
@@ -83,15 +90,18 @@ bool is_finished(const std::filesystem::path& folder, const RunStart& start) {
   const StoredStart stored = stored_start(folder);
   const std::vector<KeyChange> changes = require_same_start(stored, start);
   if (std::any_of(changes.begin(), changes.end(),
-                  [](const KeyChange& change) { return change.key == "train.steps"; }))
+                  [](const KeyChange& change) { return change.key == "train.steps"; })) {
     return false;
+  }
   Inputs judges;
-  for (const auto& [name, fingerprint] : start.inputs)
+  for (const auto& [name, fingerprint] : start.inputs) {
     if (of_check(name)) judges[name] = fingerprint;
+  }
   const bool other_judge = !changed_inputs(read_inputs(stored.inputs), judges).empty();
   if (other_judge || std::any_of(changes.begin(), changes.end(),
-                                 [&](const KeyChange& change) { return of_check(change.key); }))
+                                 [&](const KeyChange& change) { return of_check(change.key); })) {
     std::filesystem::remove(folder / "check.json");
+  }
   store_start(stored, start, changes);
   return true;
 }
@@ -102,8 +112,9 @@ bool train_unless_there(const PlannedRun& run, const std::filesystem::path& fold
   const RunStart start{run.resolved.toml, read_inputs_of(run.resolved.inputs, finetune_keys()),
                        /*resume=*/true,   false,
                        finetune_keys(),   reread_config<FinetuneConfig>};
-  if (std::filesystem::exists(folder / "model.safetensors") && is_finished(folder, start))
+  if (std::filesystem::exists(folder / "model.safetensors") && is_finished(folder, start)) {
     return false;
+  }
   const FinetuneSetup setup = set_up(run.config);
   Run directory(folder, start);
   finetune(setup, directory);

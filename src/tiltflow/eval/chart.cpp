@@ -61,8 +61,9 @@ std::vector<std::size_t> extremes(const std::vector<double>& y, std::size_t stre
 std::vector<double> chosen(const std::vector<double>& values,
                            const std::vector<std::size_t>& index) {
   std::vector<double> out;
-  for (const std::size_t i : index)
+  for (const std::size_t i : index) {
     if (i < values.size()) out.push_back(values[i]);
+  }
   return out;
 }
 
@@ -82,8 +83,9 @@ bool is_drawn(const Chart& chart, double x, double y) {
 
 bool has_points(const Chart& chart, const Series& series) {
   const std::size_t n = std::min(series.x.size(), series.y.size());
-  for (std::size_t i = 0; i < n; ++i)
+  for (std::size_t i = 0; i < n; ++i) {
     if (is_drawn(chart, series.x[i], series.y[i])) return true;
+  }
   return false;
 }
 

@@ -9,7 +9,8 @@ namespace tiltflow {
 
 struct Series {
   std::string name{};  // in the legend; may be empty when it is the only one
-  std::vector<double> x{}, y{};
+  std::vector<double> x{};
+  std::vector<double> y{};
   std::vector<double> error{};    // standard errors of y, half-width of band or bar; empty: none
   bool steps = false;             // y[i] holds over [x[i], x[i+1]]; x has one more entry
   std::vector<double> x_error{};  // standard errors of x; empty: none
@@ -25,7 +26,8 @@ struct AxisLabel {
 
 struct Chart {
   std::string title{};
-  AxisLabel x{}, y{};
+  AxisLabel x{};
+  AxisLabel y{};
   std::vector<Series> series{};
   bool marks =
       false;  // a mark at every point, with its numbers as tool tip; few points are marked anyway

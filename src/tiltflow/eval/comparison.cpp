@@ -46,8 +46,8 @@ Estimate over_seeds(const std::vector<at::Tensor>& rewards) {
   if (rewards.size() < 2) return mean_estimate(rewards[0]);
   std::vector<double> means;
   for (const at::Tensor& r : rewards) means.push_back(r.mean().item<double>());
-  const Estimate e = mean_estimate(at::tensor(means, at::kDouble)),
-                 pooled = mean_estimate(at::cat(rewards));
+  const Estimate e = mean_estimate(at::tensor(means, at::kDouble));
+  const Estimate pooled = mean_estimate(at::cat(rewards));
   return {e.value, std::max(e.se, pooled.se)};  // two or three seeds may agree by chance
 }
 
@@ -68,8 +68,9 @@ std::string base_identity(const std::filesystem::path& run, const std::vector<Ov
   std::string out;
   for (const ResolvedValue& value : fields.resolved()) {
     for (const char* prefix :
-         {"seed", "model.", "decoder.", "labels.", "sampler.", "compute.", "guidance."})
+         {"seed", "model.", "decoder.", "labels.", "sampler.", "compute.", "guidance."}) {
       if (starts_with(value.key, prefix)) out += cat(value.key, " = ", value.value, "\n");
+    }
   }
   return out;
 }
@@ -114,10 +115,11 @@ ComparedModel compare(const Compared& c, bool is_tuned, const SamplerConfig& sam
                       const std::function<void(std::int64_t)>& progress) {
   std::vector<Sampled> samples;
   const std::string key = cat(c.base, sampler.name, " ", sampler.steps, " ", scale);
-  if (const auto found = c.drawn.find(key); !is_tuned && found != c.drawn.end())
+  if (const auto found = c.drawn.find(key); !is_tuned && found != c.drawn.end()) {
     samples = found->second;
-  else
+  } else {
     samples = sample(c, is_tuned, sampler, scale, progress);
+  }
   if (!is_tuned) c.drawn[key] = samples;
   std::vector<at::Tensor> rewards, features, costs;
   for (const Sampled& one : samples) {
@@ -143,7 +145,8 @@ ComparedModel compare(const Compared& c, bool is_tuned, const SamplerConfig& sam
   if (c.real.features.defined()) {
     const PrecisionRecall pr = precision_recall(
         all, c.real.features.narrow(0, 0, std::min(all.size(0), c.real.features.size(0))));
-    add("precision", pr.precision), add("recall", pr.recall);
+    add("precision", pr.precision);
+    add("recall", pr.recall);
   }
   return row;
 }
@@ -155,12 +158,15 @@ double scale_of_run(const FinetuneConfig& config) {
 
 bool same_figures(const ComparedModel& a, const ComparedModel& b) {
   if (a.model != b.model || a.sampler != b.sampler || a.guidance != b.guidance ||
-      a.figures.size() != b.figures.size())
+      a.figures.size() != b.figures.size()) {
     return false;
+  }
   for (std::size_t i = 0; i < a.figures.size(); ++i) {
-    const auto &x = a.figures[i].second, &y = b.figures[i].second;
-    if (x.has_value() != y.has_value() || (x && (x->value != y->value || x->se != y->se)))
+    const auto& x = a.figures[i].second;
+    const auto& y = b.figures[i].second;
+    if (x.has_value() != y.has_value() || (x && (x->value != y->value || x->se != y->se))) {
       return false;
+    }
   }
   return true;
 }
@@ -172,28 +178,32 @@ ModelComparison compare_models(const std::vector<std::filesystem::path>& runs,
   const FeatureNetwork network = make_feature_network(o.features);
   const RealImages real = real_images(o, network);
   ModelComparison out;
-  out.features = network.name, out.samples = o.n * o.seeds;
+  out.features = network.name;
+  out.samples = o.n * o.seeds;
   const std::int64_t total =
       static_cast<std::int64_t>((o.guidance ? 8 : 4) * runs.size()) * o.n * o.seeds;
   std::int64_t before = 0;
   BaseSamples drawn;
   const auto add = [&](const std::string& run, ComparedModel row) {
-    row.run = run, before += o.n * o.seeds;
+    row.run = run;
+    before += o.n * o.seeds;
     if (row.model == "base" &&
         std::any_of(out.rows.begin(), out.rows.end(),
-                    [&](const ComparedModel& other) { return same_figures(row, other); }))
+                    [&](const ComparedModel& other) { return same_figures(row, other); })) {
       return;
+    }
     out.rows.push_back(std::move(row));
   };
   for (const std::filesystem::path& run : runs) {
     const FinishedRun finished = load_finished_run(run, o.changes);
     const FinetuneSetup& setup = finished.setup;
     if (o.guidance.value_or(1) != 1 &&
-        (setup.config.labels.kind == "none" || setup.flow.model->classes() == 0))
+        (setup.config.labels.kind == "none" || setup.flow.model->classes() == 0)) {
       fail(ErrorKind::kUsage, cat("guidance needs a run with labels, ", run.string(), " has none"));
+    }
     out.runs.push_back(run.string());
     SamplerConfig ode = setup.config.sampler;
-    ode.name = setup.config.check.ode.empty() ? "ode-heun" : setup.config.check.ode,
+    ode.name = setup.config.check.ode.empty() ? "ode-heun" : setup.config.check.ode;
     ode.steps = setup.config.check.ode_steps;
     const Compared compared{setup, finished.tuned, network, real, o, base_identity(run, o.changes),
                             drawn};
@@ -243,13 +253,15 @@ std::string csv_text(const std::string& text) {
 
 std::string to_csv(const ModelComparison& c) {
   std::string out = "run,model,sampler,guidance";
-  for (const auto& [name, value] : c.rows.front().figures)
+  for (const auto& [name, value] : c.rows.front().figures) {
     out += cat(",\"", name, "\",\"", name, " se\"");
+  }
   out += "\n";
   for (const ComparedModel& row : c.rows) {
     out += cat(csv_text(row.run), ",", row.model, ",", row.sampler, ",", compact(row.guidance, 9));
-    for (const auto& [name, value] : row.figures)
+    for (const auto& [name, value] : row.figures) {
       out += value ? cat(",", compact(value->value, 9), ",", compact(value->se, 9)) : ",,";
+    }
     out += "\n";
   }
   return out;
@@ -273,10 +285,11 @@ nlohmann::ordered_json to_json(const ModelComparison& c) {
                                {"model", row.model},
                                {"sampler", row.sampler},
                                {"guidance", row.guidance}};
-    for (const auto& [name, value] : row.figures)
+    for (const auto& [name, value] : row.figures) {
       one[name] = value ? nlohmann::ordered_json{{"value", json_number(value->value)},
                                                  {"se", json_number(value->se)}}
                         : nlohmann::ordered_json();
+    }
     out["rows"].push_back(std::move(one));
   }
   return out;

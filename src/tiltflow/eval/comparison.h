@@ -17,7 +17,8 @@
 namespace tiltflow {
 
 struct ComparisonOptions {
-  std::int64_t n = 500, seeds = 2;  // samples per seed; seeds are those of the run + 1, + 2, ...
+  std::int64_t n = 500;
+  std::int64_t seeds = 2;  // samples per seed; seeds are those of the run + 1, + 2, ...
   std::optional<double>
       guidance;  // rows with this scale beside those of the run's own guidance (needs labels)
   std::vector<Override> changes;    // of the runs' configurations

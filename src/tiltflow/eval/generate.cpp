@@ -50,7 +50,8 @@ void write_pictures(const Part& part, const at::Tensor& images, bool prediction,
   parallel_chunks(images.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       std::map<std::string, std::string> text = o.request;
-      text["index"] = std::to_string(part.first + i), text["Software"] = "tiltflow";
+      text["index"] = std::to_string(part.first + i);
+      text["Software"] = "tiltflow";
       if (prediction) text["shows"] = "the sample without the noise of the sampler's last step";
       write_png(o.out / (padded(part.first + i, 6) + ".png"), images[i], text);
     }
@@ -78,16 +79,18 @@ void pack(const std::vector<Part>& parts,
     }
     if (o.pack == "npz") {  // the law that was asked for, not what pictures show
       const at::Tensor images = decode(x).clamp(0, 1);
-      if (is_image(images))
+      if (is_image(images)) {
         x = images.mul(255).round().to(at::kByte).permute({0, 2, 3, 1}).contiguous();
+      }
     }
     if (o.pack != "none") samples.push_back(x);
   }
   const at::Tensor all_labels = labels.empty() ? at::Tensor() : at::cat(labels);
   if (!pictures.empty()) {
     std::vector<std::string> captions;
-    for (std::int64_t i = 0; all_labels.defined() && i < shown; ++i)
+    for (std::int64_t i = 0; all_labels.defined() && i < shown; ++i) {
       captions.push_back(std::to_string(all_labels[i].item<std::int64_t>()));
+    }
     write_png(o.out / "grid.png",
               image_grid(at::cat(pictures), static_cast<int>(o.columns), captions), o.request);
   }
@@ -97,10 +100,11 @@ void pack(const std::vector<Part>& parts,
   out.add(npz ? "arr_0" : "samples", at::cat(samples));
   if (all_labels.defined()) out.add(npz ? "arr_1" : "labels", all_labels);
   if (!noise.empty() && !npz) out.add("noise", at::cat(noise));
-  if (npz)
+  if (npz) {
     write_npz(o.out / "samples.npz", out);
-  else
+  } else {
     write_safetensors(o.out / "samples.safetensors", out, o.request);
+  }
 }
 
 }  // namespace
@@ -110,13 +114,15 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
                         const LabelSource& labels,
                         const std::function<at::Tensor(const at::Tensor&)>& decode,
                         const GenerateOptions& o) {
-  if (o.shards < 1 || o.shard < 0 || o.shard >= o.shards)
+  if (o.shards < 1 || o.shard < 0 || o.shard >= o.shards) {
     fail(ErrorKind::kConfig, cat("shard ", o.shard, " of ", o.shards, " does not exist"),
          "shards count from 0");
+  }
   GenerateResult result;
   const SampleFolder folder = open_sample_folder(o);
   if (folder.finished) {
-    result.complete = true, result.kept = o.n;
+    result.complete = true;
+    result.kept = o.n;
     return result;
   }
   const std::vector<Part> parts = parts_of(o);
@@ -133,8 +139,11 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
       continue;
     }
     DrawOptions options;
-    options.n = part.n, options.first = part.first, options.chunk = o.chunk,
-    options.progress = progress, options.keep_noise = o.keep_noise;
+    options.n = part.n;
+    options.first = part.first;
+    options.chunk = o.chunk;
+    options.progress = progress;
+    options.keep_noise = o.keep_noise;
     const std::int64_t shown = in_grid(part, o);  // whose predictions are kept
     options.keep_prediction = noisy && (o.png || shown > 0);
     const Draws draws = draw(field, sampler, path, shape, streams, labels, options);
@@ -147,13 +156,16 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
       const at::Tensor images = decode(noisy ? draws.prediction : draws.x).clamp(0, 1);
       if (is_image(images)) write_pictures(part, images, noisy, o);
     }
-    if (noisy && shown > 0)
+    if (noisy && shown > 0) {
       tensors.add("prediction", draws.prediction.narrow(0, 0, shown).contiguous());
+    }
     write_safetensors(part.file, tensors);
     result.drawn += part.n;
-    if (draws.evaluations > result.evaluations)
-      result.evaluations = draws.evaluations, result.accepted = draws.accepted,
+    if (draws.evaluations > result.evaluations) {
+      result.evaluations = draws.evaluations;
+      result.accepted = draws.accepted;
       result.rejected = draws.rejected;
+    }
   }
   // Whoever finds all parts packs them; a shard that comes later finds none.
   const ProcessLock lock(o.out / ".lock-pack");

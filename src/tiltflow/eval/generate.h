@@ -14,13 +14,15 @@ namespace tiltflow {
 
 struct GenerateOptions {
   std::filesystem::path out;
-  std::int64_t n = 64, first = 0,
-               chunk = 32;  // samples first..first+n; chunk: samples per independent piece of work
+  std::int64_t n = 64;
+  std::int64_t first = 0;
+  std::int64_t chunk = 32;  // samples first..first+n; chunk: samples per independent piece of work
   std::int64_t part = 256;  // samples per part: what an interruption can lose
-  std::int64_t shard = 0, shards = 1;  // this process draws every shards-th part
-  bool resume = false;                 // keep the parts that are there; several shards always do
-  bool overwrite = false;              // remove what the folder holds of `tiltflow sample`
-  bool png = true;                     // one PNG file a sample (image models)
+  std::int64_t shard = 0;
+  std::int64_t shards = 1;           // this process draws every shards-th part
+  bool resume = false;               // keep the parts that are there; several shards always do
+  bool overwrite = false;            // remove what the folder holds of `tiltflow sample`
+  bool png = true;                   // one PNG file a sample (image models)
   std::string pack = "safetensors";  // safetensors: samples.safetensors as drawn; npz: samples.npz,
                                      // uint8 [N, H, W, C]; none
   bool keep_noise = false;           // also the initial noise, tensor "noise" (safetensors only)
@@ -34,8 +36,11 @@ struct GenerateOptions {
 
 struct GenerateResult {
   bool complete = false;  // all parts of all shards are there and packed
-  std::int64_t drawn = 0, kept = 0;
-  std::int64_t evaluations = 0, accepted = 0, rejected = 0;  // ODE, per sample; see Draws
+  std::int64_t drawn = 0;
+  std::int64_t kept = 0;
+  std::int64_t evaluations = 0;
+  std::int64_t accepted = 0;
+  std::int64_t rejected = 0;  // ODE, per sample; see Draws
 };
 
 // Sample i is the same whatever n, chunk, part, shard. Files: OUT/request.json, OUT/parts/ (until

@@ -61,9 +61,10 @@ Figures random_figures(const Bench& b, const at::Tensor& images, const at::Tenso
   Figures out;
   if (b.judge) {
     std::optional<Estimate> accuracy;
-    if (labels.defined())
+    if (labels.defined()) {
       accuracy =
           mean_estimate((judged(*b.judge, images, true).argmax(1) == labels).to(at::kDouble));
+    }
     out.emplace_back("class accuracy", accuracy);
     const at::Tensor features = judged(*b.judge, images, false);
     out.emplace_back("Frechet", images.size(0) >= 100 ? std::optional(frechet_extrapolated(
@@ -110,8 +111,10 @@ Figures over_repetitions(const std::vector<Figures>& all) {
     if (!out[j].second) continue;
     std::vector<double> values;
     double within = 0;
-    for (const Figures& one : all)
-      values.push_back(one[j].second->value), within += one[j].second->se * one[j].second->se;
+    for (const Figures& one : all) {
+      values.push_back(one[j].second->value);
+      within += one[j].second->se * one[j].second->se;
+    }
     const double k = static_cast<double>(all.size());
     const Estimate across = mean_estimate(at::tensor(values, at::kDouble));
     out[j].second =
@@ -122,30 +125,34 @@ Figures over_repetitions(const std::vector<Figures>& all) {
 }
 
 AssignTargets test_targets(TargetsConfig c, std::int64_t count, const Generator& g) {
-  c.split = "test", c.first = 0, c.count = count;
+  c.split = "test";
+  c.first = 0;
+  c.count = count;
   return read_targets(c, g);
 }
 
 }  // namespace
 
 Estimate variance_within_classes(const at::Tensor& images, const at::Tensor& labels) {
-  const at::Tensor x = images.flatten(1).to(at::kDouble),
-                   classes = labels.defined() ? labels : at::zeros({x.size(0)}, at::kLong);
+  const at::Tensor x = images.flatten(1).to(at::kDouble);
+  const at::Tensor classes = labels.defined() ? labels : at::zeros({x.size(0)}, at::kLong);
   const auto variance = [&](const at::Tensor& index) {
-    double sum = 0, count = 0;
+    double sum = 0;
+    double count = 0;
     const at::Tensor own = classes.index_select(0, index);
     for (std::int64_t label = 0; label <= own.max().item<std::int64_t>(); ++label) {
       const at::Tensor members = index.masked_select(own == label);
       if (members.size(0) < 2) continue;
-      sum += x.index_select(0, members).var(0).mean().item<double>(), ++count;
+      sum += x.index_select(0, members).var(0).mean().item<double>();
+      ++count;
     }
     return count > 0 ? sum / count : 0;
   };
   // Groups hold whole cycles of the labels: 10 classes in turn and 10 groups would otherwise share
   // no class.
-  const at::Tensor all = at::arange(x.size(0), at::kLong),
-                   group =
-                       at::remainder(all.div(classes.max().item<std::int64_t>() + 1, "floor"), 10);
+  const at::Tensor all = at::arange(x.size(0), at::kLong);
+  const at::Tensor group =
+      at::remainder(all.div(classes.max().item<std::int64_t>() + 1, "floor"), 10);
   std::vector<double> parts;
   for (std::int64_t i = 0; i < 10; ++i) {
     const at::Tensor index = all.masked_select(group == i);
@@ -156,11 +163,13 @@ Estimate variance_within_classes(const at::Tensor& images, const at::Tensor& lab
 
 GeneratorComparison compare_generators(const OneStepConfig& config,
                                        const GeneratorComparisonOptions& o) {
-  if (o.entries.empty())
+  if (o.entries.empty()) {
     fail(ErrorKind::kConfig, "nothing to compare", "give generators as NAME=FILE, the base first");
-  if (config.targets.format == "pairs")
+  }
+  if (config.targets.format == "pairs") {
     fail(ErrorKind::kConfig, "a list of pairs has no test split to compare on",
          "use targets.format idx, cifar or folder");
+  }
   const ModelRuntime runtime = apply(config.compute);
   const auto open = [&](const GeneratorEntry& entry) {
     return open_generator_file(config.generator, entry.file, "", runtime);
@@ -179,12 +188,14 @@ GeneratorComparison compare_generators(const OneStepConfig& config,
   if (b.judge) {
     const ClassifierConfig& judge = b.judge->config();
     const std::vector<std::int64_t> seen{judge.in_channels, judge.input_size, judge.input_size};
-    if (base->sample_shape() != seen)
+    if (base->sample_shape() != seen) {
       fail(ErrorKind::kConfig, cat("the judge ", o.judge, " takes pictures ", shape_text(seen),
                                    ", the generator makes ", shape_text(base->sample_shape())));
-    if (base->classes() > judge.num_classes)
+    }
+    if (base->classes() > judge.num_classes) {
       fail(ErrorKind::kConfig, cat("the judge ", o.judge, " knows ", judge.num_classes,
                                    " classes, the generator has ", base->classes()));
+    }
   }
   const AssignTargets real = test_targets(config.targets, 2000, *base);
   if (o.held_out > 0) b.held_out = test_targets(config.targets, o.held_out, *base);
@@ -195,7 +206,9 @@ GeneratorComparison compare_generators(const OneStepConfig& config,
   if (base->classes() > 0) b.labels = at::remainder(at::arange(o.n, at::kLong), base->classes());
 
   GeneratorComparison out;
-  out.judge = o.judge, out.n = o.n, out.held_out = o.held_out;
+  out.judge = o.judge;
+  out.n = o.n;
+  out.held_out = o.held_out;
   std::vector<std::string> names;
   std::map<std::string, std::vector<Figures>> measured;
   std::map<std::string, at::Tensor> samples;
@@ -203,23 +216,29 @@ GeneratorComparison compare_generators(const OneStepConfig& config,
     const GeneratorEntry& entry = o.entries[i];
     const auto g = open(entry);
     if (g->sample_shape() != base->sample_shape() || noise_size(*g) != noise_size(*base) ||
-        g->classes() != base->classes())
+        g->classes() != base->classes()) {
       fail(ErrorKind::kConfig,
            cat(entry.file.string(), " takes other noise or makes other samples than ",
                o.entries.front().file.string()));
+    }
     const std::filesystem::path folder = entry.pairs.empty() ? o.pairs : entry.pairs;
     at::Tensor images;
     Figures figures = measure(
         b, *g, folder.empty() ? std::nullopt : std::optional(read_assigned(folder)), images);
     if (i == 0) b.base_images = images;
-    if (measured[entry.name].empty()) names.push_back(entry.name), samples[entry.name] = images;
+    if (measured[entry.name].empty()) {
+      names.push_back(entry.name);
+      samples[entry.name] = images;
+    }
     measured[entry.name].push_back(std::move(figures));
-    if (o.progress)
+    if (o.progress) {
       o.progress(static_cast<std::int64_t>(i) + 1, static_cast<std::int64_t>(o.entries.size()));
+    }
   }
   // Real pictures on the same scales: training pictures against held-out ones.
   TargetsConfig training = config.targets;
-  training.first = 0, training.count = o.n;
+  training.first = 0;
+  training.count = o.n;
   const AssignTargets train = read_targets(training, *base);
   ComparedGenerator row{"real pictures", 1, {}, (train.images + 1) / 2};
   const Figures own = random_figures(b, row.samples, train.labels);
@@ -230,15 +249,17 @@ GeneratorComparison compare_generators(const OneStepConfig& config,
   }
   out.rows.push_back(std::move(row));
   const auto variance = [](const Figures& figures) {
-    for (const auto& [name, value] : figures)
+    for (const auto& [name, value] : figures) {
       if (name == "variance within classes") return value->value;
+    }
     return 0.0;
   };
   for (const std::string& name : names) {
     out.rows.push_back({name, static_cast<std::int64_t>(measured[name].size()),
                         over_repetitions(measured[name]), samples[name]});
-    if (variance(out.rows.back().figures) < 0.5 * variance(out.rows[1].figures))
+    if (variance(out.rows.back().figures) < 0.5 * variance(out.rows[1].figures)) {
       out.collapsed.push_back(name);
+    }
   }
   return out;
 }
@@ -339,10 +360,11 @@ nlohmann::ordered_json to_json(const GeneratorComparison& c) {
                              {"rows", nlohmann::ordered_json::array()}};
   for (const ComparedGenerator& row : c.rows) {
     nlohmann::ordered_json one{{"generator", row.name}, {"runs", row.repetitions}};
-    for (const auto& [name, value] : row.figures)
+    for (const auto& [name, value] : row.figures) {
       one[name] = value ? nlohmann::ordered_json{{"value", json_number(value->value)},
                                                  {"se", json_number(value->se)}}
                         : nlohmann::ordered_json();
+    }
     out["rows"].push_back(std::move(one));
   }
   return out;

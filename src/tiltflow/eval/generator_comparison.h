@@ -42,7 +42,8 @@ struct ComparedGenerator {
 
 struct GeneratorComparison {
   std::string judge;
-  std::int64_t n = 0, held_out = 0;
+  std::int64_t n = 0;
+  std::int64_t held_out = 0;
   std::vector<ComparedGenerator> rows;  // real pictures first
   std::vector<std::string>
       collapsed;  // names whose variance within a class is below half of the base's

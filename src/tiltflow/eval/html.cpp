@@ -57,10 +57,11 @@ std::string file_name(const std::string& title) {
   std::string out;
   for (const char c : title) {
     const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0;
-    if (plain)
+    if (plain) {
       out += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    else if (!out.empty() && out.back() != '-')
+    } else if (!out.empty() && out.back() != '-') {
       out += '-';
+    }
   }
   out = out.substr(0, 60);
   while (!out.empty() && out.back() == '-') out.pop_back();

@@ -31,12 +31,14 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 constexpr std::uint32_t kMeasureKey = 0xffffd000u;  // of the noise of all measurements
-constexpr std::int64_t kShown = 32, kScattered = 400;
+constexpr std::int64_t kShown = 32;
+constexpr std::int64_t kScattered = 400;
 
 std::string folder_name(const ComparedRun& run) {
   std::string name = run.method;
-  for (char& c : name)
+  for (char& c : name) {
     if (!std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '-' && c != '_') c = '_';
+  }
   return cat(run.timed ? "timed/" : "runs/", name, "_x", compact(run.scale), "_seed", run.seed);
 }
 
@@ -61,7 +63,9 @@ struct Yardstick {
 ModelFigures measure(Yardstick& y, const VelocityField& field, const VelocityField* base,
                      double scale, const fs::path& picture) {
   DrawOptions options;
-  options.n = y.recipe.samples, options.step = kMeasureKey, options.reference = base,
+  options.n = y.recipe.samples;
+  options.step = kMeasureKey;
+  options.reference = base;
   options.keep_prediction = true;
   const LabelSource labels =
       make_labels(y.setup.config.labels, y.setup.flow.model->classes(), y.streams, kMeasureKey, 0);
@@ -70,9 +74,10 @@ ModelFigures measure(Yardstick& y, const VelocityField& field, const VelocityFie
   const at::Tensor r = y.setup.reward->score(draws.x, draws.labels).to(at::kDouble);
   ModelFigures out;
   out.figures.emplace_back("reward", mean_estimate(r));
-  for (const auto& [name, reward] : y.held_out)
+  for (const auto& [name, reward] : y.held_out) {
     out.figures.emplace_back("held out: " + name,
                              mean_estimate(reward.score(draws.x, draws.labels).to(at::kDouble)));
+  }
   if (base && draws.cost.defined()) {
     const PathGap gap = path_gap(r * scale, draws.log_ratio, draws.labels);
     out.figures.emplace_back("control cost", mean_estimate(draws.cost.to(at::kDouble)));
@@ -81,11 +86,12 @@ ModelFigures measure(Yardstick& y, const VelocityField& field, const VelocityFie
   const at::Tensor features = y.features(draws.x).to(at::kDouble);
   out.figures.emplace_back("diversity", diversity(features));
   const FeatureMoments moments = feature_moments(features);
-  if (!y.reference)
+  if (!y.reference) {
     y.reference = moments;  // the base comes first
-  else
+  } else {
     out.figures.emplace_back("Frechet distance",
                              Estimate{frechet_distance(moments, *y.reference), 0});
+  }
   make_directories(picture.parent_path());
   if (is_picture(y.setup.reward->decode(draws.x.narrow(0, 0, 1)).sizes().slice(1))) {
     const at::Tensor shown =
@@ -103,24 +109,31 @@ ModelFigures measure(Yardstick& y, const VelocityField& field, const VelocityFie
 
 // Rewards against cost, from the run's log.
 void read_curve(const fs::path& folder, double scale, double batch, ModelFigures& out) {
-  double evaluations = 0, seconds = 0;
+  double evaluations = 0;
+  double seconds = 0;
   for (const auto& line : read_json_lines(folder / "metrics.jsonl")) {
-    if (line.contains("evaluations"))
-      evaluations += number_from_json(line["evaluations"]) * batch,
-          out.steps = std::max(out.steps, line.value("step", 0.0));
+    if (line.contains("evaluations")) {
+      evaluations += number_from_json(line["evaluations"]) * batch;
+      out.steps = std::max(out.steps, line.value("step", 0.0));
+    }
     if (line.contains("seconds")) seconds += number_from_json(line["seconds"]);
-    if (line.contains("eval_reward"))
+    if (line.contains("eval_reward")) {
       out.curve.push_back({evaluations, seconds, number_from_json(line["eval_reward"]) / scale});
+    }
   }
-  out.evaluations = evaluations, out.seconds = seconds;
+  out.evaluations = evaluations;
+  out.seconds = seconds;
 }
 
 Json to_json(const ModelFigures& f) {
-  Json figures = Json::object(), curve = Json::array();
-  for (const auto& [name, e] : f.figures)
+  Json figures = Json::object();
+  Json curve = Json::array();
+  for (const auto& [name, e] : f.figures) {
     figures[name] = {{"value", json_number(e.value)}, {"se", json_number(e.se)}};
-  for (const CurvePoint& p : f.curve)
+  }
+  for (const CurvePoint& p : f.curve) {
     curve.push_back({json_number(p.evaluations), json_number(p.seconds), json_number(p.reward)});
+  }
   return {{"figures", figures},
           {"steps", f.steps},
           {"evaluations", f.evaluations},
@@ -130,13 +143,16 @@ Json to_json(const ModelFigures& f) {
 
 ModelFigures figures_from_json(const Json& j) {
   ModelFigures out;
-  for (const auto& [name, e] : j.at("figures").items())
+  for (const auto& [name, e] : j.at("figures").items()) {
     out.figures.emplace_back(
         name, Estimate{number_from_json(e.at("value")), number_from_json(e.at("se"))});
-  for (const auto& p : j.at("curve"))
+  }
+  for (const auto& p : j.at("curve")) {
     out.curve.push_back(
         {number_from_json(p.at(0)), number_from_json(p.at(1)), number_from_json(p.at(2))});
-  out.steps = j.at("steps").get<double>(), out.evaluations = j.at("evaluations").get<double>(),
+  }
+  out.steps = j.at("steps").get<double>();
+  out.evaluations = j.at("evaluations").get<double>();
   out.seconds = j.at("seconds").get<double>();
   return out;
 }
@@ -146,8 +162,9 @@ std::string describe(const RewardTerm& t) {
       cat(t.name, " ", compact(t.scale, 17), " ", t.label, " ", compact(t.curvature, 17), " ",
           compact(t.target, 17), " ", t.over_normal, " ", compact(t.level, 17), " ", t.judge, " ",
           t.clip, " ", t.head, " ", t.file);
-  for (const std::vector<double>* values : {&t.slope, &t.center})
+  for (const std::vector<double>* values : {&t.slope, &t.center}) {
     for (const double v : *values) out += cat(" ", compact(v, 17));
+  }
   for (const auto& [key, value] : t.args) out += cat(" ", key, "=", value);
   return out + ";";
 }
@@ -158,12 +175,14 @@ std::vector<Override> overrides_of(const ComparedRun& run, const ComparisonRecip
   for (const ComparedMethod& m : recipe.run) {
     if (m.name != run.method) continue;
     for (const Override& change :
-         overrides_from(cat("set of the [[run]] ", m.name), m.set, recipe.folder))
+         overrides_from(cat("set of the [[run]] ", m.name), m.set, recipe.folder)) {
       out.push_back(change);
+    }
   }
-  for (std::size_t i = 0; i < plain.reward.size(); ++i)
+  for (std::size_t i = 0; i < plain.reward.size(); ++i) {
     out.emplace_back(cat("reward[", i, "].scale=", shortest(plain.reward[i].scale * run.scale)),
                      "scales of the recipe");
+  }
   out.emplace_back(cat("seed=", run.seed), "seeds of the recipe");
   return out;
 }
@@ -204,20 +223,24 @@ void bind(Fields& f, ComparisonRecipe& c) {
 }
 
 double ModelFigures::find(const std::string& name) const {
-  for (const auto& [key, e] : figures)
+  for (const auto& [key, e] : figures) {
     if (key == name) return e.value;
+  }
   return std::nan("");
 }
 
 std::vector<ComparedRun> planned_comparison(const ComparisonRecipe& recipe) {
-  if (recipe.run.empty())
+  if (recipe.run.empty()) {
     fail(ErrorKind::kConfig, "the recipe compares nothing",
          "add sections [[run]] with name and set");
-  if (recipe.seeds.empty() || recipe.scales.empty())
+  }
+  if (recipe.seeds.empty() || recipe.scales.empty()) {
     fail(ErrorKind::kConfig, "the recipe has no seeds or no scales");
-  if (recipe.evaluations <= 0 && recipe.seconds <= 0)
+  }
+  if (recipe.evaluations <= 0 && recipe.seconds <= 0) {
     fail(ErrorKind::kConfig, "the recipe has no budget",
          "set evaluations (network evaluations of a run) or seconds");
+  }
   std::set<std::string> folders;
   std::vector<ComparedRun> out;
   for (const bool timed : {false, true}) {
@@ -228,12 +251,16 @@ std::vector<ComparedRun> planned_comparison(const ComparisonRecipe& recipe) {
         for (const ComparedMethod& m : recipe.run) {
           if (m.name.empty()) fail(ErrorKind::kConfig, "a section [[run]] has no name");
           ComparedRun run;
-          run.method = m.name, run.scale = scale, run.seed = seed, run.timed = timed,
+          run.method = m.name;
+          run.scale = scale;
+          run.seed = seed;
+          run.timed = timed;
           run.status = "not begun";
           run.folder = folder_name(run);
-          if (!folders.insert(run.folder).second)
+          if (!folders.insert(run.folder).second) {
             fail(ErrorKind::kConfig, cat("two runs would be ", run.folder),
                  "give every [[run]] its own name, and every seed and scale once");
+          }
           out.push_back(std::move(run));
         }
       }
@@ -261,16 +288,18 @@ Prepared prepare(const fs::path& file, const std::vector<Override>& overrides,
   out.comparison.recipe.folder = fs::absolute(file).parent_path();
   const ComparisonRecipe& recipe = out.comparison.recipe;
   out.comparison.runs = planned_comparison(recipe);
-  if (recipe.config.empty())
+  if (recipe.config.empty()) {
     fail(ErrorKind::kConfig,
          "config is missing: the fine-tuning configuration that all runs share");
+  }
   out.set = overrides_from("set of the recipe", recipe.set, recipe.folder);
   out.set.insert(out.set.end(), extra.begin(), extra.end());
   out.config = recipe.config;
   out.setup = set_up(load_config<FinetuneConfig>(out.config, out.set));
   for (const ComparedRun& run : out.comparison.runs) {
-    if (run.seed == recipe.seeds[0] && run.scale == recipe.scales[0])
+    if (run.seed == recipe.seeds[0] && run.scale == recipe.scales[0]) {
       load_config<FinetuneConfig>(out.config, overrides_of(run, recipe, out.setup.config, out.set));
+    }
   }
   return out;
 }
@@ -283,10 +312,12 @@ std::vector<ComparedRun> check_comparison(const fs::path& recipe,
   const Prepared prepared = prepare(recipe, overrides, set);
   const ComparisonRecipe& plan = prepared.comparison.recipe;
   Problems problems;
-  for (const RewardTerm& term : plan.held_out)
+  for (const RewardTerm& term : plan.held_out) {
     problems.check("held_out", [&] { make_reward(term); });
-  if (prepared.setup.flow.model->sample_shape().size() == 3)
+  }
+  if (prepared.setup.flow.model->sample_shape().size() == 3) {
     problems.check("features", [&] { make_feature_network(plan.features); });
+  }
   if (!plan.reference.empty()) problems.check("reference", [&] { read_moments(plan.reference); });
   for (const ComparedRun& run : prepared.comparison.runs) {
     if (run.seed != plan.seeds[0] || run.scale != plan.scales[0]) continue;
@@ -309,18 +340,21 @@ Comparison compare_methods(
   const fs::path& config = prepared.config;
   Yardstick yardstick{c.recipe, std::move(prepared.setup), {}, {}, {}};
   const FinetuneSetup& setup = yardstick.setup;
-  for (const RewardTerm& term : c.recipe.held_out)
+  for (const RewardTerm& term : c.recipe.held_out) {
     yardstick.held_out.emplace_back(
         term.name, StateReward(make_weighted_sum({term}),
                                [&setup](const at::Tensor& s) { return setup.reward->decode(s); }));
-  if (setup.flow.model->sample_shape().size() == 3)
+  }
+  if (setup.flow.model->sample_shape().size() == 3) {
     yardstick.network = make_feature_network(c.recipe.features);
+  }
   if (!c.recipe.reference.empty()) yardstick.reference = read_moments(c.recipe.reference);
   std::string held_out;  // figures on disk belong to what they were measured with
   for (const RewardTerm& term : c.recipe.held_out) held_out += describe(term);
   Json content = Json::object();  // and to the files of that time
-  for (const InputPath& one : prepared.recipe.inputs)
+  for (const InputPath& one : prepared.recipe.inputs) {
     if (one.name != "config") content[one.name] = fingerprint_of(one.path, one.kind).sha256;
+  }
   const FolderClaim claim(out);
   c.base = measure(yardstick, *setup.for_check(setup.flow.model), nullptr, 1, out / "base");
   for (std::size_t i = 0; i < c.runs.size(); ++i) {

@@ -26,11 +26,12 @@ struct ComparisonRecipe {
   std::string config;            // of the fine-tuning that all runs share
   std::vector<std::string> set;  // configuration keys of all runs
   std::vector<std::int64_t> seeds{0, 1, 2};
-  std::vector<double> scales{1};        // factors on the scales of all rewards
-  double evaluations = 0, seconds = 0;  // budgets of one run; both given: two sets of runs
-  std::int64_t samples = 1000;          // for measuring, of each model
-  std::string features = "pixels";      // network of diversity and Frechet distance: pixels, a
-                                        // classifier file, a CLIP; vectors are their own features
+  std::vector<double> scales{1};  // factors on the scales of all rewards
+  double evaluations = 0;
+  double seconds = 0;               // budgets of one run; both given: two sets of runs
+  std::int64_t samples = 1000;      // for measuring, of each model
+  std::string features = "pixels";  // network of diversity and Frechet distance: pixels, a
+                                    // classifier file, a CLIP; vectors are their own features
   std::string reference;  // feature statistics of real data; "" = those of the base model's samples
   double reach =
       0.8;  // time-to-reward: this share of the way from the base's reward to the best method's
@@ -50,8 +51,10 @@ struct ModelFigures {
                 // Frechet distance
   std::vector<CurvePoint>
       curve;  // rewards of the evaluations on the way, in units of the task's own scale
-  double steps = 0, evaluations = 0, seconds = 0;  // of the run
-  double find(const std::string& name) const;      // NaN when it is not there
+  double steps = 0;
+  double evaluations = 0;
+  double seconds = 0;                          // of the run
+  double find(const std::string& name) const;  // NaN when it is not there
 };
 
 struct ComparedRun {

@@ -20,17 +20,20 @@ namespace fs = std::filesystem;
 std::vector<const ComparedRun*> runs_of(const Comparison& c, const std::string& method,
                                         double scale, bool timed) {
   std::vector<const ComparedRun*> out;
-  for (const ComparedRun& run : c.runs)
-    if (run.method == method && run.scale == scale && run.timed == timed && is_done(run.status))
+  for (const ComparedRun& run : c.runs) {
+    if (run.method == method && run.scale == scale && run.timed == timed && is_done(run.status)) {
       out.push_back(&run);
+    }
+  }
   return out;
 }
 
 // Mean over seeds with its standard error; a single value keeps the error it was measured with.
 std::optional<Estimate> over_seeds(const std::vector<Estimate>& values) {
   std::vector<double> v;
-  for (const Estimate& e : values)
+  for (const Estimate& e : values) {
     if (std::isfinite(e.value)) v.push_back(e.value);
+  }
   if (v.empty()) return std::nullopt;
   if (v.size() == 1) return values[0];
   return mean_estimate(at::tensor(v, at::kDouble));
@@ -39,9 +42,11 @@ std::optional<Estimate> over_seeds(const std::vector<Estimate>& values) {
 std::optional<Estimate> figure(const std::vector<const ComparedRun*>& runs,
                                const std::string& name) {
   std::vector<Estimate> values;
-  for (const ComparedRun* run : runs)
-    for (const auto& [key, e] : run->figures.figures)
+  for (const ComparedRun* run : runs) {
+    for (const auto& [key, e] : run->figures.figures) {
       if (key == name) values.push_back(e);
+    }
+  }
   return over_seeds(values);
 }
 
@@ -63,8 +68,9 @@ std::optional<double> reached(const std::vector<CurvePoint>& curve, double level
 std::string time_to(const std::vector<const ComparedRun*>& runs, double level,
                     double CurvePoint::* axis) {
   std::vector<Estimate> values;
-  for (const ComparedRun* run : runs)
+  for (const ComparedRun* run : runs) {
     if (const auto t = reached(run->figures.curve, level, axis)) values.push_back({*t, 0});
+  }
   if (values.empty()) return "not reached";
   const std::string text = show(over_seeds(values));
   return values.size() == runs.size() ? text
@@ -85,34 +91,41 @@ std::vector<std::string> failures_of(const Comparison& c, double scale, bool tim
   std::vector<std::string> out;
   for (const ComparedMethod& m : c.recipe.run) {
     if (!runs_of(c, m.name, scale, timed).empty()) continue;
-    if (const std::string reason = failure_of(c, m.name, scale, timed); !reason.empty())
+    if (const std::string reason = failure_of(c, m.name, scale, timed); !reason.empty()) {
       out.push_back(cat(m.name, ": ", reason.substr(0, 300)));
+    }
   }
   return out;
 }
 
 TextTable table_of_scale(const Comparison& c, double scale, bool timed) {
   std::vector<std::string> names{"reward"};
-  for (const ComparedRun& run : c.runs)
-    for (const auto& [key, e] : run.figures.figures)
+  for (const ComparedRun& run : c.runs) {
+    for (const auto& [key, e] : run.figures.figures) {
       if (std::find(names.begin(), names.end(), key) == names.end()) names.push_back(key);
+    }
+  }
   double best = base_reward(c);
-  for (const ComparedMethod& m : c.recipe.run)
-    if (const auto r = figure(runs_of(c, m.name, scale, timed), "reward"))
+  for (const ComparedMethod& m : c.recipe.run) {
+    if (const auto r = figure(runs_of(c, m.name, scale, timed), "reward")) {
       best = std::max(best, r->value);
+    }
+  }
   const double level = base_reward(c) + c.recipe.reach * (best - base_reward(c));
   TextTable table(1);
   table[0].push_back("method");
-  for (const std::string& name : names)
+  for (const std::string& name : names) {
     table[0].push_back(name == "control cost" || name == "gap" ? name + " (nats)" : name);
+  }
   for (const char* name : {"steps", "evaluations", "seconds"}) table[0].push_back(name);
   table[0].push_back(cat("evaluations to reward ", compact(level, 3)));
   table[0].push_back("seconds to it");
   std::vector<std::string> base{"base"};
   for (const std::string& name : names) {
     std::optional<Estimate> e;
-    for (const auto& [key, value] : c.base.figures)
+    for (const auto& [key, value] : c.base.figures) {
       if (key == name) e = value;
+    }
     base.push_back(show(e));
   }
   base.resize(table[0].size(), "-");
@@ -126,19 +139,20 @@ TextTable table_of_scale(const Comparison& c, double scale, bool timed) {
       table.push_back(row);
       continue;
     }
-    if (runs.size() < c.recipe.seeds.size())
+    if (runs.size() < c.recipe.seeds.size()) {
       row[0] += cat(" (", runs.size(), " of ", c.recipe.seeds.size(), " runs)");
+    }
     for (const std::string& name : names) row.push_back(show(figure(runs, name)));
     const auto mean_of = [&](double ModelFigures::* member) {
       double sum = 0;
       for (const ComparedRun* run : runs) sum += run->figures.*member;
       return sum / static_cast<double>(runs.size());
     };
-    row.push_back(compact(mean_of(&ModelFigures::steps), 4)),
-        row.push_back(compact(mean_of(&ModelFigures::evaluations), 3)),
-        row.push_back(compact(mean_of(&ModelFigures::seconds), 3));
-    row.push_back(time_to(runs, level, &CurvePoint::evaluations)),
-        row.push_back(time_to(runs, level, &CurvePoint::seconds));
+    row.push_back(compact(mean_of(&ModelFigures::steps), 4));
+    row.push_back(compact(mean_of(&ModelFigures::evaluations), 3));
+    row.push_back(compact(mean_of(&ModelFigures::seconds), 3));
+    row.push_back(time_to(runs, level, &CurvePoint::evaluations));
+    row.push_back(time_to(runs, level, &CurvePoint::seconds));
     table.push_back(row);
   }
   return table;
@@ -282,10 +296,12 @@ std::string runs_html(const Comparison& c) {
 std::vector<Chart> charts_of(const Comparison& c, bool timed) {
   const double top = *std::max_element(c.recipe.scales.begin(), c.recipe.scales.end());
   std::vector<Chart> out;
-  for (const char* x : {"control cost", "diversity", "Frechet distance"})
+  for (const char* x : {"control cost", "diversity", "Frechet distance"}) {
     out.push_back(trade_off(c, x, timed));
-  for (const RewardTerm& term : c.recipe.held_out)
+  }
+  for (const RewardTerm& term : c.recipe.held_out) {
     out.push_back(trade_off(c, "held out: " + term.name, timed));
+  }
   out.push_back(curves(c, top, timed, &CurvePoint::evaluations, {"network evaluations"}));
   out.push_back(curves(c, top, timed, &CurvePoint::seconds, {"training time", "seconds"}));
   return out;

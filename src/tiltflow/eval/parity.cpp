@@ -9,16 +9,17 @@
 namespace tiltflow {
 namespace {
 
-constexpr double kForward = 1e-5,
-                 kGradient = 1e-4;  // another fp32 order of summation; typically 1e-6
+constexpr double kForward = 1e-5;
+constexpr double kGradient = 1e-4;  // another fp32 order of summation; typically 1e-6
 
 ParityRow compare(const std::string& name, const at::Tensor& found, const at::Tensor& expected,
                   double tolerance) {
-  if (found.sizes() != expected.sizes())
+  if (found.sizes() != expected.sizes()) {
     fail(ErrorKind::kBadFile, cat("reference tensor '", name, "' is ", shape_text(expected.sizes()),
                                   ", the model gives ", shape_text(found.sizes())));
-  const at::Tensor a = found.detach().to(at::kDouble).flatten(),
-                   b = expected.to(at::kDouble).flatten();
+  }
+  const at::Tensor a = found.detach().to(at::kDouble).flatten();
+  const at::Tensor b = expected.to(at::kDouble).flatten();
   const double scale = b.abs().max().item<double>();
   const at::Tensor difference = (a - b).abs();
   const std::int64_t worst = difference.argmax().item<std::int64_t>();
@@ -49,7 +50,8 @@ std::vector<ParityRow> compare_with_reference(const VelocityModel& model,
   std::vector<ParityRow> rows;
   const auto has = [&](const char* name) { return reference.contains(name); };
   if (has("x") && has("t")) {
-    const at::Tensor x = reference.at("x").to(at::kFloat), t = reference.at("t").to(at::kFloat);
+    const at::Tensor x = reference.at("x").to(at::kFloat);
+    const at::Tensor t = reference.at("t").to(at::kFloat);
     const Condition condition{has("y") ? reference.at("y").to(at::kLong) : at::Tensor()};
     if (condition.labels.defined() &&
         (condition.labels.max().item<std::int64_t>() > model.classes() ||
@@ -64,29 +66,34 @@ std::vector<ParityRow> compare_with_reference(const VelocityModel& model,
     }
     if (has("cot")) {
       const at::Tensor cotangent = reference.at("cot").to(at::kFloat);
-      if (has("vjp_x"))
+      if (has("vjp_x")) {
         rows.push_back(compare("vjp_x", model.vjp(x, t, condition, cotangent).input_gradient,
                                reference.at("vjp_x"), kForward));
+      }
       const ParameterSet weights = clone(model.parameters(), true);
       const auto trainable = model.rebind(weights, {});
       std::vector<std::string> names;
       std::vector<at::Tensor> wanted;
       for (const auto& [name, tensor] : reference) {
-        if (starts_with(name, "pgrad.") && weights.contains(name.substr(6)))
-          names.push_back(name), wanted.push_back(weights.at(name.substr(6)));
+        if (starts_with(name, "pgrad.") && weights.contains(name.substr(6))) {
+          names.push_back(name);
+          wanted.push_back(weights.at(name.substr(6)));
+        }
       }
       if (!names.empty()) {
         const at::AutoGradMode grad(true);
         const auto found = torch::autograd::grad(
             {(trainable->velocity(x, t, condition) * cotangent).sum()}, wanted);
-        for (std::size_t i = 0; i < names.size(); ++i)
+        for (std::size_t i = 0; i < names.size(); ++i) {
           rows.push_back(compare(names[i], found[i], reference.at(names[i]), kGradient));
+        }
       }
     }
     if (has("tan") && has("jvp") && in_double) {
       const at::NoGradGuard no_grad;
-      const at::Tensor wide = x.to(at::kDouble), tangent = reference.at("tan").to(at::kDouble),
-                       time = t.to(at::kDouble);
+      const at::Tensor wide = x.to(at::kDouble);
+      const at::Tensor tangent = reference.at("tan").to(at::kDouble);
+      const at::Tensor time = t.to(at::kDouble);
       const double h = 1e-5;
       rows.push_back(compare("jvp",
                              (in_double->velocity(wide + tangent * h, time, condition) -
@@ -104,10 +111,11 @@ std::vector<ParityRow> compare_with_reference(const VelocityModel& model,
       rows.push_back(compare(name, found, tensor, kForward));
     }
   }
-  if (rows.empty())
+  if (rows.empty()) {
     fail(ErrorKind::kBadFile, "the reference holds nothing to compare",
          "expected tensors x, t, y with out, vjp_x + cot, jvp + tan, pgrad.NAME, or cfg.x, cfg.t, "
          "cfg.y with cfg.out_SCALE");
+  }
   return rows;
 }
 
@@ -122,22 +130,26 @@ std::vector<ParityRow> compare_with_reference(const Autoencoder& autoencoder,
     rows.push_back(
         compare(image, autoencoder.decode(reference.at(latent)), reference.at(image), kTolerance));
   };
-  decoded("latent", "decoded"), decoded("latent_odd", "decoded_odd");
+  decoded("latent", "decoded");
+  decoded("latent_odd", "decoded_odd");
   const at::AutoGradMode grad(true);
   if (has("image")) {
     const at::Tensor image =
         reference.at("image").clone().set_requires_grad(has("encode_mean_cotangent"));
     const Moments moments = autoencoder.encode(image);
-    for (const char* name : {"mean", "encoded"})
+    for (const char* name : {"mean", "encoded"}) {
       if (has(name)) rows.push_back(compare(name, moments.mean, reference.at(name), kTolerance));
-    if (has("logvar") && moments.logvar.defined())
+    }
+    if (has("logvar") && moments.logvar.defined()) {
       rows.push_back(compare("logvar", moments.logvar, reference.at("logvar"), kTolerance));
-    if (has("encode_mean_cotangent") && has("vjp_image"))
+    }
+    if (has("encode_mean_cotangent") && has("vjp_image")) {
       rows.push_back(
           compare("vjp_image",
                   torch::autograd::grad(
                       {(moments.mean * reference.at("encode_mean_cotangent")).sum()}, {image})[0],
                   reference.at("vjp_image"), kTolerance));
+    }
   }
   if (has("latent") && has("decode_cotangent") && has("vjp_latent")) {
     const at::Tensor latent = reference.at("latent").clone().set_requires_grad(true);
@@ -147,9 +159,10 @@ std::vector<ParityRow> compare_with_reference(const Autoencoder& autoencoder,
             {(autoencoder.decode(latent) * reference.at("decode_cotangent")).sum()}, {latent})[0],
         reference.at("vjp_latent"), kTolerance));
   }
-  if (rows.empty())
+  if (rows.empty()) {
     fail(ErrorKind::kBadFile, "the reference has nothing to compare an autoencoder with",
          "expected image with mean, or latent with decoded");
+  }
   return rows;
 }
 
@@ -159,7 +172,8 @@ std::vector<ParityRow> compare_with_reference(const ClipVision& clip,
   const at::AutoGradMode grad(true);
   const at::Tensor pixels =
       reference.at("pixel_values").to(at::kFloat).clone().set_requires_grad(true);
-  const at::Tensor embeds = clip.embed(pixels), unit = embeds / embeds.norm(2, -1, true);
+  const at::Tensor embeds = clip.embed(pixels);
+  const at::Tensor unit = embeds / embeds.norm(2, -1, true);
   const bool raw = !reference.contains("image_features") ||
                    reference.contains(
                        "image_features_normalised");  // CLIPModel records normalised features alone
@@ -168,14 +182,16 @@ std::vector<ParityRow> compare_with_reference(const ClipVision& clip,
                                     {"image_features_normalised", unit}}) {
     if (reference.contains(name)) rows.push_back(compare(name, found, reference.at(name), 5e-5));
   }
-  if (reference.contains("cotangent") && reference.contains("vjp_pixels"))
+  if (reference.contains("cotangent") && reference.contains("vjp_pixels")) {
     rows.push_back(
         compare("vjp_pixels",
                 torch::autograd::grad({(embeds * reference.at("cotangent")).sum()}, {pixels})[0],
                 reference.at("vjp_pixels"), kGradient));
-  if (rows.empty())
+  }
+  if (rows.empty()) {
     fail(ErrorKind::kBadFile, "the reference has nothing to compare a CLIP image tower with",
          "expected pixel_values with image_embeds");
+  }
   return rows;
 }
 

@@ -37,8 +37,9 @@ bool is_numpy(const std::filesystem::path& file) {
 
 FeatureMoments moments_of_npz(const std::filesystem::path& file) {
   const ParameterSet t = read_npz(file, {"mu", "sigma"});
-  if (t.contains("mu") && t.contains("sigma"))
+  if (t.contains("mu") && t.contains("sigma")) {
     return {t.at("mu").to(at::kDouble), t.at("sigma").to(at::kDouble), 0};
+  }
   const std::vector<std::string> names = npz_names(file);
   const bool pictures = std::find(names.begin(), names.end(), "arr_0") != names.end();
   fail(ErrorKind::kBadFile,
@@ -50,10 +51,11 @@ FeatureMoments moments_of_npz(const std::filesystem::path& file) {
 
 FeatureMoments moments_of_tensors(const std::filesystem::path& file) {
   const ParameterSet t = read_safetensors(file).tensors;
-  if (!t.contains("mean") || !t.contains("covariance"))
+  if (!t.contains("mean") || !t.contains("covariance")) {
     fail(ErrorKind::kBadFile,
          cat(file.string(), ": no feature statistics ('mean' and 'covariance')"),
          "make them with --make-reference");
+  }
   const bool counted = t.contains("count") && t.at("count").numel() == 1;
   return {t.at("mean").to(at::kDouble), t.at("covariance").to(at::kDouble),
           counted ? t.at("count").item<double>() : 0};
@@ -67,11 +69,13 @@ FeatureMoments read_moments(const std::filesystem::path& file) {
     fail(ErrorKind::kBadFile, cat(file.string(), ": ", what));
   };
   const std::int64_t n = m.mean.numel();
-  if (m.mean.dim() != 1 || m.covariance.sizes() != at::IntArrayRef{n, n})
+  if (m.mean.dim() != 1 || m.covariance.sizes() != at::IntArrayRef{n, n}) {
     bad(cat("a mean ", shape_text(m.mean.sizes()), " and a covariance ",
             shape_text(m.covariance.sizes()), " do not fit each other"));
-  if (!m.covariance.isfinite().all().item<bool>() || !m.mean.isfinite().all().item<bool>())
+  }
+  if (!m.covariance.isfinite().all().item<bool>() || !m.mean.isfinite().all().item<bool>()) {
     bad("mean and covariance are not finite");
+  }
   const double skew = (m.covariance - m.covariance.t()).abs().max().item<double>();
   if (skew > 1e-4 * m.covariance.abs().max().item<double>()) bad("the covariance is not symmetric");
   return m;
@@ -100,24 +104,27 @@ void require_same_features(const FeatureNetwork& network, const FeatureMoments& 
   one.insert(one.end(), shape.begin(), shape.end());
   const std::int64_t found = features_of(network, at::zeros(one), decode).size(1);
   const std::int64_t expected = reference.mean.numel();
-  if (found != expected)
+  if (found != expected) {
     fail(ErrorKind::kBadFile,
          cat("the reference has statistics of ", expected, " features, ", network.name, " makes ",
              found, " of the model's pictures"),
          "they were made with another network (--features), or from pictures of another size or "
          "number of channels (--size, --channels)");
+  }
 }
 
 void write_moments(const std::filesystem::path& file, const FeatureMoments& m,
                    const std::string& network) {
   ParameterSet t;
   if (file.extension() == ".npz") {
-    t.add("mu", m.mean), t.add("sigma", m.covariance);
+    t.add("mu", m.mean);
+    t.add("sigma", m.covariance);
     write_npz(file, t);
     return;
   }
-  t.add("mean", m.mean), t.add("covariance", m.covariance),
-      t.add("count", at::full({1}, m.count, at::kDouble));
+  t.add("mean", m.mean);
+  t.add("covariance", m.covariance);
+  t.add("count", at::full({1}, m.count, at::kDouble));
   write_safetensors(file, t, {{"what", "moments of image features"}, {"features", network}});
 }
 
@@ -139,8 +146,9 @@ namespace {
 void for_rows(const at::Tensor& a, const at::Tensor& b,
               const std::function<void(std::int64_t first, const at::Tensor& distances)>& use) {
   constexpr std::int64_t kRows = 512;
-  for (std::int64_t i = 0; i < a.size(0); i += kRows)
+  for (std::int64_t i = 0; i < a.size(0); i += kRows) {
     use(i, at::cdist(a.narrow(0, i, std::min(kRows, a.size(0) - i)), b));
+  }
 }
 
 at::Tensor neighbour_radius(const at::Tensor& x, std::int64_t k) {
@@ -176,23 +184,30 @@ Estimate diversity(const at::Tensor& features) {
 Estimate frechet_extrapolated(const at::Tensor& features, const FeatureMoments& reference,
                               const RandomStreams& streams) {
   const std::int64_t n = features.size(0);
-  if (n < 100)
+  if (n < 100) {
     fail(ErrorKind::kFailure,
          cat("the Frechet distance is extrapolated from 100 samples or more, not ", n));
-  constexpr int kOrders = 8, kSizes = 5;
+  }
+  constexpr int kOrders = 8;
+  constexpr int kSizes = 5;
   std::vector<double> intercepts;
   for (int order = 0; order < kOrders; ++order) {
     const std::vector<std::int64_t> shuffled =
         streams.permutation(Purpose::kProbe, static_cast<std::uint32_t>(order), n);
     const at::Tensor index = at::tensor(shuffled, at::kLong);
-    double sx = 0, sy = 0, sxx = 0, sxy = 0;
+    double sx = 0;
+    double sy = 0;
+    double sxx = 0;
+    double sxy = 0;
     for (int j = 0; j < kSizes; ++j) {
       const std::int64_t size = n / 4 + (n - n / 4) * j / (kSizes - 1);
-      const double x = 1 / static_cast<double>(size),
-                   y = frechet_distance(
-                       feature_moments(features.index_select(0, index.narrow(0, 0, size))),
-                       reference);
-      sx += x, sy += y, sxx += x * x, sxy += x * y;
+      const double x = 1 / static_cast<double>(size);
+      const double y = frechet_distance(
+          feature_moments(features.index_select(0, index.narrow(0, 0, size))), reference);
+      sx += x;
+      sy += y;
+      sxx += x * x;
+      sxy += x * y;
     }
     const double slope = (kSizes * sxy - sx * sy) / (kSizes * sxx - sx * sx);
     intercepts.push_back((sy - slope * sx) / kSizes);
@@ -203,7 +218,8 @@ Estimate frechet_extrapolated(const at::Tensor& features, const FeatureMoments& 
 
 PrecisionRecall precision_recall(const at::Tensor& features, const at::Tensor& real,
                                  std::int64_t k) {
-  const at::Tensor a = features.to(at::kFloat), b = real.to(at::kFloat);
+  const at::Tensor a = features.to(at::kFloat);
+  const at::Tensor b = real.to(at::kFloat);
   return {share_inside(a, b, neighbour_radius(b, k)), share_inside(b, a, neighbour_radius(a, k))};
 }
 

@@ -27,11 +27,12 @@ std::string curves_html(const std::vector<Json>& lines) {
   std::string out;
   if (!main.empty()) out += "<h2 id=\"curves\">Curves</h2>" + main;
   if (!cost.empty()) out += "<h2 id=\"cost\">Optimiser and cost</h2>" + cost;
-  if (!other.empty())
+  if (!other.empty()) {
     out +=
         cat("<h2 id=\"other\">Other numbers</h2><details><summary>Everything else that was "
             "logged</summary>",
             other, "</details>");
+  }
   return out;
 }
 
@@ -49,8 +50,9 @@ std::string contents_of(const std::string& body) {
                                  {"curves", "Curves"},
                                  {"cost", "Cost"},
                                  {"settings", "Settings"}}) {
-    if (body.find(cat("<h2 id=\"", id, "\">")) != std::string::npos)
+    if (body.find(cat("<h2 id=\"", id, "\">")) != std::string::npos) {
       out += cat(out.empty() ? "" : " · ", "<a href=\"#", id, "\">", name, "</a>");
+    }
   }
   return cat("<nav aria-label=\"parts of this page\">", out, "</nav>");
 }

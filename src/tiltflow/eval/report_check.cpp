@@ -19,8 +19,9 @@ std::string table_of(const Json& sampler) {
   for (const Json& s : sampler.at("statistics")) {
     const bool agrees = s.at("agrees").get<bool>();
     cells.push_back({xml_text(text_of(s.at("name")))});
-    for (const char* key : {"base", "predicted", "tuned", "difference"})
+    for (const char* key : {"base", "predicted", "tuned", "difference"}) {
       cells.back().push_back(rounded(estimate_from_json(s.at(key))));
+    }
     cells.back().push_back(compact(number_from_json(s.at("tolerance")), 2));
     cells.back().push_back(agrees ? "<span class=\"ok\">yes</span>"
                                   : "<span class=\"bad\">no</span>");

@@ -82,8 +82,9 @@ Series rewards_against(const Lines& lines, const std::string& key, bool summed, 
   Series out;
   double used = 0;
   for (const Json& line : lines) {
-    if (line.contains(key) && is_number(line[key]))
+    if (line.contains(key) && is_number(line[key])) {
       used = (summed ? used : 0) + number_from_json(line[key]) / unit;
+    }
     if (!line.contains("eval_reward")) continue;
     out.x.push_back(used);
     out.y.push_back(number_from_json(line["eval_reward"]));
@@ -126,8 +127,9 @@ std::vector<std::string> unnamed_keys(const Lines& lines) {
     for (const auto& [key, value] : line.items()) {
       if (!is_number(value) || named.count(key) > 0 || ends_with(key, "_se")) continue;
       if (key.find("reward_unscaled") != std::string::npos ||
-          std::find(out.begin(), out.end(), key) != out.end())
+          std::find(out.begin(), out.end(), key) != out.end()) {
         continue;
+      }
       const bool timed =
           std::any_of(prefixes.begin(), prefixes.end(), [k = key](const std::string& p) {
             return starts_with(k, p) && k.size() > p.size() &&
@@ -231,8 +233,9 @@ RunCurves curves_of(const Lines& lines) {
                       {"memory", "MB"},
                       {over_steps(lines, "peak_memory_mb", "main memory"),
                        over_steps(lines, "peak_device_memory_mb", "device")}});
-  for (const std::string& key : unnamed_keys(lines))
+  for (const std::string& key : unnamed_keys(lines)) {
     out.other.push_back(single(lines, key, spaced(key), spaced(key), "", false));
+  }
   return out;
 }
 

@@ -53,8 +53,9 @@ std::string rewards_of(const Settings& settings) {
 std::string together(const Settings& settings,
                      const std::vector<std::pair<std::string, std::string>>& keys) {
   std::vector<std::string> parts;
-  for (const auto& [key, after] : keys)
+  for (const auto& [key, after] : keys) {
     if (const std::string v = find(settings, key); !v.empty()) parts.push_back(v + after);
+  }
   return join(parts, ", ");
 }
 
@@ -136,8 +137,9 @@ std::string facts_html(const Settings& settings) {
       {"Seed", find(settings, "seed")},
   };
   std::string out;
-  for (const auto& [name, value] : facts)
+  for (const auto& [name, value] : facts) {
     if (!value.empty()) out += cat("<dt>", name, "</dt><dd>", xml_text(value), "</dd>");
+  }
   return out.empty() ? "" : cat("<dl class=\"facts\">", out, "</dl>");
 }
 
@@ -156,8 +158,9 @@ std::string verdict_html(const Json& check, const std::vector<Json>& lines,
   }
   for (const auto& [key, name] :
        {std::pair{"validation_loss", "validation loss"}, {"loss", "loss"}}) {
-    if (const double loss = last_number(lines, key); std::isfinite(loss))
+    if (const double loss = last_number(lines, key); std::isfinite(loss)) {
       return verdict("", cat(done, ": ", name, " ", compact(loss), "."));
+    }
   }
   return verdict("", done + ".");
 }
@@ -168,8 +171,9 @@ std::string warnings_html(const std::vector<Json>& lines) {
     if (!line.contains("warning") || !line["warning"].is_string()) continue;
     std::vector<std::string> words;
     for (const char* key : {"seen", "meaning", "change"}) {
-      if (line.contains(key) && line[key].is_string())
+      if (line.contains(key) && line[key].is_string()) {
         words.push_back(line[key].get<std::string>());
+      }
     }
     const std::string text = words.empty() ? line["warning"].get<std::string>() : join(words, ". ");
     items += cat("<li>Step ", compact(line.value("step", 0.0), 9), ": <b>",

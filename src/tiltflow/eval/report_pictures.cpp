@@ -52,8 +52,9 @@ std::vector<std::pair<std::string, std::vector<fs::path>>> pictures_of(const fs:
   std::vector<fs::path> files;
   std::error_code code;
   for (const auto& entry : fs::directory_iterator(run / "samples", code)) {
-    if (entry.path().extension() == ".png" && !kind_of(entry.path()).empty())
+    if (entry.path().extension() == ".png" && !kind_of(entry.path()).empty()) {
       files.push_back(entry.path());
+    }
   }
   std::sort(files.begin(), files.end(), [](const fs::path& a, const fs::path& b) {
     const std::string left = a.stem().string();
@@ -65,10 +66,11 @@ std::vector<std::pair<std::string, std::vector<fs::path>>> pictures_of(const fs:
   for (const fs::path& file : files) {
     const auto known = std::find_if(
         out.begin(), out.end(), [&](const auto& group) { return group.first == kind_of(file); });
-    if (known != out.end())
+    if (known != out.end()) {
       known->second.push_back(file);
-    else
+    } else {
       out.push_back({kind_of(file), {file}});
+    }
   }
   return out;
 }
@@ -102,8 +104,9 @@ std::string pictures_html(const fs::path& run, bool tuned) {
       continue;
     }
     std::string caption = kind;
-    for (const PictureKind& known : picture_kinds())
+    for (const PictureKind& known : picture_kinds()) {
       if (known.prefix == kind) caption = known.caption;
+    }
     others += picture_figure(read_file(last), cat(caption, " (", step_text(last), ")."));
   }
   if (samples.empty() && others.empty()) return "";

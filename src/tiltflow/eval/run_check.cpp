@@ -83,9 +83,10 @@ std::vector<std::string> changed_keys(const std::filesystem::path& run,
   std::vector<std::string> out;
   for (const auto& [key, value] : resolved(changes)) {
     const auto before = own.find(key);
-    if (before == own.end() || before->second != value)
+    if (before == own.end() || before->second != value) {
       out.push_back(
           cat(key, " = ", value, before == own.end() ? "" : cat(" instead of ", before->second)));
+    }
   }
   return out;
 }
@@ -104,15 +105,16 @@ TiltedCheck check_run(const std::filesystem::path& run, const std::vector<Overri
   if (own) claim.emplace(run);
   const FinetuneConfig& config = setup.config;
   TiltedCheckOptions options;
-  options.base_samples = config.check.base_samples,
+  options.base_samples = config.check.base_samples;
   options.tuned_samples = config.check.tuned_samples;
-  options.standard_errors = config.check.standard_errors,
+  options.standard_errors = config.check.standard_errors;
   options.allowance = config.check.allowance;
   if (!config.check.judge.empty()) options.judge = load_classifier(config.check.judge);
   options.samplers.push_back(setup.config.sampler);
   if (!config.check.ode.empty()) {
     SamplerConfig ode = setup.config.sampler;
-    ode.name = config.check.ode, ode.steps = config.check.ode_steps;
+    ode.name = config.check.ode;
+    ode.steps = config.check.ode_steps;
     options.samplers.push_back(ode);
   }
   const TiltedCheck check =

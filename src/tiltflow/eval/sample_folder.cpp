@@ -29,8 +29,9 @@ std::vector<fs::path> results_in(const fs::path& folder) {
     const std::string name = entry.path().filename().string();
     const bool parts = name == "parts" && entry.is_directory() && !fs::is_empty(entry.path());
     if (parts || is_picture_name(name) || name == "grid.png" || name == "samples.safetensors" ||
-        name == "samples.npz")
+        name == "samples.npz") {
       out.push_back(entry.path());
+    }
   }
   return out;
 }
@@ -46,9 +47,10 @@ Json request_json(const GenerateOptions& o) {
 
 Json read_request(const fs::path& file) {
   const Json out = Json::parse(read_file(file), nullptr, /*allow_exceptions=*/false);
-  if (!out.is_object())
+  if (!out.is_object()) {
     fail(ErrorKind::kBadFile, cat(file.string(), ": no request of `tiltflow sample`"),
          "choose another folder with --out");
+  }
   return out;
 }
 
@@ -70,8 +72,9 @@ std::vector<std::string> differences(const Json& before, const Json& now, const 
   keys.update(now);
   for (const auto& [key, value] : keys.items()) {
     if (key == kInputs || (old.count(key) && fresh.count(key))) continue;
-    if (text_of(before, key) != text_of(now, key))
+    if (text_of(before, key) != text_of(now, key)) {
       out.push_back(cat(key, " was ", text_of(before, key), ", now ", text_of(now, key)));
+    }
   }
   return out;
 }
@@ -108,8 +111,9 @@ SampleFolder open_sample_folder(const GenerateOptions& o) {
     if (begun && o.overwrite) {
       for (const fs::path& each : found) fs::remove_all(each);
     } else if (begun && (o.resume || shared)) {
-      if (const auto changes = differences(stored, wanted, file); !changes.empty())
+      if (const auto changes = differences(stored, wanted, file); !changes.empty()) {
         refuse_other(o.out, changes);
+      }
       out.finished = !found.empty() && !fs::exists(o.out / "parts");
     } else if (begun) {
       fail(ErrorKind::kConfig,

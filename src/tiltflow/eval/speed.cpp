@@ -58,8 +58,9 @@ double gemm_peak(int workers, bool bf16) {
     const double seconds = since(begin);
     best = std::max(
         best, 2.0 * static_cast<double>(size * size * size) * products * workers / seconds / 1e9);
-    if (repeat < 2)
+    if (repeat < 2) {
       products = std::clamp(std::floor(kSecondsPerRepeat * products / seconds), 1.0, kMostProducts);
+    }
   }
   set_thread_policy(before);
   return best;
@@ -71,7 +72,8 @@ double copy_rate(int workers) {
   const std::int64_t size = (cpu ? 64 : 256) << 20;
   const ThreadPolicy before = thread_policy();
   set_thread_policy({workers, 1});
-  const at::Tensor from = to_compute_device(at::ones({size})), to = at::empty_like(from);
+  const at::Tensor from = to_compute_device(at::ones({size}));
+  const at::Tensor to = at::empty_like(from);
   double best = 0;
   for (int repeat = 0; repeat < 6; ++repeat) {
     synchronize_compute_device();
@@ -88,7 +90,8 @@ double copy_rate(int workers) {
 
 double sit_forward_gflop(const VelocityModel& model) {
   const SitConfig c = sit_config_from_args(model.spec().args);
-  const double w = static_cast<double>(c.hidden_size), n = static_cast<double>(c.tokens());
+  const double w = static_cast<double>(c.hidden_size);
+  const double n = static_cast<double>(c.tokens());
   const double block = n * (4 * w * w + 2 * w * w * c.mlp_ratio) + 2 * n * n * w + 6 * w * w;
   const double ends =
       n * w *
@@ -104,12 +107,13 @@ std::shared_ptr<const VelocityModel> random_model(const ModelSpec& spec, ModelRu
   const auto created = create_velocity_model(spec, 1, runtime);
   ParameterSet weights;
   std::uint32_t key = 0;
-  for (const auto& [name, tensor] : created->parameters())
+  for (const auto& [name, tensor] : created->parameters()) {
     weights.add(name, created->is_buffer(name)
                           ? tensor
                           : to_compute_device(RandomStreams(1).normal(Purpose::kInit, 5, ++key, 0,
                                                                       1, tensor.sizes())[0] *
                                               0.03));
+  }
   return created->rebind(weights, {});
 }
 
@@ -146,9 +150,10 @@ Timing measure(std::int64_t repeats, const ModelRuntime& runtime,
     work(std::max<std::int64_t>(0, repeat));
     synchronize_compute_device();
     if (repeat > 0) out.seconds.push_back(since(begin));
-    if (repeat > 0)
+    if (repeat > 0) {
       out.cpu_seconds =
           std::min(out.cpu_seconds, static_cast<double>(std::clock() - cpu_begin) / CLOCKS_PER_SEC);
+    }
     const Allocations now = allocations_so_far();
     out.allocations = {now.count - before.count, now.bytes - before.bytes};
     if (cpu) out.products(runtime);
@@ -185,12 +190,12 @@ void add_figures(nlohmann::ordered_json& out, const Timing& timing, const ModelR
 nlohmann::ordered_json bench_network(const std::string& what, const NetworkBenchOptions& o) {
   const auto model = random_model(o.model, o.runtime);
   const RandomStreams streams(1);
-  const at::Tensor x = streams.normal(Purpose::kProbe, 0, 0, 0, o.batch, model->sample_shape()),
-                   cotangent =
-                       streams.normal(Purpose::kProbe, 1, 0, 0, o.batch, model->sample_shape());
-  const at::Tensor t = streams.uniform(Purpose::kTime, 0, 0, o.batch),
-                   labels = at::remainder(at::arange(o.batch),
-                                          std::max<std::int64_t>(1, model->classes()));
+  const at::Tensor x = streams.normal(Purpose::kProbe, 0, 0, 0, o.batch, model->sample_shape());
+  const at::Tensor cotangent =
+      streams.normal(Purpose::kProbe, 1, 0, 0, o.batch, model->sample_shape());
+  const at::Tensor t = streams.uniform(Purpose::kTime, 0, 0, o.batch);
+  const at::Tensor labels =
+      at::remainder(at::arange(o.batch), std::max<std::int64_t>(1, model->classes()));
   const auto condition = [&](std::int64_t begin, std::int64_t n) {
     return Condition{model->classes() > 0 ? labels.narrow(0, begin, n) : at::Tensor()};
   };
@@ -218,10 +223,12 @@ nlohmann::ordered_json bench_network(const std::string& what, const NetworkBench
     };
   } else if (what == "sample") {
     SamplerConfig sampler;
-    sampler.name = "ode-euler", sampler.steps = o.steps;
+    sampler.name = "ode-euler";
+    sampler.steps = o.steps;
     cost = static_cast<double>(o.steps);
     DrawOptions options;
-    options.n = o.batch, options.chunk = o.item;
+    options.n = o.batch;
+    options.chunk = o.item;
     work = [&, sampler, options, path = make_path("linear")](std::int64_t) {
       draw(
           *model, sampler, *path, model->sample_shape(), streams,
@@ -230,10 +237,11 @@ nlohmann::ordered_json bench_network(const std::string& what, const NetworkBench
   } else if (what == "train-step") {
     cost = 3;
     ParameterSet all = clone(model->parameters(), true);
-    for (const auto& [name, tensor] : all)
+    for (const auto& [name, tensor] : all) {
       if (!model->is_buffer(name)) weights.add(name, tensor);
+    }
     trained = model->rebind(all, {});
-    optimizer = std::make_unique<AdamW>(OptimizerConfig{}, weights),
+    optimizer = std::make_unique<AdamW>(OptimizerConfig{}, weights);
     average = std::make_unique<WeightAverage>(weights, 0.9999);
     const auto path = make_path("linear");
     work = [&, path](std::int64_t repeat) {
@@ -250,8 +258,9 @@ nlohmann::ordered_json bench_network(const std::string& what, const NetworkBench
         gradients[static_cast<std::size_t>(begin / o.item)] =
             torch::autograd::grad({loss}, weights.tensors());
       });
-      for (std::size_t i = 1; i < gradients.size(); ++i)
+      for (std::size_t i = 1; i < gradients.size(); ++i) {
         at::_foreach_add_(gradients[0], gradients[i]);
+      }
       optimizer->step(gradients[0], 1e-4);
       average->update(repeat);
     };
@@ -268,19 +277,22 @@ nlohmann::ordered_json bench_network(const std::string& what, const NetworkBench
 nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& o) {
   auto created = random_model(o.model, o.runtime);
   std::unique_ptr<VelocityModel> model = created->rebind(clone(created->parameters(), false), {});
-  const std::int64_t images = 4 * o.batch, classes = std::max<std::int64_t>(1, model->classes());
+  const std::int64_t images = 4 * o.batch;
+  const std::int64_t classes = std::max<std::int64_t>(1, model->classes());
   ImageDataset data;
   data.mean = RandomStreams(1).normal(Purpose::kProbe, 2, 0, 0, images, model->sample_shape());
-  data.labels = at::remainder(at::arange(images), classes),
+  data.labels = at::remainder(at::arange(images), classes);
   data.class_names.resize(static_cast<std::size_t>(classes));
   FlowMatchingOptions options;
-  options.batch = o.batch, options.item = o.item;
+  options.batch = o.batch;
+  options.item = o.item;
   FlowMatchingObjective objective(std::move(model), make_path("linear"), std::move(data), options,
                                   1);
   const ScratchFolder folder("tiltflow-bench");
   Run run(folder.path() / "run", "", false);
   TrainConfig config;
-  config.steps = o.repeats + 1, config.checkpoint_every = config.steps + 1;
+  config.steps = o.repeats + 1;
+  config.checkpoint_every = config.steps + 1;
   Timing timing;
   count_allocations();
   Allocations before;
@@ -299,7 +311,8 @@ nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& o) {
     const Allocations now = allocations_so_far();
     timing.allocations = {now.count - before.count, now.bytes - before.bytes};
     if (compute_device().is_cpu()) timing.products(o.runtime);
-    before = allocations_so_far(), begin = Clock::now();
+    before = allocations_so_far();
+    begin = Clock::now();
     cpu_begin = std::clock();
   };
   train(config, objective, run, hooks);
@@ -315,18 +328,22 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
   PolicyConfig policy_config;
   policy_config.kind = o.policy;
   Policy policy = make_policy({model, make_path("linear"), "velocity"}, policy_config, 1);
-  const auto base = std::make_shared<CountingField>(policy.base),
-             tuned = std::make_shared<CountingField>(policy.tuned);
-  policy.base = base, policy.tuned = tuned;
+  const auto base = std::make_shared<CountingField>(policy.base);
+  const auto tuned = std::make_shared<CountingField>(policy.tuned);
+  policy.base = base;
+  policy.tuned = tuned;
   RewardTerm term;
-  term.name = "quadratic", term.center = {0.5}, term.scale = 0.1;
+  term.name = "quadratic";
+  term.center = {0.5};
+  term.scale = 0.1;
   const StateReward reward(make_weighted_sum({term}), pixel_decoder());
   const auto path = make_path("linear");
   SamplerConfig sampler;
   sampler.steps = o.steps;
   const TransitionTable table = table_of(sampler, *path);
   AdjointMatchingConfig config = adjoint_matching_preset("exact", o.steps);
-  config.loss_steps = o.loss_steps, config.keep_graphs = o.keep_graphs,
+  config.loss_steps = o.loss_steps;
+  config.keep_graphs = o.keep_graphs;
   config.adjoint_stride = o.adjoint_stride;
   AdjointMatching method(config);
   const RandomStreams streams(1);
@@ -336,7 +353,8 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
 
   AdamW optimizer({}, policy.trainable);
   const Timing timing = measure(o.repeats, o.runtime, [&](std::int64_t repeat) {
-    base->reset(), tuned->reset();
+    base->reset();
+    tuned->reset();
     method.begin_step(context, repeat, 0);
     const at::AutoGradMode grad(true);
     std::vector<std::vector<at::Tensor>> gradients(
@@ -346,12 +364,14 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
           method.loss(context, method.collect(context, repeat, first, end - first, false), o.batch);
       std::vector<at::Tensor> found =
           torch::autograd::grad({report.loss}, policy.trainable.tensors(), {}, false, false, true);
-      for (std::size_t i = 0; i < found.size(); ++i)
+      for (std::size_t i = 0; i < found.size(); ++i) {
         if (!found[i].defined()) found[i] = at::zeros_like(policy.trainable.tensors()[i]);
+      }
       gradients[static_cast<std::size_t>(first / o.item)] = std::move(found);
     });
-    for (std::size_t i = 1; i < gradients.size(); ++i)
+    for (std::size_t i = 1; i < gradients.size(); ++i) {
       at::_foreach_add_(gradients[0], gradients[i]);
+    }
     optimizer.step(gradients[0], 1e-6);
   });
   const double per_sample =

@@ -32,7 +32,11 @@ inline ModelSpec small_sit() {
 struct AmBenchOptions {
   ModelSpec model = small_sit();
   std::string policy = "full";
-  std::int64_t batch = 32, item = 16, steps = 20, loss_steps = 10, repeats = 3;
+  std::int64_t batch = 32;
+  std::int64_t item = 16;
+  std::int64_t steps = 20;
+  std::int64_t loss_steps = 10;
+  std::int64_t repeats = 3;
   bool keep_graphs = true;  // of the rollout, for the loss
   std::int64_t adjoint_stride = 1;
   ModelRuntime runtime;
@@ -44,7 +48,9 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& options);
 
 struct NetworkBenchOptions {
   ModelSpec model = small_sit();
-  std::int64_t batch = 32, item = 16, repeats = 5;
+  std::int64_t batch = 32;
+  std::int64_t item = 16;
+  std::int64_t repeats = 5;
   std::int64_t steps = 20;  // sample: Euler steps of the ODE
   ModelRuntime runtime;
 };

@@ -29,16 +29,18 @@ double seconds_of(const std::vector<std::string>& arguments) {
   argv.push_back(nullptr);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  for (const int stream : {1, 2})
+  for (const int stream : {1, 2}) {
     posix_spawn_file_actions_addopen(&actions, stream, "/dev/null", O_WRONLY, 0);
+  }
   const auto begin = std::chrono::steady_clock::now();
   pid_t child = 0;
   const int failed = ::posix_spawn(&child, std::filesystem::read_symlink("/proc/self/exe").c_str(),
                                    &actions, nullptr, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   int status = 0;
-  if (failed || ::waitpid(child, &status, 0) != child || status != 0)
+  if (failed || ::waitpid(child, &status, 0) != child || status != 0) {
     fail(ErrorKind::kFailure, cat("`", join(words, " "), "` did not run"));
+  }
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
@@ -46,10 +48,11 @@ double seconds_of(const std::vector<std::string>& arguments) {
 
 nlohmann::ordered_json bench_startup(std::int64_t repeats) {
   const ScratchFolder folder("tiltflow-bench");
-  const std::string model = (folder.path() / "tiny.safetensors").string(),
-                    recipe = (folder.path() / "recipe.toml").string();
+  const std::string model = (folder.path() / "tiny.safetensors").string();
+  const std::string recipe = (folder.path() / "recipe.toml").string();
   ModelSpec tiny = small_sit();
-  tiny.args["depth"] = "2", tiny.args["hidden_size"] = "48";
+  tiny.args["depth"] = "2";
+  tiny.args["hidden_size"] = "48";
   const auto network = create_velocity_model(tiny, 1);
   save_velocity_model(model, *network, network->parameters());
   write_file_atomic(recipe, cat("[model]\nfile = \"", model, "\"\n\n[[reward]]\nname = \"ink\"\n"));
@@ -68,8 +71,8 @@ nlohmann::ordered_json bench_startup(std::int64_t repeats) {
       seconds.push_back(seconds_of(arguments));
     }
     std::sort(seconds.begin(), seconds.end());
-    out[name + "_seconds_min"] = seconds.front(),
-               out[name + "_seconds_median"] = seconds[seconds.size() / 2];
+    out[name + "_seconds_min"] = seconds.front();
+    out[name + "_seconds_median"] = seconds[seconds.size() / 2];
   }
   return out;
 }

@@ -11,7 +11,8 @@
 namespace tiltflow {
 
 struct Estimate {
-  double value = 0, se = 0;
+  double value = 0;
+  double se = 0;
 };
 
 Estimate mean_estimate(const at::Tensor& x);  // [N]

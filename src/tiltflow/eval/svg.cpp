@@ -53,16 +53,18 @@ std::string frame_of(const Layout& l) {
     out += cat("<line class=\"", tick.label.empty() ? "minor" : "grid", "\" x1=\"", number(l.left),
                "\" x2=\"", number(end), "\" y1=\"", number(y), "\" y2=\"", number(y),
                "\" stroke=\"", tick.label.empty() ? "#8c959f" : "#dde2e8", "\"/>");
-    if (!tick.label.empty())
+    if (!tick.label.empty()) {
       out += text_at(l.left - 7, y + 4.5, tick.label, "class=\"tick\" text-anchor=\"end\"");
+    }
   }
   for (const Tick& tick : l.x.ticks) {
     const double x = l.left + tick.at * (l.right() - l.left);
     const double end = tick.label.empty() ? l.bottom - 4 : l.bottom - 7;
     out += cat("<line class=\"minor\" x1=\"", number(x), "\" x2=\"", number(x), "\" y1=\"",
                number(l.bottom), "\" y2=\"", number(end), "\" stroke=\"#8c959f\"/>");
-    if (!tick.label.empty())
+    if (!tick.label.empty()) {
       out += text_at(x, l.bottom + 17, tick.label, "class=\"tick\" text-anchor=\"middle\"");
+    }
   }
   return out;
 }
@@ -96,9 +98,10 @@ std::string mark_path(std::size_t shape, double x, double y, double r) {
   const auto at = [&](double dx, double dy) { return cat(number(x + dx), " ", number(y + dy)); };
   if (shape == 1) return cat("M", at(-r, -r), "L", at(r, -r), "L", at(r, r), "L", at(-r, r), "Z");
   if (shape == 2) return cat("M", at(0, -1.3 * r), "L", at(1.2 * r, r), "L", at(-1.2 * r, r), "Z");
-  if (shape == 3)
+  if (shape == 3) {
     return cat("M", at(0, -1.4 * r), "L", at(1.4 * r, 0), "L", at(0, 1.4 * r), "L", at(-1.4 * r, 0),
                "Z");
+  }
   if (shape == 4) return cat("M", at(0, 1.3 * r), "L", at(1.2 * r, -r), "L", at(-1.2 * r, -r), "Z");
   return cat("M", at(-r, 0), "A", r, " ", r, " 0 1 0 ", at(r, 0), "A", r, " ", r, " 0 1 0 ",
              at(-r, 0), "Z");
@@ -161,11 +164,13 @@ class Drawing {
     std::string out;
     for (const auto& [begin, end] : runs()) {
       std::string path;
-      for (std::size_t i = begin; i < end; ++i)
+      for (std::size_t i = begin; i < end; ++i) {
         path +=
             cat(i == begin ? "M" : "L", place(x(i), l_.py_inside(s_.y[i] + error_of(s_.error, i))));
-      for (std::size_t i = end; i-- > begin;)
+      }
+      for (std::size_t i = end; i-- > begin;) {
         path += cat("L", place(x(i), l_.py_inside(s_.y[i] - error_of(s_.error, i))));
+      }
       out += cat("<path class=\"band b", look_.color, "\" fill=\"", kColors[look_.color],
                  "\" opacity=\"0.18\" d=\"", path, "Z\"/>");
     }
@@ -223,8 +228,9 @@ class Drawing {
   // One path of dots: thousands of points stay a small file.
   std::string cloud() const {
     std::string path;
-    for (std::size_t i = 0; i < points_; ++i)
+    for (std::size_t i = 0; i < points_; ++i) {
       if (shown_[i]) path += cat("M", place(x(i), y(i)), "h0");
+    }
     return cat("<path class=\"s", look_.color, "\" fill=\"none\" stroke=\"", kColors[look_.color],
                "\" stroke-width=\"3\" stroke-linecap=\"round\" stroke-opacity=\"0.55\" d=\"", path,
                "\"/>");
@@ -245,13 +251,15 @@ std::string legend_of(const Chart& chart, const Layout& l) {
     const Look look = look_of(entry.series);
     const Series& s = chart.series[entry.series];
     const double y = entry.y - 4;
-    if (chart.lines)
+    if (chart.lines) {
       out +=
           cat("<path ", stroke_of(look, 2), " d=\"M", number(entry.x), " ", number(y), "h28\"/>");
+    }
     const bool marked = !s.steps && (!chart.lines || chart.marks || s.y.size() <= kFewPoints);
-    if (marked)
+    if (marked) {
       out += cat("<path class=\"m", look.color, "\" fill=\"", kColors[look.color], "\" d=\"",
                  mark_path(chart.lines ? look.shape : 0, entry.x + 14, y, 3.4), "\"/>");
+    }
     double line_y = entry.y;
     for (const std::string& line : entry.lines) {
       out += text_at(entry.x + kSwatch, line_y, line, "class=\"label\"");
@@ -263,8 +271,9 @@ std::string legend_of(const Chart& chart, const Layout& l) {
 
 std::string description(const Chart& chart, const Layout& l) {
   std::vector<std::string> names;
-  for (const std::size_t i : l.shown)
+  for (const std::size_t i : l.shown) {
     if (!chart.series[i].name.empty()) names.push_back(chart.series[i].name);
+  }
   return cat(chart.title, ". Plot of ", axis_text(chart.y), " against ", axis_text(chart.x),
              names.empty() ? "" : cat(": ", join(names, "; ")), ".");
 }

@@ -78,12 +78,14 @@ void add_log_ticks(Axis& axis, int wanted) {
     }
   }
   if (labels >= 3 || decades > 1) return;
-  for (Tick& tick : axis.ticks)
+  for (Tick& tick : axis.ticks) {
     tick.label.clear();  // a narrow range: round numbers of a plain axis, at their places
+  }
   const std::vector<Labelled> numbers =
       linear_numbers(std::pow(10, axis.low), std::pow(10, axis.high), false, wanted);
-  for (const Labelled& number : numbers)
+  for (const Labelled& number : numbers) {
     if (number.value > 0) axis.ticks.push_back({axis.place(number.value), number.label});
+  }
 }
 
 }  // namespace
@@ -134,8 +136,9 @@ Axis make_axis(double low, double high, bool logarithmic, bool whole, double pad
   if (logarithmic) {
     add_log_ticks(axis, wanted);
   } else {
-    for (const Labelled& n : linear_numbers(axis.low, axis.high, whole, wanted))
+    for (const Labelled& n : linear_numbers(axis.low, axis.high, whole, wanted)) {
       axis.ticks.push_back({axis.place(n.value), n.label});
+    }
   }
   return axis;
 }

@@ -12,7 +12,8 @@ struct Tick {
 };
 
 struct Axis {
-  double low = 0, high = 1;  // of the values, or of their decimal logarithms
+  double low = 0;
+  double high = 1;  // of the values, or of their decimal logarithms
   bool logarithmic = false;
   std::vector<Tick> ticks;
   double place(double value) const;  // 0 to 1 along the axis, beyond for values outside; NaN when a

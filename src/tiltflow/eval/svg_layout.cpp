@@ -31,8 +31,9 @@ std::pair<Range, Range> ranges_of(const Chart& chart) {
       if (!is_drawn(chart, s.x[i], s.y[i])) continue;
       x.add(chart.x, s.x[i]);
       if (s.steps && i + 1 < s.x.size()) x.add(chart.x, s.x[i + 1]);
-      for (const double sign : {-1.0, 0.0, 1.0})
+      for (const double sign : {-1.0, 0.0, 1.0}) {
         y.add(chart.y, s.y[i] + sign * error_of(s.error, i));
+      }
       if (s.x_error.empty()) continue;
       for (const double sign : {-1.0, 1.0}) x.add(chart.x, s.x[i] + sign * error_of(s.x_error, i));
     }
@@ -42,8 +43,9 @@ std::pair<Range, Range> ranges_of(const Chart& chart) {
 }
 
 Axis axis_of(const AxisLabel& label, const Range& data, double pad, int wanted) {
-  if (label.range.size() == 2)
+  if (label.range.size() == 2) {
     return make_axis(label.range[0], label.range[1], label.logarithmic, false, 0, wanted);
+  }
   return make_axis(data.low, data.high, label.logarithmic, data.whole && !label.logarithmic, pad,
                    wanted);
 }
@@ -64,8 +66,9 @@ Axis fitting_x_axis(const Chart& chart, const Range& data, double pad, double wi
   }
   Axis axis = axis_of(chart.x, data, pad, 2);  // the first and the last number remain
   std::vector<Tick*> named;
-  for (Tick& tick : axis.ticks)
+  for (Tick& tick : axis.ticks) {
     if (!tick.label.empty()) named.push_back(&tick);
+  }
   for (std::size_t i = 1; i + 1 < named.size(); ++i) named[i]->label.clear();
   return axis;
 }
@@ -76,8 +79,9 @@ double entry_width(const Chart& chart, const Layout& l, const std::vector<std::s
   double own = 0;
   for (const std::string& line : lines) own = std::max(own, text_width(line, kTextSize));
   double widest = own;
-  for (const std::size_t i : l.shown)
+  for (const std::size_t i : l.shown) {
     widest = std::max(widest, text_width(chart.series[i].name, kTextSize));
+  }
   const bool columns = l.shown.size() > 3 && kSwatch + widest + kGap <= (kWidth - 20) / 2;
   return kSwatch + (columns ? widest : own) + kGap;
 }
@@ -112,8 +116,9 @@ double error_of(const std::vector<double>& errors, std::size_t i) {
 
 Layout layout_of(const Chart& chart) {
   Layout l;
-  for (std::size_t i = 0; i < chart.series.size(); ++i)
+  for (std::size_t i = 0; i < chart.series.size(); ++i) {
     if (has_points(chart, chart.series[i])) l.shown.push_back(i);
+  }
   const auto [x, y] = ranges_of(chart);
   const bool steps = std::any_of(chart.series.begin(), chart.series.end(),
                                  [](const Series& s) { return s.steps; });

@@ -32,7 +32,10 @@ struct Layout {
   Axis x, y;
   std::vector<std::string> title, x_label, y_label;
   std::vector<Entry> legend;
-  double left = 0, top = 0, bottom = 0, height = 0;  // of the plotting area, and of the picture
+  double left = 0;
+  double top = 0;
+  double bottom = 0;
+  double height = 0;  // of the plotting area, and of the picture
   double right() const { return kWidth - kRight; }
   double px(double v) const { return left + x.place(v) * (right() - left); }
   double py(double v) const { return bottom - y.place(v) * (bottom - top); }

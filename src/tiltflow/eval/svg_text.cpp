@@ -14,8 +14,9 @@ std::size_t sequence_at(std::string_view text, std::size_t i) {
   if (lead < 0x80) return 1;
   const std::size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
   if (lead < 0xc2 || lead > 0xf4 || i + length > text.size()) return 0;
-  for (std::size_t k = 1; k < length; ++k)
+  for (std::size_t k = 1; k < length; ++k) {
     if (!continues(byte(k))) return 0;
+  }
   if (lead == 0xe0 && byte(1) < 0xa0) return 0;                     // overlong
   if (lead == 0xed && byte(1) > 0x9f) return 0;                     // surrogates
   if (lead == 0xef && byte(1) == 0xbf && byte(2) > 0xbd) return 0;  // U+FFFE, U+FFFF
@@ -38,11 +39,13 @@ std::vector<std::string_view> characters(std::string_view text) {
 
 double em(std::string_view character) {
   static const std::string_view narrow = " .,:;|!'ijlt()[]/-fr1";
-  if (character.size() >= 3 && static_cast<unsigned char>(character[0]) >= 0xe3)
+  if (character.size() >= 3 && static_cast<unsigned char>(character[0]) >= 0xe3) {
     return 1.05;  // East Asian, emoji
+  }
   if (character == "m" || character == "w" || character == "M" || character == "W" ||
-      character == "%")
+      character == "%") {
     return 0.9;
+  }
   return character.size() == 1 && narrow.find(character[0]) != std::string_view::npos ? 0.38 : 0.62;
 }
 
@@ -54,8 +57,9 @@ void add_word(std::vector<std::string>& lines, const std::string& word, double w
   }
   lines.emplace_back();
   for (const std::string_view c : characters(word)) {
-    if (!lines.back().empty() && text_width(lines.back() + std::string(c), size) > width)
+    if (!lines.back().empty() && text_width(lines.back() + std::string(c), size) > width) {
       lines.emplace_back();
+    }
     lines.back() += c;
   }
 }
@@ -72,10 +76,11 @@ std::string xml_text(std::string_view text) {
       continue;
     }
     const auto c = static_cast<unsigned char>(text[i]);
-    if (length == 1 && (c < 0x20 || c == 0x7f))
+    if (length == 1 && (c < 0x20 || c == 0x7f)) {
       clean += ' ';
-    else
+    } else {
       clean += text.substr(i, length);
+    }
     i += length;
   }
   return html_escape(clean);
@@ -91,10 +96,11 @@ std::vector<std::string> wrapped(std::string_view text, double width, double siz
   std::vector<std::string> lines;
   for (const std::string& word : split(text, ' ')) {
     if (word.empty()) continue;
-    if (!lines.empty() && text_width(cat(lines.back(), " ", word), size) <= width)
+    if (!lines.empty() && text_width(cat(lines.back(), " ", word), size) <= width) {
       lines.back() += " " + word;
-    else
+    } else {
       add_word(lines, word, width, size);
+    }
   }
   return lines;
 }

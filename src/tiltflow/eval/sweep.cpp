@@ -23,8 +23,9 @@ namespace {
 std::string label(const std::string& key, const std::string& value) {
   std::string text =
       key.substr(key.rfind('.') == std::string::npos ? 0 : key.rfind('.') + 1) + "-" + value;
-  for (char& c : text)
+  for (char& c : text) {
     if (!std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '-' && c != '_') c = '_';
+  }
   return text.substr(0, 60);
 }
 
@@ -32,8 +33,9 @@ std::string label(const std::string& key, const std::string& value) {
 
 SweptKey parse_swept_key(const std::string& text) {
   const std::size_t equals = text.find('=');
-  if (equals == std::string::npos || equals == 0)
+  if (equals == std::string::npos || equals == 0) {
     fail(ErrorKind::kUsage, cat("'", text, "': expected KEY=VALUE,VALUE,..."));
+  }
   SweptKey out{text.substr(0, equals), {""}};
   int depth = 0;
   bool quoted = false;
@@ -41,13 +43,15 @@ SweptKey parse_swept_key(const std::string& text) {
     if (c == '"') quoted = !quoted;
     if (!quoted && (c == '[' || c == '{')) ++depth;
     if (!quoted && (c == ']' || c == '}')) --depth;
-    if (c == ',' && depth == 0 && !quoted)
+    if (c == ',' && depth == 0 && !quoted) {
       out.values.emplace_back();
-    else
+    } else {
       out.values.back() += c;
+    }
   }
-  for (const std::string& value : out.values)
+  for (const std::string& value : out.values) {
     if (value.empty()) fail(ErrorKind::kUsage, cat("'", text, "': an empty value"));
+  }
   return out;
 }
 
@@ -55,9 +59,10 @@ std::vector<SweptRun> planned_runs(const SweepOptions& o) {
   if (o.keys.empty()) fail(ErrorKind::kUsage, "nothing to vary", "give --vary KEY=VALUE,VALUE,...");
   std::size_t count = o.together ? o.keys[0].values.size() : 1;
   for (const SweptKey& key : o.keys) {
-    if (o.together && key.values.size() != count)
+    if (o.together && key.values.size() != count) {
       fail(ErrorKind::kUsage, cat("--together: ", o.keys[0].key, " has ", counted(count, "value"),
                                   ", ", key.key, " has ", key.values.size()));
+    }
     if (!o.together) count *= key.values.size();
     if (count > 1000) fail(ErrorKind::kUsage, "more than 1,000 runs");
   }
@@ -70,13 +75,15 @@ std::vector<SweptRun> planned_runs(const SweepOptions& o) {
       rest /= key->values.size();
       run.values.insert(run.values.begin(), {key->key, value});
     }
-    for (const auto& [key, value] : run.values)
+    for (const auto& [key, value] : run.values) {
       run.name += (run.name.empty() ? "" : "_") + label(key, value);
-    for (const SweptRun& other : runs)
+    }
+    for (const SweptRun& other : runs) {
       if (other.name == run.name) {
         run.name += cat("_", i);
         break;
       }
+    }
     runs.push_back(std::move(run));
   }
   return runs;
@@ -124,15 +131,18 @@ std::vector<SweptRun> sweep(const SweepOptions& o,
     const std::filesystem::path folder = o.out / run.name;
     run.status = status_of(run.name, [&]() -> std::string {
       const PlannedRun planned = plan_run(o.config, overrides_of(o, run), {o.budget, 0}, folder);
-      if (o.budget > 0)
-        run.steps = planned.config.train.steps, run.evaluations = planned.evaluations;
+      if (o.budget > 0) {
+        run.steps = planned.config.train.steps;
+        run.evaluations = planned.evaluations;
+      }
       const bool trained = train_unless_there(planned, folder);
       const bool finished =
           !trained && (!o.check || std::filesystem::exists(folder / "check.json"));
-      if (!finished && o.check)
+      if (!finished && o.check) {
         check_run(folder);
-      else if (!finished)
+      } else if (!finished) {
         write_report(folder);
+      }
       return finished ? "there already" : "done";
     });
     write_sweep_page(o, runs);

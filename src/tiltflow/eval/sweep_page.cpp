@@ -38,8 +38,9 @@ struct Row {
     add(name, show(e));
   }
   std::string text(const std::string& name) const {
-    for (const auto& [key, value] : cells)
+    for (const auto& [key, value] : cells) {
       if (key == name) return value;
+    }
     return "";
   }
 };
@@ -86,18 +87,20 @@ Row row_of(const SweepOptions& options, const SweptRun& run) {
     row.add("evaluations a step", compact(run.evaluations));
   }
   const std::filesystem::path folder = options.out / run.name;
-  if (std::filesystem::exists(folder / "check.json"))
+  if (std::filesystem::exists(folder / "check.json")) {
     add_check(row, folder / "check.json");
-  else if (std::filesystem::exists(folder / "metrics.jsonl"))
+  } else if (std::filesystem::exists(folder / "metrics.jsonl")) {
     add_last_evaluation(row, folder / "metrics.jsonl");
+  }
   return row;
 }
 
 std::vector<std::string> columns_of(const std::vector<Row>& rows) {
   std::vector<std::string> out{"run"};
   for (const Row& row : rows) {
-    for (const auto& [name, text] : row.cells)
+    for (const auto& [name, text] : row.cells) {
       if (std::find(out.begin(), out.end(), name) == out.end()) out.push_back(name);
+    }
   }
   return out;
 }
@@ -116,9 +119,10 @@ std::string linked_table(const SweepOptions& options, const TextTable& table) {
   for (std::size_t i = 0; i < cells.size(); ++i) {
     for (std::size_t j = 0; j < cells[i].size(); ++j) cells[i][j] = html_cell(table[i][j]);
     const bool there = i > 0 && std::filesystem::exists(options.out / table[i][0] / "report.html");
-    if (there)
+    if (there) {
       cells[i][0] =
           cat("<a href=\"", xml_text(table[i][0]), "/report.html\">", cells[i][0], "</a>");
+    }
   }
   return html_table_of(cells, "figures of every run");
 }

@@ -18,11 +18,13 @@ std::string show(const std::optional<Estimate>& e) {
 std::string aligned_text(const TextTable& table) {
   std::string out;
   std::vector<std::size_t> width(table.at(0).size(), 0);
-  for (const auto& row : table)
-    for (std::size_t j = 0; j < row.size(); ++j) width[j] = std::max(width[j], row[j].size());
   for (const auto& row : table) {
-    for (std::size_t j = 0; j < row.size(); ++j)
+    for (std::size_t j = 0; j < row.size(); ++j) width[j] = std::max(width[j], row[j].size());
+  }
+  for (const auto& row : table) {
+    for (std::size_t j = 0; j < row.size(); ++j) {
       out += (j ? "  " : "") + pad_right(row[j], width[j]);
+    }
     out += "\n";
   }
   return out;
@@ -49,12 +51,13 @@ std::string html_table_of(const TextTable& cells, const std::string& label) {
   for (std::size_t i = 0; i < cells.size(); ++i) {
     out += i == 0 ? "<thead><tr>" : "<tr>";
     for (std::size_t j = 0; j < cells[i].size(); ++j) {
-      if (i == 0)
+      if (i == 0) {
         out += cat("<th scope=\"col\">", cells[i][j], "</th>");
-      else if (j == 0)
+      } else if (j == 0) {
         out += cat("<th scope=\"row\">", cells[i][j], "</th>");
-      else
+      } else {
         out += cat("<td>", cells[i][j], "</td>");
+      }
     }
     out += i == 0 ? "</tr></thead><tbody>" : "</tr>";
   }
@@ -69,8 +72,9 @@ std::string html_cell(const std::string& text) {
 
 std::string html_table(const TextTable& table, const std::string& label) {
   TextTable cells = table;
-  for (auto& row : cells)
+  for (auto& row : cells) {
     for (std::string& cell : row) cell = html_cell(cell);
+  }
   return html_table_of(cells, label);
 }
 

@@ -51,8 +51,9 @@ std::vector<std::string> statistic_names(const Observed& o, std::int64_t classes
     names.push_back("intra-class variance");
     for (std::int64_t c = 0; c < classes; ++c) names.push_back(cat("share of class ", c));
   } else if (!o.ink.defined()) {
-    for (std::int64_t d = 0; d < std::min<std::int64_t>(8, o.pixels.size(1)); ++d)
+    for (std::int64_t d = 0; d < std::min<std::int64_t>(8, o.pixels.size(1)); ++d) {
       names.push_back(cat("mean of x", d));
+    }
   }
   return names;
 }
@@ -73,15 +74,17 @@ std::vector<double> statistics(const Observed& o, std::int64_t classes, const at
     const at::Tensor one_hot =
         at::one_hot(o.classes.index_select(0, index), classes).to(at::kDouble) *
         w.unsqueeze(1);  // [n, C]
-    const at::Tensor share = one_hot.sum(0), x = o.pixels.index_select(0, index);
+    const at::Tensor share = one_hot.sum(0);
+    const at::Tensor x = o.pixels.index_select(0, index);
     const at::Tensor means = at::matmul(one_hot.t(), x) / share.clamp_min(1e-300).unsqueeze(1);
     out.push_back(
         (at::matmul(w, x.square()).mean() - (share * means.square().mean(1)).sum()).item<double>());
     for (std::int64_t c = 0; c < classes; ++c) out.push_back(share[c].item<double>());
   } else if (!o.ink.defined()) {
     const at::Tensor means = at::matmul(w, o.pixels.index_select(0, index));
-    for (std::int64_t d = 0; d < std::min<std::int64_t>(8, o.pixels.size(1)); ++d)
+    for (std::int64_t d = 0; d < std::min<std::int64_t>(8, o.pixels.size(1)); ++d) {
       out.push_back(means[d].item<double>());
+    }
   }
   return out;
 }
@@ -89,8 +92,8 @@ std::vector<double> statistics(const Observed& o, std::int64_t classes, const at
 void fill_histogram(SamplerCheck& check, const at::Tensor& base, const at::Tensor& weights,
                     const at::Tensor& tuned) {
   constexpr int kBins = 32;
-  const double low = std::min(base.min().item<double>(), tuned.min().item<double>()),
-               high = std::max(base.max().item<double>(), tuned.max().item<double>());
+  const double low = std::min(base.min().item<double>(), tuned.min().item<double>());
+  const double high = std::max(base.max().item<double>(), tuned.max().item<double>());
   if (!(high > low)) return;
   check.edges.clear();
   for (int i = 0; i <= kBins; ++i) check.edges.push_back(low + (high - low) * i / kBins);
@@ -124,7 +127,9 @@ TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tun
     const auto run = [&](const VelocityField& field, std::int64_t n,
                          const VelocityField* reference) {
       DrawOptions draw_options;
-      draw_options.n = n, draw_options.step = kNoiseKey, draw_options.reference = reference;
+      draw_options.n = n;
+      draw_options.step = kNoiseKey;
+      draw_options.reference = reference;
       draw_options.progress = [&](std::int64_t done) {
         progress.update(before + done, sampler.name);
       };
@@ -134,11 +139,12 @@ TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tun
     };
     const Draws from_base = run(base, options.base_samples, nullptr);
     const Draws from_tuned = run(tuned, options.tuned_samples, &base);
-    const Observed b = observe(from_base, reward, options.judge.get()),
-                   t = observe(from_tuned, reward, options.judge.get());
+    const Observed b = observe(from_base, reward, options.judge.get());
+    const Observed t = observe(from_tuned, reward, options.judge.get());
 
     SamplerCheck check;
-    check.sampler = sampler.name, check.base_samples = options.base_samples,
+    check.sampler = sampler.name;
+    check.base_samples = options.base_samples;
     check.tuned_samples = options.tuned_samples;
     const ImportanceWeights weights = importance_weights(b.reward, from_base.labels);
     check.ess = weights.ess;
@@ -156,20 +162,20 @@ TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tun
           };
           std::vector<double> out = statistics(b, classes, of_base, evenly(of_base));
           const std::vector<double> predicted = statistics(
-                                        b, classes, of_base,
-                                        weights.log_weights.index_select(0, of_base).softmax(0)),
-                                    tuned_now = statistics(t, classes, of_tuned, evenly(of_tuned));
+              b, classes, of_base, weights.log_weights.index_select(0, of_base).softmax(0));
+          const std::vector<double> tuned_now = statistics(t, classes, of_tuned, evenly(of_tuned));
           out.insert(out.end(), predicted.begin(), predicted.end());
           out.insert(out.end(), tuned_now.begin(), tuned_now.end());
           for (std::size_t i = 0; i < count; ++i) out.push_back(tuned_now[i] - predicted[i]);
           out.push_back((tuned_now[0] - out[0]) / (predicted[0] - out[0]));
-          if (net.defined())
+          if (net.defined()) {
             out.push_back(importance_weights(b.reward.index_select(0, of_base),
                                              from_base.labels.defined()
                                                  ? from_base.labels.index_select(0, of_base)
                                                  : at::Tensor())
                               .log_z -
                           net.index_select(0, of_tuned).mean().item<double>());
+          }
           return out;
         });
     for (std::size_t i = 0; i < count; ++i) {
@@ -186,7 +192,8 @@ TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tun
       check.control_cost = mean_estimate(from_tuned.cost);
       check.gap = found.back();
       const PathGap sharp = path_gap(t.reward, from_tuned.log_ratio, from_tuned.labels);
-      check.path_gap = {sharp.gap, sharp.gap_se}, check.path_ess = sharp.ess;
+      check.path_gap = {sharp.gap, sharp.gap_se};
+      check.path_ess = sharp.ess;
     }
     check.histogram_of = b.ink.defined() ? "ink" : "reward";
     fill_histogram(check, b.ink.defined() ? b.ink : b.reward, weights.log_weights.softmax(0),

@@ -26,7 +26,8 @@ struct ComparedStatistic {
 struct SamplerCheck {
   std::string sampler;
   double ess = 0;  // of the importance weights
-  std::int64_t base_samples = 0, tuned_samples = 0;
+  std::int64_t base_samples = 0;
+  std::int64_t tuned_samples = 0;
   Estimate log_z;
   Estimate control_cost;   // SDE only, as what follows
   Estimate gap, path_gap;  // log Z - (E r - cost), log Z from base samples or from the tuned paths
@@ -45,8 +46,10 @@ struct TiltedCheck {
 };
 
 struct TiltedCheckOptions {
-  std::int64_t base_samples = 1536, tuned_samples = 1536;
-  double standard_errors = 3, allowance = 0.1;
+  std::int64_t base_samples = 1536;
+  std::int64_t tuned_samples = 1536;
+  double standard_errors = 3;
+  double allowance = 0.1;
   std::shared_ptr<const Classifier> judge;  // may be null
   std::vector<SamplerConfig> samplers;      // compared one after the other
 };

@@ -20,8 +20,9 @@ void bind(Fields& f, AdjointMatchingConfig& c) {
           "exact (no discretisation bias), paper, official-sd, deterministic-control (ODE "
           "rollouts, the last 3 steps; not the tilted law)",
           one_of(kPresets));
-  if (std::find(kPresets.begin(), kPresets.end(), c.preset) != kPresets.end())
+  if (std::find(kPresets.begin(), kPresets.end(), c.preset) != kPresets.end()) {
     c = adjoint_matching_preset(c.preset, c.grid_steps);
+  }
   f.value("pairing", c.pairing,
           "adjoint in the loss of step k: next (a_{k+1}), same (a_k), later (paper's eq. 41)",
           one_of({"next", "same", "later"}));
@@ -77,12 +78,20 @@ AdjointMatchingConfig adjoint_matching_preset(const std::string& name, std::int6
     c.loss_steps = std::min<std::int64_t>(steps, 10);
   } else if (name == "paper") {  // half of the steps: 25 % drawn from the first three quarters, all
                                  // of the last quarter
-    c.pairing = "later", c.terminal = "noiseless";
-    c.late_fraction = 0.25, c.late_steps = (steps + 3) / 4, c.loss_steps = 2 * c.late_steps;
+    c.pairing = "later";
+    c.terminal = "noiseless";
+    c.late_fraction = 0.25;
+    c.late_steps = (steps + 3) / 4;
+    c.loss_steps = 2 * c.late_steps;
   } else if (name == "official-sd") {  // 2 of the first 60 %, 2 of the last 40 %; pooled quantile
-    c.pairing = "same", c.terminal = "last";
-    c.late_fraction = 0.4, c.late_steps = 2, c.loss_steps = 4;
-    c.clip_quantile = 0.9, c.clip_per_time = false, c.clip_decay = 0.9;
+    c.pairing = "same";
+    c.terminal = "last";
+    c.late_fraction = 0.4;
+    c.late_steps = 2;
+    c.loss_steps = 4;
+    c.clip_quantile = 0.9;
+    c.clip_per_time = false;
+    c.clip_decay = 0.9;
   } else if (name == "deterministic-control") {  // ODE rollouts, trained on the last three steps
     c.noise = false;
     c.loss_steps = c.late_steps = std::min<std::int64_t>(steps, 3);
@@ -94,10 +103,12 @@ AdjointMatchingConfig adjoint_matching_preset(const std::string& name, std::int6
 }
 
 AdjointMatching::AdjointMatching(AdjointMatchingConfig config) : config_(std::move(config)) {
-  if (config_.late_steps > config_.loss_steps && config_.loss_steps > 0)
+  if (config_.late_steps > config_.loss_steps && config_.loss_steps > 0) {
     fail(ErrorKind::kConfig, "method.late_steps exceeds method.loss_steps");
-  if (config_.times == "stratified" && config_.late_steps > 0)
+  }
+  if (config_.times == "stratified" && config_.late_steps > 0) {
     fail(ErrorKind::kConfig, "method.late_steps needs method.times = \"shared\"");
+  }
 }
 
 double AdjointMatching::training_calls(const TransitionTable& table) const {
@@ -110,15 +121,17 @@ void AdjointMatching::begin_step(const FinetuneContext& context, std::int64_t st
                                  std::int64_t pass) {
   const std::int64_t steps = context.table.size();
   for (const Transition& transition : context.table.steps) {
-    if (!(transition.s > 0))
+    if (!(transition.s > 0)) {
       fail(ErrorKind::kConfig,
            cat("sampler ", context.table.name, " has a noiseless step at t = ", transition.t,
                ": it cannot be controlled"),
            "use auto, euler, exponential or ancestral");
+    }
   }
-  if (config_.pairing == "later" && !context.table.at_end)
+  if (config_.pairing == "later" && !context.table.at_end) {
     fail(ErrorKind::kConfig,
          "pairing 'later' is the paper's; it needs sampler.name = \"euler-paper\"");
+  }
   grid_size_ = static_cast<std::size_t>(steps);
   thresholds_.resize(config_.clip_per_time ? grid_size_ : 1);
   observed_.clear();
@@ -241,7 +254,8 @@ at::Tensor AdjointMatching::terminal_adjoint(const FinetuneContext& context, std
 Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step,
                                std::int64_t first, std::int64_t n, bool will_reuse) {
   Batch batch;
-  batch.first = first, batch.n = n;
+  batch.first = first;
+  batch.n = n;
   batch.labels = context.labels(first, n);
   const Condition condition{batch.labels};
   const at::Tensor x_0 = prior_sample(context.streams, static_cast<std::uint32_t>(step), first, n,
@@ -258,7 +272,8 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
   Trajectory path =
       rollout(context.policy.collector(), context.table, x_0, condition, noise, options);
   batch.states = std::move(path.states);
-  batch.tuned_velocities = std::move(path.velocities), batch.noises = std::move(path.noises);
+  batch.tuned_velocities = std::move(path.velocities);
+  batch.noises = std::move(path.noises);
   batch.with_graph = std::move(path.with_graph);
 
   const at::NoGradGuard no_grad;
@@ -276,8 +291,9 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
                                    .first = begin,
                                    .stride = static_cast<std::size_t>(config_.adjoint_stride)});
   batch.base_velocities = std::move(pass.base_velocities);
-  for (std::size_t k = 0; k < grid_size_; ++k)
+  for (std::size_t k = 0; k < grid_size_; ++k) {
     batch.targets.push_back(pass.adjoints[same ? k : k + 1]);
+  }
   batch.log_weights = measure_against_base(context, batch, begin) + batch.rewards.to(at::kDouble);
   batch.noises.clear();
   return batch;
@@ -328,14 +344,16 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
                        d.of(batch.targets[k]).flatten(1).norm(2, 1).sum().item<double>(), n);
     if (batch.with_graph.empty()) {
       const at::NoGradGuard no_grad;
-      const at::Tensor x = d.of(batch.states[k]), next = d.of(batch.states[k + 1]);
+      const at::Tensor x = d.of(batch.states[k]);
+      const at::Tensor next = d.of(batch.states[k + 1]);
       const at::Tensor change =
           transition_log_density(s, x, v[i].detach(), next).to(at::kDouble) -
           transition_log_density(s, x, d.of(batch.tuned_velocities[k]), next).to(at::kDouble);
-      if (d.rows.defined())
+      if (d.rows.defined()) {
         log_weight.index_add_(0, d.rows, change);
-      else
+      } else {
         log_weight += change;
+      }
     }
     if (config_.clip_quantile > 0) {
       const at::Tensor values = root.to(at::kFloat).contiguous();

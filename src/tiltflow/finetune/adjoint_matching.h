@@ -83,7 +83,8 @@ class AdjointMatching final : public FinetuneMethod {
   AdjointMatchingConfig config_;
   std::vector<std::int64_t>
       subset_;  // shared: ascending; stratified: all steps in the order of this batch
-  std::int64_t wanted_ = 0, pass_ = 0;  // times per sample; use of the batch, from 0
+  std::int64_t wanted_ = 0;
+  std::int64_t pass_ = 0;  // times per sample; use of the batch, from 0
   std::vector<double>
       thresholds_;  // running quantile per step (or one), of sqrt(loss); 0 = none yet
   std::mutex mutex_;

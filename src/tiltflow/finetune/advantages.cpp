@@ -21,7 +21,8 @@ void bind(Fields& f, AdvantageConfig& c) {
 LabelSource grouped(LabelSource labels, std::int64_t group) {
   if (group == 1) return labels;
   return [labels = std::move(labels), group](std::int64_t first, std::int64_t n) -> at::Tensor {
-    const std::int64_t begin = first / group, end = (first + n + group - 1) / group;
+    const std::int64_t begin = first / group;
+    const std::int64_t end = (first + n + group - 1) / group;
     const at::Tensor each = labels(begin, end - begin);
     return each.defined() ? each.repeat_interleave(group).narrow(0, first - begin * group, n)
                           : at::Tensor();
@@ -50,14 +51,16 @@ at::Tensor places(const at::Tensor& r) {
 at::Tensor advantages(const at::Tensor& rewards, const AdvantageConfig& c) {
   if (c.kind == "value") return c.clip > 0 ? rewards.clamp(-c.clip, c.clip) : rewards;
   const std::int64_t n = rewards.size(0);
-  if (n % c.group)
+  if (n % c.group) {
     fail(ErrorKind::kConfig,
          cat(counted(n, "sample"),
              " in a piece of work are no multiple of method.group = ", c.group),
          "choose batch and item as multiples of method.group");
-  if (c.group < 2)
+  }
+  if (c.group < 2) {
     fail(ErrorKind::kConfig, cat("method.advantage = \"", c.kind,
                                  "\" compares samples: method.group must be 2 or more"));
+  }
   const at::Tensor r = rewards.to(at::kDouble).view({-1, c.group});
   at::Tensor a = r - r.mean(1, true);
   if (c.kind == "group") a = a / (r.std(1, /*unbiased=*/false, true) + 1e-4);

@@ -8,10 +8,11 @@ namespace tiltflow {
 
 Batch BasicAdjointMatching::collect(const FinetuneContext& context, std::int64_t step,
                                     std::int64_t first, std::int64_t n, bool will_reuse) {
-  if (will_reuse)
+  if (will_reuse) {
     fail(ErrorKind::kConfig,
          cat(name(),
              ": the adjoint belongs to the policy that collected it; buffer_passes must be 1"));
+  }
   Batch batch = collect_paths(context, step, first, n, context.labels(first, n),
                               std::vector<bool>(context.table.steps.size(), true), will_reuse);
   const at::NoGradGuard no_grad;
@@ -19,11 +20,13 @@ Batch BasicAdjointMatching::collect(const FinetuneContext& context, std::int64_t
   ScoreAndGradient end = context.reward.score_and_gradient(batch.states.back(), batch.labels);
   batch.rewards = std::move(end.score);
   const std::size_t steps = context.table.steps.size();
-  batch.targets.resize(steps), batch.base_velocities.resize(steps);
+  batch.targets.resize(steps);
+  batch.base_velocities.resize(steps);
   at::Tensor a = -end.gradient;
   for (std::size_t k = steps; k-- > 0;) {
     const Transition& s = context.table.steps[k];
-    const at::Tensor &x = batch.states[k], t = time_tensor(s.t, x);
+    const at::Tensor& x = batch.states[k];
+    const at::Tensor t = time_tensor(s.t, x);
     if (!continuous_) batch.targets[k] = a;
     if (!continuous_ && k == 0) break;
     at::Tensor pull;  // of the control's own cost, by both Jacobians

@@ -20,15 +20,18 @@ void bind_for(Fields& f, DirectGradientConfig& c, const std::string& method) {
     f.value("last", c.last, "steps before the end that have a graph; 0 = all", at_least_integer(0));
     f.value("random_last", c.random_last, "draw 1 .. last of them anew each time");
   }
-  if (method == "draft-lv")
+  if (method == "draft-lv") {
     f.value("copies", c.copies, "end points noised back by one step and stepped again",
             at_least_integer(1));
-  if (method == "refl" || method == "drtune")
+  }
+  if (method == "refl" || method == "drtune") {
     f.value("late_fraction", c.late_fraction, "share of the grid where the stop is drawn",
             between(0.01, 1));
-  if (method == "drtune")
+  }
+  if (method == "drtune") {
     f.value("graph_steps", c.graph_steps, "steps with a graph before the stop",
             at_least_integer(1));
+  }
   if (method == "leap-align") {
     f.value("nested", c.nested, "factor on the gradient through the input of the second jump",
             between(0, 1));
@@ -38,8 +41,9 @@ void bind_for(Fields& f, DirectGradientConfig& c, const std::string& method) {
             positive());
   }
   if (method == "discrete-adjoint") return;
-  if (method != "leap-align")
+  if (method != "leap-align") {
     f.value("kl", c.kl, "weight of the path KL of the steps with a graph", at_least(0));
+  }
   f.value("hinged", c.hinged, "max(0, hinge - r) instead of -r: no gradient above the hinge");
   f.value("hinge", c.hinge, "reward above which nothing more is wanted");
   f.value("preserve", c.preserve,
@@ -49,8 +53,15 @@ void bind_for(Fields& f, DirectGradientConfig& c, const std::string& method) {
 
 DirectGradient::DirectGradient(std::string method, DirectGradientConfig config)
     : method_(std::move(method)), config_(std::move(config)) {
-  if (method_ == "alignprop") config_.last = 0, config_.random_last = true;
-  if (method_ == "discrete-adjoint") config_ = {}, config_.last = 0, config_.kl = 1;
+  if (method_ == "alignprop") {
+    config_.last = 0;
+    config_.random_last = true;
+  }
+  if (method_ == "discrete-adjoint") {
+    config_ = {};
+    config_.last = 0;
+    config_.kl = 1;
+  }
 }
 
 double DirectGradient::training_calls(const TransitionTable& table) const {
@@ -68,23 +79,27 @@ double DirectGradient::training_calls(const TransitionTable& table) const {
 void DirectGradient::begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t) {
   const std::int64_t steps = context.table.size();
   if (config_.kl > 0) {
-    for (const Transition& s : context.table.steps)
-      if (!(s.s > 0))
+    for (const Transition& s : context.table.steps) {
+      if (!(s.s > 0)) {
         fail(ErrorKind::kConfig,
              cat("method.kl needs noise in every step; sampler ", context.table.name,
                  " has none at t = ", s.t),
              "set method.kl = 0 or use a stochastic sampler");
+      }
+    }
   }
   const auto draw = [&](std::int64_t low, std::int64_t high) {
     return context.streams.choose(Purpose::kSubset, static_cast<std::uint32_t>(step), low, high, 1)
         .front();
   };  // [low, high)
-  std::int64_t stop = steps, begin = steps - 1;
+  std::int64_t stop = steps;
+  std::int64_t begin = steps - 1;
   if (method_ == "leap-align") {
     if (steps < 2) fail(ErrorKind::kConfig, "leap-align needs two sampler steps or more");
     const std::vector<std::int64_t> two =
         context.streams.choose(Purpose::kSubset, static_cast<std::uint32_t>(step), 0, steps, 2);
-    begin_ = static_cast<std::size_t>(two[0]), stop_ = static_cast<std::size_t>(two[1]);
+    begin_ = static_cast<std::size_t>(two[0]);
+    stop_ = static_cast<std::size_t>(two[1]);
     return;
   }
   if (window()) {
@@ -97,23 +112,27 @@ void DirectGradient::begin_step(const FinetuneContext& context, std::int64_t ste
     stop = draw(steps - late, steps);  // the prediction is made at X_stop
     begin = method_ == "refl" ? stop : 0;
   }
-  begin_ = static_cast<std::size_t>(begin), stop_ = static_cast<std::size_t>(stop);
+  begin_ = static_cast<std::size_t>(begin);
+  stop_ = static_cast<std::size_t>(stop);
   graph_.assign(static_cast<std::size_t>(steps), false);
   const std::int64_t wanted =
       method_ == "drtune" ? std::min(config_.graph_steps, stop) : stop - begin;
-  for (std::int64_t i = 0; i < wanted; ++i)
+  for (std::int64_t i = 0; i < wanted; ++i) {
     graph_[static_cast<std::size_t>(begin +
                                     (stop - begin) * i / std::max<std::int64_t>(1, wanted))] = true;
+  }
 }
 
 Batch DirectGradient::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first,
                               std::int64_t n, bool will_reuse) {
-  if (will_reuse)
+  if (will_reuse) {
     fail(ErrorKind::kConfig,
          cat(method_, " needs the path of the current policy: buffer_passes must be 1"));
+  }
   const auto key = static_cast<std::uint32_t>(step);
   Batch batch;
-  batch.first = first, batch.n = n;
+  batch.first = first;
+  batch.n = n;
   batch.labels = context.labels(first, n);
   const at::Tensor x_0 =
       prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
@@ -133,14 +152,16 @@ Batch DirectGradient::collect(const FinetuneContext& context, std::int64_t step,
   head.steps.resize(begin_);
   batch.states.push_back(
       rollout(context.policy.collector(), head, x_0, Condition{batch.labels}, noise).last);
-  for (std::size_t k = begin_; k < context.table.steps.size(); ++k)
+  for (std::size_t k = begin_; k < context.table.steps.size(); ++k) {
     batch.noises.push_back(context.table.steps[k].s > 0 ? noise(static_cast<int>(k))
                                                         : at::zeros_like(x_0));
+  }
   if (method_ == "draft-lv") {
-    for (std::int64_t i = 0; i < config_.copies; ++i)
+    for (std::int64_t i = 0; i < config_.copies; ++i) {
       batch.targets.push_back(context.streams.normal(Purpose::kSmoothing, key,
                                                      static_cast<std::uint32_t>(i), first, n,
                                                      context.sample_shape, context.dtype));
+    }
   }
   return batch;
 }
@@ -149,14 +170,16 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
                                 std::int64_t total) {
   const Condition condition{batch.labels};
   const std::vector<Transition>& steps = context.table.steps;
-  at::Tensor x = batch.states[0], cost, keep;
+  at::Tensor x = batch.states[0];
+  at::Tensor cost;
+  at::Tensor keep;
   const auto add = [](at::Tensor& sum, const at::Tensor& term) {
     sum = sum.defined() ? sum + term : term;
   };
   // v at (x, t_k), with the terms that tie it to the base.
   const auto velocity = [&](const at::Tensor& state, double t, const Transition* s) {
-    const at::Tensor time = time_tensor(t, state),
-                     v = context.policy.tuned->velocity(state, time, condition);
+    const at::Tensor time = time_tensor(t, state);
+    const at::Tensor v = context.policy.tuned->velocity(state, time, condition);
     if ((config_.kl <= 0 || !s) && config_.preserve <= 0) return v;
     const at::Tensor base = context.policy.base->velocity(
         state, time,
@@ -167,17 +190,18 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
   };
   at::Tensor jumped;  // leap-align: how far the jumps are from the path, [n]
   if (method_ == "leap-align") {
-    const double t_k = steps[begin_].t, t_j = steps[stop_].t;
+    const double t_k = steps[begin_].t;
+    const double t_j = steps[stop_].t;
     const auto through = [](const at::Tensor& value, const at::Tensor& gradient) {
       return gradient + (value - gradient).detach();
     };  // straight-through
     const auto distance = [&](const at::Tensor& a, const at::Tensor& b) {
       return (a - b).detach().flatten(1).abs().mean(1).clamp_min(config_.tau);
     };
-    const at::Tensor jump = x + (t_j - t_k) * velocity(x, t_k, nullptr),
-                     x_j = through(batch.states[1], jump);
-    const at::Tensor input = config_.nested * x_j + (1 - config_.nested) * x_j.detach(),
-                     end = x_j + (context.table.t_end - t_j) * velocity(input, t_j, nullptr);
+    const at::Tensor jump = x + (t_j - t_k) * velocity(x, t_k, nullptr);
+    const at::Tensor x_j = through(batch.states[1], jump);
+    const at::Tensor input = config_.nested * x_j + (1 - config_.nested) * x_j.detach();
+    const at::Tensor end = x_j + (context.table.t_end - t_j) * velocity(input, t_j, nullptr);
     jumped = distance(jump, batch.states[1]) + distance(end, batch.states[2]);
     x = through(batch.states[2], end);
   }
@@ -201,9 +225,10 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
   }
   if (method_ == "draft-lv") {
     const Transition& s = steps.back();
-    const PathPoint here = context.path.at(s.t), end = context.path.at(context.table.t_end);
-    const double a = here.alpha / end.alpha,
-                 b = std::sqrt(std::max(0.0, here.beta * here.beta - a * a * end.beta * end.beta));
+    const PathPoint here = context.path.at(s.t);
+    const PathPoint end = context.path.at(context.table.t_end);
+    const double a = here.alpha / end.alpha;
+    const double b = std::sqrt(std::max(0.0, here.beta * here.beta - a * a * end.beta * end.beta));
     for (const at::Tensor& noise : batch.targets) {
       const at::Tensor back = x.detach() * a + noise * b;
       ends.push_back(back * s.p + velocity(back, s.t, &s) * s.c + batch.noises.back() * s.s);
@@ -222,7 +247,8 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
   LossReport report;
   report.loss = each.sum() / static_cast<double>(total);
   Batch seen;
-  seen.n = batch.n, seen.rewards = rewards.detach();
+  seen.n = batch.n;
+  seen.rewards = rewards.detach();
   if (cost.defined() && begin_ == 0) seen.control_cost = cost.detach();
   add_batch_metrics(report, seen);
   return report;

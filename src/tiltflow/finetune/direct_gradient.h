@@ -58,9 +58,10 @@ class DirectGradient final : public FinetuneMethod {
   }
   std::string method_;
   DirectGradientConfig config_;
-  std::size_t begin_ = 0, stop_ = 0;  // steps [begin, stop) are run again; the reward is at X_stop,
-                                      // or at its data prediction
-  std::vector<bool> graph_;           // of these, those whose velocity has a graph
+  std::size_t begin_ = 0;
+  std::size_t stop_ = 0;     // steps [begin, stop) are run again; the reward is at X_stop,
+                             // or at its data prediction
+  std::vector<bool> graph_;  // of these, those whose velocity has a graph
 };
 const std::vector<std::string>& direct_gradient_methods();
 

@@ -29,24 +29,28 @@ at::Tensor wide(const at::Tensor& x, const at::Tensor& like) {
 ParameterSet read_pairs(const std::string& file, const std::vector<std::int64_t>& shape) {
   ParameterSet out = read_tensors(file).tensors;
   for (const char* name : {"chosen", "rejected"}) {
-    if (!out.contains(name))
+    if (!out.contains(name)) {
       fail(ErrorKind::kBadFile, cat(file, ": no tensor '", name, "'"),
            "a file of pairs holds chosen and rejected, [N, ...] each, as the model's states "
            "(pixels in [-1, 1])");
+    }
     const at::Tensor& x = out.at(name);
     if (x.dim() < 1 || x.size(0) < 1 || x.sizes().slice(1) != at::IntArrayRef(shape) ||
-        !x.is_floating_point())
+        !x.is_floating_point()) {
       fail(ErrorKind::kBadFile,
            cat(file, ": '", name, "' is not a row of samples of the model's shape"));
+    }
     require_finite(x, cat(file, ": tensor '", name, "'"));
   }
   const std::int64_t n = out.at("chosen").size(0);
-  if (out.at("rejected").size(0) != n)
+  if (out.at("rejected").size(0) != n) {
     fail(ErrorKind::kBadFile,
          cat(file, ": ", n, " chosen samples, ", out.at("rejected").size(0), " rejected ones"));
+  }
   if (out.contains("labels") && (out.at("labels").scalar_type() != at::kLong ||
-                                 out.at("labels").sizes() != at::IntArrayRef{n}))
+                                 out.at("labels").sizes() != at::IntArrayRef{n})) {
     fail(ErrorKind::kBadFile, cat(file, ": labels are not ", n, " whole numbers (int64)"));
+  }
   return out;
 }
 
@@ -83,19 +87,23 @@ void bind_for(Fields& f, EndpointConfig& c, const std::string& method) {
   if (method == "efficient-adjoint-matching") return;
   bind(f, c.advantage);
   bind(f, c.screening);
-  if (method == "diffusion-nft")
+  if (method == "diffusion-nft") {
     f.value("strength", c.strength, "b: the step is divided by it", positive());
-  if (method == "advantage-weighted-matching")
+  }
+  if (method == "advantage-weighted-matching") {
     f.value("clip", c.clip,
             "ratios exp(error before - error now) beyond 1 +- clip get no gradient; 0 = none",
             at_least(0));
+  }
   if (method == "ram") f.value("strength", c.strength, "factor on the advantage", positive());
-  if (method == "advantage-flow")
+  if (method == "advantage-flow") {
     f.value("gamma", c.gamma, "weight of the distance to the policy before; larger: smaller steps",
             positive());
-  if (method == "diffusion-nft" || method == "advantage-flow")
+  }
+  if (method == "diffusion-nft" || method == "advantage-flow") {
     f.value("self_weight", c.self_weight,
             "divide by the mean absolute error of the data prediction");
+  }
   if (method == "dpo") {
     f.value("beta", c.beta, "sharpness of the preference", positive());
     f.value("pairs", c.pairs,
@@ -109,28 +117,35 @@ EndpointRegression::EndpointRegression(std::string method, EndpointConfig config
     : method_(std::move(method)), config_(std::move(config)) {
   if (!config_.pairs.empty()) {
     config_.advantage.group = 2;
-    if (!std::filesystem::exists(config_.pairs))
+    if (!std::filesystem::exists(config_.pairs)) {
       fail(ErrorKind::kBadFile, cat("method.pairs: ", config_.pairs, " is not there"));
-    if (config_.screening.candidates > 0)
+    }
+    if (config_.screening.candidates > 0) {
       fail(ErrorKind::kConfig, "method.pairs and method.candidates: stored pairs are not screened");
+    }
   }
-  if (config_.screening.candidates > 0 && config_.screening.candidates < config_.advantage.group)
+  if (config_.screening.candidates > 0 && config_.screening.candidates < config_.advantage.group) {
     fail(ErrorKind::kConfig,
          cat("method.candidates = ", config_.screening.candidates,
              " is less than method.group = ", config_.advantage.group),
          "draft more seeds than are kept, e.g. four times as many");
-  if (config_.weights == "path" && config_.rollouts == "base")
+  }
+  if (config_.weights == "path" && config_.rollouts == "base") {
     fail(ErrorKind::kConfig,
          "method.weights = \"path\" with end points of the base: their weights are exp(tau r) "
          "already");
-  if (method_ == "advantage-flow" && config_.advantage.clip > 0)
+  }
+  if (method_ == "advantage-flow" && config_.advantage.clip > 0) {
     config_.advantage.clip = std::min(config_.advantage.clip, 1.0);
-  if (method_ == "advantage-flow" && config_.gamma + config_.preserve <= 1)
+  }
+  if (method_ == "advantage-flow" && config_.gamma + config_.preserve <= 1) {
     fail(ErrorKind::kConfig,
          "advantage-flow: method.gamma + method.preserve must exceed 1, or advantages of -1 make "
          "the loss unbounded");
-  if ((method_ == "dpo" || method_ == "best-of-group") && config_.advantage.group < 2)
+  }
+  if ((method_ == "dpo" || method_ == "best-of-group") && config_.advantage.group < 2) {
     fail(ErrorKind::kConfig, method_ + " compares samples: method.group must be 2 or more");
+  }
 }
 
 std::int64_t EndpointRegression::group_size() const {
@@ -147,20 +162,23 @@ void EndpointRegression::check_files(const std::vector<std::int64_t>& sample_sha
 // Rows of the file in turn of a keyed draw: chosen, rejected, chosen, ...
 at::Tensor EndpointRegression::stored_pairs(const FinetuneContext& context, std::uint32_t key,
                                             Batch& batch) {
-  if (batch.n % 2 || batch.first % 2)
+  if (batch.n % 2 || batch.first % 2) {
     fail(ErrorKind::kConfig, cat(counted(batch.n, "sample"), " in a piece of work are no pairs"),
          "choose even numbers for batch and item");
+  }
   {
     const std::lock_guard lock(mutex_);
     if (!pairs_.contains("chosen")) pairs_ = read_pairs(config_.pairs, context.sample_shape);
   }
-  const at::Tensor &chosen = pairs_.at("chosen"), &rejected = pairs_.at("rejected");
+  const at::Tensor& chosen = pairs_.at("chosen");
+  const at::Tensor& rejected = pairs_.at("rejected");
   const at::Tensor u =
       context.streams.uniform(Purpose::kSubset, key, batch.first / 2, batch.n / 2, {}, at::kDouble);
   const at::Tensor rows =
       (u * static_cast<double>(chosen.size(0))).to(at::kLong).clamp_max(chosen.size(0) - 1);
-  if (pairs_.contains("labels"))
+  if (pairs_.contains("labels")) {
     batch.labels = pairs_.at("labels").index_select(0, rows).repeat_interleave(2);
+  }
   return at::stack({chosen.index_select(0, rows), rejected.index_select(0, rows)}, 1)
       .flatten(0, 1)
       .to(context.dtype);
@@ -171,7 +189,8 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   const at::NoGradGuard no_grad;
   const auto key = static_cast<std::uint32_t>(step);
   Batch batch;
-  batch.first = first, batch.n = n;
+  batch.first = first;
+  batch.n = n;
   batch.labels = compares() ? grouped(context.labels, config_.advantage.group)(first, n)
                             : context.labels(first, n);
   const VelocityField& sampler =
@@ -182,7 +201,8 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   } else if (config_.weights == "path") {
     Batch walked = collect_paths(context, step, first, n, batch.labels, {}, will_reuse);
     log_ratio = measure_against_base(context, walked);
-    x_1 = walked.states.back(), batch.control_cost = walked.control_cost;
+    x_1 = walked.states.back();
+    batch.control_cost = walked.control_cost;
   } else if (compares() && config_.screening.candidates > 0) {
     x_1 = screened_end_points(context, sampler, key, first, n, config_.advantage.group,
                               batch.labels, config_.screening, batch.metrics, &batch.rewards);
@@ -213,15 +233,18 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
   const std::int64_t shared =
       method_ == "dpo" ? config_.advantage.group : 1;  // pairs share time and noise
   for (const Noised& noised : noise_anew(context, key, first, x_1, config_.noisings, shared)) {
-    batch.times.push_back(noised.t), batch.states.push_back(noised.state);
+    batch.times.push_back(noised.t);
+    batch.states.push_back(noised.state);
     batch.targets.push_back(linear_base() ? linear_base_target(noised, end_adjoint)
                                           : noised.flow_target());
     // Used once, the policy of the loss is the one that made the end points: no call of its own.
-    if (needs_old() && (will_reuse || &sampler != context.policy.tuned.get()))
+    if (needs_old() && (will_reuse || &sampler != context.policy.tuned.get())) {
       batch.tuned_velocities.push_back(sampler.velocity(noised.state, noised.t, condition));
-    if (needs_base())
+    }
+    if (needs_base()) {
       batch.base_velocities.push_back(
           context.policy.base->velocity(noised.state, noised.t, condition));
+    }
   }
   return batch;
 }
@@ -246,8 +269,8 @@ at::Tensor EndpointRegression::preference_loss(const at::Tensor& rewards,
 
 at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const at::Tensor& v,
                                           const at::Tensor& weights) const {
-  const at::Tensor &y = b.targets[j],
-                   old = b.tuned_velocities.empty() ? v.detach() : b.tuned_velocities[j];
+  const at::Tensor& y = b.targets[j];
+  const at::Tensor old = b.tuned_velocities.empty() ? v.detach() : b.tuned_velocities[j];
   at::Tensor out;
   if (method_ == "rwr") {
     out = weights.to(v.scalar_type()) * mean_square(v - y);
@@ -256,13 +279,15 @@ at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const a
     out = shares.to(v.scalar_type()).view({-1}) * mean_square(v - y) *
           static_cast<double>(config_.advantage.group);
   } else if (method_ == "diffusion-nft") {
-    const double top = config_.advantage.clip > 0 ? config_.advantage.clip : 1,
-                 s = config_.strength;
+    const double top = config_.advantage.clip > 0 ? config_.advantage.clip : 1;
+    const double s = config_.strength;
     const at::Tensor r = (b.advantages / (2 * top) + 0.5).clamp(0, 1);
-    const at::Tensor plus = s * v + (1 - s) * old, minus = (1 + s) * old - s * v;
-    at::Tensor good = mean_square(plus - y), bad = mean_square(minus - y);
+    const at::Tensor plus = s * v + (1 - s) * old;
+    const at::Tensor minus = (1 + s) * old - s * v;
+    at::Tensor good = mean_square(plus - y);
+    at::Tensor bad = mean_square(minus - y);
     if (config_.self_weight) {
-      good = good / (plus - y).detach().flatten(1).abs().mean(1).clamp_min(1e-5),
+      good = good / (plus - y).detach().flatten(1).abs().mean(1).clamp_min(1e-5);
       bad = bad / (minus - y).detach().flatten(1).abs().mean(1).clamp_min(1e-5);
     }
     out = top / s * (r * good + (1 - r) * bad);
@@ -273,8 +298,9 @@ at::Tensor EndpointRegression::per_sample(const Batch& b, std::size_t j, const a
     const at::Tensor ratio = (mean_square(old - y) - mean_square(v - y))
                                  .exp();  // exp of minus the error stands in for the density
     out = -b.advantages * ratio;
-    if (config_.clip > 0)
+    if (config_.clip > 0) {
       out = at::maximum(out, -b.advantages * ratio.clamp(1 - config_.clip, 1 + config_.clip));
+    }
   } else if (linear_base()) {
     out = mean_square(v - y);
   } else if (method_ == "ram") {

@@ -19,7 +19,9 @@ Batch collect_paths(const FinetuneContext& context, std::int64_t step, std::int6
                     bool will_reuse) {
   const auto key = static_cast<std::uint32_t>(step);
   Batch batch;
-  batch.first = first, batch.n = n, batch.labels = labels;
+  batch.first = first;
+  batch.n = n;
+  batch.labels = labels;
   const at::Tensor x_0 =
       prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
   RolloutOptions options;
@@ -27,8 +29,10 @@ Batch collect_paths(const FinetuneContext& context, std::int64_t step, std::int6
   if (!will_reuse && !context.policy.rollout) options.graphs = std::move(with_graph);
   Trajectory path = rollout(context.policy.collector(), context.table, x_0, Condition{labels},
                             keyed_noise(context.streams, key, first, x_0), options);
-  batch.states = std::move(path.states), batch.tuned_velocities = std::move(path.velocities),
-  batch.noises = std::move(path.noises), batch.with_graph = std::move(path.with_graph);
+  batch.states = std::move(path.states);
+  batch.tuned_velocities = std::move(path.velocities);
+  batch.noises = std::move(path.noises);
+  batch.with_graph = std::move(path.with_graph);
   return batch;
 }
 
@@ -40,9 +44,10 @@ at::Tensor measure_against_base(const FinetuneContext& context, Batch& batch, st
   for (std::size_t k = begin; k < context.table.steps.size(); ++k) {
     const Transition& s = context.table.steps[k];
     at::Tensor& base = batch.base_velocities[k];
-    if (!base.defined())
+    if (!base.defined()) {
       base = context.policy.base->velocity(batch.states[k], time_tensor(s.t, batch.states[k]),
                                            Condition{batch.labels});
+    }
     batch.control_cost +=
         control_cost(s, batch.tuned_velocities[k], base).to(batch.control_cost.scalar_type());
     log_ratio +=
@@ -60,8 +65,8 @@ std::vector<at::Tensor> velocities_along(const FinetuneContext& context, const B
       kept.push_back(batch.with_graph[k]);
       continue;
     }
-    states.push_back(batch.states[k]),
-        times.push_back(time_tensor(context.table.steps[k].t, batch.states[k]));
+    states.push_back(batch.states[k]);
+    times.push_back(time_tensor(context.table.steps[k].t, batch.states[k]));
     if (batch.labels.defined()) labels.push_back(batch.labels);
   }
   if (!kept.empty()) return kept;
@@ -75,8 +80,9 @@ void add_batch_metrics(LossReport& report, const Batch& batch) {
   report.metrics.add(batch.metrics);
   report.metrics.add("reward", batch.rewards.sum().item<double>(), n);
   report.metrics.add("reward_square", batch.rewards.square().sum().item<double>(), n);
-  if (batch.control_cost.defined())
+  if (batch.control_cost.defined()) {
     report.metrics.add("control_cost", batch.control_cost.sum().item<double>(), n);
+  }
 }
 
 void finish_batch_metrics(std::map<std::string, double>& metrics) {

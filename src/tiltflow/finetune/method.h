@@ -45,7 +45,8 @@ struct FinetuneContext {
 
 // A batch of trajectories with what the loss needs; no graph except in `with_graph`.
 struct Batch {
-  std::int64_t first = 0, n = 0;
+  std::int64_t first = 0;
+  std::int64_t n = 0;
   at::Tensor labels, rewards;  // [n]
   at::Tensor start;  // x_0, of methods whose states begin later and whose reward depends on it
   at::Tensor control_cost;  // [n] path KL of the collecting policy against the base

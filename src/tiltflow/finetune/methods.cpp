@@ -97,8 +97,9 @@ const std::vector<MethodListing>& method_listing() {
 
 std::vector<std::string> methods_without_reward_gradient() {
   std::vector<std::string> out;
-  for (const MethodListing& m : method_listing())
+  for (const MethodListing& m : method_listing()) {
     if (!m.reward_gradient()) out.push_back(m.name);
+  }
   return out;
 }
 
@@ -112,9 +113,12 @@ void refuse_missing_gradient(const std::string& method, const std::string& rewar
 }
 
 std::string method_table_text() {
-  std::size_t name = 0, samples = 0;
-  for (const MethodListing& m : method_listing())
-    name = std::max(name, m.name.size()), samples = std::max(samples, m.samples.size());
+  std::size_t name = 0;
+  std::size_t samples = 0;
+  for (const MethodListing& m : method_listing()) {
+    name = std::max(name, m.name.size());
+    samples = std::max(samples, m.samples.size());
+  }
   const auto line = [&](const std::string& a, const std::string& b, const std::string& c,
                         const std::string& d) {
     return cat(pad_right(a, name + 2), pad_right(b, samples + 2), pad_right(c, 17), d, "\n");
@@ -122,47 +126,55 @@ std::string method_table_text() {
   std::string out =
       line("method", "samples", "reward gradient",
            "network calls without | with graph (K sampler steps, M noisings, n loss steps)");
-  for (const MethodListing& m : method_listing())
+  for (const MethodListing& m : method_listing()) {
     out += line(m.name, m.samples, m.reward_gradient() ? "yes" : "no", m.calls);
+  }
   return out;
 }
 
 void bind(Fields& f, MethodConfig& c) {
   f.value("name", c.name, "see `tiltflow list methods`", one_of(method_names()));
-  if (c.name == "adjoint-matching")
+  if (c.name == "adjoint-matching") {
     bind(f, c.adjoint);
-  else if (c.name == "reciprocal-adjoint-matching")
+  } else if (c.name == "reciprocal-adjoint-matching") {
     bind(f, c.reciprocal);
-  else if (c.name == "value-regression")
+  } else if (c.name == "value-regression") {
     bind(f, c.value);
-  else if (one_among(c.name, soc_matching_methods()))
+  } else if (one_among(c.name, soc_matching_methods())) {
     bind_for(f, c.soc, c.name);
-  else if (one_among(c.name, path_loss_methods()))
+  } else if (one_among(c.name, path_loss_methods())) {
     bind_for(f, c.path, c.name);
-  else if (c.name == "flow-grpo" || c.name == "grpo-guard")
+  } else if (c.name == "flow-grpo" || c.name == "grpo-guard") {
     bind(f, c.policy_gradient);
-  else if (one_among(c.name, direct_gradient_methods()))
+  } else if (one_among(c.name, direct_gradient_methods())) {
     bind_for(f, c.direct, c.name);
-  else if (one_among(c.name, endpoint_methods()))
+  } else if (one_among(c.name, endpoint_methods())) {
     bind_for(f, c.endpoint, c.name);
+  }
 }
 
 std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& c) {
   if (c.name == "adjoint-matching") return std::make_unique<AdjointMatching>(c.adjoint);
   if (c.name == "basic-adjoint-matching") return std::make_unique<BasicAdjointMatching>();
-  if (c.name == "continuous-adjoint")
+  if (c.name == "continuous-adjoint") {
     return std::make_unique<BasicAdjointMatching>(/*continuous=*/true);
-  if (c.name == "reciprocal-adjoint-matching")
+  }
+  if (c.name == "reciprocal-adjoint-matching") {
     return std::make_unique<ReciprocalAdjointMatching>(c.reciprocal);
+  }
   if (c.name == "value-regression") return std::make_unique<ValueRegression>(c.value);
-  if (one_among(c.name, soc_matching_methods()))
+  if (one_among(c.name, soc_matching_methods())) {
     return std::make_unique<SocMatching>(c.name, c.soc);
-  if (c.name == "flow-grpo" || c.name == "grpo-guard")
+  }
+  if (c.name == "flow-grpo" || c.name == "grpo-guard") {
     return std::make_unique<PolicyGradient>(c.policy_gradient, /*guard=*/c.name == "grpo-guard");
-  if (one_among(c.name, direct_gradient_methods()))
+  }
+  if (one_among(c.name, direct_gradient_methods())) {
     return std::make_unique<DirectGradient>(c.name, c.direct);
-  if (one_among(c.name, endpoint_methods()))
+  }
+  if (one_among(c.name, endpoint_methods())) {
     return std::make_unique<EndpointRegression>(c.name, c.endpoint);
+  }
   if (one_among(c.name, path_loss_methods())) return std::make_unique<PathLoss>(c.name, c.path);
   fail(ErrorKind::kConfig,
        cat("method '", c.name, "' is unknown", did_you_mean(c.name, method_names())),
@@ -172,16 +184,18 @@ std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& c) {
 void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward,
                          const TransitionTable& table) {
   const MethodNeeds needs = method.needs();
-  if (needs.reward_gradient && !reward.has_gradient)
+  if (needs.reward_gradient && !reward.has_gradient) {
     refuse_missing_gradient(method.name(), reward.name, "");
+  }
   if (!needs.step_density) return;
   for (const Transition& s : table.steps) {
-    if (!(s.s > 0))
+    if (!(s.s > 0)) {
       fail(ErrorKind::kConfig,
            cat("method ", method.name(), " needs noise in every step; sampler ", table.name,
                " has none at t = ", s.t),
            "use sampler auto, euler, exponential or ancestral; or a method without paths: rwr, "
            "diffusion-nft, advantage-flow, ram, dpo, draft");
+    }
   }
 }
 
@@ -199,33 +213,37 @@ void require_groups_fit(const FinetuneMethod& method, std::int64_t batch, std::i
 }
 
 void require_bonus_fits(const FinetuneMethod& method, const TransitionTable& table) {
-  if (!method.adds_bonus())
+  if (!method.adds_bonus()) {
     fail(ErrorKind::kConfig,
          cat("modes.codes: method ", method.name(),
              ", set up like this, takes no reward that depends on where a sample starts"),
          "use flow-grpo, grpo-guard, draft and the other direct gradients, best-of-group, "
          "diffusion-nft, advantage-flow, ram, dpo or rwr, without path weights, candidates or "
          "stored pairs");
-  if (table.memoryless)
+  }
+  if (table.memoryless) {
     fail(ErrorKind::kConfig,
          cat("modes.codes: under the memoryless sampler ", table.name,
              " a sample does not tell where it started"),
          "use sampler.name = \"ddim\" with a small sampler.parameter (0: the ODE, for methods that "
          "need no noise in every step), or \"constant\"");
+  }
 }
 
 void require_surroundings_fit(const FinetuneMethod& method, std::int64_t buffer_passes,
                               const PolicyConfig& policy, const FlowModel& base) {
   const MethodNeeds needs = method.needs();
-  if (needs.on_policy && buffer_passes > 1)
+  if (needs.on_policy && buffer_passes > 1) {
     fail(ErrorKind::kConfig,
          cat("method ", method.name(), " needs fresh batches: buffer_passes must be 1, not ",
              buffer_passes),
          "adjoint-matching, path losses, flow-grpo and end-point methods reuse theirs");
-  if (needs.potential && !(policy.kind == "control" && policy.control.kind == "potential"))
+  }
+  if (needs.potential && !(policy.kind == "control" && policy.control.kind == "potential")) {
     fail(ErrorKind::kConfig, cat("method ", method.name(), " fits a scalar network"),
          "set policy.kind = \"control\" and policy.control.kind = \"potential\"; rwr with rollouts "
          "= \"base\" needs neither");
+  }
   if (needs.standard_normal &&
       !is_standard_normal(*base.model, *base.path, base.model->sample_shape())) {
     fail(ErrorKind::kConfig, cat("method ", method.name(), " needs a standard normal base"),

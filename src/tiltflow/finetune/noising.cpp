@@ -55,8 +55,8 @@ at::Tensor standard_normal_velocity(const std::vector<PathPoint>& points, const 
 
 bool is_standard_normal(const VelocityField& field, const Path& path, at::IntArrayRef shape) {
   const at::NoGradGuard no_grad;
-  const at::Tensor x = prior_sample(RandomStreams(0), 0, 0, 8, shape),
-                   t = at::linspace(0.1, 0.9, 8, x.options());
+  const at::Tensor x = prior_sample(RandomStreams(0), 0, 0, 8, shape);
+  const at::Tensor t = at::linspace(0.1, 0.9, 8, x.options());
   return at::allclose(field.velocity(x, t, {}), standard_normal_velocity(path_points(path, t), x),
                       1e-3, 1e-3);
 }

@@ -17,10 +17,11 @@ const std::vector<std::string>& path_loss_methods() {
 }
 
 void bind_for(Fields& f, PathLossConfig& c, const std::string& method) {
-  if (method == "cross-entropy")
+  if (method == "cross-entropy") {
     f.value("trust_region", c.trust_region,
             "path weights are tempered to stay this many nats from equal ones; 0 = off",
             at_least(0));
+  }
 }
 
 PathLoss::PathLoss(std::string method, PathLossConfig config)
@@ -28,8 +29,9 @@ PathLoss::PathLoss(std::string method, PathLossConfig config)
 
 void PathLoss::end_step(std::map<std::string, double>& metrics) {
   finish_batch_metrics(metrics);
-  if (method_ == "trajectory-balance")
+  if (method_ == "trajectory-balance") {
     y0_ = std::isnan(y0_) ? metrics["log_z"] : 0.95 * y0_ + 0.05 * metrics["log_z"];
+  }
 }
 
 ParameterSet PathLoss::state() const {
@@ -43,12 +45,14 @@ void PathLoss::restore(const ParameterSet& state) {
 }
 
 void PathLoss::begin_step(const FinetuneContext& context, std::int64_t, std::int64_t) {
-  for (const Transition& s : context.table.steps)
-    if (!(s.s > 0))
+  for (const Transition& s : context.table.steps) {
+    if (!(s.s > 0)) {
       fail(ErrorKind::kConfig,
            cat(method_, " needs noise in every step; sampler ", context.table.name,
                " has none at t = ", s.t),
            "use auto, euler, exponential or ancestral");
+    }
+  }
 }
 
 Batch PathLoss::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first,
@@ -68,19 +72,20 @@ LossReport PathLoss::loss(const FinetuneContext& context, const Batch& batch, st
       at::zeros({batch.n}, batch.rewards.options());  // log dP_u/dP on the collected paths
   for (std::size_t k = 0; k < steps.size(); ++k) {
     const double scale = steps[k].c / steps[k].s;
-    const at::Tensor pull = (v[k] - batch.base_velocities[k]) * scale,
-                     seen = batch.noises[k] +
-                            (batch.tuned_velocities[k] - batch.base_velocities[k]) * scale;
+    const at::Tensor pull = (v[k] - batch.base_velocities[k]) * scale;
+    const at::Tensor seen =
+        batch.noises[k] + (batch.tuned_velocities[k] - batch.base_velocities[k]) * scale;
     log_ratio = log_ratio + (pull * (seen - 0.5 * pull)).flatten(1).sum(1);
   }
-  const double n = static_cast<double>(batch.n), share = n / static_cast<double>(total);
+  const double n = static_cast<double>(batch.n);
+  const double share = n / static_cast<double>(total);
   const PathWeights weights = path_weights(batch.log_weights, config_.trust_region);
   LossReport report;
   if (method_ == "cross-entropy") {
     report.loss = -(weights.weights.to(log_ratio.scalar_type()) * log_ratio).sum() * share;
   } else if (method_ == "variance") {
-    const at::Tensor y = batch.rewards - log_ratio,
-                     z = (y - (y.detach().logsumexp(0) - std::log(n))).exp();
+    const at::Tensor y = batch.rewards - log_ratio;
+    const at::Tensor z = (y - (y.detach().logsumexp(0) - std::log(n))).exp();
     report.loss = (z - z.mean()).square().sum() / static_cast<double>(total);
   } else {
     const at::Tensor y = batch.rewards - log_ratio;

@@ -15,7 +15,8 @@ PathWeights path_weights(const at::Tensor& log_weights, double budget) {
   };
   PathWeights out{tempered(1), 1};
   if (budget <= 0 || divergence(out.weights) <= budget) return out;
-  double low = 0, high = 1;  // the divergence grows with tau
+  double low = 0;
+  double high = 1;  // the divergence grows with tau
   for (int i = 0; i < 50; ++i) {
     const double middle = 0.5 * (low + high);
     (divergence(tempered(middle)) > budget ? high : low) = middle;

@@ -46,8 +46,9 @@ Batch PolicyGradient::collect(const FinetuneContext& context, std::int64_t step,
                               std::move(graphs), will_reuse);
   const at::NoGradGuard no_grad;
   batch.rewards = context.reward.score(batch.states.back(), batch.labels);
-  if (context.bonus)
+  if (context.bonus) {
     batch.rewards += context.bonus(batch.states.front(), batch.states.back(), batch.labels);
+  }
   batch.advantages = advantages(batch.rewards, config_.advantage);
   if (!config_.kl_to_go || config_.kl <= 0) return batch;
   measure_against_base(context, batch);
@@ -66,8 +67,8 @@ Batch PolicyGradient::collect(const FinetuneContext& context, std::int64_t step,
 LossReport PolicyGradient::loss(const FinetuneContext& context, const Batch& batch,
                                 std::int64_t total) {
   const std::vector<at::Tensor> v = velocities_along(context, batch, subset_);
-  const double share = share_of(batch),
-               scale = 1.0 / static_cast<double>(total * static_cast<std::int64_t>(subset_.size()));
+  const double share = share_of(batch);
+  const double scale = 1.0 / static_cast<double>(total * static_cast<std::int64_t>(subset_.size()));
   std::vector<at::Tensor> base;
   if (config_.kl > 0) {
     const at::NoGradGuard no_grad;

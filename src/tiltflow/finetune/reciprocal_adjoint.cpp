@@ -30,7 +30,8 @@ Batch ReciprocalAdjointMatching::collect(const FinetuneContext& context, std::in
   const at::NoGradGuard no_grad;
   const auto key = static_cast<std::uint32_t>(step);
   Batch batch;
-  batch.first = first, batch.n = n;
+  batch.first = first;
+  batch.n = n;
   batch.labels = context.labels(first, n);
   ReplayBuffer::Columns newest;
   const ReplayBuffer::Columns drawn = buffer_.draw(
@@ -56,7 +57,8 @@ Batch ReciprocalAdjointMatching::collect(const FinetuneContext& context, std::in
       &newest);
   batch.rewards = newest[2];  // what the policy samples now
   for (const Noised& noised : noise_anew(context, key, first, drawn[0], config_.noisings)) {
-    batch.times.push_back(noised.t), batch.states.push_back(noised.state);
+    batch.times.push_back(noised.t);
+    batch.states.push_back(noised.state);
     batch.targets.push_back(linear_base_target(noised, drawn[1]));
   }
   return batch;

@@ -16,12 +16,14 @@ void bind(Fields& f, ReplayConfig& c) {
 }
 
 void ReplayBuffer::require_alone(const std::string& method, bool will_reuse) {
-  if (world_size() > 1)
+  if (world_size() > 1) {
     fail(ErrorKind::kConfig, method + " keeps its buffer in one process",
          "run it without `launch`");
-  if (will_reuse)
+  }
+  if (will_reuse) {
     fail(ErrorKind::kConfig, method + " has a buffer of its own: buffer_passes must be 1",
          "set method.refresh and method.replay instead");
+  }
 }
 
 ReplayBuffer::Columns ReplayBuffer::draw(const FinetuneContext& context, std::int64_t step,
@@ -59,8 +61,9 @@ ReplayBuffer::Columns ReplayBuffer::draw(const FinetuneContext& context, std::in
 ParameterSet ReplayBuffer::state() const {
   const std::lock_guard lock(mutex_);
   ParameterSet out;
-  for (const auto& [first, columns] : kept_)
+  for (const auto& [first, columns] : kept_) {
     for (std::size_t j = 0; j < columns.size(); ++j) out.add(cat(first, ".", j), columns[j]);
+  }
   return out;
 }
 

@@ -18,10 +18,13 @@ TransitionTable euler_through(const TransitionTable& table, std::int64_t count) 
     return i == all ? table.t_end : table.steps[static_cast<std::size_t>(i)].t;
   };
   TransitionTable out;
-  out.name = "ode", out.t_end = table.t_end, out.memoryless = false;
+  out.name = "ode";
+  out.t_end = table.t_end;
+  out.memoryless = false;
   count = std::min(count, all);
   for (std::int64_t i = 0; i < count; ++i) {
-    const double here = time(i * all / count), next = time((i + 1) * all / count);
+    const double here = time(i * all / count);
+    const double next = time((i + 1) * all / count);
     out.steps.push_back({here, 1, next - here, 0});
   }
   return out;
@@ -34,8 +37,8 @@ at::Tensor end_points(const VelocityField& field, const TransitionTable& table,
 }
 
 double correlation(const at::Tensor& a, const at::Tensor& b) {
-  const at::Tensor x = a.to(at::kDouble) - a.to(at::kDouble).mean(),
-                   y = b.to(at::kDouble) - b.to(at::kDouble).mean();
+  const at::Tensor x = a.to(at::kDouble) - a.to(at::kDouble).mean();
+  const at::Tensor y = b.to(at::kDouble) - b.to(at::kDouble).mean();
   return ((x * y).sum() / (x.norm() * y.norm() + 1e-300)).item<double>();
 }
 
@@ -53,15 +56,18 @@ at::Tensor screened_end_points(const FinetuneContext& context, const VelocityFie
                                std::int64_t group, const at::Tensor& labels,
                                const ScreeningConfig& config, MetricSums& metrics,
                                at::Tensor* rewards) {
-  if (config.candidates < group)
+  if (config.candidates < group) {
     fail(ErrorKind::kConfig,
          cat("method.candidates = ", config.candidates, " is less than method.group = ", group),
          "draft more seeds than are kept, e.g. four times as many");
-  if (n % group || first % group)
+  }
+  if (n % group || first % group) {
     fail(ErrorKind::kConfig,
          cat(counted(n, "sample"), " in a piece of work are no multiple of method.group = ", group),
          "choose batch and item as multiples of method.group");
-  const std::int64_t groups = n / group, count = groups * config.candidates;
+  }
+  const std::int64_t groups = n / group;
+  const std::int64_t count = groups * config.candidates;
   const at::Tensor x_0 = prior_sample(context.streams, key, first / group * config.candidates,
                                       count, context.sample_shape, context.dtype);
   const at::Tensor of_groups =

@@ -43,9 +43,10 @@ void SocMatching::begin_step(const FinetuneContext& context, std::int64_t, std::
   };
   start_ = at::zeros({count, count + 1}, at::kDouble);
   for (std::int64_t k = 0; k < count; ++k) {
-    for (std::int64_t j = k + 1; j <= count; ++j)
+    for (std::int64_t j = k + 1; j <= count; ++j) {
       start_[k][j] =
           config_.matrices == "constant" ? 1.0 : std::exp(-config_.gamma * (time(j) - time(k + 1)));
+    }
   }
   matrices_ = start_.clone();
   if (gram_.defined()) solve();  // resumed
@@ -64,7 +65,8 @@ Batch SocMatching::collect(const FinetuneContext& context, std::int64_t step, st
   const auto measure = [&] {
     batch.log_weights = measure_against_base(context, batch) + batch.rewards.to(at::kDouble);
   };
-  batch.targets.resize(count), batch.base_velocities.resize(count);
+  batch.targets.resize(count);
+  batch.base_velocities.resize(count);
   if (adjoint()) {
     AdjointPass pass =
         lean_adjoint(*context.policy.base, context.table, batch.states, condition, -end.gradient);
@@ -80,7 +82,8 @@ Batch SocMatching::collect(const FinetuneContext& context, std::int64_t step, st
     at::Tensor e;
     if (j < count) {
       const Transition& s = steps[j];
-      const at::Tensor &x = batch.states[j], t = time_tensor(s.t, x);
+      const at::Tensor& x = batch.states[j];
+      const at::Tensor t = time_tensor(s.t, x);
       const auto noise_seen_by_base = [&](const at::Tensor& v) {
         return e = (batch.noises[j] + (batch.tuned_velocities[j] - v) * (s.c / s.s)) / s.s;
       };
@@ -102,11 +105,12 @@ Batch SocMatching::collect(const FinetuneContext& context, std::int64_t step, st
   measure();
   for (std::size_t k = 0; k < count; ++k) {
     batch.targets[k] = pulled[k + 1];
-    for (std::size_t j = k + 2; j <= count; ++j)
+    for (std::size_t j = k + 2; j <= count; ++j) {
       batch.targets[k] =
           batch.targets[k] +
           fresh[j] *
               matrices_[static_cast<std::int64_t>(k)][static_cast<std::int64_t>(j)].item<double>();
+    }
   }
   if (!learns()) return batch;
   // Sums for the least-squares problem of the next step's matrices, weighted like the loss.
@@ -115,14 +119,15 @@ Batch SocMatching::collect(const FinetuneContext& context, std::int64_t step, st
   const auto flat = [&](const at::Tensor& x) {
     return (x.flatten(1).to(at::kDouble) * root).flatten();
   };
-  std::vector<at::Tensor> rows(count + 1, at::zeros({batch.states[0].numel()}, at::kDouble)),
-      wanted;
+  std::vector<at::Tensor> rows(count + 1, at::zeros({batch.states[0].numel()}, at::kDouble));
+  std::vector<at::Tensor> wanted;
   for (std::size_t j = 2; j <= count; ++j) rows[j] = flat(fresh[j]);
-  for (std::size_t k = 0; k < count; ++k)
+  for (std::size_t k = 0; k < count; ++k) {
     wanted.push_back(flat(pulled[k + 1] - (batch.tuned_velocities[k] - batch.base_velocities[k]) *
                                               (steps[k].c / (steps[k].s * steps[k].s))));
-  const at::Tensor d = at::stack(rows),
-                   sums = at::cat({at::matmul(d, d.t()), at::matmul(at::stack(wanted), d.t())}) *
+  }
+  const at::Tensor d = at::stack(rows);
+  const at::Tensor sums = at::cat({at::matmul(d, d.t()), at::matmul(at::stack(wanted), d.t())}) *
                           static_cast<double>(n);
   const std::lock_guard lock(mutex_);
   observed_[first] = sums;
@@ -156,7 +161,8 @@ LossReport SocMatching::loss(const FinetuneContext& context, const Batch& batch,
 void SocMatching::solve() {
   const std::int64_t count = matrices_.size(0);
   for (std::int64_t k = 0; k + 2 <= count; ++k) {
-    const at::Tensor a = gram_.slice(0, k + 2).slice(1, k + 2), from = start_[k].slice(0, k + 2);
+    const at::Tensor a = gram_.slice(0, k + 2).slice(1, k + 2);
+    const at::Tensor from = start_[k].slice(0, k + 2);
     const at::Tensor right = cross_[k].slice(0, k + 2) + at::matmul(a, from);
     const at::Tensor ridge = at::diag(a.diagonal() * kRidge + 1e-12);
     matrices_[k].slice(0, k + 2).copy_(from -
@@ -167,7 +173,8 @@ void SocMatching::solve() {
 void SocMatching::end_step(std::map<std::string, double>& metrics) {
   finish_batch_metrics(metrics);
   if (!learns()) return;
-  const std::int64_t count = matrices_.size(0), size = (2 * count + 1) * (count + 1);
+  const std::int64_t count = matrices_.size(0);
+  const std::int64_t size = (2 * count + 1) * (count + 1);
   std::map<std::int64_t, at::Tensor> all;
   std::string mine;
   for (const auto& [first, sums] : observed_) {
@@ -190,7 +197,8 @@ void SocMatching::end_step(std::map<std::string, double>& metrics) {
   at::Tensor sums = at::zeros({2 * count + 1, count + 1}, at::kDouble);
   for (const auto& [first, each] : all) sums += each;  // in sample order
   const double keep = gram_.defined() ? config_.memory : 0;
-  const at::Tensor gram = sums.slice(0, 0, count + 1), cross = sums.slice(0, count + 1);
+  const at::Tensor gram = sums.slice(0, 0, count + 1);
+  const at::Tensor cross = sums.slice(0, count + 1);
   gram_ = gram_.defined() ? gram_ * keep + gram * (1 - keep) : gram.clone();
   cross_ = cross_.defined() ? cross_ * keep + cross * (1 - keep) : cross.clone();
   solve();
@@ -198,13 +206,17 @@ void SocMatching::end_step(std::map<std::string, double>& metrics) {
 
 ParameterSet SocMatching::state() const {
   ParameterSet out;
-  if (learns() && gram_.defined()) out.add("gram", gram_), out.add("cross", cross_);
+  if (learns() && gram_.defined()) {
+    out.add("gram", gram_);
+    out.add("cross", cross_);
+  }
   return out;
 }
 
 void SocMatching::restore(const ParameterSet& state) {
   if (!learns() || !state.contains("gram")) return;
-  gram_ = state.at("gram").clone(), cross_ = state.at("cross").clone();
+  gram_ = state.at("gram").clone();
+  cross_ = state.at("cross").clone();
   matrices_ = at::Tensor();  // solved again at the next step
 }
 

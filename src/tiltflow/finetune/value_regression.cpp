@@ -12,9 +12,10 @@ void bind(Fields& f, ValueConfig& c) {
 }
 
 void ValueRegression::begin_step(const FinetuneContext& context, std::int64_t, std::int64_t) {
-  if (!context.policy.log_value)
+  if (!context.policy.log_value) {
     fail(ErrorKind::kConfig, "value-regression fits a scalar network",
          "set policy.kind = \"control\" and policy.control.kind = \"potential\"");
+  }
 }
 
 Batch ValueRegression::collect(const FinetuneContext& context, std::int64_t step,
@@ -23,7 +24,8 @@ Batch ValueRegression::collect(const FinetuneContext& context, std::int64_t step
   const at::NoGradGuard no_grad;
   const auto key = static_cast<std::uint32_t>(step);
   Batch batch;
-  batch.first = first, batch.n = n;
+  batch.first = first;
+  batch.n = n;
   const at::Tensor labels = context.labels(first, n);
   ReplayBuffer::Columns newest;
   const ReplayBuffer::Columns drawn = buffer_.draw(
@@ -39,10 +41,13 @@ Batch ValueRegression::collect(const FinetuneContext& context, std::int64_t step
         return out;
       },
       &newest);
-  batch.rewards = newest[1], batch.log_weights = drawn[1];
+  batch.rewards = newest[1];
+  batch.log_weights = drawn[1];
   if (labels.defined()) batch.labels = drawn[2];
-  for (const Noised& noised : noise_anew(context, key, first, drawn[0], config_.noisings))
-    batch.times.push_back(noised.t), batch.states.push_back(noised.state);
+  for (const Noised& noised : noise_anew(context, key, first, drawn[0], config_.noisings)) {
+    batch.times.push_back(noised.t);
+    batch.states.push_back(noised.state);
+  }
   return batch;
 }
 

@@ -9,10 +9,12 @@ namespace tiltflow {
 
 DiscreteSchedule::DiscreteSchedule(const std::string& name) {
   const bool scaled = name == "scaled-linear";
-  if (!scaled && name != "linear")
+  if (!scaled && name != "linear") {
     fail(ErrorKind::kConfig, cat("noise schedule '", name, "' is unknown"),
          "use linear or scaled-linear");
-  const double begin = scaled ? std::sqrt(0.00085) : 1e-4, end = scaled ? std::sqrt(0.012) : 0.02;
+  }
+  const double begin = scaled ? std::sqrt(0.00085) : 1e-4;
+  const double end = scaled ? std::sqrt(0.012) : 0.02;
   double product = 1;
   for (int t = 0; t < 1000; ++t) {
     const double b = begin + (end - begin) * t / 999;
@@ -31,13 +33,15 @@ const std::vector<std::string>& one_step_kinds() {
 
 OneStep one_step(const DiscreteSchedule& s, const std::string& kind) {
   const std::int64_t t = s.steps() - 1;
-  const double sigma = s.sigma(t), a = s.alpha_bar(t);
+  const double sigma = s.sigma(t);
+  const double a = s.alpha_bar(t);
   if (kind == "euler") return {t, sigma / std::sqrt(sigma * sigma + 1), sigma, -sigma};
   const OneStep clean{t, 1, 1 / std::sqrt(a), -std::sqrt(1 - a) / std::sqrt(a)};
   if (kind == "ddpm") return clean;
-  if (kind != "tcd")
+  if (kind != "tcd") {
     fail(ErrorKind::kConfig, cat("one-step scheme '", kind, "' is unknown"),
          "known: " + join(one_step_kinds(), ", "));
+  }
   const double first = s.alpha_bar(0);
   return {t, 1, std::sqrt(first) * clean.keep,
           std::sqrt(first) * clean.prediction + std::sqrt(1 - first)};

@@ -26,7 +26,9 @@ class DiscreteSchedule {
 // sample is keep * eps + prediction * p.
 struct OneStep {
   std::int64_t t = 0;
-  double input = 1, keep = 0, prediction = 0;
+  double input = 1;
+  double keep = 0;
+  double prediction = 0;
 };
 // "euler": x = sigma eps, seen as x / sqrt(sigma^2 + 1), sample x - sigma p (SDXL-Turbo; the
 // ancestral noise of the last step is 0). "ddpm": sample (eps - sqrt(1 - abar) p) / sqrt(abar).

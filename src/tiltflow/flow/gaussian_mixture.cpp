@@ -39,13 +39,16 @@ void validate(const GaussianMixture& p) {
       p.weights.dim() == 1 && p.means.dim() == 2 && p.covariances.dim() == 3 &&
       p.means.size(0) == p.weights.size(0) && p.covariances.size(0) == p.weights.size(0) &&
       p.covariances.size(1) == p.means.size(1) && p.covariances.size(2) == p.means.size(1);
-  if (!shapes)
+  if (!shapes) {
     fail(ErrorKind::kFailure, "mixture: expected weights [M], means [M, d], covariances [M, d, d]");
-  if ((p.weights <= 0).any().item<bool>() || std::abs(p.weights.sum().item<double>() - 1) > 1e-9)
+  }
+  if ((p.weights <= 0).any().item<bool>() || std::abs(p.weights.sum().item<double>() - 1) > 1e-9) {
     fail(ErrorKind::kFailure, "mixture: weights must be positive and sum to 1");
+  }
   const bool symmetric = at::allclose(p.covariances, p.covariances.transpose(1, 2), 1e-9, 1e-12);
-  if (!symmetric || (at::linalg_eigvalsh(p.covariances) <= 0).any().item<bool>())
+  if (!symmetric || (at::linalg_eigvalsh(p.covariances) <= 0).any().item<bool>()) {
     fail(ErrorKind::kFailure, "mixture: covariances must be symmetric positive definite");
+  }
 }
 
 at::Tensor sample(const GaussianMixture& p, const RandomStreams& streams, std::uint32_t step,
@@ -103,9 +106,10 @@ GaussianTilt tilt_gaussian(const at::Tensor& means, const at::Tensor& S, const Q
       at::linalg_solve(G, shifted.unsqueeze(-1)).squeeze(-1);  // (I + S Q)^-1 (m + S b)
   at::Tensor tilted_cov = at::linalg_solve(G, S);
   tilted_cov = 0.5 * (tilted_cov + tilted_cov.transpose(-1, -2));
-  if ((at::linalg_eigvalsh(tilted_cov) <= 0).any().item<bool>())
+  if ((at::linalg_eigvalsh(tilted_cov) <= 0).any().item<bool>()) {
     fail(ErrorKind::kFailure,
          "the reward's curvature makes exp(r) not integrable under the base law");
+  }
   // log E = const - log det(G)/2 + (b.m* + b.m - m.Q m*)/2: from completing the square, symmetric
   // in m and m*
   const at::Tensor constant = -0.5 * at::dot(r.center, at::matmul(r.curvature, r.center));
@@ -156,8 +160,8 @@ at::Tensor per_component(const at::Tensor& rows, const at::Tensor& matrices) {
 MixtureField::Posterior MixtureField::posterior(const at::Tensor& x,
                                                 const std::vector<PathPoint>& points) const {
   const at::Tensor like = mixture_.means.unsqueeze(0);  // [1, M, d]
-  const at::Tensor alpha = path_coefficient(points, &PathPoint::alpha, like),
-                   beta = path_coefficient(points, &PathPoint::beta, like);
+  const at::Tensor alpha = path_coefficient(points, &PathPoint::alpha, like);
+  const at::Tensor beta = path_coefficient(points, &PathPoint::beta, like);
   Posterior out;
   out.scale = 1 / (alpha.square() * eigenvalues_ + beta.square());
   const at::Tensor y = x.unsqueeze(1) - alpha * mixture_.means;  // [N, M, d]
@@ -190,8 +194,8 @@ Vjp MixtureField::vjp_of(const at::Tensor& x, const at::Tensor& t, const Conditi
   const at::Tensor state = x.to(at::kDouble);
   const std::vector<PathPoint> points = path_points(*path_, t);
   const Posterior p = posterior(state, points);
-  const at::Tensor c_data = path_coefficient(points, &PathPoint::d_alpha, state),
-                   c_noise = path_coefficient(points, &PathPoint::beta_d_beta, state);
+  const at::Tensor c_data = path_coefficient(points, &PathPoint::d_alpha, state);
+  const at::Tensor c_noise = path_coefficient(points, &PathPoint::beta_d_beta, state);
   const at::Tensor v =
       (c_data * (p.gamma * p.data).sum(1) + c_noise * (p.gamma * p.q).sum(1)).to(x.scalar_type());
   const at::Tensor a = cotangent(v).to(at::kDouble).unsqueeze(1);  // [N, 1, d]

@@ -39,7 +39,8 @@ class GvpPath final : public Path {
   PathPoint at(double t) const override {
     constexpr double kHalfPi = std::numbers::pi / 2;
     // sin of the complement: exact zero at t = 1 instead of cos(pi/2) = 6e-17
-    const double alpha = std::sin(kHalfPi * t), beta = std::sin(kHalfPi * (1 - t));
+    const double alpha = std::sin(kHalfPi * t);
+    const double beta = std::sin(kHalfPi * (1 - t));
     return {.t = t,
             .alpha = alpha,
             .beta = beta,
@@ -60,11 +61,13 @@ class GvpPath final : public Path {
 class VpPath final : public Path {
  public:
   PathPoint at(double t) const override {
-    constexpr double kMin = 0.1, kMax = 20;
+    constexpr double kMin = 0.1;
+    constexpr double kMax = 20;
     const double s = 1 - t;
     const double log_alpha = -0.25 * s * s * (kMax - kMin) - 0.5 * s * kMin;
     const double rate = 0.5 * (kMin + s * (kMax - kMin));  // L' = b(t)/2
-    const double alpha = std::exp(log_alpha), beta = std::sqrt(-std::expm1(2 * log_alpha));
+    const double alpha = std::exp(log_alpha);
+    const double beta = std::sqrt(-std::expm1(2 * log_alpha));
     return {.t = t,
             .alpha = alpha,
             .beta = beta,
@@ -84,9 +87,10 @@ class VpPath final : public Path {
 
 at::Tensor combine(double a, const at::Tensor& x, double b, const at::Tensor& y, const char* what,
                    double t) {
-  if (!std::isfinite(a) || !std::isfinite(b))
+  if (!std::isfinite(a) || !std::isfinite(b)) {
     fail(ErrorKind::kFailure, cat(what, " has no limit at t = ", t),
          "evaluate at an interior time");
+  }
   return x * a + y * b;
 }
 
@@ -144,8 +148,9 @@ std::vector<PathPoint> path_points(const Path& path, const at::Tensor& t) {
   const bool one_value = flat.dim() == 0 || flat.numel() == 1 || t.stride(0) == 0;
   const at::Tensor values = (one_value ? flat.reshape({-1}).narrow(0, 0, 1) : flat).contiguous();
   std::vector<PathPoint> points;
-  for (std::int64_t i = 0; i < values.numel(); ++i)
+  for (std::int64_t i = 0; i < values.numel(); ++i) {
     points.push_back(path.at(values.data_ptr<double>()[i]));
+  }
   return points;
 }
 

@@ -17,10 +17,11 @@ PredictionField::PredictionField(std::shared_ptr<const VelocityField> field,
                                  std::shared_ptr<const Path> path, const std::string& prediction)
     : field_(std::move(field)), path_(std::move(path)), prediction_(prediction) {
   const auto& known = predictions();
-  if (std::find(known.begin(), known.end(), prediction) == known.end())
+  if (std::find(known.begin(), known.end(), prediction) == known.end()) {
     fail(ErrorKind::kConfig,
          cat("prediction '", prediction, "' is unknown", did_you_mean(prediction, known)),
          "use velocity, noise or score");
+  }
 }
 
 at::Tensor PredictionField::velocity(const at::Tensor& x, const at::Tensor& t,
@@ -34,8 +35,9 @@ at::Tensor PredictionField::velocity(const at::Tensor& x, const at::Tensor& t,
   };
   if (points.size() == 1) return convert(points[0], x, out);
   std::vector<at::Tensor> rows;
-  for (std::int64_t i = 0; i < x.size(0); ++i)
+  for (std::int64_t i = 0; i < x.size(0); ++i) {
     rows.push_back(convert(points[static_cast<std::size_t>(i)], x[i], out[i]));
+  }
   return at::stack(rows);
 }
 

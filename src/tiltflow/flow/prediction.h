@@ -32,7 +32,8 @@ class PredictionField final : public VelocityField {
 // Where time begins and ends for a sampler: inside [0, 1] by `epsilon` where path or prediction is
 // singular, as SiT.
 struct TimeEnds {
-  double begin = 0, end = 1;
+  double begin = 0;
+  double end = 1;
 };
 TimeEnds ode_ends(const Path& path, const std::string& prediction, double epsilon);
 

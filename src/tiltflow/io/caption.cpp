@@ -9,7 +9,8 @@
 namespace tiltflow {
 namespace {
 
-constexpr int kWidth = 5, kHeight = 7;
+constexpr int kWidth = 5;
+constexpr int kHeight = 7;
 
 // Rows from top to bottom, the leftmost pixel in bit 4. Capitals are drawn as small letters.
 const std::map<char, std::array<unsigned char, kHeight>>& glyphs() {

@@ -43,8 +43,9 @@ const PickleNode& unwrapped(const PickleNode& node) {
 // bytes).
 std::string numpy_number(const PickleNode& node) {
   if (!node.is(Kind::kObject) || !ends_with(node.text, "multiarray.scalar") ||
-      node.items.size() != 2)
+      node.items.size() != 2) {
     return "";
+  }
   const PickleNode& type = *node.items[0];
   const std::string code = type.items.empty() ? "" : type.items[0]->text;
   const std::string& bytes = node.items[1]->text;
@@ -77,8 +78,9 @@ Entries named_values(const PickleNode& node) {
   if (!node.state) return out;
   add_entries(*node.state, out);
   for (const PickleNode* part : node.state->items) add_entries(*part, out);  // (attributes, slots)
-  if (const PickleNode* attributes = node.state->find("__dict__"))
+  if (const PickleNode* attributes = node.state->find("__dict__")) {
     add_entries(*attributes, out);  // pydantic
+  }
   return out;
 }
 
@@ -96,8 +98,9 @@ bool holds_state(const std::string& name, const PickleNode& node) {
   if (is_scalar(node)) return false;
   const auto holds_tensor = [](const auto& entry) { return is_tensor(*entry.second); };
   const auto tensors = std::count_if(node.entries.begin(), node.entries.end(), holds_tensor);
-  if (2 * static_cast<std::size_t>(tensors) > node.entries.size())
+  if (2 * static_cast<std::size_t>(tensors) > node.entries.size()) {
     return true;  // arguments may hold a tensor, too
+  }
   if (node.find("param_groups") || node.find("_step_count")) return true;
   for (const char* word : {"optim", "sched", "rng", "callback", "loops", "scaler"}) {
     if (name.find(word) != std::string::npos) return true;
@@ -107,8 +110,9 @@ bool holds_state(const std::string& name, const PickleNode& node) {
 
 void collect(const std::string& name, const PickleNode& wrapped, Arguments& out,
              std::size_t& visits, int depth) {
-  if (out.size() >= kMost || ++visits > kMostVisits || depth > kDeepest || is_tensor(wrapped))
+  if (out.size() >= kMost || ++visits > kMostVisits || depth > kDeepest || is_tensor(wrapped)) {
     return;
+  }
   const PickleNode& node = unwrapped(wrapped);
   if (is_scalar(node) || node.is(Kind::kNone)) {
     out[name] = text_of(node);

@@ -72,8 +72,9 @@ at::Tensor ImageDataset::states(const at::Tensor& indices,
 at::Tensor ImageDataset::pictures(const at::Tensor& indices) const {
   if (disk.files.empty()) return images.index_select(0, indices);
   std::vector<fs::path> chosen;
-  for (std::int64_t i = 0; i < indices.size(0); ++i)
+  for (std::int64_t i = 0; i < indices.size(0); ++i) {
     chosen.push_back(disk.files[static_cast<std::size_t>(indices[i].item<std::int64_t>())]);
+  }
   return read_pictures(disk, chosen);
 }
 
@@ -89,8 +90,9 @@ std::uint64_t bytes_hash(const at::Tensor& x) {
 std::string fingerprint(const ImageDataset& data) {
   std::uint64_t pictures = 0;
   if (data.disk.files.empty()) pictures = bytes_hash(data.images);
-  for (const fs::path& file : data.disk.files)
+  for (const fs::path& file : data.disk.files) {
     pictures = pictures * 0x100000001b3ULL ^ fnv1a(read_file(file));
+  }
   return cat(data.size(), " x ", shape_text(data.shape()), " ", pictures, "-",
              bytes_hash(data.labels));
 }
@@ -100,9 +102,10 @@ std::int64_t class_count(const at::Tensor& labels, const std::string& where) {
   if (labels.numel() == 0) return 0;
   const auto least = labels.min().item<std::int64_t>();
   const auto most = labels.max().item<std::int64_t>();
-  if (least < 0 || most >= kMost)
+  if (least < 0 || most >= kMost) {
     fail(ErrorKind::kBadFile, cat(where, ": labels reach from ", least, " to ", most,
                                   ", expected 0 and above, below ", kMost));
+  }
   return most + 1;
 }
 
@@ -157,12 +160,14 @@ bool has_test_split(const DatasetConfig& config) {
 ImageDataset read_dataset(const DatasetConfig& config, const std::string& split) {
   ImageDataset data;
   if (config.format == "latents") {
-    if (config.size > 0)
+    if (config.size > 0) {
       fail(ErrorKind::kConfig, "latents cannot be cropped to a size",
            "give the size when encoding: tiltflow encode --size");
-    if (config.channels != "auto")
+    }
+    if (config.channels != "auto") {
       fail(ErrorKind::kConfig, "latents have the channels of their autoencoder",
            "give --channels when encoding: tiltflow encode --channels");
+    }
     data = read_latents(config.path);
   } else if (config.format == "folder") {
     data = read_folder(config, split);

@@ -64,7 +64,8 @@ std::uint64_t bytes_hash(const at::Tensor& x);
 std::int64_t class_count(const at::Tensor& labels, const std::string& where);
 
 struct DatasetConfig {
-  std::string format = "idx", path;
+  std::string format = "idx";
+  std::string path;
   std::int64_t size =
       0;  // > 0: the central square of every picture at this size (io/resize); 0: as they are
   double memory = 4e9;         // bytes; pictures of a folder that need more stay on disk

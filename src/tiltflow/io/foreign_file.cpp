@@ -104,8 +104,9 @@ ForeignFile foreign_file(std::string_view head) {
   if (looks_like_safetensors(head)) return {};
   if (head.empty()) return {"empty (0 bytes)", "copy or download it again"};
   for (const Signature& s : kSignatures) {
-    if (head.size() >= s.offset && starts_with(head.substr(s.offset), s.bytes))
+    if (head.size() >= s.offset && starts_with(head.substr(s.offset), s.bytes)) {
       return {s.what, s.hint};
+    }
   }
   if (looks_like_onnx(head)) return {"an ONNX graph", kExport};
   if (looks_like_msgpack(head)) return {"a msgpack file (Flax)", kExport};
@@ -149,8 +150,9 @@ void refuse_foreign_archive(const ZipArchive& archive, const std::string& where)
   };
   for (const std::string& name : archive.names()) {
     for (const Entry& entry : kEntries) {
-      if (matches_pattern(name, entry.pattern))
+      if (matches_pattern(name, entry.pattern)) {
         fail(ErrorKind::kBadFile, cat(where, " is ", entry.what), entry.hint);
+      }
     }
   }
 }

@@ -63,8 +63,9 @@ std::string encode_png(const at::Tensor& image, const std::map<std::string, std:
   }
   if (!chunks.empty()) png_set_text(png, info, chunks.data(), static_cast<int>(chunks.size()));
   png_write_info(png, info);
-  for (std::int64_t y = 0; y < bytes.size(0); ++y)
+  for (std::int64_t y = 0; y < bytes.size(0); ++y) {
     png_write_row(png, bytes.data_ptr<std::uint8_t>() + y * bytes.size(1) * bytes.size(2));
+  }
   png_write_end(png, nullptr);
   png_destroy_write_struct(&png, &info);
   return out;
@@ -135,12 +136,16 @@ at::Tensor image_grid(const at::Tensor& images, int columns,
   constexpr std::int64_t kPad = 2;
   constexpr std::int64_t kCaptionWidth =
       54;  // pixels of a picture for every step of the captions' size: nine characters fit
-  const std::int64_t n = images.size(0), channels = images.size(1), height = images.size(2),
-                     width = images.size(3);
-  const std::int64_t across = std::min<std::int64_t>(columns, n), down = (n + across - 1) / across;
+  const std::int64_t n = images.size(0);
+  const std::int64_t channels = images.size(1);
+  const std::int64_t height = images.size(2);
+  const std::int64_t width = images.size(3);
+  const std::int64_t across = std::min<std::int64_t>(columns, n);
+  const std::int64_t down = (n + across - 1) / across;
   const int scale = static_cast<int>(std::max<std::int64_t>(1, width / kCaptionWidth));
   std::vector<at::Tensor> texts;
-  std::int64_t line = 0, cell_width = width;
+  std::int64_t line = 0;
+  std::int64_t cell_width = width;
   for (const std::string& text : captions) {
     texts.push_back(caption(text, scale));
     line = texts.back().size(0);
@@ -150,8 +155,8 @@ at::Tensor image_grid(const at::Tensor& images, int columns,
   at::Tensor grid =
       at::zeros({channels, down * cell + kPad, across * (cell_width + kPad) + kPad}, at::kFloat);
   for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t y = (i / across) * cell + kPad,
-                       x = (i % across) * (cell_width + kPad) + kPad;
+    const std::int64_t y = (i / across) * cell + kPad;
+    const std::int64_t x = (i % across) * (cell_width + kPad) + kPad;
     grid.narrow(1, y, height).narrow(2, x, width).copy_(images[i].detach().to(at::kFloat));
     if (captions.empty()) continue;
     const at::Tensor& text = texts.at(static_cast<std::size_t>(i));

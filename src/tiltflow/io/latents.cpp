@@ -28,23 +28,29 @@ bool is_finite(const at::Tensor& x) { return x.isfinite().all().item<bool>(); }
 
 // "" or what is wrong.
 std::string flaw_of(const LatentFile& l) {
-  if (l.mean.dim() != 4 || l.mean.scalar_type() != at::kFloat)
+  if (l.mean.dim() != 4 || l.mean.scalar_type() != at::kFloat) {
     return cat("'mean' is ", toString(l.mean.scalar_type()), " ", shape_text(l.mean.sizes()),
                ", expected float32 [N, c, h, w]");
+  }
   if (l.mean.numel() == 0) return "'mean' is empty";
-  if (l.labels.dim() != 1 || l.labels.scalar_type() != at::kLong)
+  if (l.labels.dim() != 1 || l.labels.scalar_type() != at::kLong) {
     return cat("'labels' is ", toString(l.labels.scalar_type()), " ", shape_text(l.labels.sizes()),
                ", expected int64 [N]");
-  if (l.labels.size(0) != l.mean.size(0))
+  }
+  if (l.labels.size(0) != l.mean.size(0)) {
     return cat(l.mean.size(0), " latents but ", l.labels.size(0), " labels");
+  }
   if (l.logvar.defined() &&
-      (l.logvar.sizes() != l.mean.sizes() || l.logvar.scalar_type() != at::kFloat))
+      (l.logvar.sizes() != l.mean.sizes() || l.logvar.scalar_type() != at::kFloat)) {
     return cat("'logvar' is ", shape_text(l.logvar.sizes()), ", 'mean' is ",
                shape_text(l.mean.sizes()));
-  if (!(l.scale > 0) || !std::isfinite(l.scale) || !std::isfinite(l.shift))
+  }
+  if (!(l.scale > 0) || !std::isfinite(l.scale) || !std::isfinite(l.shift)) {
     return cat("scale ", l.scale, " and shift ", l.shift, " are no numbers to scale with");
-  if (!is_finite(l.mean) || (l.logvar.defined() && !is_finite(l.logvar)))
+  }
+  if (!is_finite(l.mean) || (l.logvar.defined() && !is_finite(l.logvar))) {
     return "the latents are not finite";
+  }
   return "";
 }
 
@@ -68,10 +74,11 @@ ReadLatents read_latent_file(const fs::path& file) {
   l.shift = std::atof(text("latents.shift").c_str());
   l.source = text("latents.source");
   const std::string flaw = flaw_of(l);
-  if (!flaw.empty())
+  if (!flaw.empty()) {
     fail(ErrorKind::kBadFile,
          cat(file.string(), ": the encoded pictures and labels do not fit each other: ", flaw),
          "encode them again");
+  }
   class_count(l.labels, file.string());
   out.intact = text("latents.checksum") == checksum(l.mean, l.logvar, l.labels);
   return out;
@@ -103,9 +110,10 @@ std::string latents_source(const fs::path& file) {
 
 ImageDataset read_latents(const fs::path& file) {
   const auto [l, intact] = read_latent_file(file);
-  if (!intact)
+  if (!intact) {
     fail(ErrorKind::kBadFile, cat(file.string(), ": the encoded pictures fail their checksum"),
          "encode them again");
+  }
   ImageDataset data;
   data.mean = (l.mean - l.shift) * l.scale;
   if (l.logvar.defined()) data.deviation = (l.logvar * 0.5).exp() * l.scale;

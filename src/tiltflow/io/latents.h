@@ -12,8 +12,9 @@ namespace tiltflow {
 
 struct LatentFile {
   at::Tensor mean, logvar, labels;  // [N, c, h, w] fp32 twice, [N] int64; logvar may be undefined
-  double scale = 1, shift = 0;      // of the autoencoder
-  std::string source;               // fingerprint of the pictures and of the autoencoder
+  double scale = 1;
+  double shift = 0;    // of the autoencoder
+  std::string source;  // fingerprint of the pictures and of the autoencoder
 };
 void write_latents(const std::filesystem::path& file, const LatentFile& latents);  // atomic
 // The `source` entry of such a file; "" when it is none or its tensors do not have the checksum it

@@ -39,9 +39,10 @@ constexpr std::array<NpyType, 12> kNpyTypes{{{"b1", at::kByte, at::kBool},
 std::string refusal(const std::string& code) {
   const std::string_view letter =
       std::string_view(code).substr(code.find_first_of("OUSVcMm") == 1 ? 1 : 0, 1);
-  if (letter == "O")
+  if (letter == "O") {
     return "it holds Python objects, which only a pickle can restore; pickles run code and are "
            "refused";
+  }
   if (letter == "U" || letter == "S") return "it holds text";
   if (letter == "c") return "it holds complex numbers";
   if (letter == "V") return "it holds records";
@@ -71,8 +72,9 @@ class NpyReader {
     if (expected > 0) std::memcpy(out.data_ptr(), bytes_.data() + header.data, expected);
     const bool swap = header.big_endian == (std::endian::native == std::endian::little);
     if (swap) reverse_bytes(out);
-    if (header.type.code == "u8" && out.numel() > 0 && out.min().item<std::int64_t>() < 0)
+    if (header.type.code == "u8" && out.numel() > 0 && out.min().item<std::int64_t>() < 0) {
       bad("it holds numbers of 2^63 and more");
+    }
     out = out.to(header.type.given);
     if (!header.fortran) return out;
     std::vector<std::int64_t> reversed;
@@ -88,11 +90,13 @@ class NpyReader {
   NpyHeader read_header() const {
     if (!starts_with(bytes_, kNpyMagic) || bytes_.size() < 10) bad("not a NumPy array");
     const std::size_t wide = bytes_[6] == 1 ? 2 : 4;
-    if (bytes_[6] < 1 || bytes_[6] > 3 || bytes_.size() < 8 + wide)
+    if (bytes_[6] < 1 || bytes_[6] > 3 || bytes_.size() < 8 + wide) {
       bad("unknown version of the array format");
+    }
     std::size_t length = 0;
-    for (std::size_t i = 0; i < wide; ++i)
+    for (std::size_t i = 0; i < wide; ++i) {
       length |= std::size_t{static_cast<unsigned char>(bytes_[8 + i])} << (8 * i);
+    }
     NpyHeader header;
     header.data = 8 + wide + length;
     if (length > kMaxNpyHeader || header.data > bytes_.size()) bad("the array's header is cut off");
@@ -107,8 +111,9 @@ class NpyReader {
     static const std::regex order(R"('fortran_order':\s*(True|False))");
     static const std::regex shape(R"('shape':\s*\(([^)]*)\))");
     std::smatch found;
-    if (std::regex_search(text, record))
+    if (std::regex_search(text, record)) {
       bad("it holds records (a structured type), which are not read");
+    }
     if (!std::regex_search(text, found, type)) bad("the array's header is not understood");
     read_type(found[1], header);
     if (!std::regex_search(text, found, order)) bad("the array's header is not understood");
@@ -147,8 +152,9 @@ class NpyReader {
   std::size_t data_bytes(const NpyHeader& header) const {
     std::size_t expected = elementSize(header.type.stored);
     for (const std::int64_t size : header.shape) {
-      if (size > 0 && expected > kMaxNpyBytes / static_cast<std::size_t>(size))
+      if (size > 0 && expected > kMaxNpyBytes / static_cast<std::size_t>(size)) {
         bad("the array is absurdly large");
+      }
       expected *= static_cast<std::size_t>(size);
     }
     return expected;

@@ -27,8 +27,9 @@ std::vector<std::string> arrays_in(const ZipArchive& archive) {
 }
 
 ZipArchive open_archive(const MappedFile& file, const std::filesystem::path& path) {
-  if (!looks_like_zip(text_of(file)))
+  if (!looks_like_zip(text_of(file))) {
     fail(ErrorKind::kBadFile, cat(path.string(), ": not an npz archive"));
+  }
   return ZipArchive(file, path.string());
 }
 
@@ -51,9 +52,10 @@ ParameterSet read_npz(const std::filesystem::path& path, const std::vector<std::
   for (const std::string& name : arrays_in(archive)) {
     const bool asked =
         wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end();
-    if (asked)
+    if (asked) {
       out.add(name, parse_npy(archive.read(cat(name, kSuffix), kMaxNpyBytes),
                               cat(path.string(), ": ", name)));
+    }
   }
   return out;
 }

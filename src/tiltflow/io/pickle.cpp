@@ -12,8 +12,10 @@ namespace {
 
 using Kind = PickleNode::Kind;
 
-constexpr std::size_t kMaxOpcodes = 200'000'000, kMaxNodes = 50'000'000,
-                      kMaxText = std::size_t{1} << 31, kMaxStack = 10'000'000;
+constexpr std::size_t kMaxOpcodes = 200'000'000;
+constexpr std::size_t kMaxNodes = 50'000'000;
+constexpr std::size_t kMaxText = std::size_t{1} << 31;
+constexpr std::size_t kMaxStack = 10'000'000;
 
 // The bytes that Python's str.encode("latin1") makes of a text in UTF-8.
 std::string latin1(const std::string& text) {
@@ -52,8 +54,9 @@ class Machine {
   std::uint64_t little(std::size_t width) {
     std::uint64_t value = 0;
     const std::string_view raw = take(width);
-    for (std::size_t i = 0; i < width; ++i)
+    for (std::size_t i = 0; i < width; ++i) {
       value |= static_cast<std::uint64_t>(static_cast<unsigned char>(raw[i])) << (8 * i);
+    }
     return value;
   }
   std::string_view line() {
@@ -120,17 +123,20 @@ class Machine {
   }
   void append(const std::vector<PickleNode*>& items) {
     PickleNode* list = top();
-    if (!list->is(Kind::kList) && !list->is(Kind::kObject))
+    if (!list->is(Kind::kList) && !list->is(Kind::kObject)) {
       bad("appends to something that is not a list");
+    }
     list->items.insert(list->items.end(), items.begin(), items.end());
   }
   void set_items(const std::vector<PickleNode*>& pairs) {
     if (pairs.size() % 2) bad("sets a key without a value");
     PickleNode* dict = top();
-    if (!dict->is(Kind::kDict) && !dict->is(Kind::kObject))
+    if (!dict->is(Kind::kDict) && !dict->is(Kind::kObject)) {
       bad("sets an item of something that is not a dict");
-    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2)
+    }
+    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
       dict->entries.emplace_back(pairs[i], pairs[i + 1]);
+    }
   }
   void memoize(std::uint64_t index) {
     if (index > kMaxNodes) bad("uses a memo index that is too large");
@@ -154,16 +160,19 @@ class Machine {
     PickleNode* node = make(Kind::kInt);
     if (raw.size() <= 8) {
       std::uint64_t value = 0;
-      for (std::size_t i = 0; i < raw.size(); ++i)
+      for (std::size_t i = 0; i < raw.size(); ++i) {
         value |= static_cast<std::uint64_t>(static_cast<unsigned char>(raw[i])) << (8 * i);
-      if (!raw.empty() && raw.size() < 8 && (static_cast<unsigned char>(raw.back()) & 0x80))
+      }
+      if (!raw.empty() && raw.size() < 8 && (static_cast<unsigned char>(raw.back()) & 0x80)) {
         value |= ~std::uint64_t{0} << (8 * raw.size());
+      }
       node->integer = static_cast<std::int64_t>(value);
     } else {
       static const char* const kDigits = "0123456789abcdef";
       node->text = "0x";
-      for (std::size_t i = std::min<std::size_t>(raw.size(), 64); i-- > 0;)
+      for (std::size_t i = std::min<std::size_t>(raw.size(), 64); i-- > 0;) {
         node->text += {kDigits[static_cast<unsigned char>(raw[i]) >> 4], kDigits[raw[i] & 15]};
+      }
     }
     push(node);
   }
@@ -178,8 +187,9 @@ class Machine {
       PickleNode* dict = make(Kind::kDict);
       if (name != "collections.defaultdict" && !arguments.empty()) {
         spend(arguments[0]->items.size() * 2 * sizeof(void*));
-        for (const PickleNode* pair : arguments[0]->items)
+        for (const PickleNode* pair : arguments[0]->items) {
           if (pair->items.size() == 2) dict->entries.emplace_back(pair->items[0], pair->items[1]);
+        }
       }
       return dict;
     }
@@ -221,7 +231,8 @@ class Machine {
 
   std::string_view bytes_;
   const std::string& where_;
-  std::size_t position_ = 0, spent_ = 0;
+  std::size_t position_ = 0;
+  std::size_t spent_ = 0;
   PickleDocument document_;
   std::vector<PickleNode*> stack_;
   std::vector<std::size_t> marks_;
@@ -230,8 +241,9 @@ class Machine {
 
 std::string unquoted(std::string_view text) {
   if (text.size() >= 2 && (text.front() == '\'' || text.front() == '"') &&
-      text.back() == text.front())
+      text.back() == text.front()) {
     text = text.substr(1, text.size() - 2);
+  }
   return std::string(text);
 }
 
@@ -252,10 +264,11 @@ bool Machine::step(unsigned char opcode) {
       marks_.push_back(stack_.size());
       return false;
     case '0':
-      if (stack_.size() > floor())
+      if (stack_.size() > floor()) {
         stack_.pop_back();
-      else
+      } else {
         pop_to_mark();
+      }
       return false;  // POP
     case '1':
       pop_to_mark();
@@ -435,9 +448,11 @@ bool Machine::step(unsigned char opcode) {
       return false;
     }
     case 0x93: {
-      const PickleNode *name = pop(), *module = pop();
-      if (!name->is(Kind::kText) || !module->is(Kind::kText))
+      const PickleNode* name = pop();
+      const PickleNode* module = pop();
+      if (!name->is(Kind::kText) || !module->is(Kind::kText)) {
         bad("names a global by something that is not text");
+      }
       global(module->text, name->text);
       return false;
     }
@@ -490,9 +505,11 @@ bool Machine::step(unsigned char opcode) {
 
 const PickleNode* PickleNode::find(std::string_view key) const {
   const PickleNode* found = nullptr;  // the last one wins, as in Python
-  if (kind == Kind::kDict)
-    for (const auto& [k, v] : entries)
+  if (kind == Kind::kDict) {
+    for (const auto& [k, v] : entries) {
       if (k->kind == Kind::kText && k->text == key) found = v;
+    }
+  }
   return found;
 }
 

@@ -49,8 +49,9 @@ void print(const PickleNode& node, std::string& out, std::size_t limit, int dept
     case Kind::kText:
     case Kind::kBytes:
       out += node.is(Kind::kText) ? "'" : "b'";
-      for (const char c : node.text.substr(0, limit))
+      for (const char c : node.text.substr(0, limit)) {
         out += static_cast<unsigned char>(c) < 32 ? '?' : c;  // no control characters on a terminal
+      }
       out += "'";
       return;
     case Kind::kList:

@@ -74,9 +74,10 @@ AlphaRule parse_alpha_rule(const std::string& name) {
 
 at::Tensor without_alpha(const Picture& picture, AlphaRule rule, const std::string& name) {
   if (!picture.alpha.defined() || rule == AlphaRule::kDrop) return picture.bytes;
-  if (rule == AlphaRule::kRefuse)
+  if (rule == AlphaRule::kRefuse) {
     fail(ErrorKind::kBadFile, cat(name, ": the picture has transparent pixels"),
          "alpha = drop, white or black says what becomes of them");
+  }
   const std::int64_t background = rule == AlphaRule::kWhite ? 255 : 0;
   const at::Tensor alpha = picture.alpha.to(at::kInt);
   const at::Tensor mixed = picture.bytes.to(at::kInt) * alpha + background * (255 - alpha);

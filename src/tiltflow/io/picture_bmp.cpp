@@ -13,12 +13,15 @@ namespace tiltflow {
 namespace {
 
 constexpr std::size_t kFileHeader = 14;
-constexpr std::uint32_t kPlain = 0, kBitFields = 3, kAlphaBitFields = 6;
+constexpr std::uint32_t kPlain = 0;
+constexpr std::uint32_t kBitFields = 3;
+constexpr std::uint32_t kAlphaBitFields = 6;
 
 using Color = std::array<std::uint8_t, 3>;
 
 struct Layout {
-  std::int64_t width = 0, height = 0;
+  std::int64_t width = 0;
+  std::int64_t height = 0;
   bool top_down = false;
   std::size_t bits = 0;                  // a pixel
   std::size_t pixels = 0;                // their offset in the file
@@ -34,8 +37,9 @@ class BmpReader {
     const Layout layout = read_layout();
     const std::size_t stride = (static_cast<std::size_t>(layout.width) * layout.bits + 31) / 32 * 4;
     if (layout.pixels > bytes_.size() ||
-        (bytes_.size() - layout.pixels) / stride < static_cast<std::size_t>(layout.height))
+        (bytes_.size() - layout.pixels) / stride < static_cast<std::size_t>(layout.height)) {
       bad("the file is truncated");
+    }
     const std::size_t channels = channels_of(layout);
     std::vector<std::uint8_t> rows;
     rows.reserve(channels * static_cast<std::size_t>(layout.width * layout.height));
@@ -54,8 +58,9 @@ class BmpReader {
   std::uint32_t number(std::size_t offset, std::size_t width) const {
     if (offset > bytes_.size() || bytes_.size() - offset < width) bad("the file is truncated");
     std::uint32_t value = 0;
-    for (std::size_t i = width; i-- > 0;)
+    for (std::size_t i = width; i-- > 0;) {
       value = value << 8 | static_cast<unsigned char>(bytes_[offset + i]);
+    }
     return value;
   }
 
@@ -68,8 +73,9 @@ class BmpReader {
     layout.pixels = number(10, 4);
     const std::size_t header = number(kFileHeader, 4);
     const bool old = header == 12;  // of OS/2
-    if (!old && (header < 40 || header > 256))
+    if (!old && (header < 40 || header > 256)) {
       bad(cat("a header of ", header, " bytes is unknown"));
+    }
     layout.width = old ? std::int64_t{number(18, 2)} : signed_number(18);
     const std::int64_t height = old ? std::int64_t{number(20, 2)} : signed_number(22);
     layout.top_down = height < 0;
@@ -77,14 +83,17 @@ class BmpReader {
     require_picture_size(layout.width, layout.height, name_);
     layout.bits = number(old ? 24 : 28, 2);
     const std::uint32_t compression = old ? kPlain : number(30, 4);
-    if (compression == 1 || compression == 2)
+    if (compression == 1 || compression == 2) {
       bad("run-length compression is not read; save it as PNG");
-    if (compression != kPlain && compression != kBitFields && compression != kAlphaBitFields)
+    }
+    if (compression != kPlain && compression != kBitFields && compression != kAlphaBitFields) {
       bad(cat("compression ", compression, " is not read"));
-    if (layout.bits <= 8)
+    }
+    if (layout.bits <= 8) {
       layout.palette = read_palette(layout.bits, header, old ? 0 : number(46, 4));
-    else
+    } else {
       layout.masks = read_masks(layout.bits, header, compression);
+    }
     return layout;
   }
 
@@ -131,12 +140,13 @@ class BmpReader {
   void append_row(const Layout& layout, std::size_t offset, std::size_t channels,
                   std::vector<std::uint8_t>& out) const {
     for (std::int64_t x = 0; x < layout.width; ++x) {
-      if (layout.bits > 8)
+      if (layout.bits > 8) {
         append_masked(
             layout, number(offset + static_cast<std::size_t>(x) * layout.bits / 8, layout.bits / 8),
             channels, out);
-      else
+      } else {
         append_indexed(layout, offset, static_cast<std::size_t>(x), channels, out);
+      }
     }
   }
 

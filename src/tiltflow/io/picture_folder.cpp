@@ -41,8 +41,9 @@ std::string lower_suffix(const fs::path& file) {
 std::vector<fs::directory_entry> entries_of(const fs::path& folder) {
   std::error_code code;
   std::vector<fs::directory_entry> out;
-  for (fs::directory_iterator it(folder, code), end; !code && it != end; it.increment(code))
+  for (fs::directory_iterator it(folder, code), end; !code && it != end; it.increment(code)) {
     out.push_back(*it);
+  }
   if (code) fail(ErrorKind::kBadFile, cat("cannot list ", folder.string(), ": ", code.message()));
   std::sort(out.begin(), out.end());
   return out;
@@ -70,12 +71,13 @@ class FolderWalk {
     std::vector<fs::path> classes;
     above_.insert(fs::canonical(root_));
     for (const fs::directory_entry& entry : entries_of(root_)) {
-      if (is_litter(entry.path()))
+      if (is_litter(entry.path())) {
         note_litter(entry);
-      else if (is_folder(entry))
+      } else if (is_folder(entry)) {
         classes.push_back(entry.path());
-      else if (is_one_of(lower_suffix(entry.path()), kRead))
+      } else if (is_one_of(lower_suffix(entry.path()), kRead)) {
         beside_.push_back(entry.path().filename().string());
+      }
     }
     for (const fs::path& path : classes) add_class(path);
     refuse_empty_classes(classes);
@@ -110,12 +112,13 @@ class FolderWalk {
       return;
     }
     for (const fs::directory_entry& entry : entries_of(folder)) {
-      if (is_litter(entry.path()))
+      if (is_litter(entry.path())) {
         note_litter(entry);
-      else if (is_folder(entry))
+      } else if (is_folder(entry)) {
         walk(entry.path(), found);
-      else
+      } else {
         add_file(entry, found);
+      }
     }
     above_.erase(real);
   }
@@ -125,19 +128,21 @@ class FolderWalk {
     if (is_one_of(suffix, kOther)) ++other_[suffix];
     if (!is_one_of(suffix, kRead)) return;
     std::error_code code;
-    if (entry.is_regular_file(code))
+    if (entry.is_regular_file(code)) {
       found.push_back(entry.path());
-    else
+    } else {
       list_.broken.push_back(cat(entry.path().string(), entry.exists(code)
                                                             ? ": not a regular file"
                                                             : ": a link to nothing"));
+    }
   }
 
   void note_litter(const fs::directory_entry& entry) {
-    if (is_folder(entry))
+    if (is_folder(entry)) {
       hidden_.push_back(relative(entry.path()));
-    else if (is_one_of(lower_suffix(entry.path()), kRead))
+    } else if (is_one_of(lower_suffix(entry.path()), kRead)) {
       hidden_files_.push_back(relative(entry.path()));
+    }
   }
 
   std::string relative(const fs::path& path) const {
@@ -178,14 +183,17 @@ class FolderWalk {
       list_.notes.push_back(cat(root_.string(), ": ", note));
     };
     if (!other_.empty()) add(other_formats());
-    if (!beside_.empty())
+    if (!beside_.empty()) {
       add(cat("pictures beside the class folders belong to no class and are left out: ",
               beside_.size(), " (", some_of(beside_), ")"));
-    if (!hidden_.empty())
+    }
+    if (!hidden_.empty()) {
       add(cat("hidden folders are no classes and are left out: ", some_of(hidden_)));
-    if (!hidden_files_.empty())
+    }
+    if (!hidden_files_.empty()) {
       add(cat("pictures whose name begins with a dot are left out: ", hidden_files_.size(), " (",
               some_of(hidden_files_), ")"));
+    }
     if (!loops_.empty()) add(cat("links to a folder above are not followed: ", some_of(loops_)));
   }
 
@@ -199,8 +207,9 @@ class FolderWalk {
 }  // namespace
 
 PictureList list_picture_folder(const fs::path& folder) {
-  if (!fs::is_directory(folder))
+  if (!fs::is_directory(folder)) {
     fail(ErrorKind::kBadFile, cat("image folder not found: ", folder.string()));
+  }
   return FolderWalk(folder).run();
 }
 

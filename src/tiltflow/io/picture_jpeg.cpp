@@ -105,8 +105,9 @@ Picture decode_jpeg_picture(std::string_view bytes, const std::string& name) {
   JpegReader reader(callbacks);
   jpeg_decompress_struct& info = reader.info;
   const auto guarded = [&](const auto& work) {
-    if (!without_error(callbacks, work))
+    if (!without_error(callbacks, work)) {
       fail(ErrorKind::kBadFile, cat(name, ": broken JPEG: ", callbacks.message));
+    }
   };
   guarded([&] {
     jpeg_create_decompress(&info);
@@ -115,8 +116,9 @@ Picture decode_jpeg_picture(std::string_view bytes, const std::string& name) {
     jpeg_read_header(&info, TRUE);
   });
   require_picture_size(info.image_width, info.image_height, name);
-  if (info.num_components == 2)
+  if (info.num_components == 2) {
     fail(ErrorKind::kBadFile, cat(name, ": a JPEG of two components is neither grey nor coloured"));
+  }
   const int orientation = orientation_of(info);
   callbacks.progress.progress_monitor = on_progress;
   info.progress = &callbacks.progress;

@@ -80,10 +80,12 @@ Palette palette_of(png_structp png, png_infop info) {
   int size = 0;
   int alphas = 0;
   Palette out;
-  if (png_get_PLTE(png, info, &colors, &size))
+  if (png_get_PLTE(png, info, &colors, &size)) {
     out.colors = {colors, static_cast<std::size_t>(size)};
-  if (png_get_tRNS(png, info, &alpha, &alphas, nullptr))
+  }
+  if (png_get_tRNS(png, info, &alpha, &alphas, nullptr)) {
     out.alpha = {alpha, static_cast<std::size_t>(alphas)};
+  }
   return out;
 }
 
@@ -93,14 +95,16 @@ Picture expanded(const std::vector<std::uint8_t>& indices, const Palette& palett
   const bool grey = std::all_of(palette.colors.begin(), palette.colors.end(), is_grey);
   std::vector<std::uint8_t> out;
   for (const std::uint8_t index : indices) {
-    if (index >= palette.colors.size())
+    if (index >= palette.colors.size()) {
       fail(ErrorKind::kBadFile, cat(name, ": broken PNG: a pixel is not in the palette"));
+    }
     const png_color& color = palette.colors[index];
     out.push_back(color.red);
     if (!grey) out.push_back(color.green);
     if (!grey) out.push_back(color.blue);
-    if (!palette.alpha.empty())
+    if (!palette.alpha.empty()) {
       out.push_back(index < palette.alpha.size() ? palette.alpha[index] : 255);
+    }
   }
   return picture_of_rows(out, width, height, (grey ? 1 : 3) + (palette.alpha.empty() ? 0 : 1));
 }
@@ -136,8 +140,9 @@ Picture decode_png_picture(std::string_view bytes, const std::string& name) {
   png_structp png = reader.png;
   png_infop info = reader.info;
   const auto guarded = [&](const auto& work) {
-    if (!without_error(png, work))
+    if (!without_error(png, work)) {
       fail(ErrorKind::kBadFile, cat(name, ": broken PNG: ", source.message));
+    }
   };
   guarded([&] { png_read_info(png, info); });
   const std::int64_t width = png_get_image_width(png, info);
@@ -147,8 +152,9 @@ Picture decode_png_picture(std::string_view bytes, const std::string& name) {
   const std::size_t stride = png_get_rowbytes(png, info);
   std::vector<std::uint8_t> pixels(stride * static_cast<std::size_t>(height));
   std::vector<png_bytep> rows;
-  for (std::int64_t y = 0; y < height; ++y)
+  for (std::int64_t y = 0; y < height; ++y) {
     rows.push_back(pixels.data() + static_cast<std::size_t>(y) * stride);
+  }
   guarded([&] {
     png_read_image(png, rows.data());
     png_read_end(png, nullptr);

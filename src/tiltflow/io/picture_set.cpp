@@ -58,8 +58,9 @@ FirstLook look_at_all(const std::vector<fs::path>& files, const DatasetConfig& c
   out.seen.resize(files.size());
   const PictureOptions options = picture_options(config);
   std::unique_ptr<Progress> progress;
-  if (files.size() >= kManyFiles)
+  if (files.size() >= kManyFiles) {
     progress = std::make_unique<Progress>("read pictures", static_cast<std::int64_t>(files.size()));
+  }
   double bytes = 0;
   for (std::int64_t first = 0; first < static_cast<std::int64_t>(files.size()); first += kPiece) {
     const std::int64_t n = std::min(kPiece, static_cast<std::int64_t>(files.size()) - first);
@@ -147,9 +148,10 @@ class Notes {
   }
 
   void add_mixture(const Shape& shape) {
-    if (shape[0] == 3)
+    if (shape[0] == 3) {
       add("grey among colours, repeated for three channels (data.channels),",
           [](const Seen& one) { return !one.shape.empty() && one.shape[0] == 1; });
+    }
   }
 
   const std::vector<std::string>& text() const { return text_; }
@@ -161,9 +163,10 @@ class Notes {
     for (std::size_t i = 0; i < seen_.size(); ++i) {
       if (test(seen_[i])) names.push_back(files_[i].string());
     }
-    if (!names.empty())
+    if (!names.empty()) {
       text_.push_back(cat(what, " in ", names.size(), " of ", files_.size(), " pictures: first ",
                           names.front()));
+    }
   }
 
   const std::vector<fs::path>& files_;
@@ -219,10 +222,11 @@ ImageDataset read_picture_set(PictureList list, const DatasetConfig& config,
   const auto count = static_cast<std::int64_t>(files.size());
   const double bytes =
       static_cast<double>(count) * static_cast<double>(shape[0] * shape[1] * shape[2]);
-  if (look.kept && bytes <= config.memory)
+  if (look.kept && bytes <= config.memory) {
     data.images = stacked(seen, shape, count);
-  else
+  } else {
     data.disk = {std::move(files), shape, picture_options(config)};
+  }
   return data;
 }
 

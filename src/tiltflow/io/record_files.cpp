@@ -25,8 +25,9 @@ fs::path with_or_without_gz(const fs::path& path) {
 
 std::uint32_t big_endian(const std::string& bytes, std::size_t offset) {
   std::uint32_t value = 0;
-  for (std::size_t i = 0; i < 4; ++i)
+  for (std::size_t i = 0; i < 4; ++i) {
     value = (value << 8) | static_cast<unsigned char>(bytes[offset + i]);
+  }
   return value;
 }
 
@@ -51,8 +52,9 @@ at::Tensor read_idx(const fs::path& path, std::size_t dimensions) {
   const auto code = static_cast<unsigned char>(bytes[2]);
   const IdxType* type = std::find_if(std::begin(kIdxTypes), std::end(kIdxTypes),
                                      [&](const IdxType& t) { return t.code == code; });
-  if (type == std::end(kIdxTypes))
+  if (type == std::end(kIdxTypes)) {
     bad(cat("not an idx file: element type ", static_cast<int>(code), " is unknown"));
+  }
   const auto found = static_cast<std::size_t>(static_cast<unsigned char>(bytes[3]));
   if (found != dimensions) bad(cat("an idx file of ", found, " dimensions, expected ", dimensions));
   const std::size_t width = elementSize(type->type);
@@ -62,13 +64,15 @@ at::Tensor read_idx(const fs::path& path, std::size_t dimensions) {
     shape.push_back(big_endian(bytes, 4 + 4 * i));
     if (count <= bytes.size()) count *= static_cast<std::uint64_t>(shape.back());
   }
-  if (count != bytes.size() - header)
+  if (count != bytes.size() - header) {
     bad(cat(bytes.size() - header, " data bytes, the header promises ", count));
+  }
   std::string data = bytes.substr(header);
   if (std::endian::native == std::endian::little && width > 1) {
-    for (std::size_t i = 0; i < data.size(); i += width)
+    for (std::size_t i = 0; i < data.size(); i += width) {
       std::reverse(data.begin() + static_cast<std::ptrdiff_t>(i),
                    data.begin() + static_cast<std::ptrdiff_t>(i + width));
+    }
   }
   at::Tensor out = at::empty(shape, type->type);
   std::memcpy(out.data_ptr(), data.data(), data.size());
@@ -88,12 +92,15 @@ ImageDataset labelled_images(at::Tensor images, const at::Tensor& labels,
     fail(ErrorKind::kBadFile, cat(where, ": ", what));
   };
   if (images.size(0) == 0 || images.numel() == 0) bad("there are no pictures");
-  if (images.scalar_type() != at::kByte)
+  if (images.scalar_type() != at::kByte) {
     bad(cat("the pictures are ", toString(images.scalar_type()), ", only bytes (uint8) are read"));
-  if (!at::isIntegralType(labels.scalar_type(), /*includeBool=*/false))
+  }
+  if (!at::isIntegralType(labels.scalar_type(), /*includeBool=*/false)) {
     bad(cat("the labels are ", toString(labels.scalar_type()), ", not whole numbers"));
-  if (labels.dim() != 1 || images.size(0) != labels.size(0))
+  }
+  if (labels.dim() != 1 || images.size(0) != labels.size(0)) {
     bad(cat(images.size(0), " pictures but labels ", shape_text(labels.sizes())));
+  }
   ImageDataset data;
   data.images = std::move(images);
   data.labels = labels.to(at::kLong);
@@ -127,8 +134,9 @@ std::vector<fs::path> cifar_files(const fs::path& folder, const std::string& spl
   std::vector<fs::path> files;
   std::error_code code;
   for (const auto& entry : fs::directory_iterator(folder, code)) {
-    if (!starts_with(entry.path().filename().string(), ".") && belongs_to(entry.path(), split))
+    if (!starts_with(entry.path().filename().string(), ".") && belongs_to(entry.path(), split)) {
       files.push_back(entry.path());
+    }
   }
   std::sort(files.begin(), files.end());
   // a.bin stands before a.bin.gz: the same records twice
@@ -136,11 +144,12 @@ std::vector<fs::path> cifar_files(const fs::path& folder, const std::string& spl
     return b.string() == a.string() + ".gz";
   };
   files.erase(std::unique(files.begin(), files.end(), packed_again), files.end());
-  if (files.empty())
+  if (files.empty()) {
     fail(ErrorKind::kBadFile,
          cat("no CIFAR binary files for the ", split, " split in ", folder.string()),
          "set data.path to the folder that holds data_batch_1.bin and the others (the binary "
          "version, not the Python one)");
+  }
   return files;
 }
 
@@ -190,8 +199,9 @@ ImageDataset read_cifar(const fs::path& folder, const std::string& split) {
         at::kByte);
     std::memcpy(records.data_ptr(), bytes.data(), bytes.size());
     const at::Tensor file_labels = records.select(1, 0).to(at::kLong);
-    if (file_labels.max().item<std::int64_t>() > 9)
+    if (file_labels.max().item<std::int64_t>() > 9) {
       fail(ErrorKind::kBadFile, cat(file.string(), ": a label exceeds 9; not CIFAR-10 records"));
+    }
     labels.push_back(file_labels);
     images.push_back(records.narrow(1, 1, kRecord - 1).reshape({-1, 3, 32, 32}));
   }
@@ -227,9 +237,10 @@ ImageDataset read_numpy_images(const fs::path& file) {
     return arrays.contains(a) ? arrays.at(a) : arrays.contains(b) ? arrays.at(b) : at::Tensor();
   };
   at::Tensor images = first_of("arr_0", "images");
-  if (!images.defined())
+  if (!images.defined()) {
     fail(ErrorKind::kBadFile, cat(file.string(), ": no pictures (an array arr_0 or images)"),
          cat("it has: ", join(npz_names(file), ", ")));
+  }
   if (images.dim() == 3 && images.size(2) <= 4 && images.size(1) > 4) {
     fail(ErrorKind::kBadFile,
          cat(file.string(), ": the pictures are ", shape_text(images.sizes()),
@@ -237,9 +248,10 @@ ImageDataset read_numpy_images(const fs::path& file) {
          "expected [N, H, W] or [N, H, W, 1 or 3]");
   }
   if (images.dim() == 3) images = images.unsqueeze(3);  // [N, H, W] -> [N, H, W, 1]
-  if (images.dim() != 4 || (images.size(3) != 1 && images.size(3) != 3))
+  if (images.dim() != 4 || (images.size(3) != 1 && images.size(3) != 3)) {
     fail(ErrorKind::kBadFile, cat(file.string(), ": the pictures are ", shape_text(images.sizes()),
                                   ", expected [N, H, W] or [N, H, W, 1 or 3]"));
+  }
   at::Tensor labels = first_of("arr_1", "labels");
   const std::string note = labels.defined() ? "" : unread_arrays(file);
   if (!labels.defined()) labels = at::zeros({images.size(0)}, at::kLong);

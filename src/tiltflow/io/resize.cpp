@@ -50,8 +50,9 @@ std::vector<Taps> taps_of(std::int64_t from, std::int64_t to, const Filter& filt
       sum += weights.back();
     }
     Taps taps{first, {}};
-    for (const double w : weights)
+    for (const double w : weights) {
       taps.weights.push_back(std::llround(std::ldexp(w / sum, kPrecision)));
+    }
     out.push_back(std::move(taps));
   }
   return out;
@@ -72,8 +73,9 @@ at::Tensor resize_rows(const at::Tensor& picture, const std::vector<Taps>& taps)
     std::uint8_t* result = out.data_ptr<std::uint8_t>() + y * to;
     for (const Taps& tap : taps) {
       std::int64_t sum = 0;
-      for (std::size_t k = 0; k < tap.weights.size(); ++k)
+      for (std::size_t k = 0; k < tap.weights.size(); ++k) {
         sum += tap.weights[k] * in[tap.first + static_cast<std::int64_t>(k)];
+      }
       *result++ = rounded(sum);
     }
   }
@@ -126,10 +128,11 @@ at::Tensor center_crop(const at::Tensor& picture, std::int64_t size, const std::
   };
   const std::int64_t height = scaled(x.size(1));
   const std::int64_t width = scaled(x.size(2));
-  if (std::max(height, width) > kLongestSide)
+  if (std::max(height, width) > kLongestSide) {
     fail(ErrorKind::kBadFile,
          cat(name, ": ", picture.size(1), " x ", picture.size(2),
              " pixels are too narrow a strip to be cropped to ", size, " x ", size));
+  }
   x = resize(x, height, width, "bicubic");
   return x.narrow(1, (x.size(1) - size) / 2, size)
       .narrow(2, (x.size(2) - size) / 2, size)

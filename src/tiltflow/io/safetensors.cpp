@@ -58,13 +58,15 @@ Entry parse_entry(const std::string& name, const nlohmann::json& value, const st
   const std::string label = cat(where, ": tensor '", name, "'");
   const auto bad = [&](const std::string& why) { fail(ErrorKind::kBadFile, cat(label, " ", why)); };
   if (!value.is_object() || !value.contains("dtype") || !value.contains("shape") ||
-      !value.contains("data_offsets"))
+      !value.contains("data_offsets")) {
     bad("lacks dtype, shape or data_offsets");
+  }
   const auto& dtype = value["dtype"];
   const auto& shape = value["shape"];
   const auto& offsets = value["data_offsets"];
-  if (!dtype.is_string() || !shape.is_array() || !offsets.is_array() || offsets.size() != 2)
+  if (!dtype.is_string() || !shape.is_array() || !offsets.is_array() || offsets.size() != 2) {
     bad("has a malformed header entry");
+  }
   Entry entry{name, at::kFloat, {}, 0, 0};
   const std::string type_name = dtype.get<std::string>();
   const auto* type = std::find_if(std::begin(kElementTypes), std::end(kElementTypes),
@@ -76,30 +78,37 @@ Entry parse_entry(const std::string& name, const nlohmann::json& value, const st
              : "");
   }
   entry.type = type->type;
-  std::uint64_t bytes = c10::elementSize(entry.type), extent = bytes;
+  std::uint64_t bytes = c10::elementSize(entry.type);
+  std::uint64_t extent = bytes;
   if (shape.size() > 16) bad("has more than 16 dimensions");
   for (const auto& n : shape) {
     if (!n.is_number_unsigned() ||
         n.get<std::uint64_t>() >
-            static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
+            static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
       bad("has a dimension that is not a non-negative integer");
+    }
     const std::uint64_t size = n.get<std::uint64_t>();
-    if (size > 1 && extent > (std::uint64_t{1} << 62) / size)
+    if (size > 1 && extent > (std::uint64_t{1} << 62) / size) {
       bad("has dimensions that overflow");  // strides of empty tensors, too
+    }
     extent *= std::max<std::uint64_t>(1, size);
-    if (size != 0 && bytes > std::numeric_limits<std::uint64_t>::max() / size)
+    if (size != 0 && bytes > std::numeric_limits<std::uint64_t>::max() / size) {
       bad("has a size that overflows");
+    }
     bytes *= size;
     entry.shape.push_back(static_cast<std::int64_t>(size));
   }
-  for (const auto& offset : offsets)
+  for (const auto& offset : offsets) {
     if (!offset.is_number_unsigned()) bad("has an offset that is not a non-negative integer");
+  }
   entry.begin = offsets[0].get<std::uint64_t>();
   entry.end = offsets[1].get<std::uint64_t>();
-  if (entry.begin > entry.end)
+  if (entry.begin > entry.end) {
     bad(cat("has offsets [", entry.begin, ", ", entry.end, "), which run backwards"));
-  if (entry.end - entry.begin != bytes)
+  }
+  if (entry.end - entry.begin != bytes) {
     bad(cat("spans ", entry.end - entry.begin, " bytes, its shape needs ", bytes));
+  }
   return entry;
 }
 
@@ -110,21 +119,24 @@ TensorFile read_safetensors(const std::filesystem::path& path) {
   const MappedFile file(path);
   refuse_foreign_file(
       {reinterpret_cast<const char*>(file.data()), std::min(file.size(), kForeignHead)}, where);
-  if (file.size() < 8)
+  if (file.size() < 8) {
     fail(ErrorKind::kBadFile,
          cat(where, ": too short for a safetensors file (", file.size(), " bytes)"));
+  }
   std::uint64_t header_size = 0;
   std::memcpy(&header_size, file.data(), 8);
-  if (header_size > kMaxHeader)
+  if (header_size > kMaxHeader) {
     fail(
         ErrorKind::kBadFile,
         cat(where, ": header length ", header_size, " exceeds the limit of ", kMaxHeader, " bytes"),
         "is this a safetensors file?");
-  if (header_size > file.size() - 8)
+  }
+  if (header_size > file.size() - 8) {
     fail(ErrorKind::kBadFile,
          cat(where, ": its header of ", header_size, " bytes does not fit in the ", file.size(),
              " bytes of the file (truncated?)"),
          "copy or download it again");
+  }
   const std::uint64_t data_size = file.size() - 8 - header_size;
   const nlohmann::json header =
       parse_header(std::string(reinterpret_cast<const char*>(file.data()) + 8, header_size), where);
@@ -136,8 +148,9 @@ TensorFile read_safetensors(const std::filesystem::path& path) {
     if (name == "__metadata__") {
       if (!value.is_object()) fail(ErrorKind::kBadFile, where + ": __metadata__ is not an object");
       for (const auto& [key, text] : value.items()) {
-        if (!text.is_string())
+        if (!text.is_string()) {
           fail(ErrorKind::kBadFile, cat(where, ": __metadata__ entry '", key, "' is not a string"));
+        }
         out.metadata[key] = text.get<std::string>();
       }
     } else {
@@ -149,10 +162,12 @@ TensorFile read_safetensors(const std::filesystem::path& path) {
   });
   std::uint64_t expected = 0;
   for (const Entry& entry : entries) {
-    if (entry.begin < expected)
+    if (entry.begin < expected) {
       fail(ErrorKind::kBadFile, cat(where, ": tensor '", entry.name, "' overlaps its neighbour"));
-    if (entry.begin > expected)
+    }
+    if (entry.begin > expected) {
       fail(ErrorKind::kBadFile, cat(where, ": unused bytes before tensor '", entry.name, "'"));
+    }
     expected = entry.end;
   }
   if (expected > data_size) {
@@ -161,16 +176,18 @@ TensorFile read_safetensors(const std::filesystem::path& path) {
              " bytes, the file has ", file.size()),
          "copy or download it again");
   }
-  if (expected != data_size)
+  if (expected != data_size) {
     fail(ErrorKind::kBadFile, cat(where, ": ", data_size - expected, " unused bytes at the end"));
+  }
 
   const std::byte* data = file.data() + 8 + header_size;
   for (const Entry& entry : entries) {
     const bool boolean =
         entry.type == at::kBool;  // bytes other than 0 and 1 must not end up in a C++ bool
     at::Tensor tensor = at::empty(entry.shape, boolean ? at::kByte : entry.type);
-    if (entry.end > entry.begin)
+    if (entry.end > entry.begin) {
       std::memcpy(tensor.data_ptr(), data + entry.begin, entry.end - entry.begin);
+    }
     out.tensors.add(entry.name, boolean ? tensor.ne(0) : tensor);
   }
   return out;
@@ -189,8 +206,9 @@ void write_safetensors(const std::filesystem::path& path, const ParameterSet& te
     const auto* type =
         std::find_if(std::begin(kElementTypes), std::end(kElementTypes),
                      [&](const TypeName& t) { return tensor.scalar_type() == t.type; });
-    if (type == std::end(kElementTypes))
+    if (type == std::end(kElementTypes)) {
       fail(ErrorKind::kFailure, cat("tensor '", name, "' has a type that safetensors cannot hold"));
+    }
     header[name] = {{"dtype", type->name},
                     {"shape", tensor.sizes().vec()},
                     {"data_offsets", {offset, offset + tensor.nbytes()}}};
@@ -203,8 +221,9 @@ void write_safetensors(const std::filesystem::path& path, const ParameterSet& te
   std::string prefix(8, '\0');
   std::memcpy(prefix.data(), &length, 8);
   std::vector<std::string_view> pieces{prefix, text};
-  for (const at::Tensor& tensor : kept)
+  for (const at::Tensor& tensor : kept) {
     pieces.emplace_back(static_cast<const char*>(tensor.data_ptr()), tensor.nbytes());
+  }
   write_file_atomic(path, pieces);
 }
 

@@ -16,8 +16,9 @@ const std::vector<std::string> kTest{"test", "val", "valid", "validation"};
 std::vector<std::string> those_there(const fs::path& folder,
                                      const std::vector<std::string>& names) {
   std::vector<std::string> out;
-  for (const std::string& name : names)
+  for (const std::string& name : names) {
     if (fs::is_directory(folder / name)) out.push_back(name);
+  }
   return out;
 }
 

@@ -121,10 +121,11 @@ FlatSections sections_of(const ParameterSet& tensors) {
     const std::string part(first_part(name));
     const bool known =
         part.size() < name.size() && (is_one_of(kAverages, part) || is_one_of(kWeights, part));
-    if (!known)
+    if (!known) {
       out.rest.add(name, tensor);
-    else if (std::find(out.names.begin(), out.names.end(), part) == out.names.end())
+    } else if (std::find(out.names.begin(), out.names.end(), part) == out.names.end()) {
       out.names.push_back(part);
+    }
   }
   return out;
 }
@@ -196,10 +197,11 @@ StateDict flat_state_dict(const ParameterSet& tensors, const std::string& sectio
   const FlatSections flat = adapter ? FlatSections{} : sections_of(clean);
   const std::string average = average_beside(clean, flat, where);
   Names names;
-  if (flat.rest.empty())
+  if (flat.rest.empty()) {
     names = flat.names;
-  else if (!average.empty())
+  } else if (!average.empty()) {
     names = {average, kRest};
+  }
   const bool part = !section.empty() && names.empty() && !below(clean, section + ".").empty();
   if (part) names = {section};  // beside losses, metrics, ...: only when asked for
   if (!section.empty() && std::find(names.begin(), names.end(), section) == names.end()) {

@@ -25,8 +25,9 @@ std::string_view head_of(const MappedFile& file) {
 // By content: diffusers and transformers put a variant's name into the middle of the suffix.
 // (index.fp16.json)
 bool looks_like_index(std::string_view head) {
-  if (head.substr(0, 8).find('\0') != std::string_view::npos)
+  if (head.substr(0, 8).find('\0') != std::string_view::npos) {
     return false;  // the length of a safetensors header
+  }
   const std::size_t start = head.find_first_not_of(" \t\r\n");
   return start != std::string_view::npos && head[start] == '{';
 }
@@ -60,8 +61,9 @@ TensorFile read_sharded(const std::filesystem::path& path) {
   TensorFile out;
   const nlohmann::json map = read_index(path);
   for (const auto& [name, shard] : map.items()) {
-    if (!shard.is_string())
+    if (!shard.is_string()) {
       fail(ErrorKind::kBadFile, cat(where, ": the shard of '", name, "' is not a file name"));
+    }
     const std::string file = shard.get<std::string>();
     if (file.empty() || file.find('/') != std::string::npos ||
         file.find('\\') != std::string::npos || file == "..") {
@@ -71,24 +73,28 @@ TensorFile read_sharded(const std::filesystem::path& path) {
     }
     if (!shards.count(file)) {
       const std::filesystem::path part = path.parent_path() / file;
-      if (!std::filesystem::exists(part))
+      if (!std::filesystem::exists(part)) {
         fail(ErrorKind::kBadFile, cat(where, ": its shard ", file, " is not there"),
              "put all shards beside the index");
+      }
       shards.emplace(file, read_part(part));
     }
     const ParameterSet& tensors = shards.at(file).tensors;
-    if (!tensors.contains(name))
+    if (!tensors.contains(name)) {
       fail(ErrorKind::kBadFile, cat(where, ": '", name, "' is not in ", file));
+    }
     out.tensors.add(name, tensors.at(name));
   }
-  for (const auto& [file, shard] : shards)
+  for (const auto& [file, shard] : shards) {
     out.metadata.insert(shard.metadata.begin(), shard.metadata.end());
+  }
   return out;
 }
 
 void log_choice(const StateDictFile& file, const std::string& where) {
-  if (file.sections.size() > 1)
+  if (file.sections.size() > 1) {
     log_info(cat(where, ": taking '", file.section, "' of ", join(file.sections, ", ")));
+  }
 }
 
 StateDictFile flat_file(TensorFile content, const std::string& section, const std::string& where) {
@@ -203,13 +209,15 @@ void write_sharded_safetensors(const std::filesystem::path& index, const Paramet
                                const std::map<std::string, std::string>& metadata) {
   const std::string name = index.filename().string();
   const std::string suffix = ".safetensors.index.json";
-  if (!ends_with(name, suffix))
+  if (!ends_with(name, suffix)) {
     fail(ErrorKind::kUsage, cat(index.string(), ": a sharded model is named <base>", suffix));
+  }
   std::vector<ParameterSet> shards(1);
   for (const auto& [key, tensor] : tensors) {
     if (!shards.back().empty() &&
-        shards.back().bytes() + static_cast<double>(tensor.nbytes()) > shard_bytes)
+        shards.back().bytes() + static_cast<double>(tensor.nbytes()) > shard_bytes) {
       shards.emplace_back();
+    }
     shards.back().add(key, tensor);
   }
   const auto five = [](std::size_t n) {

@@ -22,7 +22,10 @@ namespace {
 // fixed32)
 std::string varint(std::uint64_t value) {
   std::string out;
-  while (value >= 0x80) out += static_cast<char>(value | 0x80), value >>= 7;
+  while (value >= 0x80) {
+    out += static_cast<char>(value | 0x80);
+    value >>= 7;
+  }
   return out += static_cast<char>(value);
 }
 template <class T>
@@ -88,8 +91,9 @@ long long newest_file(const std::filesystem::path& folder) {
   long long newest = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    if (starts_with(name, kFileStart))
+    if (starts_with(name, kFileStart)) {
       newest = std::max(newest, std::atoll(name.c_str() + kFileStart.size()));
+    }
   }
   return newest;
 }

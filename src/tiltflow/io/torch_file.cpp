@@ -57,19 +57,22 @@ struct StorageId {
 };
 
 std::uint64_t natural(const TorchFile& file, const std::string& name, const PickleNode& node) {
-  if (!node.is(Kind::kInt) || !node.text.empty() || node.integer < 0)
+  if (!node.is(Kind::kInt) || !node.text.empty() || node.integer < 0) {
     bad(file, name, "has a size, stride or offset that is not a natural number");
+  }
   return static_cast<std::uint64_t>(node.integer);
 }
 
 StorageId storage_id(const TorchFile& file, const std::string& name, const PickleNode& node) {
   if (!node.is(Kind::kPersistent) || !node.items[0]->is(Kind::kTuple) ||
-      node.items[0]->items.size() < 5)
+      node.items[0]->items.size() < 5) {
     bad(file, name, "has no storage");
+  }
   const auto& id = node.items[0]->items;
   if (!id[0]->is(Kind::kText) || id[0]->text != "storage" || !id[1]->is(Kind::kGlobal) ||
-      !id[2]->is(Kind::kText))
+      !id[2]->is(Kind::kText)) {
     bad(file, name, "has a malformed storage");
+  }
   StorageId out{at::kByte, false, id[2]->text, natural(file, name, *id[4]), 0, 0};
   const std::string& type = id[1]->text;
   if (ends_with(type, ".UntypedStorage")) {
@@ -89,8 +92,9 @@ StorageId storage_id(const TorchFile& file, const std::string& name, const Pickl
     if (id[5]->items.size() < 3) bad(file, name, "has a malformed storage view");
     out.view_offset = natural(file, name, *id[5]->items[1]);
     out.view_elements = natural(file, name, *id[5]->items[2]);
-    if (out.view_offset > out.elements || out.view_elements > out.elements - out.view_offset)
+    if (out.view_offset > out.elements || out.view_elements > out.elements - out.view_offset) {
       bad(file, name, "has a storage view outside its storage");
+    }
   }
   return out;
 }
@@ -99,24 +103,28 @@ std::string_view storage_bytes(const TorchFile& file, const std::string& name,
                                const StorageId& id) {
   const TorchFile::Storages& s = *file.storages;
   const std::uint64_t width = id.untyped ? 1 : c10::elementSize(id.type);
-  if (id.elements > std::numeric_limits<std::uint64_t>::max() / 16)
+  if (id.elements > std::numeric_limits<std::uint64_t>::max() / 16) {
     bad(file, name, "has a storage whose size overflows");
+  }
   std::string_view data;
   if (s.zip) {
     const std::string entry = cat(s.root, "data/", id.key);
-    if (!s.zip->contains(entry))
+    if (!s.zip->contains(entry)) {
       bad(file, name, cat("refers to the storage '", id.key, "', which the archive lacks"));
+    }
     data = s.zip->stored(entry);
   } else {
     const auto found = s.raw.find(id.key);
-    if (found == s.raw.end())
+    if (found == s.raw.end()) {
       bad(file, name, cat("refers to the storage '", id.key, "', which the file lacks"));
+    }
     data = found->second;
   }
-  if (data.size() < id.elements * width)
+  if (data.size() < id.elements * width) {
     bad(file, name,
         cat("needs ", id.elements * width, " bytes of storage '", id.key, "', the file has ",
             data.size()));
+  }
   return data.substr(id.view_offset * width, id.view_elements * width);
 }
 
@@ -127,16 +135,18 @@ const std::vector<const PickleNode*>* tensor_call(const PickleNode& node, std::s
   if (!node.is(Kind::kObject) || depth > 4) return nullptr;
   if ((node.text == "torch._utils._rebuild_parameter" ||
        node.text == "torch._utils._rebuild_parameter_with_state") &&
-      !node.items.empty())
+      !node.items.empty()) {
     return tensor_call(*node.items[0], function, depth + 1);
+  }
   const bool subclass = node.text == "torch._tensor._rebuild_from_type_v2" &&
                         node.items.size() >= 3 && node.items[0]->is(Kind::kGlobal) &&
                         node.items[2]->is(Kind::kTuple);
   const std::string& name = subclass ? node.items[0]->text : node.text;
   const auto& arguments = subclass ? node.items[2]->items : node.items;
   if (name != "torch._utils._rebuild_tensor_v2" && name != "torch._utils._rebuild_tensor_v3" &&
-      name != "torch._utils._rebuild_tensor")
+      name != "torch._utils._rebuild_tensor") {
     return nullptr;
+  }
   *function = name;
   return &arguments;
 }
@@ -152,10 +162,12 @@ void find_raw_storages(const TorchFile& file, const PickleDocument& keys, std::s
   }
   const std::string_view bytes = file.storages->bytes();
   for (const PickleNode* key : keys.root->items) {
-    if (!key->is(Kind::kText) || !widths.count(key->text))
+    if (!key->is(Kind::kText) || !widths.count(key->text)) {
       fail(ErrorKind::kBadFile, cat(file.where, ": lists a storage that no tensor uses"));
-    if (bytes.size() - position < 8)
+    }
+    if (bytes.size() - position < 8) {
       fail(ErrorKind::kBadFile, cat(file.where, ": ends before its last storage (truncated?)"));
+    }
     std::uint64_t elements = 0;
     std::memcpy(&elements, bytes.data() + position, 8);
     position += 8;
@@ -183,12 +195,14 @@ TorchFile read_stream(const std::filesystem::path& path,
   };
   next();  // magic number
   const PickleDocument protocol = next();
-  if (!protocol.root->is(Kind::kInt) || protocol.root->integer != 1001)
+  if (!protocol.root->is(Kind::kInt) || protocol.root->integer != 1001) {
     fail(ErrorKind::kBadFile, cat(file.where, ": unknown protocol of the old PyTorch format"));
+  }
   const PickleDocument system = next();
   const PickleNode* little_endian = system.root->find("little_endian");
-  if (little_endian && little_endian->is(Kind::kBool) && !little_endian->integer)
+  if (little_endian && little_endian->is(Kind::kBool) && !little_endian->integer) {
     fail(ErrorKind::kBadFile, cat(file.where, ": was written on a big-endian machine"));
+  }
   file.document = next();
   const PickleDocument keys = next();
   file.storages = storages;
@@ -203,12 +217,14 @@ TorchFile read_archive(const std::filesystem::path& path,
   refuse_foreign_archive(*storages->zip, file.where);
   std::string entry;
   for (const std::string& name : storages->zip->names()) {
-    if (ends_with(name, "/data.pkl") && std::count(name.begin(), name.end(), '/') == 1)
+    if (ends_with(name, "/data.pkl") && std::count(name.begin(), name.end(), '/') == 1) {
       entry = name;
+    }
   }
-  if (entry.empty())
+  if (entry.empty()) {
     fail(ErrorKind::kBadFile,
          cat(file.where, ": a zip archive without data.pkl, not a PyTorch checkpoint"));
+  }
   storages->root = entry.substr(0, entry.size() - 8);
   if (const std::string order = storages->root + "byteorder";
       storages->zip->contains(order) && !starts_with(storages->zip->read(order, 64), "little")) {
@@ -233,9 +249,10 @@ bool is_other_tensor(const PickleNode& node) {
 // `made`: bytes of the tensors so far.
 void collect(const TorchFile& file, const PickleNode& node, const std::string& name,
              ParameterSet& out, std::uint64_t& made, int depth) {
-  if (depth > kDeepestTensor)
+  if (depth > kDeepestTensor) {
     fail(ErrorKind::kBadFile,
          cat(file.where, ": is nested too deeply at '", name.substr(0, 80), "'"));
+  }
   const auto below = [&](const std::string& key, const PickleNode& child) {
     collect(file, child, name.empty() ? key : cat(name, ".", key), out, made, depth + 1);
   };
@@ -249,11 +266,15 @@ void collect(const TorchFile& file, const PickleNode& node, const std::string& n
   } else if (node.is(Kind::kDict)) {
     std::map<std::string, const PickleNode*>
         last;  // of equal keys the last one counts, as in Python
-    for (const auto& [key, value] : node.entries)
+    for (const auto& [key, value] : node.entries) {
       last[key->is(Kind::kText) ? key->text : pickle_text(*key)] = value;
+    }
     for (const auto& [key, value] : node.entries) {
       const std::string label = key->is(Kind::kText) ? key->text : pickle_text(*key);
-      if (last[label] == value) below(label, *value), last[label] = nullptr;
+      if (last[label] == value) {
+        below(label, *value);
+        last[label] = nullptr;
+      }
     }
   } else if (node.is(Kind::kList) || node.is(Kind::kTuple)) {
     for (std::size_t i = 0; i < node.items.size(); ++i) below(std::to_string(i), *node.items[i]);
@@ -290,11 +311,13 @@ at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std:
                        std::uint64_t& made) {
   std::string function;
   const auto* arguments = tensor_call(node, &function);
-  if (!arguments)
+  if (!arguments) {
     fail(ErrorKind::kBadFile,
          cat(file.where, ": '", name, "' is ", pickle_text(node, 40), ", not a plain tensor"));
-  if (arguments->size() < 4 || (ends_with(function, "_v3") && arguments->size() < 7))
+  }
+  if (arguments->size() < 4 || (ends_with(function, "_v3") && arguments->size() < 7)) {
     bad(file, name, "is built in an unknown way");
+  }
   const StorageId id = storage_id(file, name, *(*arguments)[0]);
   at::ScalarType type = id.type;
   if (ends_with(function, "_v3")) {
@@ -302,16 +325,19 @@ at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std:
     const auto* found =
         std::find_if(std::begin(kTorchTypes), std::end(kTorchTypes),
                      [&](const TorchType& t) { return dtype.text == cat("torch.", t.dtype); });
-    if (found == std::end(kTorchTypes))
+    if (found == std::end(kTorchTypes)) {
       bad(file, name, cat("has the unsupported type ", pickle_text(dtype, 40)));
+    }
     type = found->type;
   } else if (id.untyped) {
     bad(file, name, "has a storage without a type");
   }
-  const PickleNode &sizes = *(*arguments)[2], &strides = *(*arguments)[3];
+  const PickleNode& sizes = *(*arguments)[2];
+  const PickleNode& strides = *(*arguments)[3];
   if (!sizes.is(Kind::kTuple) || !strides.is(Kind::kTuple) ||
-      sizes.items.size() != strides.items.size() || sizes.items.size() > 64)
+      sizes.items.size() != strides.items.size() || sizes.items.size() > 64) {
     bad(file, name, "has malformed sizes or strides");
+  }
 
   const std::string_view data = storage_bytes(file, name, id);
   const std::uint64_t width = c10::elementSize(type);
@@ -325,19 +351,24 @@ at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std:
     const std::uint64_t n = natural(file, name, *sizes.items[i]);
     const std::uint64_t step = natural(file, name, *strides.items[i]);
     if (n > kLimit || step > kLimit || (n > 0 && count > kLimit / n) ||
-        (n > 1 && step > (kLimit - std::min(last, kLimit)) / (n - 1)))
+        (n > 1 && step > (kLimit - std::min(last, kLimit)) / (n - 1))) {
       bad(file, name, "has a size that overflows");
+    }
     count *= n;
     if (n > 1) last += (n - 1) * step;
-    shape.push_back(static_cast<std::int64_t>(n)), steps.push_back(static_cast<std::int64_t>(step));
+    shape.push_back(static_cast<std::int64_t>(n));
+    steps.push_back(static_cast<std::int64_t>(step));
   }
   const auto offset = static_cast<std::int64_t>((*arguments)[1]->integer);
   if (count == 0) return at::empty(shape, type);
-  if (last >= available)
+  if (last >= available) {
     bad(file, name, cat("reaches element ", last, " of a storage of ", available));
+  }
   made += count * width;  // strides of zero must not turn a small file into a large tensor
-  if (made > 8 * static_cast<std::uint64_t>(file.storages->file.size()) + (std::uint64_t{1} << 26))
+  if (made >
+      8 * static_cast<std::uint64_t>(file.storages->file.size()) + (std::uint64_t{1} << 26)) {
     bad(file, name, "repeats its storage too often");
+  }
 
   // Boolean bytes other than 0 and 1 must not end up in a C++ bool; old files are not aligned.
   const at::ScalarType read_as = type == at::kBool ? at::kByte : type;

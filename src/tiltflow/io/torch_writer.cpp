@@ -16,17 +16,26 @@ namespace {
 class Writer {
  public:
   std::string out{"\x80\x02", 2};
-  void text(std::string_view s) { out += 'X', number(s.size(), 4), out += s; }
+  void text(std::string_view s) {
+    out += 'X';
+    number(s.size(), 4);
+    out += s;
+  }
   void integer(std::int64_t value) {
-    if (value >= 0 && value < 256)
-      out += 'K', number(static_cast<std::uint64_t>(value), 1);
-    else if (value >= 0 && value < 65536)
-      out += 'M', number(static_cast<std::uint64_t>(value), 2);
-    else if (value >= std::numeric_limits<std::int32_t>::min() &&
-             value <= std::numeric_limits<std::int32_t>::max())
-      out += 'J', number(static_cast<std::uint64_t>(value), 4);
-    else
-      out += "\x8a\x08", number(static_cast<std::uint64_t>(value), 8);
+    if (value >= 0 && value < 256) {
+      out += 'K';
+      number(static_cast<std::uint64_t>(value), 1);
+    } else if (value >= 0 && value < 65536) {
+      out += 'M';
+      number(static_cast<std::uint64_t>(value), 2);
+    } else if (value >= std::numeric_limits<std::int32_t>::min() &&
+               value <= std::numeric_limits<std::int32_t>::max()) {
+      out += 'J';
+      number(static_cast<std::uint64_t>(value), 4);
+    } else {
+      out += "\x8a\x08";
+      number(static_cast<std::uint64_t>(value), 8);
+    }
   }
   void integers(at::IntArrayRef values) {
     out += '(';
@@ -35,14 +44,15 @@ class Writer {
   }
   // As Python would write it: True, 4, 0.5, else text.
   void value(const PlainValue& value) {
-    if (const auto* boolean = std::get_if<bool>(&value))
+    if (const auto* boolean = std::get_if<bool>(&value)) {
       out += *boolean ? '\x88' : '\x89';
-    else if (const auto* whole = std::get_if<std::int64_t>(&value))
+    } else if (const auto* whole = std::get_if<std::int64_t>(&value)) {
       integer(*whole);
-    else if (const auto* real = std::get_if<double>(&value))
+    } else if (const auto* real = std::get_if<double>(&value)) {
       floating(*real);
-    else
+    } else {
       text(std::get<std::string>(value));
+    }
   }
   void floating(double value) {
     const auto bits = std::bit_cast<std::uint64_t>(value);
@@ -50,7 +60,11 @@ class Writer {
     for (int shift = 56; shift >= 0; shift -= 8) out += static_cast<char>(bits >> shift & 0xff);
   }
   void global(std::string_view module, std::string_view name) {
-    out += 'c', out += module, out += '\n', out += name, out += '\n';
+    out += 'c';
+    out += module;
+    out += '\n';
+    out += name;
+    out += '\n';
   }
   void number(std::uint64_t value, int width) {
     for (int i = 0; i < width; ++i) out += static_cast<char>(value >> (8 * i) & 0xff);
@@ -70,16 +84,22 @@ void write_torch_file(const std::filesystem::path& path,
     for (const auto& [name, original] : tensors) {
       const at::Tensor tensor = original.detach().to(at::kCPU).contiguous();
       const TorchType* type = torch_type(tensor.scalar_type());
-      if (!type)
+      if (!type) {
         fail(ErrorKind::kFailure,
              cat("tensor '", name, "' has a type that a PyTorch file cannot hold here"));
+      }
       w.text(name);
       w.global("torch._utils", "_rebuild_tensor_v2");
       w.out += "((";
-      w.text("storage"), w.global("torch", cat(type->storage, "Storage")),
-          w.text(std::to_string(kept.size())), w.text("cpu"), w.integer(tensor.numel());
+      w.text("storage");
+      w.global("torch", cat(type->storage, "Storage"));
+      w.text(std::to_string(kept.size()));
+      w.text("cpu");
+      w.integer(tensor.numel());
       w.out += "tQ";
-      w.integer(0), w.integers(tensor.sizes()), w.integers(tensor.strides());
+      w.integer(0);
+      w.integers(tensor.sizes());
+      w.integers(tensor.strides());
       w.out += '\x89';
       w.global("collections", "OrderedDict");
       w.out += ")RtR";
@@ -116,9 +136,10 @@ void write_torch_file(const std::filesystem::path& path,
   }
   w.out += '.';
   std::vector<ZipPiece> pieces{{"archive/data.pkl", w.out}, {"archive/byteorder", "little"}};
-  for (std::size_t i = 0; i < kept.size(); ++i)
+  for (std::size_t i = 0; i < kept.size(); ++i) {
     pieces.push_back({cat("archive/data/", i),
                       {static_cast<const char*>(kept[i].data_ptr()), kept[i].nbytes()}});
+  }
   pieces.push_back({"archive/version", "3\n"});
   write_zip(path, pieces);
 }

@@ -25,8 +25,9 @@ std::vector<std::string> spellings(const std::string& stem, const std::string& v
 std::vector<std::string> names_in(const fs::path& folder) {
   std::vector<std::string> out;
   if (!fs::is_directory(folder)) return out;
-  for (const auto& entry : fs::directory_iterator(folder))
+  for (const auto& entry : fs::directory_iterator(folder)) {
     out.push_back(entry.path().filename().string());
+  }
   std::sort(out.begin(), out.end());
   return out;
 }

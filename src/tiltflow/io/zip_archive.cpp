@@ -13,15 +13,20 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::uint32_t kLocal = 0x04034b50, kCentral = 0x02014b50, kEnd = 0x06054b50,
-                        kEnd64 = 0x06064b50, kLocator64 = 0x07064b50;
+constexpr std::uint32_t kLocal = 0x04034b50;
+constexpr std::uint32_t kCentral = 0x02014b50;
+constexpr std::uint32_t kEnd = 0x06054b50;
+constexpr std::uint32_t kEnd64 = 0x06064b50;
+constexpr std::uint32_t kLocator64 = 0x07064b50;
 constexpr std::uint32_t kMax32 = 0xffffffffu;
-constexpr std::size_t kAlignment = 64, kMaxEntries = 10'000'000;
+constexpr std::size_t kAlignment = 64;
+constexpr std::size_t kMaxEntries = 10'000'000;
 
 std::uint64_t little(std::string_view bytes, std::size_t offset, std::size_t width) {
   std::uint64_t value = 0;
-  for (std::size_t i = 0; i < width; ++i)
+  for (std::size_t i = 0; i < width; ++i) {
     value |= static_cast<std::uint64_t>(static_cast<unsigned char>(bytes[offset + i])) << (8 * i);
+  }
   return value;
 }
 
@@ -51,24 +56,28 @@ ZipArchive::ZipArchive(const MappedFile& file, std::string where)
     fail(ErrorKind::kBadFile, cat(where_, ": ", why), "is the file complete?");
   };
   const auto need = [&](std::uint64_t offset, std::uint64_t n) {
-    if (offset > bytes_.size() || n > bytes_.size() - offset)
+    if (offset > bytes_.size() || n > bytes_.size() - offset) {
       bad("the zip directory leaves the file");
+    }
   };
   if (bytes_.size() < 22) bad("too short for a zip archive");
   std::size_t end = bytes_.size() - 22;
   const std::size_t lowest = end > 65535 ? end - 65535 : 0;
   while (little(bytes_, end, 4) != kEnd) {
-    if (end == lowest)
+    if (end == lowest) {
       bad(cat("has no zip directory at the end of its ", bytes_.size(), " bytes (truncated?)"));
+    }
     --end;
   }
-  std::uint64_t count = little(bytes_, end + 10, 2), size = little(bytes_, end + 12, 4),
-                offset = little(bytes_, end + 16, 4);
+  std::uint64_t count = little(bytes_, end + 10, 2);
+  std::uint64_t size = little(bytes_, end + 12, 4);
+  std::uint64_t offset = little(bytes_, end + 16, 4);
   if (end >= 20 && little(bytes_, end - 20, 4) == kLocator64) {
     const std::uint64_t at = little(bytes_, end - 12, 8);
     need(at, 56);
     if (little(bytes_, at, 4) != kEnd64) bad("has a broken zip64 directory");
-    count = little(bytes_, at + 32, 8), size = little(bytes_, at + 40, 8),
+    count = little(bytes_, at + 32, 8);
+    size = little(bytes_, at + 40, 8);
     offset = little(bytes_, at + 48, 8);
   }
   need(offset, size);
@@ -76,9 +85,9 @@ ZipArchive::ZipArchive(const MappedFile& file, std::string where)
   for (std::uint64_t i = 0; i < count; ++i) {
     need(offset, 46);
     if (little(bytes_, offset, 4) != kCentral) bad("has a broken zip directory");
-    const std::uint64_t name_size = little(bytes_, offset + 28, 2),
-                        extra_size = little(bytes_, offset + 30, 2),
-                        comment_size = little(bytes_, offset + 32, 2);
+    const std::uint64_t name_size = little(bytes_, offset + 28, 2);
+    const std::uint64_t extra_size = little(bytes_, offset + 30, 2);
+    const std::uint64_t comment_size = little(bytes_, offset + 32, 2);
     need(offset + 46, name_size + extra_size + comment_size);
     Entry entry{little(bytes_, offset + 42, 4), little(bytes_, offset + 20, 4),
                 little(bytes_, offset + 24, 4),
@@ -88,7 +97,8 @@ ZipArchive::ZipArchive(const MappedFile& file, std::string where)
     const std::string name(bytes_.substr(offset + 46, name_size));
     // zip64 extra field: the 64-bit values of those that read 0xffffffff, in this order
     for (std::uint64_t at = offset + 46 + name_size, stop = at + extra_size; at + 4 <= stop;) {
-      const std::uint64_t id = little(bytes_, at, 2), length = little(bytes_, at + 2, 2);
+      const std::uint64_t id = little(bytes_, at, 2);
+      const std::uint64_t length = little(bytes_, at + 2, 2);
       if (length > stop - at - 4) bad(cat("has a broken extra field of zip entry '", name, "'"));
       std::uint64_t field = at + 4;
       const std::uint64_t field_end = field + length;
@@ -112,8 +122,9 @@ std::vector<std::string> ZipArchive::names() const {
 
 const ZipArchive::Entry& ZipArchive::entry(const std::string& name) const {
   const auto found = entries_.find(name);
-  if (found == entries_.end())
+  if (found == entries_.end()) {
     fail(ErrorKind::kBadFile, cat(where_, ": has no entry '", name, "'"));
+  }
   return found->second;
 }
 
@@ -122,9 +133,10 @@ std::string_view ZipArchive::packed_bytes(const std::string& name, const Entry& 
     fail(ErrorKind::kBadFile, cat(where_, ": zip entry '", name, "' leaves the file (truncated?)"));
   };
   if (entry.offset > bytes_.size() || bytes_.size() - entry.offset < 30) outside();
-  if (little(bytes_, entry.offset, 4) != kLocal)
+  if (little(bytes_, entry.offset, 4) != kLocal) {
     fail(ErrorKind::kBadFile,
          cat(where_, ": zip entry '", name, "' has no header where the directory says"));
+  }
   const std::uint64_t begin = entry.offset + 30 + little(bytes_, entry.offset + 26, 2) +
                               little(bytes_, entry.offset + 28, 2);
   if (begin > bytes_.size() || entry.packed > bytes_.size() - begin) outside();
@@ -133,31 +145,37 @@ std::string_view ZipArchive::packed_bytes(const std::string& name, const Entry& 
 
 std::string_view ZipArchive::stored(const std::string& name) const {
   const Entry& e = entry(name);
-  if (e.method != 0 || e.packed != e.size)
+  if (e.method != 0 || e.packed != e.size) {
     fail(ErrorKind::kBadFile,
          cat(where_, ": zip entry '", name, "' is compressed; PyTorch stores them plainly"));
+  }
   const std::string_view data = packed_bytes(name, e);
-  if (crc32_of(data) != e.checksum)
+  if (crc32_of(data) != e.checksum) {
     fail(ErrorKind::kBadFile, cat(where_, ": zip entry '", name, "' fails its checksum"),
          "the file is damaged; copy it again");
+  }
   return data;
 }
 
 std::string ZipArchive::read(const std::string& name, std::size_t limit) const {
   const Entry& e = entry(name);
-  if (e.size > limit)
+  if (e.size > limit) {
     fail(ErrorKind::kBadFile, cat(where_, ": zip entry '", name, "' of ", e.size,
                                   " bytes exceeds the limit of ", limit));
+  }
   if (e.method == 0) return std::string(stored(name));
-  if (e.method != Z_DEFLATED)
+  if (e.method != Z_DEFLATED) {
     fail(ErrorKind::kBadFile,
          cat(where_, ": zip entry '", name, "' uses the unknown compression ", e.method));
+  }
   const std::string_view packed = packed_bytes(name, e);
   constexpr std::uint64_t kBestRatio = 1032;  // of deflate: what promises more is damaged
-  if (e.size / kBestRatio > packed.size())
+  if (e.size / kBestRatio > packed.size()) {
     fail(ErrorKind::kBadFile, cat(where_, ": zip entry '", name, "' is damaged"));
-  if (std::max<std::uint64_t>(packed.size(), e.size) > std::numeric_limits<uInt>::max())
+  }
+  if (std::max<std::uint64_t>(packed.size(), e.size) > std::numeric_limits<uInt>::max()) {
     fail(ErrorKind::kBadFile, cat(where_, ": zip entry '", name, "' is too large"));
+  }
   std::string out(static_cast<std::size_t>(e.size), '\0');
   z_stream stream{};
   if (inflateInit2(&stream, -MAX_WBITS) != Z_OK) fail(ErrorKind::kFailure, "zlib could not start");
@@ -167,8 +185,9 @@ std::string ZipArchive::read(const std::string& name, std::size_t limit) const {
   stream.avail_out = static_cast<uInt>(out.size());
   const int status = inflate(&stream, Z_FINISH);
   inflateEnd(&stream);
-  if (status != Z_STREAM_END || stream.avail_out != 0 || crc32_of(out) != e.checksum)
+  if (status != Z_STREAM_END || stream.avail_out != 0 || crc32_of(out) != e.checksum) {
     fail(ErrorKind::kBadFile, cat(where_, ": zip entry '", name, "' is damaged"));
+  }
   return out;
 }
 
@@ -178,20 +197,31 @@ void write_zip(const std::filesystem::path& path, const std::vector<ZipPiece>& p
   std::string directory;
   std::uint64_t position = 0;
   for (const ZipPiece& piece : pieces) {
-    const std::uint64_t size = piece.data.size(), offset = position;
+    const std::uint64_t size = piece.data.size();
+    const std::uint64_t offset = position;
     const std::uint32_t checksum = crc32_of(piece.data);
     const bool wide = size >= kMax32;
     std::string header;
-    put(header, kLocal, 4), put(header, wide ? 45 : 20, 2), put(header, 0x800, 2),
-        put(header, 0, 2), put(header, 0, 4), put(header, checksum, 4);
-    put(header, wide ? kMax32 : size, 4), put(header, wide ? kMax32 : size, 4),
-        put(header, piece.name.size(), 2);
+    put(header, kLocal, 4);
+    put(header, wide ? 45 : 20, 2);
+    put(header, 0x800, 2);
+    put(header, 0, 2);
+    put(header, 0, 4);
+    put(header, checksum, 4);
+    put(header, wide ? kMax32 : size, 4);
+    put(header, wide ? kMax32 : size, 4);
+    put(header, piece.name.size(), 2);
     const std::size_t fixed =
         30 + piece.name.size() + (wide ? 20 : 0) + 4;  // up to the padding of the extra field "FB"
     const std::size_t padding = (kAlignment - (position + fixed) % kAlignment) % kAlignment;
     put(header, (wide ? 20 : 0) + 4 + padding, 2);
     header += piece.name;
-    if (wide) put(header, 1, 2), put(header, 16, 2), put(header, size, 8), put(header, size, 8);
+    if (wide) {
+      put(header, 1, 2);
+      put(header, 16, 2);
+      put(header, size, 8);
+      put(header, size, 8);
+    }
     header += "FB";
     put(header, padding, 2);
     header.append(padding, 'Z');
@@ -202,34 +232,59 @@ void write_zip(const std::filesystem::path& path, const std::vector<ZipPiece>& p
 
     const bool far = offset >= kMax32;
     const std::size_t extra = wide || far ? 4 + (wide ? 16 : 0) + (far ? 8 : 0) : 0;
-    put(directory, kCentral, 4), put(directory, 45, 2), put(directory, wide || far ? 45 : 20, 2),
-        put(directory, 0x800, 2), put(directory, 0, 2), put(directory, 0, 4),
-        put(directory, checksum, 4);
-    put(directory, wide ? kMax32 : size, 4), put(directory, wide ? kMax32 : size, 4),
-        put(directory, piece.name.size(), 2), put(directory, extra, 2);
-    put(directory, 0, 2), put(directory, 0, 2), put(directory, 0, 2), put(directory, 0, 4),
-        put(directory, far ? kMax32 : offset, 4);
+    put(directory, kCentral, 4);
+    put(directory, 45, 2);
+    put(directory, wide || far ? 45 : 20, 2);
+    put(directory, 0x800, 2);
+    put(directory, 0, 2);
+    put(directory, 0, 4);
+    put(directory, checksum, 4);
+    put(directory, wide ? kMax32 : size, 4);
+    put(directory, wide ? kMax32 : size, 4);
+    put(directory, piece.name.size(), 2);
+    put(directory, extra, 2);
+    put(directory, 0, 2);
+    put(directory, 0, 2);
+    put(directory, 0, 2);
+    put(directory, 0, 4);
+    put(directory, far ? kMax32 : offset, 4);
     directory += piece.name;
     if (extra) {
-      put(directory, 1, 2), put(directory, extra - 4, 2);
-      if (wide) put(directory, size, 8), put(directory, size, 8);
+      put(directory, 1, 2);
+      put(directory, extra - 4, 2);
+      if (wide) {
+        put(directory, size, 8);
+        put(directory, size, 8);
+      }
       if (far) put(directory, offset, 8);
     }
   }
-  const std::uint64_t begin = position, length = directory.size(), count = pieces.size();
+  const std::uint64_t begin = position;
+  const std::uint64_t length = directory.size();
+  const std::uint64_t count = pieces.size();
   if (begin >= kMax32 || length >= kMax32 || count >= 0xffff) {
-    put(directory, kEnd64, 4), put(directory, 44, 8), put(directory, 45, 2), put(directory, 45, 2),
-        put(directory, 0, 4), put(directory, 0, 4);
-    put(directory, count, 8), put(directory, count, 8), put(directory, length, 8),
-        put(directory, begin, 8);
-    put(directory, kLocator64, 4), put(directory, 0, 4), put(directory, begin + length, 8),
-        put(directory, 1, 4);
+    put(directory, kEnd64, 4);
+    put(directory, 44, 8);
+    put(directory, 45, 2);
+    put(directory, 45, 2);
+    put(directory, 0, 4);
+    put(directory, 0, 4);
+    put(directory, count, 8);
+    put(directory, count, 8);
+    put(directory, length, 8);
+    put(directory, begin, 8);
+    put(directory, kLocator64, 4);
+    put(directory, 0, 4);
+    put(directory, begin + length, 8);
+    put(directory, 1, 4);
   }
-  put(directory, kEnd, 4), put(directory, 0, 4),
-      put(directory, std::min<std::uint64_t>(count, 0xffff), 2),
-      put(directory, std::min<std::uint64_t>(count, 0xffff), 2);
-  put(directory, std::min<std::uint64_t>(length, kMax32), 4),
-      put(directory, std::min<std::uint64_t>(begin, kMax32), 4), put(directory, 0, 2);
+  put(directory, kEnd, 4);
+  put(directory, 0, 4);
+  put(directory, std::min<std::uint64_t>(count, 0xffff), 2);
+  put(directory, std::min<std::uint64_t>(count, 0xffff), 2);
+  put(directory, std::min<std::uint64_t>(length, kMax32), 4);
+  put(directory, std::min<std::uint64_t>(begin, kMax32), 4);
+  put(directory, 0, 2);
   content.push_back(directory);
   write_file_atomic(path, content);
 }

@@ -85,22 +85,27 @@ void bind(Fields& f, FlowModelConfig& c) {
 FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime,
                           at::ScalarType dtype) {
   if (!config.agents.empty()) {
-    if (!config.file.empty() || !config.family.empty())
+    if (!config.file.empty() || !config.family.empty()) {
       fail(ErrorKind::kConfig, "model.agents beside model.file or model.family: give one of them");
+    }
     FlowModel out;
     std::vector<std::shared_ptr<const VelocityModel>> parts;
     for (const std::string& file : config.agents) {
       FlowModelConfig one = config;
-      one.agents.clear(), one.file = file;
+      one.agents.clear();
+      one.file = file;
       const FlowModel part = load_flow_model(one, runtime, dtype);
-      if (part.prediction != "velocity")
+      if (part.prediction != "velocity") {
         fail(ErrorKind::kConfig,
              cat(file, " predicts ", part.prediction, ": agents must predict velocities"));
-      if (out.path && out.path->name() != part.path->name())
+      }
+      if (out.path && out.path->name() != part.path->name()) {
         fail(ErrorKind::kConfig,
              cat("model.agents: ", config.agents[0], " has the ", out.path->name(), " path, ", file,
                  " the ", part.path->name(), " path"));
-      out.path = part.path, out.prediction = part.prediction;
+      }
+      out.path = part.path;
+      out.prediction = part.prediction;
       parts.push_back(part.model);
     }
     out.model = std::make_shared<ProductModel>(std::move(parts));
@@ -108,19 +113,22 @@ FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime,
     return out;
   }
   if (!config.family.empty()) {
-    if (!config.file.empty())
+    if (!config.file.empty()) {
       fail(ErrorKind::kConfig, "model.file and model.family: give one of them");
-    if (!config.prediction.empty() && config.prediction != "velocity")
+    }
+    if (!config.prediction.empty() && config.prediction != "velocity") {
       fail(ErrorKind::kConfig, cat("model.prediction = \"", config.prediction,
                                    "\": a Gaussian mixture answers with velocities"));
+    }
     ModelSpec spec{config.family, config.args};
     spec.args["path"] = config.path.empty() ? "linear" : config.path;
     return {create_velocity_model(spec, 0, runtime), make_path(spec.args["path"]), "velocity",
             "mean"};
   }
-  if (config.file.empty())
+  if (config.file.empty()) {
     fail(ErrorKind::kConfig, "model.file is missing",
          "the base model, e.g. model.file = \"assets/mnist-sit.safetensors\"");
+  }
   LoadedModel loaded =
       load_velocity_model(config.file, config.args, runtime, dtype, config.weights);
   FlowModel out;
@@ -128,19 +136,22 @@ FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime,
                               cat("decide with --path or model.path: ", join(path_names(), ", "))));
   const auto own_path =
       loaded.model->spec().args.find("path");  // of models that are exact on one path only
-  if (own_path != loaded.model->spec().args.end() && own_path->second != out.path->name())
+  if (own_path != loaded.model->spec().args.end() && own_path->second != out.path->name()) {
     fail(ErrorKind::kConfig, cat("model.path = \"", out.path->name(), "\": ", config.file,
                                  " belongs to the ", own_path->second, " path"));
+  }
   out.prediction =
       decide(config.prediction, loaded.prediction, "velocity", config.file,
              cat("decide with --prediction or model.prediction: ", join(predictions(), ", ")));
-  if (const auto said = loaded.metadata.find("tiltflow.aggregate"); said != loaded.metadata.end())
+  if (const auto said = loaded.metadata.find("tiltflow.aggregate"); said != loaded.metadata.end()) {
     out.aggregate = said->second;
+  }
   if (!config.aggregate.empty()) out.aggregate = config.aggregate;
-  if (std::find(aggregates().begin(), aggregates().end(), out.aggregate) == aggregates().end())
+  if (std::find(aggregates().begin(), aggregates().end(), out.aggregate) == aggregates().end()) {
     fail(ErrorKind::kBadFile,
          cat(config.file, ": tiltflow.aggregate = '", out.aggregate, "' is unknown"),
          "known: " + join(aggregates(), ", "));
+  }
   out.model = with_prediction(std::move(loaded.model), out.path, out.prediction);
   return out;
 }

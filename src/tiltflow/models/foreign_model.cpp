@@ -94,23 +94,29 @@ std::string class_in(const std::filesystem::path& file) {
 }  // namespace
 
 std::string foreign_sit(const ParameterSet& tensors) {
-  if (!tensors.contains("x_embedder.proj.weight") || !tensors.contains("final_layer.linear.weight"))
+  if (!tensors.contains("x_embedder.proj.weight") ||
+      !tensors.contains("final_layer.linear.weight")) {
     return "";
-  if (any_like(tensors, "projectors.*"))
+  }
+  if (any_like(tensors, "projectors.*")) {
     return "a SiT trained with REPA, whose time runs from data to noise";
+  }
   if (any_like(tensors, "blocks.*.mlp.w12.weight")) return "a LightningDiT (SwiGLU layers)";
-  if (any_like(tensors, "blocks.*.attn.q_norm.weight"))
+  if (any_like(tensors, "blocks.*.attn.q_norm.weight")) {
     return "a transformer like SiT with normalised queries and keys";
-  if (any_like(tensors, "blocks.*.cross_attn.*"))
+  }
+  if (any_like(tensors, "blocks.*.cross_attn.*")) {
     return "a transformer like SiT with cross-attention (PixArt)";
+  }
   if (any_like(tensors, "context_embedder.*")) return "a Stable Diffusion 3 transformer (MMDiT)";
   return "";
 }
 
 std::string foreign_model(const ParameterSet& tensors) {
   for (const Signature& s : kSignatures) {
-    if (any_like(tensors, s.first) && (*s.second == 0 || any_like(tensors, s.second)))
+    if (any_like(tensors, s.first) && (*s.second == 0 || any_like(tensors, s.second))) {
       return s.what;
+    }
   }
   return "";
 }

@@ -27,8 +27,9 @@ using Args = std::map<std::string, std::string>;
 // In `dtype`, where networks compute.
 ParameterSet cast(const ParameterSet& tensors, at::ScalarType dtype) {
   ParameterSet out;
-  for (const auto& [name, tensor] : tensors)
+  for (const auto& [name, tensor] : tensors) {
     out.add(name, to_compute_device(tensor.is_floating_point() ? tensor.to(dtype) : tensor));
+  }
   return out;
 }
 
@@ -54,15 +55,17 @@ std::unique_ptr<VelocityModel> build(const std::string& family, const ParameterS
     constexpr std::int64_t kMost = 64;
     const auto found = args.find("agents");
     const std::int64_t count = found == args.end() ? 0 : std::atoll(found->second.c_str());
-    if (count < 1 || count > kMost)
+    if (count < 1 || count > kMost) {
       fail(ErrorKind::kBadFile, cat(where, ": a product of ", count, " models"));
+    }
     std::vector<std::shared_ptr<const VelocityModel>> agents;
     for (std::int64_t i = 0; i < count; ++i) {
       const std::string prefix = cat("agent", i, ".");
       Args own = args_below(args, prefix);
       const std::string own_family = own["family"];
-      if (own_family == "product" || own_family == "controlled")
+      if (own_family == "product" || own_family == "controlled") {
         fail(ErrorKind::kBadFile, cat(where, ": a ", own_family, " model inside a product"));
+      }
       own.erase("family");
       agents.push_back(build(own_family, tensors_below(tensors, prefix), own, runtime, where));
     }
@@ -71,12 +74,14 @@ std::unique_ptr<VelocityModel> build(const std::string& family, const ParameterS
   if (family == "controlled") {
     Args base_args = args_below(args, "base.");
     const std::string base_family = base_args["family"];
-    if (base_family == "controlled")
+    if (base_family == "controlled") {
       fail(ErrorKind::kBadFile, cat(where, ": a controlled model inside a controlled model"));
+    }
     base_args.erase("family");
     const auto path = args.find("path");
-    if (path == args.end())
+    if (path == args.end()) {
       fail(ErrorKind::kBadFile, cat(where, ": a controlled model without its path"));
+    }
     std::shared_ptr<const VelocityModel> base =
         build(base_family, tensors_below(tensors, "base."), base_args, runtime, where);
     const ControlConfig config = control_config_from_args(args);
@@ -95,8 +100,9 @@ std::unique_ptr<VelocityModel> build(const std::string& family, const ParameterS
 void warn_of_dit(const std::filesystem::path& path, const StatedIdentity& stated) {
   const std::string name = path.filename().string();
   if (stated.args.count("model") || name.find("DiT") == std::string::npos ||
-      name.find("SiT") != std::string::npos)
+      name.find("SiT") != std::string::npos) {
     return;
+  }
   log_warn(cat(path.string(),
                ": named like a DiT, whose tensors are those of a SiT; a DiT predicts noise at 1000 "
                "discrete times and is not sampled correctly here"));
@@ -129,19 +135,23 @@ Args model_metadata(Args metadata, const ModelSpec& spec) {
 }
 
 std::string model_family(const ParameterSet& tensors, const Args& metadata) {
-  if (const auto found = metadata.find("tiltflow.family"); found != metadata.end())
+  if (const auto found = metadata.find("tiltflow.family"); found != metadata.end()) {
     return found->second;
+  }
   if (const std::string relative = foreign_sit(tensors); !relative.empty()) return relative;
   if (looks_like_sit(tensors)) return "sit";
-  if (const std::string generator = generator_family(tensors, metadata); !generator.empty())
+  if (const std::string generator = generator_family(tensors, metadata); !generator.empty()) {
     return generator;
+  }
   const auto has = [&](const char* name) { return tensors.contains(name); };
   if (has("encoder.conv_in.weight") && has("decoder.conv_in.weight")) return "AutoencoderKL";
   if (has("encoder.layers.0.weight") && has("decoder.layers.0.weight")) return "AutoencoderTiny";
-  if (has("vision_model.embeddings.class_embedding") || has("visual.class_embedding"))
+  if (has("vision_model.embeddings.class_embedding") || has("visual.class_embedding")) {
     return "CLIP";
-  if (has("layers.0.weight") && has("layers.7.bias") && !has("layers.1.weight"))
+  }
+  if (has("layers.0.weight") && has("layers.7.bias") && !has("layers.1.weight")) {
     return "aesthetic head";
+  }
   if (tensors.contains("conv3.weight") && tensors.contains("fc2.weight")) return "classifier";
   return foreign_model(tensors);
 }
@@ -170,9 +180,10 @@ void refuse_model(const std::filesystem::path& path, const TensorFile& file,
   }
   std::string found = model_family(file.tensors, file.metadata);
   if (found.empty()) found = configured_class(path);
-  if (found.empty())
+  if (found.empty()) {
     fail(ErrorKind::kBadFile,
          cat(path.string(), ": not a model tiltflow knows; ", wanted, " is expected"), hint);
+  }
   fail(ErrorKind::kBadFile, cat(path.string(), ": holds ", with_article(found), ", not ", wanted),
        hint);
 }
@@ -189,19 +200,22 @@ LoadedModel load_velocity_model(const std::filesystem::path& path, const Args& o
   const std::string where = path.string();
   TensorFile file = read_tensors(path, section);
   const std::string family = model_family(file.tensors, file.metadata);
-  if (family.empty())
+  if (family.empty()) {
     refuse_model(
         path, file, "a velocity model",
         "velocity models: " + join(velocity_model_families(), ", ") + "; see `tiltflow inspect`");
+  }
   const StatedIdentity stated = stated_identity(file.metadata);
   Args args;
-  for (const auto& [name, said] : constructor_arguments(file, family, stated, overrides, where))
+  for (const auto& [name, said] : constructor_arguments(file, family, stated, overrides, where)) {
     args[name] = said.value;
+  }
   if (family == "sit") warn_of_dit(path, stated);
   LoadedModel out;
   const ParameterSet tensors = cast(file.tensors, dtype);
-  for (const auto& [name, tensor] : tensors)
+  for (const auto& [name, tensor] : tensors) {
     require_finite(tensor, cat(where, ": tensor '", name, "'"));
+  }
   out.model = build(family, tensors, args, runtime, where);
   out.path = stated.path;
   out.prediction = stated.prediction;
@@ -239,9 +253,10 @@ void save_velocity_model(const std::filesystem::path& path, const VelocityModel&
 
 std::shared_ptr<const Classifier> load_classifier(const std::filesystem::path& path) {
   TensorFile file = read_tensors(path);
-  if (model_family(file.tensors, file.metadata) != "classifier")
+  if (model_family(file.tensors, file.metadata) != "classifier") {
     refuse_model(path, file, "a classifier",
                  "train one with `tiltflow pretrain` and kind = \"classifier\"");
+  }
   const ClassifierConfig config =
       classifier_config_from_args(metadata_args(file.metadata, path.string()));
   return std::make_shared<Classifier>(config, cast(file.tensors, at::kFloat));

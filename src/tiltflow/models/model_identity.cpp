@@ -46,8 +46,9 @@ std::vector<IdentityRow> sit_rows(const ParameterSet& tensors, const Arguments& 
     const auto found = arguments.find(name);
     IdentityRow row{name, value, found == arguments.end() ? "its tensors" : found->second.source,
                     ""};
-    if (name == "num_heads" && !said)
+    if (name == "num_heads" && !said) {
       row.source = heads_known ? "the official size of this width" : "";
+    }
     if (name == "num_heads" && !heads_known) row.value = "";
     out.push_back(row);
   }
@@ -71,8 +72,9 @@ Arguments constructor_arguments(const TensorFile& file, const std::string& famil
          cat("decide with --model-arg ", name, "=VALUE, or model.args in a config"));
   }
   for (const auto& [name, value] : overrides) out[name] = {value, "given", ""};
-  if (family == "sit")
+  if (family == "sit") {
     out.merge(sit_trainer_arguments(file.tensors, stated, values_of(out), where));
+  }
   return out;
 }
 
@@ -104,10 +106,11 @@ Args identity_metadata(const TensorFile& file, const std::vector<IdentityRow>& i
   Args constructor;
   for (const IdentityRow& row : identity) {
     if (row.value.empty()) continue;
-    if (row.name == "family" || row.name == "path" || row.name == "prediction")
+    if (row.name == "family" || row.name == "path" || row.name == "prediction") {
       out["tiltflow." + row.name] = row.value;
-    else
+    } else {
       constructor[row.name] = row.value;
+    }
   }
   out["format"] = "pt";
   out["tiltflow.args"] = nlohmann::json(constructor).dump();

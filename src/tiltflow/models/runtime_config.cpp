@@ -52,11 +52,13 @@ std::string kernels_name(const ModelRuntime& runtime) {
 ModelRuntime apply(const ComputeConfig& c) {
   set_compute_device(c.device, world_rank() % world_local_size());
   int workers = static_cast<int>(c.workers);
-  if (workers == 0 && !compute_device().is_cpu())
+  if (workers == 0 && !compute_device().is_cpu()) {
     workers = 1;  // one stream of work; a larger `item` fills the device
-  if (workers == 0 && world_local_size() > 1)
+  }
+  if (workers == 0 && world_local_size() > 1) {
     workers = std::max(
         1, hardware_cores() / world_local_size());  // processes of one machine divide its cores
+  }
   set_thread_policy({workers, static_cast<int>(c.threads)});
   ModelRuntime runtime;
   runtime.precision = chosen_precision(c);
@@ -65,10 +67,11 @@ ModelRuntime apply(const ComputeConfig& c) {
   runtime.fused = c.kernels != "plain" && c.attention == "fused";
   runtime.graphs = c.graphs;
   const bool half = runtime.precision == MatmulPrecision::kBf16;
-  if (c.kernels == "fixed")
+  if (c.kernels == "fixed") {
     set_ways({});
-  else if (runtime.fused && compute_device().is_cpu())
+  } else if (runtime.fused && compute_device().is_cpu()) {
     machine_choices({.fp32_ways = !half, .bf16_ways = half});
+  }
   log_debug(cat("compute: ", compute_device().str(), ", ", thread_policy().workers, " workers x ",
                 c.threads, " threads, ", precision_name(runtime), ", attention ", c.attention,
                 ", kernels ", kernels_name(runtime)));

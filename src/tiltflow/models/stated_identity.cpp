@@ -90,10 +90,11 @@ Metadata flat(const Metadata& metadata) {
     if (ours) continue;
     const nlohmann::json value =
         starts_with(text, "{") ? nlohmann::json::parse(text, nullptr, false) : nlohmann::json();
-    if (value.is_object())
+    if (value.is_object()) {
       flatten(key, value, out, 0);
-    else
+    } else {
       out[key] = text;
+    }
   }
   return out;
 }
@@ -200,8 +201,9 @@ void refuse_unnamed(const Metadata& metadata, const Synonym (&known)[m], const c
     for (const std::string& word : unnamed_words(text)) {
       const char* ours = translated(known, normal(word));
       const bool usual = ours == known[0].ours;
-      if (ours && !usual)
+      if (ours && !usual) {
         stated.problem = cat(key, " holds '", word, "' without a name: is it the ", what, "?");
+      }
     }
   }
 }
@@ -227,10 +229,11 @@ Metadata without_identity(const Metadata& metadata) {
     if (states_identity(key)) continue;
     const Metadata parts = flat({{key, text}});
     const auto states = [](const auto& part) { return states_identity(part.first); };
-    if (std::none_of(parts.begin(), parts.end(), states))
+    if (std::none_of(parts.begin(), parts.end(), states)) {
       out[key] = text;
-    else
+    } else {
       std::copy_if(parts.begin(), parts.end(), std::inserter(out, out.end()), std::not_fn(states));
+    }
   }
   return out;
 }

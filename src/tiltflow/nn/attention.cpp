@@ -23,11 +23,19 @@ AttentionBackend parse_attention(const std::string& name) {
 at::Tensor self_attention(const Linear& qkv, const Linear& proj, std::int64_t heads,
                           const at::Tensor& x, MatmulPrecision precision,
                           AttentionBackend backend) {
-  const std::int64_t n = x.size(0), tokens = x.size(1), width = x.size(2), head = width / heads;
+  const std::int64_t n = x.size(0);
+  const std::int64_t tokens = x.size(1);
+  const std::int64_t width = x.size(2);
+  const std::int64_t head = width / heads;
   const std::vector<at::Tensor> packed = heads_of(apply(qkv, x, precision).contiguous(), heads);
-  at::Tensor q = packed[0], k = packed[1], v = packed[2];
-  if (precision == MatmulPrecision::kBf16 && x.scalar_type() == at::kFloat)
-    q = q.to(at::kBFloat16), k = k.to(at::kBFloat16), v = v.to(at::kBFloat16);
+  at::Tensor q = packed[0];
+  at::Tensor k = packed[1];
+  at::Tensor v = packed[2];
+  if (precision == MatmulPrecision::kBf16 && x.scalar_type() == at::kFloat) {
+    q = q.to(at::kBFloat16);
+    k = k.to(at::kBFloat16);
+    v = v.to(at::kBFloat16);
+  }
   at::Tensor out;
   if (backend == AttentionBackend::kFused) {
     out = at::scaled_dot_product_attention(q, k, v);

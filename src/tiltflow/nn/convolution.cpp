@@ -9,8 +9,9 @@ template <class Convolution>
 at::Tensor in_precision(MatmulPrecision precision, const at::Tensor& x, const at::Tensor& weight,
                         const at::Tensor& bias, const Convolution& convolution) {
   const at::Tensor pictures = x.contiguous(at::MemoryFormat::ChannelsLast);
-  if (precision == MatmulPrecision::kFull || x.scalar_type() != at::kFloat)
+  if (precision == MatmulPrecision::kFull || x.scalar_type() != at::kFloat) {
     return convolution(pictures, weight, bias);
+  }
   return convolution(pictures.to(at::kBFloat16), weight.to(at::kBFloat16), bias.to(at::kBFloat16))
       .to(x.scalar_type());
 }

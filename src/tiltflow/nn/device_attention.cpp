@@ -22,8 +22,8 @@ using torch::autograd::variable_list;
 struct FixedOrder {
   FixedOrder() { at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false); }
   ~FixedOrder() { at::globalContext().setDeterministicAlgorithms(was_, warned_); }
-  bool was_ = at::globalContext().deterministicAlgorithms(),
-       warned_ = at::globalContext().deterministicAlgorithmsWarnOnly();
+  bool was_ = at::globalContext().deterministicAlgorithms();
+  bool warned_ = at::globalContext().deterministicAlgorithmsWarnOnly();
 };
 
 at::Tensor joined(const at::Tensor& out) {
@@ -50,14 +50,17 @@ struct DeviceAttention : torch::autograd::Function<DeviceAttention> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    if (at::GradMode::is_enabled())
+    if (at::GradMode::is_enabled()) {
       fail(ErrorKind::kFailure, "attention kernels have no second derivatives",
            "set compute.kernels = \"plain\" and compute.attention = \"math\"");
+    }
     const FixedOrder order;
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor &packed = saved[0], &out = saved[1];
-    const std::int64_t heads = context->saved_data["heads"].toInt(), n = packed.size(0),
-                       t = packed.size(1);
+    const at::Tensor& packed = saved[0];
+    const at::Tensor& out = saved[1];
+    const std::int64_t heads = context->saved_data["heads"].toInt();
+    const std::int64_t n = packed.size(0);
+    const std::int64_t t = packed.size(1);
     const std::vector<at::Tensor> in = heads_of(packed, heads);
     const at::Tensor g = gradients[0].reshape({n, t, heads, -1}).transpose(1, 2);
     at::Tensor q, k, v, bias;
@@ -82,9 +85,10 @@ at::Tensor device_attention(const at::Tensor& packed, std::int64_t heads) {
   const bool taken = packed.is_cuda() && d <= 256 &&
                      ((packed.scalar_type() == at::kBFloat16 && d % 8 == 0) ||
                       (packed.scalar_type() == at::kFloat && d % 4 == 0));
-  if (taken)
+  if (taken) {
     return DeviceAttention::apply(packed, heads,
                                   at::GradMode::is_enabled() && packed.requires_grad());
+  }
   const std::vector<at::Tensor> in = heads_of(packed.contiguous(), heads);
   return joined(at::scaled_dot_product_attention(in[0], in[1], in[2]));
 }

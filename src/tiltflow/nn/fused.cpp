@@ -38,8 +38,9 @@ struct Shape {
 Shape shape_of(const at::Tensor& x, const at::Tensor& row) {
   const Shape s{x.size(0), x.size(1), x.size(2)};
   if (x.dim() != 3 || row.dim() != 2 || row.size(1) != s.c ||
-      (row.size(0) != 1 && row.size(0) != s.n) || row.scalar_type() != at::kFloat)
+      (row.size(0) != 1 && row.size(0) != s.n) || row.scalar_type() != at::kFloat) {
     fail(ErrorKind::kFailure, "fused kernels: one fp32 row per sample is expected");
+  }
   return s;
 }
 
@@ -52,16 +53,19 @@ SampleRows from(const SampleRows& rows, std::int64_t sample) {
 template <class Work>
 void over_tokens(std::int64_t n, std::int64_t t, const Work& work) {
   if (at::get_num_threads() == 1 || at::in_parallel_region()) return work(0, 0, n, t);
-  for (std::int64_t i = 0; i < n; ++i)
+  for (std::int64_t i = 0; i < n; ++i) {
     at::parallel_for(0, t, 16,
                      [&](std::int64_t begin, std::int64_t end) { work(i, begin, 1, end - begin); });
+  }
 }
 
 struct ModulatedNorm : Function<ModulatedNorm> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in,
                             const at::Tensor& shift_in, const at::Tensor& scale_in,
                             at::ScalarType type) {
-    const at::Tensor x = x_in.contiguous(), shift = as_rows(shift_in), scale = as_rows(scale_in);
+    const at::Tensor x = x_in.contiguous();
+    const at::Tensor shift = as_rows(shift_in);
+    const at::Tensor scale = as_rows(scale_in);
     const auto [n, t, c] = shape_of(x, scale);
     if constexpr (cuda::kBuilt) {
       if (x.is_cuda()) {
@@ -70,23 +74,27 @@ struct ModulatedNorm : Function<ModulatedNorm> {
         return made.out;
       }
     }
-    const at::Tensor out = at::empty(x.sizes(), x.options().dtype(type)),
-                     mean = at::empty({n, t}, x.options()), rstd = at::empty({n, t}, x.options());
-    float *m = mean.data_ptr<float>(), *r = rstd.data_ptr<float>();
+    const at::Tensor out = at::empty(x.sizes(), x.options().dtype(type));
+    const at::Tensor mean = at::empty({n, t}, x.options());
+    const at::Tensor rstd = at::empty({n, t}, x.options());
+    float* m = mean.data_ptr<float>();
+    float* r = rstd.data_ptr<float>();
     const float* in = x.const_data_ptr<float>();
-    const SampleRows a = rows(shift), b = rows(scale);
+    const SampleRows a = rows(shift);
+    const SampleRows b = rows(scale);
     over_tokens(n, t,
                 [&, t = t, c = c](std::int64_t i, std::int64_t j, std::int64_t samples,
                                   std::int64_t tokens) {
                   const std::int64_t row = i * t + j;
-                  if (half(out))
+                  if (half(out)) {
                     kernels::kernels().half.modulated_norm(in + row * c, from(a, i), from(b, i),
                                                            1e-6F, half_out(out) + row * c, m + row,
                                                            r + row, samples, tokens, c);
-                  else
+                  } else {
                     kernels::kernels().full.modulated_norm(in + row * c, from(a, i), from(b, i),
                                                            1e-6F, out.data_ptr<float>() + row * c,
                                                            m + row, r + row, samples, tokens, c);
+                  }
                 });
     context->save_for_backward({x, scale, mean, rstd});
     return out;
@@ -95,7 +103,9 @@ struct ModulatedNorm : Function<ModulatedNorm> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     once_differentiable();
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor &x = saved[0], &scale = saved[1], g = gradients[0].contiguous();
+    const at::Tensor& x = saved[0];
+    const at::Tensor& scale = saved[1];
+    const at::Tensor g = gradients[0].contiguous();
     const auto [n, t, c] = shape_of(x, scale);
     const bool modulation = context->needs_input_grad(1) || context->needs_input_grad(2);
     if constexpr (cuda::kBuilt) {
@@ -107,32 +117,35 @@ struct ModulatedNorm : Function<ModulatedNorm> {
     }
     const at::Tensor gx = context->needs_input_grad(0) ? at::empty_like(x) : at::Tensor();
     const at::Tensor g_shift =
-                         modulation ? at::zeros({scale.size(0), c}, x.options()) : at::Tensor(),
-                     g_scale = modulation ? at::zeros_like(g_shift) : at::Tensor();
+        modulation ? at::zeros({scale.size(0), c}, x.options()) : at::Tensor();
+    const at::Tensor g_scale = modulation ? at::zeros_like(g_shift) : at::Tensor();
     const std::int64_t stride = scale.size(0) == 1 ? 0 : c;
     const auto data = [](const at::Tensor& v) {
       return v.defined() ? v.data_ptr<float>() : nullptr;
     };
-    const float *in = x.const_data_ptr<float>(), *m = saved[2].const_data_ptr<float>(),
-                *r = saved[3].const_data_ptr<float>();
+    const float* in = x.const_data_ptr<float>();
+    const float* m = saved[2].const_data_ptr<float>();
+    const float* r = saved[3].const_data_ptr<float>();
     const SampleRows b = rows(scale);
     const auto work = [&, t = t, c = c](std::int64_t i, std::int64_t j, std::int64_t samples,
                                         std::int64_t tokens) {
       const std::int64_t row = i * t + j;
       float* to = gx.defined() ? data(gx) + row * c : nullptr;
-      if (half(g))
+      if (half(g)) {
         kernels::kernels().half.modulated_norm_backward(
             half_data(g) + row * c, in + row * c, from(b, i), m + row, r + row, to, data(g_shift),
             data(g_scale), stride, samples, tokens, c);
-      else
+      } else {
         kernels::kernels().full.modulated_norm_backward(
             g.const_data_ptr<float>() + row * c, in + row * c, from(b, i), m + row, r + row, to,
             data(g_shift), data(g_scale), stride, samples, tokens, c);
+      }
     };
-    if (modulation)
+    if (modulation) {
       work(0, 0, n, t);  // sums over the tokens
-    else
+    } else {
       over_tokens(n, t, work);
+    }
     return {gx, g_shift, g_scale, at::Tensor()};
   }
 };
@@ -140,7 +153,9 @@ struct ModulatedNorm : Function<ModulatedNorm> {
 struct GatedSum : Function<GatedSum> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in,
                             const at::Tensor& gate_in, const at::Tensor& y_in) {
-    const at::Tensor x = x_in.contiguous(), gate = as_rows(gate_in), y = y_in.contiguous();
+    const at::Tensor x = x_in.contiguous();
+    const at::Tensor gate = as_rows(gate_in);
+    const at::Tensor y = y_in.contiguous();
     const auto [n, t, c] = shape_of(x, gate);
     context->save_for_backward({gate, y});
     if constexpr (cuda::kBuilt) {
@@ -154,13 +169,14 @@ struct GatedSum : Function<GatedSum> {
                 [&, t = t, c = c](std::int64_t i, std::int64_t j, std::int64_t samples,
                                   std::int64_t tokens) {
                   const std::int64_t at = (i * t + j) * c;
-                  if (half(y))
+                  if (half(y)) {
                     kernels::kernels().half.gated_sum(in + at, from(g, i), half_data(y) + at,
                                                       to + at, samples, tokens, c);
-                  else
+                  } else {
                     kernels::kernels().full.gated_sum(in + at, from(g, i),
                                                       y.const_data_ptr<float>() + at, to + at,
                                                       samples, tokens, c);
+                  }
                 });
     return out;
   }
@@ -168,7 +184,9 @@ struct GatedSum : Function<GatedSum> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     once_differentiable();
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor &gate = saved[0], &y = saved[1], g = gradients[0].contiguous();
+    const at::Tensor& gate = saved[0];
+    const at::Tensor& y = saved[1];
+    const at::Tensor g = gradients[0].contiguous();
     const auto [n, t, c] = shape_of(g, gate);
     if constexpr (cuda::kBuilt) {
       if (g.is_cuda()) {
@@ -177,30 +195,31 @@ struct GatedSum : Function<GatedSum> {
         return {gradients[0], made.gate, made.y};
       }
     }
-    const at::Tensor gy = context->needs_input_grad(2) ? at::empty_like(y) : at::Tensor(),
-                     g_gate = context->needs_input_grad(1)
-                                  ? at::zeros({gate.size(0), c}, g.options())
-                                  : at::Tensor();
+    const at::Tensor gy = context->needs_input_grad(2) ? at::empty_like(y) : at::Tensor();
+    const at::Tensor g_gate =
+        context->needs_input_grad(1) ? at::zeros({gate.size(0), c}, g.options()) : at::Tensor();
     const std::int64_t stride = gate.size(0) == 1 ? 0 : c;
     float* to_gate = g_gate.defined() ? g_gate.data_ptr<float>() : nullptr;
     const SampleRows factor = rows(gate);
     const auto work = [&, t = t, c = c](std::int64_t i, std::int64_t j, std::int64_t samples,
                                         std::int64_t tokens) {
       const std::int64_t at = (i * t + j) * c;
-      if (half(y))
+      if (half(y)) {
         kernels::kernels().half.gated_sum_backward(
             g.const_data_ptr<float>() + at, from(factor, i), half_data(y) + at,
             gy.defined() ? half_out(gy) + at : nullptr, to_gate, stride, samples, tokens, c);
-      else
+      } else {
         kernels::kernels().full.gated_sum_backward(
             g.const_data_ptr<float>() + at, from(factor, i), y.const_data_ptr<float>() + at,
             gy.defined() ? gy.data_ptr<float>() + at : nullptr, to_gate, stride, samples, tokens,
             c);
+      }
     };
-    if (to_gate)
+    if (to_gate) {
       work(0, 0, n, t);  // sums over the tokens
-    else
+    } else {
       over_tokens(n, t, work);
+    }
     return {gradients[0], g_gate, gy};
   }
 };
@@ -210,8 +229,11 @@ struct GatedNorm : Function<GatedNorm> {
   static variable_list forward(AutogradContext* context, const at::Tensor& x_in,
                                const at::Tensor& gate, const at::Tensor& y_in,
                                const at::Tensor& shift, const at::Tensor& scale) {
-    const at::Tensor x = x_in.contiguous(), y = y_in.contiguous();
-    shape_of(x, gate), shape_of(x, shift), shape_of(x, scale);
+    const at::Tensor x = x_in.contiguous();
+    const at::Tensor y = y_in.contiguous();
+    shape_of(x, gate);
+    shape_of(x, shift);
+    shape_of(x, scale);
     if constexpr (cuda::kBuilt) {
       const cuda::GatedNormed made =
           cuda::gated_norm(x, gate, y, shift, scale, 1e-6F, y.scalar_type());
@@ -245,13 +267,15 @@ void over_numbers(std::int64_t n, const Work& work) {
 
 struct Gelu : Function<Gelu> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in) {
-    const at::Tensor x = x_in.contiguous(), out = at::empty_like(x);
+    const at::Tensor x = x_in.contiguous();
+    const at::Tensor out = at::empty_like(x);
     over_numbers(x.numel(), [&](std::int64_t begin, std::int64_t n) {
-      if (half(x))
+      if (half(x)) {
         kernels::kernels().half.gelu(half_data(x) + begin, half_out(out) + begin, n);
-      else
+      } else {
         kernels::kernels().full.gelu(x.const_data_ptr<float>() + begin,
                                      out.data_ptr<float>() + begin, n);
+      }
     });
     context->save_for_backward({x});
     return out;
@@ -259,16 +283,18 @@ struct Gelu : Function<Gelu> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     once_differentiable();
-    const at::Tensor x = context->get_saved_variables()[0], g = gradients[0].contiguous(),
-                     gx = at::empty_like(x);
+    const at::Tensor x = context->get_saved_variables()[0];
+    const at::Tensor g = gradients[0].contiguous();
+    const at::Tensor gx = at::empty_like(x);
     over_numbers(x.numel(), [&](std::int64_t begin, std::int64_t n) {
-      if (half(x))
+      if (half(x)) {
         kernels::kernels().half.gelu_backward(half_data(x) + begin, half_data(g) + begin,
                                               half_out(gx) + begin, n);
-      else
+      } else {
         kernels::kernels().full.gelu_backward(x.const_data_ptr<float>() + begin,
                                               g.const_data_ptr<float>() + begin,
                                               gx.data_ptr<float>() + begin, n);
+      }
     });
     return {gx};
   }
@@ -277,9 +303,10 @@ struct Gelu : Function<Gelu> {
 }  // namespace
 
 void once_differentiable() {
-  if (at::GradMode::is_enabled())
+  if (at::GradMode::is_enabled()) {
     fail(ErrorKind::kFailure, "fused kernels have no second derivatives",
          "set compute.kernels = \"plain\"");
+  }
 }
 
 bool takes(const at::Tensor& x) {

@@ -41,7 +41,8 @@ struct FlashAttention : Function<FlashAttention> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     once_differentiable();
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor &packed = saved[0], &out = saved[1];
+    const at::Tensor& packed = saved[0];
+    const at::Tensor& out = saved[1];
     const std::int64_t heads = context->saved_data["heads"].toInt();
     const std::vector<at::Tensor> in = heads_of(packed, heads);
     const at::Tensor g =
@@ -50,7 +51,9 @@ struct FlashAttention : Function<FlashAttention> {
         g, in[0], in[1], in[2], out, saved[2], 0.0, false);
     const at::Tensor result = at::empty_like(packed);
     std::vector<at::Tensor> to = heads_of(result, heads);
-    to[0].copy_(gq), to[1].copy_(gk), to[2].copy_(gv);
+    to[0].copy_(gq);
+    to[1].copy_(gk);
+    to[2].copy_(gv);
     return {result, at::Tensor()};
   }
 };
@@ -73,9 +76,11 @@ struct OwnAttention : Function<OwnAttention> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& packed_in,
                             std::int64_t heads) {
     const at::Tensor packed = packed_in.contiguous();
-    const std::int64_t n = packed.size(0), t = packed.size(1), d = packed.size(2) / (3 * heads);
-    const at::Tensor out = at::empty({n, t, heads * d}, packed.options()),
-                     log_sum = at::empty({n, heads, t}, at::kFloat);
+    const std::int64_t n = packed.size(0);
+    const std::int64_t t = packed.size(1);
+    const std::int64_t d = packed.size(2) / (3 * heads);
+    const at::Tensor out = at::empty({n, t, heads * d}, packed.options());
+    const at::Tensor log_sum = at::empty({n, heads, t}, at::kFloat);
     float* sums = log_sum.data_ptr<float>();
     const auto run = [&](const auto& table, const auto* in, auto* to) {
       over_heads(n * heads, table.attention_scratch(t, d),
@@ -83,10 +88,11 @@ struct OwnAttention : Function<OwnAttention> {
                    table.attention(in, to, sums, scratch, first, last, t, heads, d);
                  });
     };
-    if (half(packed))
+    if (half(packed)) {
       run(kernels::kernels().half, half_data(packed), half_out(out));
-    else
+    } else {
       run(kernels::kernels().full, packed.const_data_ptr<float>(), out.data_ptr<float>());
+    }
     context->saved_data["heads"] = heads;
     context->save_for_backward({packed, out, log_sum});
     return out;
@@ -95,11 +101,15 @@ struct OwnAttention : Function<OwnAttention> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     once_differentiable();
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor &packed = saved[0], &out = saved[1], g = gradients[0].contiguous(),
-                     result = at::empty_like(packed);
+    const at::Tensor& packed = saved[0];
+    const at::Tensor& out = saved[1];
+    const at::Tensor g = gradients[0].contiguous();
+    const at::Tensor result = at::empty_like(packed);
     const float* sums = saved[2].const_data_ptr<float>();
-    const std::int64_t heads = context->saved_data["heads"].toInt(), n = packed.size(0),
-                       t = packed.size(1), d = packed.size(2) / (3 * heads);
+    const std::int64_t heads = context->saved_data["heads"].toInt();
+    const std::int64_t n = packed.size(0);
+    const std::int64_t t = packed.size(1);
+    const std::int64_t d = packed.size(2) / (3 * heads);
     const auto run = [&](const auto& table, const auto* in, const auto* made, const auto* cotangent,
                          auto* to) {
       over_heads(n * heads, table.attention_scratch(t, d),
@@ -108,12 +118,13 @@ struct OwnAttention : Function<OwnAttention> {
                                             heads, d);
                  });
     };
-    if (half(packed))
+    if (half(packed)) {
       run(kernels::kernels().half, half_data(packed), half_data(out), half_data(g),
           half_out(result));
-    else
+    } else {
       run(kernels::kernels().full, packed.const_data_ptr<float>(), out.const_data_ptr<float>(),
           g.const_data_ptr<float>(), result.data_ptr<float>());
+    }
     return {result, at::Tensor()};
   }
 };

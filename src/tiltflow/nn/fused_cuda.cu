@@ -25,13 +25,14 @@ constexpr int kLanes = 8;      // of them at a time
 __device__ float4 load(const float* from) { return *reinterpret_cast<const float4*>(from); }
 __device__ float4 load(const Half* from) {
   const uint2 bits = *reinterpret_cast<const uint2*>(from);
-  const float2 a = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(bits.x)),
-               b = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(bits.y));
+  const float2 a = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(bits.x));
+  const float2 b = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(bits.y));
   return {a.x, a.y, b.x, b.y};
 }
 __device__ void store(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
 __device__ void store(Half* to, float4 v) {
-  const __nv_bfloat162 a = __floats2bfloat162_rn(v.x, v.y), b = __floats2bfloat162_rn(v.z, v.w);
+  const __nv_bfloat162 a = __floats2bfloat162_rn(v.x, v.y);
+  const __nv_bfloat162 b = __floats2bfloat162_rn(v.z, v.w);
   *reinterpret_cast<uint2*>(to) = {reinterpret_cast<const unsigned&>(a),
                                    reinterpret_cast<const unsigned&>(b)};
 }
@@ -64,10 +65,12 @@ __global__ void norm_kernel(const float* __restrict__ x, Rows gate, const T* __r
                             std::int64_t t, int c) {
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.y;
   if (row >= rows) return;
-  const float *a = shift.data + row / t * shift.stride, *b = scale.data + row / t * scale.stride;
+  const float* a = shift.data + row / t * shift.stride;
+  const float* b = scale.data + row / t * scale.stride;
   const int first = 4 * static_cast<int>(threadIdx.x);
   const float* in = x + row * c;
-  float whole = 0, squares = 0;
+  float whole = 0;
+  float squares = 0;
   if constexpr (kGated) {
     const float* factor = gate.data + row / t * gate.stride;
     for (int i = first; i < c; i += 128) {
@@ -82,15 +85,19 @@ __global__ void norm_kernel(const float* __restrict__ x, Rows gate, const T* __r
     for (int i = first; i < c; i += 128) whole += total(load(in + i));
   }
   const float m = warp_sum(whole) / static_cast<float>(c);
-  for (int i = first; i < c; i += 128)
+  for (int i = first; i < c; i += 128) {
     squares += total(each(load(in + i), {}, [m](float v, float) { return (v - m) * (v - m); }));
+  }
   const float r = rsqrtf(warp_sum(squares) / static_cast<float>(c) + epsilon);
   for (int i = first; i < c; i += 128) {
     const float4 scaled =
         each(load(in + i), load(b + i), [m, r](float v, float s) { return (v - m) * r * (1 + s); });
     store(out + row * c + i, each(scaled, load(a + i), [](float v, float s) { return v + s; }));
   }
-  if (threadIdx.x == 0) mean[row] = m, rstd[row] = r;
+  if (threadIdx.x == 0) {
+    mean[row] = m;
+    rstd[row] = r;
+  }
 }
 
 // gx of the norm; when kGated plus g_sum, and gy = gate gx.
@@ -103,7 +110,8 @@ __global__ void norm_backward_kernel(const T* __restrict__ g, const float* __res
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.y;
   if (row >= rows) return;
   const float* b = scale.data + row / t * scale.stride;
-  const float m = mean[row], r = rstd[row];
+  const float m = mean[row];
+  const float r = rstd[row];
   const int first = 4 * static_cast<int>(threadIdx.x);
   const auto scaled = [&](int i) {
     return each(load(g + row * c + i), load(b + i), [](float v, float s) { return v * (1 + s); });
@@ -111,13 +119,15 @@ __global__ void norm_backward_kernel(const T* __restrict__ g, const float* __res
   const auto normed = [&](int i) {
     return each(load(x + row * c + i), {}, [m, r](float v, float) { return (v - m) * r; });
   };
-  float sum = 0, product = 0;
+  float sum = 0;
+  float product = 0;
   for (int i = first; i < c; i += 128) {
     const float4 h = scaled(i);
-    sum += total(h), product += total(each(h, normed(i), [](float u, float v) { return u * v; }));
+    sum += total(h);
+    product += total(each(h, normed(i), [](float u, float v) { return u * v; }));
   }
-  const float s = warp_sum(sum) / static_cast<float>(c),
-              p = warp_sum(product) / static_cast<float>(c);
+  const float s = warp_sum(sum) / static_cast<float>(c);
+  const float p = warp_sum(product) / static_cast<float>(c);
   for (int i = first; i < c; i += 128) {
     float4 v = each(scaled(i), normed(i), [=](float h, float u) { return r * (h - s - u * p); });
     if constexpr (kGated) {
@@ -137,23 +147,31 @@ __global__ void token_sums_kernel(const T* __restrict__ y, const float* __restri
                                   int c) {
   __shared__ float sums[2][kLanes][32];
   const int column = static_cast<int>(blockIdx.x) * 32 + static_cast<int>(threadIdx.x);
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.y) * kPiece,
-                     end = min(t, begin + kPiece);
-  float a = 0, b = 0;
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.y) * kPiece;
+  const std::int64_t end = min(t, begin + kPiece);
+  float a = 0;
+  float b = 0;
   if (column < c) {
     for (std::int64_t j = begin + threadIdx.y; j < end; j += kLanes) {
       const std::int64_t row = blockIdx.z * t + j;
-      const float v = number(y[row * c + column]), u = x[row * c + column];
-      if constexpr (kNorm)
-        a += v, b += v * (u - mean[row]) * rstd[row];
-      else
+      const float v = number(y[row * c + column]);
+      const float u = x[row * c + column];
+      if constexpr (kNorm) {
+        a += v;
+        b += v * (u - mean[row]) * rstd[row];
+      } else {
         a += u * v;
+      }
     }
   }
-  sums[0][threadIdx.y][threadIdx.x] = a, sums[1][threadIdx.y][threadIdx.x] = b;
+  sums[0][threadIdx.y][threadIdx.x] = a;
+  sums[1][threadIdx.y][threadIdx.x] = b;
   __syncthreads();
   if (threadIdx.y > 0 || column >= c) return;
-  for (int i = 1; i < kLanes; ++i) a += sums[0][i][threadIdx.x], b += sums[1][i][threadIdx.x];
+  for (int i = 1; i < kLanes; ++i) {
+    a += sums[0][i][threadIdx.x];
+    b += sums[1][i][threadIdx.x];
+  }
   const std::int64_t place =
       (static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * c + column;
   one[place] = a;
@@ -166,7 +184,8 @@ __global__ void gate_kernel(const float* __restrict__ x, Rows gate, const T* __r
                             U* __restrict__ out, std::int64_t fours, std::int64_t t, int c) {
   const std::int64_t place = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (place >= fours) return;
-  const std::int64_t row = place / (c / 4), column = 4 * (place % (c / 4));
+  const std::int64_t row = place / (c / 4);
+  const std::int64_t column = 4 * (place % (c / 4));
   float4 v = each(load(g + 4 * place), load(gate.data + row / t * gate.stride + column),
                   [](float a, float b) { return a * b; });
   if (x) v = each(v, load(x + 4 * place), [](float a, float b) { return a + b; });
@@ -206,8 +225,8 @@ std::pair<at::Tensor, at::Tensor> token_sums(const at::Tensor& y, const at::Tens
                                              std::int64_t rows) {
   const auto [n, t, c] = sizes_of(x);
   const std::int64_t pieces = blocks(t, kPiece);
-  const at::Tensor one = at::empty({n, pieces, c}, x.options()),
-                   two = kNorm ? at::empty_like(one) : at::Tensor();
+  const at::Tensor one = at::empty({n, pieces, c}, x.options());
+  const at::Tensor two = kNorm ? at::empty_like(one) : at::Tensor();
   const dim3 grid(blocks(c, 32), static_cast<unsigned>(pieces), static_cast<unsigned>(n)),
       block(32, kLanes);
   const auto launch = [&, t = t, c = c](const auto* data) {
@@ -216,10 +235,11 @@ std::pair<at::Tensor, at::Tensor> token_sums(const at::Tensor& y, const at::Tens
         kNorm ? two.data_ptr<float>() : nullptr, t, c);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   };
-  if (half(y))
+  if (half(y)) {
     launch(half_data(y));
-  else
+  } else {
     launch(y.const_data_ptr<float>());
+  }
   const auto reduced = [&, n = n](const at::Tensor& sums) {
     if (!sums.defined()) return sums;
     if (sums.size(1) == 1 && (rows > 1 || n == 1)) return sums.squeeze(1);
@@ -242,30 +262,34 @@ Normed normed(const at::Tensor& x, const at::Tensor& shift_in, const at::Tensor&
               float epsilon, at::ScalarType type, const Gated& gated = {}) {
   const c10::cuda::CUDAGuard guard(x.device());
   const auto [n, t, c] = sizes_of(x);
-  const at::Tensor shift = aligned(shift_in), scale = aligned(scale_in);
+  const at::Tensor shift = aligned(shift_in);
+  const at::Tensor scale = aligned(scale_in);
   Normed result{at::empty(x.sizes(), x.options().dtype(type)), at::empty({n, t}, x.options()),
                 at::empty({n, t}, x.options())};
   if (x.numel() == 0) return result;
   const dim3 grid(blocks(n * t, kWarps)), block(32, kWarps);
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const float* in = x.const_data_ptr<float>();
-  float *mean = result.mean.data_ptr<float>(), *rstd = result.rstd.data_ptr<float>();
+  float* mean = result.mean.data_ptr<float>();
+  float* rstd = result.rstd.data_ptr<float>();
   const auto launch = [&, n = n, t = t, c = c](auto* out, const auto* y) {
-    if (gated.sum.defined())
+    if (gated.sum.defined()) {
       norm_kernel<true><<<grid, block, 0, stream>>>(
           in, rows_of(gated.gate), y, gated.sum.data_ptr<float>(), rows_of(shift), rows_of(scale),
           epsilon, out, mean, rstd, n * t, t, c);
-    else
+    } else {
       norm_kernel<false><<<grid, block, 0, stream>>>(in, Rows{}, y, nullptr, rows_of(shift),
                                                      rows_of(scale), epsilon, out, mean, rstd,
                                                      n * t, t, c);
+    }
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   };
-  if (half(result.out))
+  if (half(result.out)) {
     launch(half_out(result.out), gated.y.defined() ? half_data(gated.y) : nullptr);
-  else
+  } else {
     launch(result.out.data_ptr<float>(),
            gated.y.defined() ? gated.y.const_data_ptr<float>() : nullptr);
+  }
   return result;
 }
 
@@ -278,22 +302,25 @@ at::Tensor normed_backward(const at::Tensor& g, const at::Tensor& x, const at::T
   if (x.numel() == 0) return gx;
   const dim3 grid(blocks(n * t, kWarps)), block(32, kWarps);
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  const float *in = x.const_data_ptr<float>(), *m = mean.const_data_ptr<float>(),
-              *r = rstd.const_data_ptr<float>();
+  const float* in = x.const_data_ptr<float>();
+  const float* m = mean.const_data_ptr<float>();
+  const float* r = rstd.const_data_ptr<float>();
   const auto launch = [&, n = n, t = t, c = c](const auto* data, auto* gy) {
-    if (gated.sum.defined())
+    if (gated.sum.defined()) {
       norm_backward_kernel<true><<<grid, block, 0, stream>>>(
           data, in, rows_of(scale), m, r, gx.data_ptr<float>(), gated.sum.const_data_ptr<float>(),
           rows_of(gated.gate), gy, n * t, t, c);
-    else
+    } else {
       norm_backward_kernel<false><<<grid, block, 0, stream>>>(
           data, in, rows_of(scale), m, r, gx.data_ptr<float>(), nullptr, Rows{}, gy, n * t, t, c);
+    }
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   };
-  if (half(g))
+  if (half(g)) {
     launch(half_data(g), gated.y.defined() ? half_out(gated.y) : nullptr);
-  else
+  } else {
     launch(g.const_data_ptr<float>(), gated.y.defined() ? gated.y.data_ptr<float>() : nullptr);
+  }
   return gx;
 }
 
@@ -311,9 +338,10 @@ NormGradients modulated_norm_backward(const at::Tensor& g, const at::Tensor& x,
   const at::Tensor scale = aligned(scale_in);
   NormGradients result;
   if (of_x) result.x = normed_backward(g, x, scale, mean, rstd);
-  if (of_rows)
+  if (of_rows) {
     std::tie(result.shift, result.scale) = token_sums<true>(
         g, x, mean.const_data_ptr<float>(), rstd.const_data_ptr<float>(), scale.size(0));
+  }
   return result;
 }
 
@@ -344,7 +372,8 @@ GatedNormGradients gated_norm_backward(const at::Tensor& g_sum, const at::Tensor
 at::Tensor gated_sum(const at::Tensor& x, const at::Tensor& gate_in, const at::Tensor& y) {
   const c10::cuda::CUDAGuard guard(x.device());
   const auto [n, t, c] = sizes_of(x);
-  const at::Tensor gate = aligned(gate_in), out = at::empty_like(x);
+  const at::Tensor gate = aligned(gate_in);
+  const at::Tensor out = at::empty_like(x);
   if (x.numel() == 0) return out;
   const auto launch = [&, t = t, c = c](const auto* data) {
     gate_kernel<<<blocks(x.numel() / 4, kThreads), kThreads, 0,
@@ -352,10 +381,11 @@ at::Tensor gated_sum(const at::Tensor& x, const at::Tensor& gate_in, const at::T
         x.const_data_ptr<float>(), rows_of(gate), data, out.data_ptr<float>(), x.numel() / 4, t, c);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   };
-  if (half(y))
+  if (half(y)) {
     launch(half_data(y));
-  else
+  } else {
     launch(y.const_data_ptr<float>());
+  }
   return out;
 }
 
@@ -373,10 +403,11 @@ GateGradients gated_sum_backward(const at::Tensor& g, const at::Tensor& gate_in,
           nullptr, rows_of(gate), g.const_data_ptr<float>(), out, g.numel() / 4, t, c);
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     };
-    if (half(y))
+    if (half(y)) {
       launch(half_out(result.y));
-    else
+    } else {
       launch(result.y.data_ptr<float>());
+    }
   }
   if (of_gate) result.gate = token_sums<false>(y, g, nullptr, nullptr, gate.size(0)).first;
   return result;

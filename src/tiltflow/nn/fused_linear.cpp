@@ -55,8 +55,9 @@ struct FusedLinear : Function<FusedLinear> {
     const at::Tensor b = bias.defined() && half(x) ? copies->half_bias(bias) : bias;
     const auto plain = [&] { return half(x) ? copies->half_weight(weight) : weight; };
     at::Tensor back;  // of the input's gradient
-    if (plan.input_gradient)
+    if (plan.input_gradient) {
       back = packed ? copies->packed(weight, type, /*transposed=*/true) : plain();
+    }
     context->save_for_backward({plan.weight_gradient ? x : at::Tensor(), back});
     context->saved_data["way"] = static_cast<std::int64_t>(plan.way);
     if (plan.way == ProductWay::kLibrary) return at::linear(x, plain(), b);
@@ -73,10 +74,11 @@ struct FusedLinear : Function<FusedLinear> {
     at::Tensor g_bias;
     if (saved[1].defined() && context->needs_input_grad(0)) {
       const auto way = static_cast<ProductWay>(context->saved_data["way"].toInt());
-      if (way == ProductWay::kLibrary)
+      if (way == ProductWay::kLibrary) {
         gx = g.mm(saved[1]);
-      else
+      } else {
         gx = times_packed(g, way == ProductWay::kPacked ? saved[1] : saved[1].t(), {});
+      }
       std::vector<std::int64_t> sizes = gradients[0].sizes().vec();
       sizes.back() = gx.size(-1);
       gx = gx.view(sizes);
@@ -90,8 +92,9 @@ struct FusedLinear : Function<FusedLinear> {
 // A weight in training changes before a packed copy of it has paid for itself.
 ProductWay way_of(const Linear& layer, const at::Tensor& x, bool trained, bool packing) {
   const std::int64_t rows = x.numel() / std::max<std::int64_t>(1, x.size(-1));
-  if (!x.device().is_cpu() || rows == 0 || !can_use_onednn(x.scalar_type()))
+  if (!x.device().is_cpu() || rows == 0 || !can_use_onednn(x.scalar_type())) {
     return ProductWay::kLibrary;
+  }
   const ProductUse use = trained || !packing ? ProductUse::kTrained : ProductUse::kFrozen;
   return ways().product(half(x), use, rows, layer.weight.size(1), layer.weight.size(0));
 }

@@ -46,8 +46,9 @@ bool restrict_environment(const std::string& name) {
   }
   const std::string hint = here.empty() ? "instruction sets are chosen on x86-64 only"
                                         : cat("this processor has ", join(here, ", "));
-  for (const std::string& known : names)
+  for (const std::string& known : names) {
     if (known == name) fail(ErrorKind::kUsage, cat("this processor has no ", name), hint);
+  }
   fail(ErrorKind::kUsage, cat("instruction set '", name, "' is unknown", did_you_mean(name, names)),
        hint);
 }

@@ -22,9 +22,10 @@ struct JoinedProduct : torch::autograd::Function<JoinedProduct> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    if (at::GradMode::is_enabled())
+    if (at::GradMode::is_enabled()) {
       fail(ErrorKind::kFailure, "joined products have no second derivatives",
            "set compute.kernels = \"plain\"");
+    }
     const variable_list saved = context->get_saved_variables();
     const std::vector<std::int64_t> sizes = context->saved_data["sizes"].toIntVector();
     const at::Tensor g = gradients[0].to(at::kBFloat16);
@@ -32,15 +33,18 @@ struct JoinedProduct : torch::autograd::Function<JoinedProduct> {
     if (context->needs_input_grad(0)) out[0] = g.mm(saved[1]);
     // needs_input_grad counts tensors: x first, then those of the list
     bool weights = false;
-    for (std::size_t i = 0; i < 2 * sizes.size(); ++i)
+    for (std::size_t i = 0; i < 2 * sizes.size(); ++i) {
       weights = weights || context->needs_input_grad(1 + i);
+    }
     out.resize(3 + 2 * sizes.size());
     if (!weights) return out;
     const std::vector<at::Tensor> of_weights =
-                                      g.t().mm(saved[0]).to(at::kFloat).split_with_sizes(sizes),
-                                  of_biases = gradients[0].sum(0).split_with_sizes(sizes);
-    for (std::size_t i = 0; i < sizes.size(); ++i)
-      out[3 + i] = of_weights[i], out[3 + sizes.size() + i] = of_biases[i];
+        g.t().mm(saved[0]).to(at::kFloat).split_with_sizes(sizes);
+    const std::vector<at::Tensor> of_biases = gradients[0].sum(0).split_with_sizes(sizes);
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      out[3 + i] = of_weights[i];
+      out[3 + sizes.size() + i] = of_biases[i];
+    }
     return out;
   }
 };
@@ -55,8 +59,9 @@ bool JoinedLinear::takes(const std::vector<Linear>& layers) {
   for (const Linear& layer : layers) {
     if (!layer.bias.defined() || layer.adapter.a.defined() ||
         layer.weight.scalar_type() != at::kFloat ||
-        layer.weight.size(1) != layers[0].weight.size(1))
+        layer.weight.size(1) != layers[0].weight.size(1)) {
       return false;
+    }
   }
   return !layers.empty();
 }
@@ -65,12 +70,13 @@ JoinedLinear::JoinedLinear(std::vector<Linear> layers) : layers_(std::move(layer
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> weights, biases;
   for (const Linear& layer : layers_) {
-    weights.push_back(layer.weight.detach().to(at::kBFloat16)),
-        biases.push_back(layer.bias.detach().to(at::kBFloat16)),
-        sizes_.push_back(layer.weight.size(0));
+    weights.push_back(layer.weight.detach().to(at::kBFloat16));
+    biases.push_back(layer.bias.detach().to(at::kBFloat16));
+    sizes_.push_back(layer.weight.size(0));
     versions_.insert(versions_.end(), {version_of(layer.weight), version_of(layer.bias)});
   }
-  weight_ = at::cat(weights), bias_ = at::cat(biases);
+  weight_ = at::cat(weights);
+  bias_ = at::cat(biases);
 }
 
 void JoinedLinear::refresh() const {

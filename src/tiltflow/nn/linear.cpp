@@ -27,8 +27,9 @@ Linear make_linear(const ParameterSet& parameters, const AdapterSet& adapters,
   Linear layer;
   layer.weight = parameters.at(name + ".weight");
   if (parameters.contains(name + ".bias")) layer.bias = parameters.at(name + ".bias");
-  if (const auto found = adapters.find(name); found != adapters.end())
+  if (const auto found = adapters.find(name); found != adapters.end()) {
     layer.adapter = found->second;
+  }
   layer.copies = copies_of(layer.weight);
   return layer;
 }
@@ -42,7 +43,8 @@ at::Tensor WeightCopies::of(const at::Tensor& tensor, int slot) {
   if (!tensor.device().is_cpu() && slot < 2 &&
       copy.source ==
           tensor.const_data_ptr()) {  // in place: recorded calls (nn/recorded) read it there
-    copy.tensor.copy_(tensor), copy.version = version;
+    copy.tensor.copy_(tensor);
+    copy.version = version;
     return copy.tensor;
   }
   at::Tensor made = tensor.detach();
@@ -63,8 +65,9 @@ at::Tensor apply(const Linear& layer, const at::Tensor& x, MatmulPrecision preci
   at::Tensor y = linear_in(precision, x, layer.weight, layer.bias);
   if (!layer.adapter.a.defined()) return y;
   const at::Tensor down = linear_in(precision, x, layer.adapter.a, {});  // [..., in] -> [..., r]
-  if (precision == MatmulPrecision::kFull)
+  if (precision == MatmulPrecision::kFull) {
     return add_low_rank(y, down, layer.adapter.b, layer.adapter.scale);
+  }
   return y + linear_in(precision, down, layer.adapter.b, {}) * layer.adapter.scale;
 }
 

@@ -59,8 +59,9 @@ std::uint64_t hash_of(const std::string& text) {  // FNV-1a
 std::optional<std::string> text_of(const fs::path& file) {
   try {
     std::error_code error;
-    if (!fs::is_regular_file(file, error) || fs::file_size(file) > kLargestFile)
+    if (!fs::is_regular_file(file, error) || fs::file_size(file) > kLargestFile) {
       return std::nullopt;
+    }
     return read_file(file, kLargestFile);
   } catch (const std::exception&) {
     return std::nullopt;
@@ -146,8 +147,9 @@ MachineChoices decided(const MachineKey& key, MachineChoices known, const Choice
   if (const auto kept = read_choices(cache, key)) complete(known, *kept);
   if (knows(known, needs)) return known;
   const MachineChoices found = measured(known, needs);
-  if (const auto kept = read_choices(cache, key))
+  if (const auto kept = read_choices(cache, key)) {
     complete(known, *kept);  // another process was faster: agree with it
+  }
   complete(known, found);
   keep(cache, to_text(key, known));
   return known;
@@ -189,13 +191,16 @@ MachineKey machine_key() {
 
 std::string to_text(const MachineKey& key, const MachineChoices& choices) {
   Json out{{"key", key}, {"ways", Json::object()}};
-  if (choices.speeds.fp32 > 0)
+  if (choices.speeds.fp32 > 0) {
     out["gflops"] = {{"fp32", choices.speeds.fp32}, {"bf16", choices.speeds.bf16}};
-  if (choices.speeds.fp32 > 0)
+  }
+  if (choices.speeds.fp32 > 0) {
     out["precision = auto"] = bf16_pays(choices.speeds) ? "bf16" : "fp32";
+  }
   for (std::size_t i = 0; i < way_slots().size(); ++i) {
-    if (choices.ways.measured(i))
+    if (choices.ways.measured(i)) {
       out["ways"][way_slots()[i].name] = option_name(way_slots()[i], choices.ways.chosen(i));
+    }
   }
   return out.dump(1) + "\n";
 }

@@ -66,7 +66,8 @@ struct RecordedNetwork::Recording {
 };
 
 struct RecordedNetwork::Kind {
-  std::int64_t calls = 0, last = 0;
+  std::int64_t calls = 0;
+  std::int64_t last = 0;
   std::size_t most = kInFlight;  // recordings; fewer when one more could not be made
   std::vector<std::shared_ptr<Recording>> recordings;
 };
@@ -84,7 +85,8 @@ struct RecordedCall : torch::autograd::Function<RecordedCall> {
 
   static at::Tensor forward(AutogradContext* context, const std::shared_ptr<Recording>& recording,
                             at::TensorList tensors) {
-    recording->busy = true, recording->spent = false;
+    recording->busy = true;
+    recording->spent = false;
     context->saved_data["tensors"] = static_cast<std::int64_t>(tensors.size());
     context->saved_data["lease"] = c10::IValue::make_capsule(
         c10::make_intrusive<Lease>([recording] { recording->busy = false; }));
@@ -95,9 +97,10 @@ struct RecordedCall : torch::autograd::Function<RecordedCall> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    if (at::GradMode::is_enabled())
+    if (at::GradMode::is_enabled()) {
       fail(ErrorKind::kFailure, "recorded calls have no second derivatives",
            "set compute.graphs = false and compute.kernels = \"plain\"");
+    }
     Recording& recording = *reinterpret_cast<Recording*>(context->saved_data["recording"].toInt());
     if (recording.spent) recording.forward.replay();  // asked again, with retain_graph
     recording.spent = true;
@@ -107,7 +110,8 @@ struct RecordedCall : torch::autograd::Function<RecordedCall> {
         from, to;  // the first is of the recording itself
     for (std::size_t i = 0; i < recording.wanted.size(); ++i) {
       if (!recording.gradients[i].defined()) continue;
-      from.push_back(recording.gradients[i]), to.push_back(at::empty_like(from.back()));
+      from.push_back(recording.gradients[i]);
+      to.push_back(at::empty_like(from.back()));
       result[1 + recording.wanted[i]] = to.back();
     }
     at::_foreach_copy_(to, from);
@@ -128,7 +132,10 @@ std::shared_ptr<RecordedNetwork::Recording> RecordedNetwork::record(
   auto out = std::make_shared<Recording>();
   variable_list roots;
   const auto want = [&](const at::Tensor& tensor, std::size_t place) {
-    if (graph && tensor.requires_grad()) out->wanted.push_back(place), roots.push_back(tensor);
+    if (graph && tensor.requires_grad()) {
+      out->wanted.push_back(place);
+      roots.push_back(tensor);
+    }
   };
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     const at::NoGradGuard no_grad;
@@ -152,7 +159,10 @@ std::shared_ptr<RecordedNetwork::Recording> RecordedNetwork::record(
   };
   {  // sets up libraries and makes what is kept of the weights; recorded work may do neither
     const at::Tensor output = network_(out->inputs);
-    if (graph) out->cotangent = at::ones_like(output.detach()), gradients(output);
+    if (graph) {
+      out->cotangent = at::ones_like(output.detach());
+      gradients(output);
+    }
   }
   c10::cuda::device_synchronize();
   const double before = reserved();
@@ -187,8 +197,9 @@ at::Tensor RecordedNetwork::operator()(const std::vector<at::Tensor>& inputs) co
   };
   if (!inputs[0].is_cuda() || inputs[0].scalar_type() != at::kFloat ||
       inputs[0].size(0) > largest_ || inputs[0].size(0) == 0 || thread_policy().workers > 1 ||
-      on_default_stream())
+      on_default_stream()) {
     return network_(inputs);
+  }
   const bool grad = at::GradMode::is_enabled();
   const auto asks = [&](const at::Tensor& tensor) { return grad && tensor.requires_grad(); };
   const bool graph = std::any_of(inputs.begin(), inputs.end(), asks) ||
@@ -207,14 +218,16 @@ at::Tensor RecordedNetwork::operator()(const std::vector<at::Tensor>& inputs) co
   auto free = std::find_if(kind.recordings.begin(), kind.recordings.end(), idle);
   if (free == kind.recordings.end()) {
     if (kind.recordings.size() >= kind.most ||
-        g_recorded_bytes > kMemoryShare * device_total_bytes())
+        g_recorded_bytes > kMemoryShare * device_total_bytes()) {
       return network_(inputs);
+    }
     if (kinds_.size() > kKinds) {
       const auto oldest = std::min_element(
           kinds_.begin(), kinds_.end(),
           [](const auto& a, const auto& b) { return a.second.last < b.second.last; });
-      if (std::all_of(oldest->second.recordings.begin(), oldest->second.recordings.end(), idle))
+      if (std::all_of(oldest->second.recordings.begin(), oldest->second.recordings.end(), idle)) {
         kinds_.erase(oldest);
+      }
     }
     try {
       kind.recordings.push_back(record(inputs, graph));

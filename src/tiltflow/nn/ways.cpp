@@ -70,8 +70,9 @@ void add_attention(std::vector<WaySlot>& slots, bool half) {
       slot.rows = tokens.typical;
       slot.name = cat(half ? "bf16" : "fp32", " attention, ", tokens.name, ", ", head.name);
       slot.options = {option(AttentionWay::kOwn), option(AttentionWay::kFlash)};
-      if (!half && tokens.typical <= kLargestMath)
+      if (!half && tokens.typical <= kLargestMath) {
         slot.options.push_back(option(AttentionWay::kMath));
+      }
       slot.rule = option(AttentionWay::kOwn);
       slots.push_back(slot);
     }
@@ -151,9 +152,10 @@ PassWay Ways::pass(bool half, Pass pass) const {
 
 void Ways::choose(std::size_t slot, std::uint8_t option) {
   const std::vector<std::uint8_t>& options = way_slots().at(slot).options;
-  if (std::find(options.begin(), options.end(), option) == options.end())
+  if (std::find(options.begin(), options.end(), option) == options.end()) {
     fail(ErrorKind::kFailure,
          cat(way_slots()[slot].name, ": no option ", static_cast<int>(option)));
+  }
   chosen_[slot] = option;
   measured_[slot] = true;
 }

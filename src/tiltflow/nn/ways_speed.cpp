@@ -26,8 +26,9 @@ constexpr double kEnough = 0.004;  // seconds spent on one candidate, after two 
 
 // Time of the calling thread where it does all the work: other programs disturb that less.
 double now() {
-  if (!compute_device().is_cpu() || at::get_num_threads() > 1)
+  if (!compute_device().is_cpu() || at::get_num_threads() > 1) {
     return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+  }
   timespec time{};
   ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
@@ -69,17 +70,19 @@ std::vector<Work> product_candidates(const WaySlot& slot) {
   for (const std::uint8_t option : slot.options) {
     switch (static_cast<ProductWay>(option)) {
       case ProductWay::kLibrary:
-        if (gradient)
+        if (gradient) {
           out.push_back([x] { x.t().mm(x); });
-        else
+        } else {
           out.push_back([x, w] { at::linear(x, w); });
+        }
         break;
       case ProductWay::kOneDnn:
-        if (gradient)
+        if (gradient) {
           out.push_back(
               [x] { times_packed(x.t(), x.t(), {}); });  // what is left out costs a twentieth
-        else
+        } else {
           out.push_back([x, w] { times_packed(x, w, {}); });
+        }
         break;
       case ProductWay::kPacked:
         out.push_back([x, packed = packed_weight(w)] { times_packed(x, packed, {}); });
@@ -116,9 +119,10 @@ std::vector<Work> candidates_of(const Ways& base, std::size_t index) {
         base, index, [](const at::Tensor& packed) { return fused::attention(packed, 1); },
         numbers({1, slot.rows, 3 * slot.width}, slot.half));
   }
-  if (slot.pass == Pass::kGelu)
+  if (slot.pass == Pass::kGelu) {
     return candidates_under(base, index, fused::gelu,
                             numbers({slot.rows, 4 * slot.width}, slot.half));
+  }
   const at::Tensor row = numbers({1, slot.width}, false);
   const at::ScalarType type = slot.half ? at::kBFloat16 : at::kFloat;
   return candidates_under(
@@ -155,12 +159,13 @@ Ways measured_ways(Ways known, bool half) {
     const WaySlot& slot = way_slots()[i];
     if (slot.half != half || known.measured(i)) continue;
     const bool only_library = slot.kind == WaySlot::Kind::kProduct && !onednn;
-    if (only_library)
+    if (only_library) {
       known.choose(i, static_cast<std::uint8_t>(ProductWay::kLibrary));
-    else if (slot.options.size() == 1)
+    } else if (slot.options.size() == 1) {
       known.choose(i, slot.options.front());
-    else
+    } else {
       known.choose(i, slot.options[preferred(least_seconds(candidates_of(known, i)))]);
+    }
   }
   return known;
 }

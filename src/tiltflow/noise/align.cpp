@@ -24,8 +24,9 @@ class NoiseMap {
     }
     std::int64_t d = 1;
     for (const std::int64_t n : shape) d *= n;
-    if (c.groups != 1)
+    if (c.groups != 1) {
       fail(ErrorKind::kConfig, "align.groups has no effect on noise that is a vector");
+    }
     vector_ = make_orthogonal_map(c.map, d);
   }
   at::Tensor initial(const RandomStreams& streams, std::int64_t n) const {
@@ -81,13 +82,15 @@ void bind(Fields& f, AlignConfig& c) {
 
 AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* held_out,
                         const AlignConfig& c, std::int64_t label, const RandomStreams& streams) {
-  if (!reward.info().has_gradient)
+  if (!reward.info().has_gradient) {
     fail(ErrorKind::kConfig,
          cat("reward ", reward.info().name, " has no gradient; aligning noise needs one"));
+  }
   if (label < -1) fail(ErrorKind::kConfig, cat("align.labels: ", label, " is no class"));
-  if (label >= g.classes() && label >= 0)
+  if (label >= g.classes() && label >= 0) {
     fail(ErrorKind::kConfig,
          cat("align.labels: class ", label, ", the generator has ", g.classes()));
+  }
   const NoiseMap map(c.patches, g.noise_shape());
   const auto labels_of = [&](std::int64_t n) {
     if (g.classes() == 0) return at::Tensor();
@@ -104,24 +107,32 @@ AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* 
   out.eps = streams.normal(Purpose::kPrior, 0, static_cast<std::uint32_t>(label + 1), 0, c.batch,
                            g.noise_shape());
   const bool adam = c.optimizer == "adamw";
-  at::Tensor raw = map.initial(streams, c.batch), q = adam ? at::Tensor() : map.matrices(raw),
-             first = at::zeros_like(raw), second = at::zeros_like(raw), best_scores;
+  at::Tensor raw = map.initial(streams, c.batch);
+  at::Tensor q = adam ? at::Tensor() : map.matrices(raw);
+  at::Tensor first = at::zeros_like(raw);
+  at::Tensor second = at::zeros_like(raw);
+  at::Tensor best_scores;
   for (std::int64_t k = 0; k <= c.steps; ++k) {
     check_stop();
     const at::AutoGradMode grad(true);
-    const at::Tensor leaf = (adam ? raw : q).detach().set_requires_grad(true),
-                     matrices = adam ? map.matrices(leaf) : leaf;
-    const at::Tensor z = map.apply(matrices, out.eps), scores = score(reward, z, out.labels),
-                     drift = (z - out.eps).square().flatten(1).mean(1);
-    if (!scores.requires_grad())
+    const at::Tensor leaf = (adam ? raw : q).detach().set_requires_grad(true);
+    const at::Tensor matrices = adam ? map.matrices(leaf) : leaf;
+    const at::Tensor z = map.apply(matrices, out.eps);
+    const at::Tensor scores = score(reward, z, out.labels);
+    const at::Tensor drift = (z - out.eps).square().flatten(1).mean(1);
+    if (!scores.requires_grad()) {
       fail(ErrorKind::kConfig,
            cat("reward ", reward.info().name, " has no gradient; aligning noise needs one"),
            "its score is computed outside autograd");
+    }
     const double mean = scores.mean().item<double>();
     if (out.reward.empty() || mean > out.reward[static_cast<std::size_t>(out.best_step)]) {
-      out.best_step = k, out.noise = z.detach(), out.maps = matrices.detach();
+      out.best_step = k;
+      out.noise = z.detach();
+      out.maps = matrices.detach();
     }
-    out.reward.push_back(mean), out.drift.push_back(drift.mean().item<double>());
+    out.reward.push_back(mean);
+    out.drift.push_back(drift.mean().item<double>());
     if (held_out) {
       const at::NoGradGuard no_grad;
       out.held_out.push_back(score(*held_out, z.detach(), out.labels).mean().item<double>());
@@ -130,7 +141,8 @@ AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* 
     const at::Tensor gradient = torch::autograd::grad({(c.l2 * drift - scores).mean()}, {leaf})[0];
     require_finite(gradient, "the gradient of the alignment");
     if (adam) {
-      first = 0.9 * first + 0.1 * gradient, second = 0.999 * second + 0.001 * gradient.square();
+      first = 0.9 * first + 0.1 * gradient;
+      second = 0.999 * second + 0.001 * gradient.square();
       const double n = static_cast<double>(k + 1);
       raw = raw - c.learning_rate * (first / (1 - std::pow(0.9, n))) /
                       ((second / (1 - std::pow(0.999, n))).sqrt() + 1e-8);
@@ -143,18 +155,19 @@ AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* 
   }
   if (!c.patches.per_sample && c.fresh > 0) {
     const at::NoGradGuard no_grad;
-    const at::Tensor noise =
-                         streams.normal(Purpose::kExact, 0, static_cast<std::uint32_t>(label + 1),
-                                        0, c.fresh, g.noise_shape()),
-                     labels = labels_of(c.fresh);
-    const at::Tensor base = score(reward, noise, labels),
-                     aligned = score(reward, map.apply(out.maps, noise), labels);
+    const at::Tensor noise = streams.normal(
+        Purpose::kExact, 0, static_cast<std::uint32_t>(label + 1), 0, c.fresh, g.noise_shape());
+    const at::Tensor labels = labels_of(c.fresh);
+    const at::Tensor base = score(reward, noise, labels);
+    const at::Tensor aligned = score(reward, map.apply(out.maps, noise), labels);
     const double root = std::sqrt(static_cast<double>(c.fresh));
-    out.fresh_base = base.mean().item<double>(), out.fresh_aligned = aligned.mean().item<double>(),
+    out.fresh_base = base.mean().item<double>();
+    out.fresh_aligned = aligned.mean().item<double>();
     out.has_fresh = true;
-    if (c.fresh > 1)
-      out.fresh_base_se = base.std().item<double>() / root,
+    if (c.fresh > 1) {
+      out.fresh_base_se = base.std().item<double>() / root;
       out.fresh_aligned_se = aligned.std().item<double>() / root;
+    }
   }
   return out;
 }
@@ -167,16 +180,18 @@ nlohmann::ordered_json to_json(const AlignResult& r) {
                              {"drift", r.drift[static_cast<std::size_t>(r.best_step)]},
                              {"history", r.reward},
                              {"drift_history", r.drift}};
-  if (!r.held_out.empty())
+  if (!r.held_out.empty()) {
     out["held_out"] = {{"start", r.held_out.front()},
                        {"best", r.held_out[static_cast<std::size_t>(r.best_step)]},
                        {"last", r.held_out.back()},
                        {"history", r.held_out}};
-  if (r.has_fresh)
+  }
+  if (r.has_fresh) {
     out["fresh"] = {{"base", r.fresh_base},
                     {"base_se", r.fresh_base_se},
                     {"aligned", r.fresh_aligned},
                     {"aligned_se", r.fresh_aligned_se}};
+  }
   return out;
 }
 

@@ -17,7 +17,8 @@ struct AlignConfig {
   PatchConfig patches;  // patch size and groups: noise [C, H, W]; vectors are turned whole
   std::string optimizer = "riemannian";  // riemannian: geodesic steps with an angle budget; adamw:
                                          // on the map's raw parameters
-  std::int64_t steps = 30, batch = 16;
+  std::int64_t steps = 30;
+  std::int64_t batch = 16;
   double learning_rate = 5e-4;  // adamw
   double angle =
       0.1;  // riemannian: largest rotation of the first step in radians, falling along a cosine
@@ -34,8 +35,10 @@ struct AlignResult {
   std::vector<double> reward, held_out,
       drift;  // per step, before its update, and once after the last
   std::int64_t best_step = 0;
-  double fresh_base = 0, fresh_base_se = 0, fresh_aligned = 0,
-         fresh_aligned_se = 0;  // of a shared map, on new noise: same draws with and without
+  double fresh_base = 0;
+  double fresh_base_se = 0;
+  double fresh_aligned = 0;
+  double fresh_aligned_se = 0;  // of a shared map, on new noise: same draws with and without
   bool has_fresh = false;
 };
 // `held_out` may be null: a reward that is watched and never optimised. Per step one call of

@@ -48,17 +48,23 @@ Retraction sphere_around(std::vector<double> eps, double limit) {
   length = std::sqrt(length);
   for (double& v : eps) v /= length;
   return [unit = std::move(eps), length, limit](std::vector<double>& x) {
-    double norm = 0, along = 0;
-    for (std::size_t i = 0; i < x.size(); ++i) norm += x[i] * x[i], along += x[i] * unit[i];
-    norm = std::sqrt(norm), along /= norm;
+    double norm = 0;
+    double along = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      norm += x[i] * x[i];
+      along += x[i] * unit[i];
+    }
+    norm = std::sqrt(norm);
+    along /= norm;
     if (limit <= 0 || along >= std::cos(limit)) {
       for (double& v : x) v *= length / norm;
       return;
     }
     const double side = std::sqrt(std::max(1e-24, 1 - along * along));
-    for (std::size_t i = 0; i < x.size(); ++i)
+    for (std::size_t i = 0; i < x.size(); ++i) {
       x[i] = length *
              (std::cos(limit) * unit[i] + std::sin(limit) * (x[i] / norm - along * unit[i]) / side);
+    }
   };
 }
 
@@ -111,15 +117,18 @@ void bind(Fields& f, AssignConfig& c) {
 }
 
 void validate(const AssignConfig& c) {
-  if (c.loss.mse + c.loss.l1 + c.loss.feature <= 0)
+  if (c.loss.mse + c.loss.l1 + c.loss.feature <= 0) {
     fail(ErrorKind::kConfig, "assign: all image terms of the loss have weight 0",
          "set assign.mse, assign.l1 or assign.feature");
-  if (c.max_angle > 0 && c.map != "sphere")
+  }
+  if (c.max_angle > 0 && c.map != "sphere") {
     fail(ErrorKind::kConfig, cat("assign.max_angle has no effect on map = \"", c.map, "\""),
          "use map = \"sphere\"");
-  if (c.init != "random" && c.screen > 1 && c.screen != AssignConfig{}.screen)
+  }
+  if (c.init != "random" && c.screen > 1 && c.screen != AssignConfig{}.screen) {
     fail(ErrorKind::kConfig,
          "assign.screen has no effect with init = \"" + c.init + "\": transport gives one start");
+  }
 }
 
 // Rows in work: each belongs to a target.
@@ -137,9 +146,10 @@ Assigner::Assigner(const Generator& generator, AssignConfig config, RandomStream
       features_(std::move(features)),
       size_(noise_size(generator)) {
   validate(config_);
-  if (config_.loss.feature > 0 && !features_)
+  if (config_.loss.feature > 0 && !features_) {
     fail(ErrorKind::kConfig, "assign.feature needs a feature network",
          "name a classifier file: features = \"judge.safetensors\"");
+  }
   if (config_.map != "sphere" && config_.map != "free") {
     config_.rotation.kind = config_.map;
     rotation_ = make_orthogonal_map(config_.rotation, size_);
@@ -149,16 +159,17 @@ Assigner::Assigner(const Generator& generator, AssignConfig config, RandomStream
 at::Tensor Assigner::losses(const at::Tensor& z, const at::Tensor& eps,
                             const AssignTargets& t) const {
   const AssignLossConfig& w = config_.loss;
-  const at::Tensor images = generate_rows(generator_, z, t.labels),
-                   difference = (images - t.images).flatten(1);
+  const at::Tensor images = generate_rows(generator_, z, t.labels);
+  const at::Tensor difference = (images - t.images).flatten(1);
   at::Tensor loss = at::zeros({z.size(0)}, z.options());
   if (w.mse > 0) loss = loss + w.mse * difference.square().mean(1);
   if (w.l1 > 0) loss = loss + w.l1 * difference.abs().mean(1);
-  if (w.feature > 0)
+  if (w.feature > 0) {
     loss = loss + w.feature * (features_((images + 1) / 2) - features_((t.images + 1) / 2))
                                   .flatten(1)
                                   .square()
                                   .mean(1);
+  }
   if (w.drift > 0) loss = loss + w.drift * (z - eps).square().mean(1);
   if (w.prior > 0) loss = loss + w.prior * ((z.square().mean(1) - 1).square() + z.mean(1).square());
   return loss;
@@ -168,7 +179,8 @@ at::Tensor Assigner::evaluate(const at::Tensor& z, const at::Tensor& eps,
                               const AssignTargets& targets) const {
   const at::NoGradGuard no_grad;
   const std::int64_t m = z.size(0);
-  const at::Tensor all = at::arange(m, at::kLong), out = at::empty({m}, at::kDouble);
+  const at::Tensor all = at::arange(m, at::kLong);
+  const at::Tensor out = at::empty({m}, at::kDouble);
   parallel_chunks(m, config_.tile, [&](std::int64_t begin, std::int64_t end) {
     const at::Tensor index = tile_of(all, begin, config_.tile);
     out.narrow(0, begin, end - begin)
@@ -187,7 +199,8 @@ at::Tensor Assigner::map(const at::Tensor& parameters, const at::Tensor& eps) co
 // Every row by its own numbers; network calls are shared. Losses are looked at before each update
 // and after the last.
 void Assigner::refine(Rows& rows, const AssignTargets& targets, AssignResult& counts) const {
-  const std::int64_t m = rows.eps.size(0), tile = config_.tile;
+  const std::int64_t m = rows.eps.size(0);
+  const std::int64_t tile = config_.tile;
   const at::Tensor flat = rows.parameters.view({m, -1});  // contiguous fp32
   std::vector<std::unique_ptr<RowOptimizer>> optimizers;
   for (std::int64_t i = 0; i < m; ++i) {
@@ -202,30 +215,36 @@ void Assigner::refine(Rows& rows, const AssignTargets& targets, AssignResult& co
                              ? make_row_adam(config_.learning_rate, retract)
                              : make_row_lbfgs({8, 0.15 * scale, scale}, retract));
   }
-  at::Tensor active = at::arange(m, at::kLong), since = at::zeros({m}, at::kLong);
+  at::Tensor active = at::arange(m, at::kLong);
+  at::Tensor since = at::zeros({m}, at::kLong);
   for (std::int64_t step = 0; step <= config_.steps && active.size(0) > 0; ++step) {
     const bool last = step == config_.steps;
     const std::int64_t n = active.size(0);
-    const at::Tensor loss = at::empty({n}, at::kDouble), noise = at::empty({n, size_}),
-                     gradient = last ? at::Tensor() : at::empty({n, flat.size(1)});
+    const at::Tensor loss = at::empty({n}, at::kDouble);
+    const at::Tensor noise = at::empty({n, size_});
+    const at::Tensor gradient = last ? at::Tensor() : at::empty({n, flat.size(1)});
     parallel_chunks(n, tile, [&](std::int64_t begin, std::int64_t end) {
-      const at::Tensor index = tile_of(active, begin, tile), eps = rows.eps.index_select(0, index);
+      const at::Tensor index = tile_of(active, begin, tile);
+      const at::Tensor eps = rows.eps.index_select(0, index);
       const at::Tensor parameters =
           rows.parameters.index_select(0, index).detach().set_requires_grad(!last);
       const at::AutoGradMode grad(!last);
-      const at::Tensor z = map(parameters, eps),
-                       each = losses(z, eps, select(targets, rows.target.index_select(0, index)));
+      const at::Tensor z = map(parameters, eps);
+      const at::Tensor each = losses(z, eps, select(targets, rows.target.index_select(0, index)));
       loss.narrow(0, begin, end - begin).copy_(each.detach().narrow(0, 0, end - begin));
       noise.narrow(0, begin, end - begin).copy_(z.detach().narrow(0, 0, end - begin));
-      if (!last)
+      if (!last) {
         gradient.narrow(0, begin, end - begin)
             .copy_(torch::autograd::grad({each.sum()}, {parameters})[0]
                        .narrow(0, 0, end - begin)
                        .flatten(1));
+      }
     });
-    counts.forwards += n, counts.backwards += last ? 0 : n;
-    const at::Tensor before = rows.best_loss.index_select(0, active), better = loss < before,
-                     index = active.masked_select(better);
+    counts.forwards += n;
+    counts.backwards += last ? 0 : n;
+    const at::Tensor before = rows.best_loss.index_select(0, active);
+    const at::Tensor better = loss < before;
+    const at::Tensor index = active.masked_select(better);
     rows.best_loss.index_copy_(0, index, loss.masked_select(better));
     rows.best_noise.index_copy_(0, index, noise.index_select(0, better.nonzero().squeeze(1)));
     if (last) break;
@@ -242,7 +261,8 @@ void Assigner::refine(Rows& rows, const AssignTargets& targets, AssignResult& co
           for (std::int64_t i = begin; i < end; ++i) {
             float* point = flat.data_ptr<float>() + row_of[i] * width;
             const float* slope = gradient.data_ptr<float>() + i * width;
-            x.assign(point, point + width), g.assign(slope, slope + width);
+            x.assign(point, point + width);
+            g.assign(slope, slope + width);
             goes_on[i] = optimizers[static_cast<std::size_t>(row_of[i])]->step(
                 losses_now[i], g, x,
                 static_cast<double>(step) / static_cast<double>(config_.steps));
@@ -272,23 +292,26 @@ AssignResult Assigner::assign(const AssignTargets& targets, std::uint32_t round,
   rows.target = at::arange(n, at::kLong).repeat_interleave(starts);
   if (base.defined()) {
     rows.eps = base.to(at::kFloat).contiguous();
-    out.start_loss = evaluate(warm.defined() ? warm : rows.eps, rows.eps, targets),
-    out.forwards += n, start_loss = out.start_loss.unsqueeze(1);
+    out.start_loss = evaluate(warm.defined() ? warm : rows.eps, rows.eps, targets);
+    out.forwards += n;
+    start_loss = out.start_loss.unsqueeze(1);
   } else {
     std::vector<at::Tensor> each;  // noise of target i and start s: keyed by the target alone
     for (std::int64_t i = 0; i < n; ++i) {
       const std::int64_t id = targets.ids[i].item<std::int64_t>();
       std::vector<at::Tensor> candidates;
-      for (std::int64_t s = 0; s < config_.screen; ++s)
+      for (std::int64_t s = 0; s < config_.screen; ++s) {
         candidates.push_back(
             streams_.normal(Purpose::kPrior, round, static_cast<std::uint32_t>(s), id, 1, {size_}));
+      }
       each.push_back(at::cat(candidates));
     }
     const at::Tensor all = at::stack(each);  // [n, screen, d]
     const at::Tensor owner = at::arange(n, at::kLong).repeat_interleave(config_.screen);
-    const at::Tensor flat = all.view({n * config_.screen, size_}),
-                     loss = evaluate(flat, flat, select(targets, owner)).view({n, config_.screen});
-    out.forwards += n * config_.screen, out.start_loss = loss.select(1, 0).clone();
+    const at::Tensor flat = all.view({n * config_.screen, size_});
+    const at::Tensor loss = evaluate(flat, flat, select(targets, owner)).view({n, config_.screen});
+    out.forwards += n * config_.screen;
+    out.start_loss = loss.select(1, 0).clone();
     const at::Tensor chosen =
         std::get<1>(loss.sort(std::optional<bool>(true), 1, /*descending=*/false))
             .narrow(1, 0, starts);  // [n, starts]
@@ -303,19 +326,22 @@ AssignResult Assigner::assign(const AssignTargets& targets, std::uint32_t round,
                              at::full_like(start_loss, std::numeric_limits<double>::infinity()))
                        .reshape({n * starts})
                        .contiguous();
-  if (rotation_ && warm.defined())
+  if (rotation_ && warm.defined()) {
     fail(ErrorKind::kConfig,
          cat("a warm start needs map = \"sphere\" or \"free\", not \"", config_.map, "\""));
+  }
   rows.parameters =
       rotation_ ? rotation_->initial(streams_, 0, 1)
                       .expand(at::IntArrayRef(rotation_->initial(streams_, 0, n * starts).sizes()))
                       .contiguous()
                 : start.clone();
   if (config_.steps > 0) refine(rows, targets, out);
-  const at::Tensor table = rows.best_loss.view({n, starts}), best = table.argmin(1, true);
+  const at::Tensor table = rows.best_loss.view({n, starts});
+  const at::Tensor best = table.argmin(1, true);
   const at::Tensor pick = (best.squeeze(1) + at::arange(n, at::kLong) * starts);
-  out.loss = rows.best_loss.index_select(0, pick),
-  out.noise = rows.best_noise.index_select(0, pick), out.base = rows.eps.index_select(0, pick);
+  out.loss = rows.best_loss.index_select(0, pick);
+  out.noise = rows.best_noise.index_select(0, pick);
+  out.base = rows.eps.index_select(0, pick);
   return out;
 }
 
@@ -340,7 +366,8 @@ at::Tensor Assigner::transport(const AssignTargets& targets, std::uint32_t round
           Purpose::kPrior, round, static_cast<std::uint32_t>(1 + label), begin * 8, count, {size_});
       std::vector<std::int64_t> shape = generator_.sample_shape();
       shape.insert(shape.begin(), count);
-      const at::Tensor images = at::empty(shape), all = at::arange(count, at::kLong);
+      const at::Tensor images = at::empty(shape);
+      const at::Tensor all = at::arange(count, at::kLong);
       parallel_chunks(count, config_.tile, [&](std::int64_t first, std::int64_t end) {
         const at::Tensor labels =
             groups > 1 ? at::full({config_.tile}, label, at::kLong) : at::Tensor();
@@ -352,19 +379,22 @@ at::Tensor Assigner::transport(const AssignTargets& targets, std::uint32_t round
       const AssignTargets part = select(targets, block);
       const auto squared = [](const at::Tensor& a,
                               const at::Tensor& b) {  // mean squared difference of every pair
-        const at::Tensor x = a.flatten(1).to(at::kDouble), y = b.flatten(1).to(at::kDouble);
+        const at::Tensor x = a.flatten(1).to(at::kDouble);
+        const at::Tensor y = b.flatten(1).to(at::kDouble);
         return (x.square().sum(1, true) + y.square().sum(1).unsqueeze(0) - 2 * x.matmul(y.t())) /
                static_cast<double>(x.size(1));
       };
       at::Tensor cost = at::zeros({block.size(0), count}, at::kDouble);
       if (w.mse > 0) cost += w.mse * squared(part.images, images);
-      if (w.l1 > 0)
+      if (w.l1 > 0) {
         cost += w.l1 *
                 at::cdist(part.images.flatten(1).to(at::kDouble), images.flatten(1).to(at::kDouble),
                           1) /
                 static_cast<double>(images[0].numel());
-      if (w.feature > 0)
+      }
+      if (w.feature > 0) {
         cost += w.feature * squared(features_((part.images + 1) / 2), features_((images + 1) / 2));
+      }
       const std::vector<std::int64_t> columns =
           config_.init == "sinkhorn" ? sinkhorn_assignment(cost) : linear_assignment(cost);
       out.index_copy_(0, block, pool.index_select(0, at::tensor(columns, at::kLong)));

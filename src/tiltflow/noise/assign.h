@@ -16,7 +16,9 @@ namespace tiltflow {
 // Weights of the loss of one target: image terms are means over its entries, noise terms means over
 // the noise.
 struct AssignLossConfig {
-  double mse = 1, l1 = 0, feature = 0;
+  double mse = 1;
+  double l1 = 0;
+  double feature = 0;
   double drift = 0;  // mean (z - eps)^2: stay near the base noise
   double prior = 0;  // (mean z^2 - 1)^2 + (mean z)^2, the reference's; the first part is constant
                      // on rotations and acts for map = free
@@ -50,9 +52,10 @@ struct AssignTargets {
   at::Tensor ids;     // [N] int64: keys of the random numbers
 };
 struct AssignResult {
-  at::Tensor base, noise;                    // [N, d] fp32: eps and z
-  at::Tensor loss, start_loss;               // [N] double
-  std::int64_t forwards = 0, backwards = 0;  // network rows
+  at::Tensor base, noise;       // [N, d] fp32: eps and z
+  at::Tensor loss, start_loss;  // [N] double
+  std::int64_t forwards = 0;
+  std::int64_t backwards = 0;  // network rows
 };
 
 using FeatureFunction =

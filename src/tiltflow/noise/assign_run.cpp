@@ -38,17 +38,20 @@ Chunk read_chunk(const std::vector<Target>& targets, const std::vector<std::int6
     const Target& target = targets[static_cast<std::size_t>(position)];
     try {
       const CheckedTarget one = read_target(target, generator);
-      images.push_back(one.image), labels.push_back(one.label), ids.push_back(target.id),
-          out.positions.push_back(position);
+      images.push_back(one.image);
+      labels.push_back(one.label);
+      ids.push_back(target.id);
+      out.positions.push_back(position);
     } catch (const Error& error) {
       store.add_failure(position, error.kind() == ErrorKind::kNonFinite ? "non-finite" : "bad-file",
                         error.what());
     }
   }
-  if (!images.empty())
+  if (!images.empty()) {
     out.targets = {at::stack(images),
                    generator.classes() > 0 ? at::tensor(labels, at::kLong) : at::Tensor(),
                    at::tensor(ids, at::kLong)};
+  }
   return out;
 }
 
@@ -59,8 +62,9 @@ at::Tensor rows_of(const AssignedSet& set, const at::Tensor& tensor, const at::T
   std::vector<std::int64_t> index;
   for (std::int64_t i = 0; i < ids.size(0); ++i) {
     const auto found = where.find(ids[i].item<std::int64_t>());
-    if (found == where.end())
+    if (found == where.end()) {
       fail(ErrorKind::kBadFile, cat("no earlier noise for target ", ids[i].item<std::int64_t>()));
+    }
     index.push_back(found->second);
   }
   return tensor.index_select(0, at::tensor(index, at::kLong));
@@ -74,8 +78,10 @@ at::Tensor transported(const Generator& generator, const Assigner& assigner,
   for (std::size_t i = 0; i < targets.size(); ++i) {
     try {
       const CheckedTarget one = read_target(targets[i], generator);
-      images.push_back(one.image), labels.push_back(one.label), ids.push_back(targets[i].id),
-          positions.push_back(static_cast<std::int64_t>(i));
+      images.push_back(one.image);
+      labels.push_back(one.label);
+      ids.push_back(targets[i].id);
+      positions.push_back(static_cast<std::int64_t>(i));
     } catch (const Error&) {  // becomes a failure when its chunk comes
     }
   }
@@ -117,8 +123,12 @@ void pack(const Generator& generator, const std::vector<Target>& targets,
         continue;
       }
       const at::Tensor both = each.row(static_cast<std::int64_t>(i));
-      base.push_back(both[0]), noise.push_back(both[1]), labels.push_back(r.label),
-          ids.push_back(targets[i].id), losses.push_back(r.loss), starts.push_back(r.start_loss);
+      base.push_back(both[0]);
+      noise.push_back(both[1]);
+      labels.push_back(r.label);
+      ids.push_back(targets[i].id);
+      losses.push_back(r.loss);
+      starts.push_back(r.start_loss);
       images.push_back(bytes_of_state(read_target(targets[i], generator).image));
       manifest += Json{{"id", targets[i].id},
                        {"name", targets[i].name},
@@ -139,17 +149,18 @@ void pack(const Generator& generator, const std::vector<Target>& targets,
                     at::stack(images),          at::tensor(labels, at::kLong),
                     at::tensor(ids, at::kLong), at::tensor(losses, at::kDouble)};
     write_assigned(o.out / "assigned.safetensors", set);
-    summary.loss = set.loss.mean().item<double>(),
+    summary.loss = set.loss.mean().item<double>();
     summary.start_loss = at::tensor(starts, at::kDouble).mean().item<double>();
     summary.loss_se = summary.assigned > 1 ? set.loss.std().item<double>() /
                                                  std::sqrt(static_cast<double>(summary.assigned))
                                            : 0;
-    json["loss"] = summary.loss, json["loss_se"] = summary.loss_se,
+    json["loss"] = summary.loss;
+    json["loss_se"] = summary.loss_se;
     json["start_loss"] = summary.start_loss;
     const std::int64_t shown = std::min<std::int64_t>(32, summary.assigned);
-    const at::Tensor made = reconstruct(generator, set.noise.narrow(0, 0, shown),
-                                        set.labels.narrow(0, 0, shown)),
-                     wanted = state_of_bytes(set.images.narrow(0, 0, shown));
+    const at::Tensor made =
+        reconstruct(generator, set.noise.narrow(0, 0, shown), set.labels.narrow(0, 0, shown));
+    const at::Tensor wanted = state_of_bytes(set.images.narrow(0, 0, shown));
     if (is_picture(generator.sample_shape())) {
       const at::Tensor both =
           at::stack({wanted, made}, 1)
@@ -177,19 +188,25 @@ AssignTargets AssignedSet::targets() const { return {state_of_bytes(images), lab
 
 void write_assigned(const fs::path& file, const AssignedSet& s) {
   ParameterSet tensors;
-  tensors.add("noise", s.noise), tensors.add("base", s.base), tensors.add("target", s.images),
-      tensors.add("label", s.labels), tensors.add("id", s.ids), tensors.add("loss", s.loss);
+  tensors.add("noise", s.noise);
+  tensors.add("base", s.base);
+  tensors.add("target", s.images);
+  tensors.add("label", s.labels);
+  tensors.add("id", s.ids);
+  tensors.add("loss", s.loss);
   write_safetensors(file, tensors, {{"tiltflow.family", "assigned-noise"}});
 }
 
 AssignedSet read_assigned(const fs::path& path) {
   const fs::path file = fs::is_directory(path) ? path / "assigned.safetensors" : path;
   const ParameterSet t = read_safetensors(file).tensors;
-  for (const char* name : {"noise", "base", "target", "label", "id", "loss"})
-    if (!t.contains(name))
+  for (const char* name : {"noise", "base", "target", "label", "id", "loss"}) {
+    if (!t.contains(name)) {
       fail(ErrorKind::kBadFile,
            cat(file.string(), ": no assigned noise (tensor '", name, "' is missing)"),
            "make it with `tiltflow assign`");
+    }
+  }
   AssignedSet s{t.at("noise"), t.at("base"), t.at("target"),
                 t.at("label"), t.at("id"),   t.at("loss")};
   const std::int64_t n = s.noise.dim() == 2 ? s.noise.size(0) : 0;
@@ -201,8 +218,9 @@ AssignedSet read_assigned(const fs::path& path) {
       s.ids.scalar_type() == at::kLong && s.loss.sizes() == at::IntArrayRef({n}) &&
       s.loss.scalar_type() == at::kDouble;
   if (!fits) fail(ErrorKind::kBadFile, cat(file.string(), ": its tensors do not fit each other"));
-  if (!at::isfinite(s.noise).all().item<bool>())
+  if (!at::isfinite(s.noise).all().item<bool>()) {
     fail(ErrorKind::kBadFile, cat(file.string(), ": noise that is not finite"));
+  }
   return s;
 }
 
@@ -211,7 +229,9 @@ AssignTargets read_targets(const TargetsConfig& config, const Generator& generat
   std::vector<std::int64_t> labels, ids;
   for (const Target& target : list_targets(config)) {
     const CheckedTarget one = read_target(target, generator);
-    images.push_back(one.image), labels.push_back(one.label), ids.push_back(target.id);
+    images.push_back(one.image);
+    labels.push_back(one.label);
+    ids.push_back(target.id);
   }
   return {at::stack(images), generator.classes() > 0 ? at::tensor(labels, at::kLong) : at::Tensor(),
           at::tensor(ids, at::kLong)};
@@ -223,8 +243,8 @@ AssignSummary run_assignment(const Generator& generator, const Assigner& assigne
   const FolderClaim claim(o.out, lane(o.shard, o.shards));
   AssignSummary summary;
   summary.targets = static_cast<std::int64_t>(targets.size());
-  const std::int64_t size = noise_size(generator),
-                     chunks = (summary.targets + config.chunk - 1) / config.chunk;
+  const std::int64_t size = noise_size(generator);
+  const std::int64_t chunks = (summary.targets + config.chunk - 1) / config.chunk;
   const auto open = [&](std::int64_t shard) {
     return AssignStore(o.out / "store", o.start, size, summary.targets, lane(shard, o.shards));
   };
@@ -232,8 +252,12 @@ AssignSummary run_assignment(const Generator& generator, const Assigner& assigne
   at::Tensor transport;
   double sum = 0;
   std::int64_t done = 0;
-  for (const auto& [position, result] : store.results())
-    if (!result.failed) sum += result.loss, ++done;
+  for (const auto& [position, result] : store.results()) {
+    if (!result.failed) {
+      sum += result.loss;
+      ++done;
+    }
+  }
   for (std::int64_t c = o.shard; c < chunks; c += o.shards) {
     std::vector<std::int64_t> open_positions;
     for (std::int64_t i = c * config.chunk; i < std::min(summary.targets, (c + 1) * config.chunk);
@@ -245,33 +269,37 @@ AssignSummary run_assignment(const Generator& generator, const Assigner& assigne
     if (!chunk.positions.empty()) {
       at::Tensor base, warm;
       if (o.warm) {
-        base = rows_of(*o.warm, o.warm->base, chunk.targets.ids),
+        base = rows_of(*o.warm, o.warm->base, chunk.targets.ids);
         warm = rows_of(*o.warm, o.warm->noise, chunk.targets.ids);
       } else if (config.init != "random") {
         if (!transport.defined()) transport = transported(generator, assigner, targets, o.round);
         base = transport.index_select(0, at::tensor(chunk.positions, at::kLong));
       }
       const AssignResult result = assigner.assign(chunk.targets, o.round, base, warm);
-      summary.forwards += result.forwards, summary.backwards += result.backwards;
+      summary.forwards += result.forwards;
+      summary.backwards += result.backwards;
       for (std::size_t k = 0; k < chunk.positions.size(); ++k) {
         const auto i = static_cast<std::int64_t>(k);
         StoredResult one;
-        one.loss = result.loss[i].item<double>(),
+        one.loss = result.loss[i].item<double>();
         one.start_loss = result.start_loss[i].item<double>();
-        if (chunk.targets.labels.defined())
+        if (chunk.targets.labels.defined()) {
           one.label = chunk.targets.labels[i].item<std::int64_t>();
+        }
         if (!std::isfinite(one.loss)) {
           store.add_failure(chunk.positions[k], "non-finite", "the loss is never finite");
           continue;
         }
         store.add(chunk.positions[k], one, result.base[i], result.noise[i]);
-        sum += one.loss, ++done;
+        sum += one.loss;
+        ++done;
       }
     }
     store.sync();
-    if (o.progress)
+    if (o.progress) {
       o.progress(static_cast<std::int64_t>(store.results().size()),
                  done > 0 ? sum / static_cast<double>(done) : 0);
+    }
     check_stop();
   }
   std::vector<AssignStore> stores;

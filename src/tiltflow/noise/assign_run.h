@@ -31,16 +31,23 @@ struct AssignRunOptions {
   std::filesystem::path out;
   RunStart start;           // identifies the request; another one in the folder is refused
   std::uint32_t round = 0;  // keys random starts
-  const AssignedSet* warm = nullptr;   // continue from these noises, matched by id
-  std::int64_t shard = 0, shards = 1;  // this process takes every shards-th chunk
+  const AssignedSet* warm = nullptr;  // continue from these noises, matched by id
+  std::int64_t shard = 0;
+  std::int64_t shards = 1;  // this process takes every shards-th chunk
   bool retry_failed = false;
   std::function<void(std::int64_t done, double mean_loss)> progress;
 };
 struct AssignSummary {
   bool complete = false;  // every target of every shard was tried, and the result is packed
-  std::int64_t targets = 0, assigned = 0, failed = 0, forwards = 0, backwards = 0;
-  double loss = 0, loss_se = 0, start_loss = 0;  // means over assigned targets
-  NoiseReport noise;                             // of z; empty below 8 targets
+  std::int64_t targets = 0;
+  std::int64_t assigned = 0;
+  std::int64_t failed = 0;
+  std::int64_t forwards = 0;
+  std::int64_t backwards = 0;
+  double loss = 0;
+  double loss_se = 0;
+  double start_loss = 0;  // means over assigned targets
+  NoiseReport noise;      // of z; empty below 8 targets
 };
 // Writes OUT/store while it works; at the end OUT/assigned.safetensors, manifest.jsonl,
 // failures.jsonl, summary.json, pairs.png, noise.json, all the same after any interruption and for

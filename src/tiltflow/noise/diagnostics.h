@@ -16,10 +16,19 @@ namespace tiltflow {
 // Patch statistics with the names of Orthogonal-Constrained-One-Step-Alignment; fp32 in, double
 // inside; covariance centred, divisor n - 1.
 struct PatchStatistics {
-  double overall_mean = 0, overall_var = 0, overall_std = 0;  // unbiased, of all numbers
-  std::int64_t num_samples = 0, dim = 0;
-  double mean_abs_mean_per_dim = 0, max_abs_mean_per_dim = 0, mean_abs_var_minus_1 = 0,
-         max_abs_var_minus_1 = 0, cov_identity_fro = 0, cov_trace = 0, norm_mean = 0, norm_std = 0;
+  double overall_mean = 0;
+  double overall_var = 0;
+  double overall_std = 0;  // unbiased, of all numbers
+  std::int64_t num_samples = 0;
+  std::int64_t dim = 0;
+  double mean_abs_mean_per_dim = 0;
+  double max_abs_mean_per_dim = 0;
+  double mean_abs_var_minus_1 = 0;
+  double max_abs_var_minus_1 = 0;
+  double cov_identity_fro = 0;
+  double cov_trace = 0;
+  double norm_mean = 0;
+  double norm_std = 0;
   at::Tensor mean_per_dim, var_per_dim, eigenvalues;  // [D] double, eigenvalues ascending
 };
 PatchStatistics patch_statistics(const at::Tensor& rows);
@@ -29,16 +38,18 @@ nlohmann::ordered_json compare(const PatchStatistics& base, const PatchStatistic
 
 struct NormalityTest {
   std::string name, meaning;
-  double statistic = 0, expected = 0,
-         p = 1;  // p: probability of a statistic at least as far from what N(0, I) gives
+  double statistic = 0;
+  double expected = 0;
+  double p = 1;  // p: probability of a statistic at least as far from what N(0, I) gives
 };
 struct NoiseReport {
   PatchStatistics statistics;
   std::vector<NormalityTest>
       tests;  // radial: length; angular: resultant, axes; entries: KS; whole: sliced Wasserstein
-  double spectrum_low = 0, spectrum_high = 0;  // Marchenko-Pastur edges (1 -+ sqrt(D/n))^2
-  double smallest_angle = 0,
-         smallest_angle_expected = 0;  // degrees between the two closest rows; collisions show here
+  double spectrum_low = 0;
+  double spectrum_high = 0;  // Marchenko-Pastur edges (1 -+ sqrt(D/n))^2
+  double smallest_angle = 0;
+  double smallest_angle_expected = 0;  // degrees between the two closest rows; collisions show here
   std::string verdict;  // "consistent with N(0, I)", "radially exact, angularly tilted", "lengths
                         // are off", ...
 };

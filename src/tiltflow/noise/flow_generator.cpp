@@ -27,9 +27,10 @@ class FlowGenerator final : public Generator {
         solver_(std::move(solver)),
         steps_(steps) {
     const TimeEnds ends = ode_ends(*path_, prediction_, 1e-3);
-    for (std::int64_t k = 0; k <= steps_; ++k)
+    for (std::int64_t k = 0; k <= steps_; ++k) {
       grid_.push_back(ends.begin + (ends.end - ends.begin) * static_cast<double>(k) /
                                        static_cast<double>(steps_));
+    }
   }
   const ModelSpec& spec() const override { return model_->spec(); }
   const ParameterSet& parameters() const override { return model_->parameters(); }
@@ -43,7 +44,8 @@ class FlowGenerator final : public Generator {
   }
   at::Tensor generate(const at::Tensor& z, const at::Tensor& labels) const override {
     OdeOptions options;
-    options.method = parse_ode_method(solver_.substr(4)), options.keep_graph = true;
+    options.method = parse_ode_method(solver_.substr(4));
+    options.keep_graph = true;
     return solve_ode(*model_, z, grid_, Condition{labels}, options).x;
   }
   std::map<std::string, std::string> metadata() const {
@@ -112,9 +114,10 @@ std::unique_ptr<Generator> flow_generator(std::shared_ptr<const VelocityModel> m
                                           const std::string& prediction, const std::string& solver,
                                           std::int64_t steps) {
   if (std::find(fixed_step_solvers().begin(), fixed_step_solvers().end(), solver) ==
-      fixed_step_solvers().end())
+      fixed_step_solvers().end()) {
     fail(ErrorKind::kConfig, cat("solver '", solver, "' makes no one-step generator"),
          "use " + join(fixed_step_solvers(), ", "));
+  }
   return std::make_unique<FlowGenerator>(std::move(model), std::move(path), prediction, solver,
                                          steps);
 }
@@ -127,14 +130,19 @@ std::unique_ptr<Generator> noise_prediction_generator(std::shared_ptr<const Velo
 }
 
 std::unique_ptr<Generator> open_generator(const GeneratorConfig& c, ModelRuntime runtime) {
-  if (c.file.empty())
+  if (c.file.empty()) {
     fail(ErrorKind::kConfig, "generator.file is missing",
          "a one-step generator, e.g. made by `tiltflow pretrain recipes/pretrain-mnist-gan.toml`");
+  }
   const TensorFile file = read_tensors(c.file, c.section);
-  if (!generator_family(file.tensors, file.metadata).empty())
+  if (!generator_family(file.tensors, file.metadata).empty()) {
     return load_generator(c.file, c.args, c.section, runtime.precision);
+  }
   FlowModelConfig flow;
-  flow.file = c.file, flow.weights = c.section, flow.path = c.path, flow.prediction = c.prediction,
+  flow.file = c.file;
+  flow.weights = c.section;
+  flow.path = c.path;
+  flow.prediction = c.prediction;
   flow.args = c.args;
   if (!c.schedule.empty()) {
     flow.prediction = "velocity";  // the network's answer as it is
@@ -147,18 +155,20 @@ std::unique_ptr<Generator> open_generator(const GeneratorConfig& c, ModelRuntime
 std::unique_ptr<Generator> open_generator_file(GeneratorConfig config,
                                                const std::filesystem::path& file,
                                                const std::string& section, ModelRuntime runtime) {
-  config.file = file.string(), config.section = section;
+  config.file = file.string();
+  config.section = section;
   return open_generator(config, runtime);
 }
 
 void save_any_generator(const std::filesystem::path& file, const Generator& generator,
                         const ParameterSet& parameters) {
-  if (const auto* flow = dynamic_cast<const FlowGenerator*>(&generator))
+  if (const auto* flow = dynamic_cast<const FlowGenerator*>(&generator)) {
     save_velocity_model(file, flow->model(), parameters, flow->metadata());
-  else if (const auto* discrete = dynamic_cast<const NoisePredictionGenerator*>(&generator))
+  } else if (const auto* discrete = dynamic_cast<const NoisePredictionGenerator*>(&generator)) {
     save_velocity_model(file, discrete->model(), parameters, {{"tiltflow.prediction", "noise"}});
-  else
+  } else {
     save_generator(file, generator, parameters);
+  }
 }
 
 }  // namespace tiltflow

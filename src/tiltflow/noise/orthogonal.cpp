@@ -23,7 +23,8 @@ at::Tensor identity_like(const at::Tensor& m) { return at::eye(m.size(-1), m.opt
 class CayleyFunction final : public torch::autograd::Function<CayleyFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& raw) {
-    const at::Tensor s = skew(raw), i = identity_like(s);
+    const at::Tensor s = skew(raw);
+    const at::Tensor i = identity_like(s);
     const auto [lu, pivots] = at::linalg_lu_factor(i - s);
     const at::Tensor q = at::linalg_lu_solve(lu, pivots, i + s);
     context->save_for_backward({lu, pivots, q});
@@ -61,16 +62,17 @@ class HouseholderFunction final : public torch::autograd::Function<HouseholderFu
     const variable_list saved = context->get_saved_variables();
     const at::Tensor& v = saved[0];
     const bool transposed = context->saved_data["transposed"].toBool();
-    at::Tensor x = saved[1], g = gradients[0];
+    at::Tensor x = saved[1];
+    at::Tensor g = gradients[0];
     const std::int64_t k = v.size(1);
     std::vector<at::Tensor> gv(static_cast<std::size_t>(k));
     for (std::int64_t i = k - 1; i >= 0; --i) {
       const std::int64_t j = transposed ? k - 1 - i : i;
-      const at::Tensor w = v.select(1, j),
-                       c = 2 / w.square().sum(1, true).unsqueeze(2);  // [G, 1, 1]
+      const at::Tensor w = v.select(1, j);
+      const at::Tensor c = 2 / w.square().sum(1, true).unsqueeze(2);  // [G, 1, 1]
       x = reflect(x, w);  // the input of this reflection
-      const at::Tensor xv = at::matmul(x, w.unsqueeze(2)),
-                       gw = at::matmul(g, w.unsqueeze(2));  // [G, R, 1]
+      const at::Tensor xv = at::matmul(x, w.unsqueeze(2));
+      const at::Tensor gw = at::matmul(g, w.unsqueeze(2));  // [G, R, 1]
       // y = x - c (x.v) v, c = 2/|v|^2: dL/dv = -c sum_r [(g.v) x + (x.v) g] + c^2 sum_r (x.v)(g.v)
       // v
       gv[static_cast<std::size_t>(j)] =
@@ -124,8 +126,9 @@ class HouseholderMap final : public OrthogonalMap {
   at::Tensor initial(const RandomStreams& streams, std::int64_t first,
                      std::int64_t n) const override {
     at::Tensor v = streams.normal(Purpose::kInit, 0, 0, first, n, parameter_shape());
-    for (std::int64_t i = 0; i + 1 < k_; i += 2)
+    for (std::int64_t i = 0; i + 1 < k_; i += 2) {
       v.select(1, i + 1).copy_(v.select(1, i));  // pairs cancel
+    }
     return v;
   }
   at::Tensor apply(const at::Tensor& raw, const at::Tensor& rows) const override {
@@ -142,9 +145,10 @@ class HouseholderMap final : public OrthogonalMap {
 class BlockMap final : public OrthogonalMap {
  public:
   BlockMap(std::int64_t d, std::int64_t blocks) : d_(d), b_(blocks) {
-    if (blocks < 1 || d % blocks)
+    if (blocks < 1 || d % blocks) {
       fail(ErrorKind::kConfig,
            cat("block: ", d, " dimensions cannot be divided into ", blocks, " blocks"));
+    }
   }
   std::int64_t dimension() const override { return d_; }
   std::vector<std::int64_t> parameter_shape() const override { return {b_, d_ / b_, d_ / b_}; }
@@ -177,9 +181,10 @@ class GivensMap final : public OrthogonalMap {
     for (const auto& layer : layers) {
       std::vector<std::int64_t> first, second, back(static_cast<std::size_t>(d));
       for (const auto& [i, j] : layer) {
-        back[static_cast<std::size_t>(i)] = static_cast<std::int64_t>(first.size()),
+        back[static_cast<std::size_t>(i)] = static_cast<std::int64_t>(first.size());
         back[static_cast<std::size_t>(j)] = d / 2 + static_cast<std::int64_t>(first.size());
-        first.push_back(i), second.push_back(j);
+        first.push_back(i);
+        second.push_back(j);
       }
       layers_.push_back({at::tensor(first, at::kLong), at::tensor(second, at::kLong),
                          at::tensor(back, at::kLong)});
@@ -194,14 +199,16 @@ class GivensMap final : public OrthogonalMap {
   }
   at::Tensor apply(const at::Tensor& raw, const at::Tensor& rows) const override {
     at::Tensor x = rows;
-    for (std::size_t l = 0; l < layers_.size(); ++l)
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
       x = rotate(x, layers_[l], raw.select(1, static_cast<std::int64_t>(l)));
+    }
     return x;
   }
   at::Tensor apply_transposed(const at::Tensor& raw, const at::Tensor& rows) const override {
     at::Tensor x = rows;
-    for (std::size_t l = layers_.size(); l-- > 0;)
+    for (std::size_t l = layers_.size(); l-- > 0;) {
       x = rotate(x, layers_[l], -raw.select(1, static_cast<std::int64_t>(l)));
+    }
     return x;
   }
 
@@ -210,8 +217,10 @@ class GivensMap final : public OrthogonalMap {
     at::Tensor first, second, back;
   };
   static at::Tensor rotate(const at::Tensor& x, const Layer& layer, const at::Tensor& angle) {
-    const at::Tensor a = x.index_select(2, layer.first), b = x.index_select(2, layer.second),
-                     c = angle.cos().unsqueeze(1), s = angle.sin().unsqueeze(1);
+    const at::Tensor a = x.index_select(2, layer.first);
+    const at::Tensor b = x.index_select(2, layer.second);
+    const at::Tensor c = angle.cos().unsqueeze(1);
+    const at::Tensor s = angle.sin().unsqueeze(1);
     return at::cat({c * a - s * b, s * a + c * b}, 2).index_select(2, layer.back);
   }
   std::int64_t d_;
@@ -230,20 +239,23 @@ Pairs tournament(std::int64_t d, std::int64_t layers) {
   for (std::int64_t r = 0; r < layers; ++r) {
     out.emplace_back();
     out.back().emplace_back(d - 1, r % (d - 1));
-    for (std::int64_t i = 1; i < d / 2; ++i)
+    for (std::int64_t i = 1; i < d / 2; ++i) {
       out.back().emplace_back((r + i) % (d - 1), (r + (d - 1) - i) % (d - 1));
+    }
   }
   return out;
 }
 
 Pairs butterfly(std::int64_t d) {
-  if (d < 2 || (d & (d - 1)))
+  if (d < 2 || (d & (d - 1))) {
     fail(ErrorKind::kConfig, cat("butterfly: ", d, " dimensions, a power of two is needed"));
+  }
   Pairs out;
   for (std::int64_t bit = 1; bit < d; bit <<= 1) {
     out.emplace_back();
-    for (std::int64_t i = 0; i < d; ++i)
+    for (std::int64_t i = 0; i < d; ++i) {
       if (!(i & bit)) out.back().emplace_back(i, i | bit);
+    }
   }
   return out;
 }
@@ -280,9 +292,12 @@ at::Tensor on_sphere(const at::Tensor& u, const at::Tensor& eps) {
 }
 
 at::Tensor rotation_between(const at::Tensor& eps, const at::Tensor& z) {
-  const at::Tensor a = eps / eps.norm(2, {1}, true), b = z / z.norm(2, {1}, true),
-                   cosine = (a * b).sum(1, true).unsqueeze(2);  // [N, 1, 1]
-  const at::Tensor i = at::eye(a.size(1), a.options()), sum = a + b, difference = a - b;
+  const at::Tensor a = eps / eps.norm(2, {1}, true);
+  const at::Tensor b = z / z.norm(2, {1}, true);
+  const at::Tensor cosine = (a * b).sum(1, true).unsqueeze(2);  // [N, 1, 1]
+  const at::Tensor i = at::eye(a.size(1), a.options());
+  const at::Tensor sum = a + b;
+  const at::Tensor difference = a - b;
   const at::Tensor rotation = i -
                               sum.unsqueeze(2) * sum.unsqueeze(1) / (1 + cosine).clamp_min(1e-12) +
                               2 * b.unsqueeze(2) * a.unsqueeze(1);
@@ -305,7 +320,8 @@ at::Tensor riemannian_step(const at::Tensor& q, const at::Tensor& gradient, doub
 }
 
 Orthogonality orthogonality(const at::Tensor& q) {
-  const at::Tensor m = q.to(at::kDouble), values = at::linalg_svdvals(m);
+  const at::Tensor m = q.to(at::kDouble);
+  const at::Tensor values = at::linalg_svdvals(m);
   return {(m.t().matmul(m) - identity_like(m)).norm().item<double>(), values.min().item<double>(),
           values.max().item<double>(), values.mean().item<double>(),
           at::linalg_det(m).abs().item<double>()};

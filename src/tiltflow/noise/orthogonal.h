@@ -60,7 +60,11 @@ at::Tensor riemannian_step(const at::Tensor& q, const at::Tensor& gradient, doub
 // |Q^T Q - I|_F, smallest, largest and mean singular value, |det|; of one matrix, in double
 // precision.
 struct Orthogonality {
-  double error = 0, sv_min = 0, sv_max = 0, sv_mean = 0, det_abs = 0;
+  double error = 0;
+  double sv_min = 0;
+  double sv_max = 0;
+  double sv_mean = 0;
+  double det_abs = 0;
 };
 Orthogonality orthogonality(const at::Tensor& q);
 

@@ -8,9 +8,13 @@
 namespace tiltflow {
 
 at::Tensor to_patches(const at::Tensor& x, std::int64_t p) {
-  const std::int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
-  if (p < 1 || h % p || w % p)
+  const std::int64_t n = x.size(0);
+  const std::int64_t c = x.size(1);
+  const std::int64_t h = x.size(2);
+  const std::int64_t w = x.size(3);
+  if (p < 1 || h % p || w % p) {
     fail(ErrorKind::kConfig, cat("patches of ", p, " x ", p, " do not tile ", h, " x ", w));
+  }
   return x.reshape({n, c, h / p, p, w / p, p})
       .permute({0, 2, 4, 1, 3, 5})
       .reshape({n, (h / p) * (w / p), c * p * p});
@@ -25,16 +29,20 @@ at::Tensor from_patches(const at::Tensor& patches, std::int64_t p, at::IntArrayR
 
 PatchMap::PatchMap(const PatchConfig& config, const std::vector<std::int64_t>& shape)
     : config_(config), shape_(shape) {
-  if (shape.size() != 3)
+  if (shape.size() != 3) {
     fail(ErrorKind::kConfig,
          cat("patch maps need noise [C, H, W], this one is ", shape_text(shape)));
+  }
   const std::int64_t p = config.patch;
-  if (p < 1 || shape[1] % p || shape[2] % p)
+  if (p < 1 || shape[1] % p || shape[2] % p) {
     fail(ErrorKind::kConfig,
          cat("patches of ", p, " x ", p, " do not tile ", shape[1], " x ", shape[2]));
-  patches_ = (shape[1] / p) * (shape[2] / p), dimension_ = shape[0] * p * p;
-  if (config.groups < 1 || patches_ % config.groups)
+  }
+  patches_ = (shape[1] / p) * (shape[2] / p);
+  dimension_ = shape[0] * p * p;
+  if (config.groups < 1 || patches_ % config.groups) {
     fail(ErrorKind::kConfig, cat(config.groups, " groups do not divide ", patches_, " patches"));
+  }
   map_ = make_orthogonal_map(config.map, dimension_);
 }
 
@@ -44,14 +52,17 @@ at::Tensor PatchMap::initial(const RandomStreams& streams, std::int64_t first,
 }
 
 at::Tensor PatchMap::to_rows(const at::Tensor& x) const {
-  const std::int64_t n = x.size(0), g = config_.groups, per = patches_ / g;
+  const std::int64_t n = x.size(0);
+  const std::int64_t g = config_.groups;
+  const std::int64_t per = patches_ / g;
   const at::Tensor rows = to_patches(x, config_.patch).view({n, g, per, dimension_});
   return config_.per_sample ? rows.reshape({n * g, per, dimension_})
                             : rows.transpose(0, 1).reshape({g, n * per, dimension_});
 }
 
 at::Tensor PatchMap::from_rows(const at::Tensor& rows, std::int64_t n) const {
-  const std::int64_t g = config_.groups, per = patches_ / g;
+  const std::int64_t g = config_.groups;
+  const std::int64_t per = patches_ / g;
   const at::Tensor ordered =
       config_.per_sample
           ? rows.reshape({n, patches_, dimension_})

@@ -45,12 +45,14 @@ AssignStore::AssignStore(fs::path folder, const RunStart& start, std::int64_t si
   const StoredStart stored{cat("the noise in ", folder_.parent_path().string()),
                            folder_ / "request.toml", folder_ / "inputs.json"};
   std::vector<KeyChange> changes;
-  if (fs::exists(stored.config) && (!lane.empty() || has_results(folder_)))
+  if (fs::exists(stored.config) && (!lane.empty() || has_results(folder_))) {
     changes = require_same_start(stored, start);
+  }
   store_start(stored, start, changes);
   rows_ = ::open(rows_path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (rows_ < 0)
+  if (rows_ < 0) {
     fail(ErrorKind::kFailure, cat("cannot open ", rows_path_.string(), ": ", std::strerror(errno)));
+  }
   close_ = std::make_shared<Close>(rows_);
   std::string kept;
   for (const auto& line : read_json_lines(log_path_)) {
@@ -60,22 +62,25 @@ AssignStore::AssignStore(fs::path folder, const RunStart& start, std::int64_t si
     if (position < 0 || position >= targets_) continue;
     StoredResult result;
     if (line.contains("failed")) {
-      result.failed = true, result.kind = line.value("failed", ""),
+      result.failed = true;
+      result.kind = line.value("failed", "");
       result.message = line.value("message", "");
     } else {
       const at::Tensor bytes = row(position);
       if (!bytes.defined() || cat(crc32c({static_cast<const char*>(bytes.data_ptr()),
-                                          bytes.nbytes()})) != line.value("crc32c", ""))
+                                          bytes.nbytes()})) != line.value("crc32c", "")) {
         continue;
-      result.label = line.value("label", std::int64_t{0}),
-      result.loss = number_from_json(line["loss"]),
+      }
+      result.label = line.value("label", std::int64_t{0});
+      result.loss = number_from_json(line["loss"]);
       result.start_loss = number_from_json(line["start_loss"]);
     }
     results_[position] = result;
     kept += line.dump() + "\n";
   }
-  if (fs::exists(log_path_) && kept != read_file(log_path_))
+  if (fs::exists(log_path_) && kept != read_file(log_path_)) {
     write_file_atomic(log_path_, kept);  // a cut-off line or a damaged row
+  }
   log_ = std::make_unique<LineAppender>(log_path_);
 }
 
@@ -111,10 +116,11 @@ void AssignStore::add(std::int64_t position, const StoredResult& result, const a
     const ssize_t n =
         ::pwrite(rows_, static_cast<const char*>(both.data_ptr()) + put, bytes - put,
                  static_cast<off_t>(static_cast<std::size_t>(position) * bytes + put));
-    if (n <= 0)
+    if (n <= 0) {
       fail(ErrorKind::kFailure,
            cat("cannot write ", rows_path_.string(), ": ", std::strerror(errno)),
            "what is finished is kept; the same command continues");
+    }
     put += static_cast<std::size_t>(n);
   }
   const nlohmann::ordered_json line{
@@ -136,9 +142,10 @@ void AssignStore::add_failure(std::int64_t position, const std::string& kind,
 }
 
 void AssignStore::sync() {
-  if (!sync_descriptor(rows_))
+  if (!sync_descriptor(rows_)) {
     fail(ErrorKind::kFailure,
          cat("cannot write ", rows_path_.string(), ": ", std::strerror(errno)));
+  }
   log_->write(join(pending_, ""));
   log_->sync();
   pending_.clear();

@@ -23,7 +23,8 @@ struct StoredResult {
   bool failed = false;
   std::string kind, message;  // of a failure: "bad-file", "non-finite"
   std::int64_t label = 0;
-  double loss = 0, start_loss = 0;
+  double loss = 0;
+  double start_loss = 0;
 };
 
 // Whether anything was assigned there: a start that failed before is forgotten.

@@ -52,8 +52,9 @@ Target target_of_line(std::int64_t id, const std::string& line, const std::strin
   }
   const fs::path given = entry["image"].get<std::string>();
   const auto label = [where, found = label_in(entry)]() -> std::int64_t {
-    if (!found)
+    if (!found) {
       fail(ErrorKind::kBadFile, where + ": no whole number \"label\", which this generator needs");
+    }
     return *found;
   };
   return {id, given.string(), picture_in(given.is_absolute() ? given : folder / given, options),
@@ -97,9 +98,10 @@ void bind(Fields& f, TargetsConfig& c) {
 }
 
 std::vector<Target> list_targets(const TargetsConfig& c) {
-  if (c.path.empty())
+  if (c.path.empty()) {
     fail(ErrorKind::kConfig, "targets.path is missing",
          "the folder of the target images, e.g. targets.path = \"data/mnist\"");
+  }
   std::vector<Target> all;
   DatasetConfig dataset{c.format, c.path, c.size};
   dataset.alpha = c.alpha;
@@ -119,9 +121,10 @@ std::vector<Target> list_targets(const TargetsConfig& c) {
     }
   }
   const auto size = static_cast<std::int64_t>(all.size());
-  if (c.first >= size)
+  if (c.first >= size) {
     fail(ErrorKind::kConfig, cat("targets.first is ", c.first, ", there are ",
                                  counted(size, "target"), " in ", c.path));
+  }
   const std::int64_t end = c.count == 0 ? size : std::min(size, c.first + c.count);
   return {all.begin() + c.first, all.begin() + end};
 }
@@ -130,20 +133,24 @@ CheckedTarget read_target(const Target& target, const Generator& generator) {
   CheckedTarget out;
   out.image = target.image();
   const std::vector<std::int64_t> shape = generator.sample_shape();
-  if (out.image.dim() == 3 && out.image.size(0) == 1 && shape.size() == 3 && shape[0] == 3)
+  if (out.image.dim() == 3 && out.image.size(0) == 1 && shape.size() == 3 && shape[0] == 3) {
     out.image = out.image.expand({3, -1, -1}).contiguous();
-  if (out.image.sizes() != at::IntArrayRef(shape))
+  }
+  if (out.image.sizes() != at::IntArrayRef(shape)) {
     fail(ErrorKind::kBadFile,
          cat(target.name, ": the picture is ", shape_text(out.image.sizes()),
              ", the generator makes ", shape_text(shape)),
          "targets.size crops and resizes");
-  if (!at::isfinite(out.image).all().item<bool>())
+  }
+  if (!at::isfinite(out.image).all().item<bool>()) {
     fail(ErrorKind::kBadFile, cat(target.name, ": the picture has values that are not finite"));
+  }
   if (generator.classes() > 0) {
     out.label = target.label();
-    if (out.label < 0 || out.label >= generator.classes())
+    if (out.label < 0 || out.label >= generator.classes()) {
       fail(ErrorKind::kBadFile, cat(target.name, ": label ", out.label, ", the generator has ",
                                     generator.classes(), " classes"));
+    }
   }
   return out;
 }

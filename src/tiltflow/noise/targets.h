@@ -14,12 +14,14 @@
 namespace tiltflow {
 
 struct TargetsConfig {
-  std::string format = "idx", path;  // idx, cifar, folder as in DatasetConfig; pairs:
-                                     // path/pairs.jsonl, one {"image": FILE, "label": N} a line
+  std::string format = "idx";
+  std::string path;  // idx, cifar, folder as in DatasetConfig; pairs:
+                     // path/pairs.jsonl, one {"image": FILE, "label": N} a line
   std::string split = "train";
-  std::int64_t size = 0;                 // central square of this size; 0 = as they are
-  std::string alpha = "drop";            // of transparent pixels: DatasetConfig::alpha
-  std::int64_t first = 0, count = 2048;  // items first .. first + count of the set; count 0 = all
+  std::int64_t size = 0;       // central square of this size; 0 = as they are
+  std::string alpha = "drop";  // of transparent pixels: DatasetConfig::alpha
+  std::int64_t first = 0;
+  std::int64_t count = 2048;  // items first .. first + count of the set; count 0 = all
 };
 void bind(Fields& f, TargetsConfig& c);
 

@@ -15,9 +15,12 @@
 
 namespace tiltflow {
 namespace {
-constexpr std::string_view kPrefix = "base_model.model.", kA = ".lora_A.weight",
-                           kB = ".lora_B.weight", kWeight = ".weight";
-constexpr const char *kTensors = "adapter_model.safetensors", *kConfig = "adapter_config.json";
+constexpr std::string_view kPrefix = "base_model.model.";
+constexpr std::string_view kA = ".lora_A.weight";
+constexpr std::string_view kB = ".lora_B.weight";
+constexpr std::string_view kWeight = ".weight";
+constexpr const char* kTensors = "adapter_model.safetensors";
+constexpr const char* kConfig = "adapter_config.json";
 
 // What the names of other adapters say.
 struct Foreign {
@@ -68,12 +71,13 @@ AdapterSet adapters_from(const ParameterSet& tensors, double scale) {
   for (const auto& [full_name, tensor] : tensors) {
     const std::string name =
         starts_with(full_name, kPrefix) ? full_name.substr(kPrefix.size()) : full_name;
-    if (ends_with(name, kA))
+    if (ends_with(name, kA)) {
       out[name.substr(0, name.size() - kA.size())].a = tensor;
-    else if (ends_with(name, kB))
+    } else if (ends_with(name, kB)) {
       out[name.substr(0, name.size() - kB.size())].b = tensor;
-    else
+    } else {
       refuse_tensor(full_name);
+    }
     if (tensor.dim() == 4) {
       fail(ErrorKind::kBadFile,
            cat("'", full_name, "' is the LoRA of a convolution ", shape_text(tensor.sizes())),
@@ -86,8 +90,9 @@ AdapterSet adapters_from(const ParameterSet& tensors, double scale) {
     const char* missing = !adapter.a.defined()   ? "lora_A is missing"
                           : !adapter.b.defined() ? "lora_B is missing"
                                                  : "they do not fit each other";
-    if (!fits)
+    if (!fits) {
       fail(ErrorKind::kBadFile, cat("the LoRA tensors of '", layer, "' are incomplete: ", missing));
+    }
     adapter.scale = scale;
     adapter.a = at_least_single(adapter.a);
     adapter.b = at_least_single(adapter.b);
@@ -132,21 +137,24 @@ AdapterSet read_adapters(const std::filesystem::path& path, double strength) {
   if (tensors.stem() == "adapter_model" && std::filesystem::exists(config)) {
     const PeftConfig peft(config);
     AdapterSet out = adapters_from(file.tensors, 1);
-    for (auto& [layer, adapter] : out)
+    for (auto& [layer, adapter] : out) {
       adapter.scale = strength * peft.scale(layer, adapter.a.size(0));
+    }
     return out;
   }
   const auto number = [&](const char* key) {
     const auto found = file.metadata.find(key);
-    if (found == file.metadata.end())
+    if (found == file.metadata.end()) {
       fail(ErrorKind::kBadFile,
            cat(tensors.string(), ": neither metadata entry '", key,
                "' nor adapter_config.json beside it"),
            "give the folder that holds adapter_config.json and adapter_model.safetensors");
+    }
     const double value = std::atof(found->second.c_str());
-    if (!(value > 0) || !std::isfinite(value))
+    if (!(value > 0) || !std::isfinite(value)) {
       fail(ErrorKind::kBadFile, cat(tensors.string(), ": metadata entry '", key,
                                     "' must be positive, found '", found->second, "'"));
+    }
     return value;
   };
   return adapters_from(file.tensors, strength * number("lora_alpha") / number("rank"));
@@ -154,9 +162,11 @@ AdapterSet read_adapters(const std::filesystem::path& path, double strength) {
 
 ParameterSet merge_adapters(const ParameterSet& weights, const AdapterSet& adapters) {
   const at::NoGradGuard no_grad;
-  for (const auto& [layer, adapter] : adapters)
-    if (!weights.contains(layer + std::string(kWeight)))
+  for (const auto& [layer, adapter] : adapters) {
+    if (!weights.contains(layer + std::string(kWeight))) {
       fail(ErrorKind::kBadFile, cat("LoRA layer '", layer, "' is not part of the model"));
+    }
+  }
   ParameterSet out;
   for (const auto& [name, tensor] : weights) {
     const auto found = ends_with(name, kWeight)
@@ -166,9 +176,10 @@ ParameterSet merge_adapters(const ParameterSet& weights, const AdapterSet& adapt
     if (found != adapters.end()) {
       const LowRank& adapter = found->second;
       if (weight.dim() != 2 || adapter.b.size(0) != weight.size(0) ||
-          adapter.a.size(1) != weight.size(1))
+          adapter.a.size(1) != weight.size(1)) {
         fail(ErrorKind::kBadFile, cat("the LoRA tensors of '", name, "' do not fit the layer ",
                                       shape_text(weight.sizes())));
+      }
       weight = weight + (at::matmul(adapter.b, adapter.a) * adapter.scale).to(weight.options());
     }
     out.add(name, weight);

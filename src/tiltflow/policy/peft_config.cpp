@@ -61,8 +61,9 @@ bool is_off(const Json& value) {
 
 void refuse_options(const Json& config, const std::string& where) {
   for (const auto& [name, value] : config.items()) {
-    if (is_off(value) || std::find(kAllowed.begin(), kAllowed.end(), name) != kAllowed.end())
+    if (is_off(value) || std::find(kAllowed.begin(), kAllowed.end(), name) != kAllowed.end()) {
       continue;
+    }
     fail(ErrorKind::kBadFile, cat(where, ": ", name, " is not supported"), kMergeFirst);
   }
   if (const auto bias = config.find("bias");
@@ -79,8 +80,9 @@ void refuse_changed_base(const Json& config, const std::string& where) {
   const auto found = config.find("init_lora_weights");
   if (found == config.end() || found->is_null() || found->is_boolean()) return;
   const std::string name = found->is_string() ? found->get<std::string>() : found->dump();
-  if (std::find(kInitialisations.begin(), kInitialisations.end(), name) != kInitialisations.end())
+  if (std::find(kInitialisations.begin(), kInitialisations.end(), name) != kInitialisations.end()) {
     return;
+  }
   fail(ErrorKind::kBadFile,
        cat(where, ": init_lora_weights = \"", name,
            "\" is not supported: it changes the base model's weights, and the adapter fits only "
@@ -94,8 +96,9 @@ void refuse_changed_base(const Json& config, const std::string& where) {
 PeftConfig::PeftConfig(const std::filesystem::path& file) : where_(file.string()) {
   try {
     const Json config = Json::parse(read_file(file, std::size_t{1} << 24));
-    if (!config.is_object())
+    if (!config.is_object()) {
       fail(ErrorKind::kBadFile, cat(where_, ": not an adapter configuration: no JSON object"));
+    }
     if (const std::string type = config.value("peft_type", "LORA"); type != "LORA") {
       fail(ErrorKind::kBadFile, cat(where_, ": peft_type ", type, " is not LORA"), kMergeFirst);
     }
@@ -109,25 +112,31 @@ PeftConfig::PeftConfig(const std::filesystem::path& file) : where_(file.string()
     };
     const Json alphas = patterns("alpha_pattern");
     const Json ranks = patterns("rank_pattern");
-    for (const auto& [pattern, value] : alphas.items())
+    for (const auto& [pattern, value] : alphas.items()) {
       alphas_.emplace_back(pattern, value.get<double>());
-    for (const auto& [pattern, value] : ranks.items())
+    }
+    for (const auto& [pattern, value] : ranks.items()) {
       ranks_.emplace_back(pattern, value.get<std::int64_t>());
+    }
   } catch (const nlohmann::json::exception& error) {
     fail(ErrorKind::kBadFile, cat(where_, ": not an adapter configuration: ", error.what()));
   }
-  if (!(alpha_ > 0) || !std::isfinite(alpha_))
+  if (!(alpha_ > 0) || !std::isfinite(alpha_)) {
     fail(ErrorKind::kBadFile, cat(where_, ": lora_alpha must be positive"));
+  }
 }
 
 double PeftConfig::scale(const std::string& layer, std::int64_t rank) const {
   double alpha = alpha_;
   std::int64_t expected = rank_;
   const auto fits = [&](const auto& pattern) { return ends_like(layer, pattern.first); };
-  if (const auto found = std::find_if(alphas_.begin(), alphas_.end(), fits); found != alphas_.end())
+  if (const auto found = std::find_if(alphas_.begin(), alphas_.end(), fits);
+      found != alphas_.end()) {
     alpha = found->second;
-  if (const auto found = std::find_if(ranks_.begin(), ranks_.end(), fits); found != ranks_.end())
+  }
+  if (const auto found = std::find_if(ranks_.begin(), ranks_.end(), fits); found != ranks_.end()) {
     expected = found->second;
+  }
   if (expected != 0 && expected != rank) {
     fail(ErrorKind::kBadFile,
          cat(where_, ": layer '", layer, "' has rank ", rank, " in the tensors and ", expected,
@@ -144,8 +153,9 @@ bool PeftConfig::ends_like(const std::string& layer, const std::string& pattern)
   const auto repeats = [](char c) { return c == '*' || c == '+' || c == '?' || c == '{'; };
   bool hard = pattern.size() > 200 || layer.size() > 200 ||
               std::count_if(pattern.begin(), pattern.end(), repeats) > 2;
-  for (std::size_t i = 1; i < pattern.size(); ++i)
+  for (std::size_t i = 1; i < pattern.size(); ++i) {
     hard = hard || (pattern[i - 1] == ')' && repeats(pattern[i]));
+  }
   for (std::size_t i = 1; i < pattern.size(); ++i) {
     if (pattern[i - 1] != '\\') continue;
     const bool alike = !std::isalnum(static_cast<unsigned char>(pattern[i])) ||
@@ -153,9 +163,10 @@ bool PeftConfig::ends_like(const std::string& layer, const std::string& pattern)
     hard = hard || !alike;  // \A and \Z are anchors in Python and letters here
     ++i;
   }
-  if (hard)
+  if (hard) {
     fail(ErrorKind::kBadFile, cat(where_, ": the pattern '", pattern, "' is too complicated"),
          kMergeFirst);
+  }
   try {
     return std::regex_match(layer, std::regex("(.*\\.)?(" + pattern + ")"));
   } catch (const std::regex_error&) {

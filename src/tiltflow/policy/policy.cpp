@@ -18,8 +18,9 @@ namespace {
 
 ParameterSet without_buffers(const VelocityModel& model, const ParameterSet& parameters) {
   ParameterSet out;
-  for (const auto& [name, tensor] : parameters)
+  for (const auto& [name, tensor] : parameters) {
     if (!model.is_buffer(name)) out.add(name, tensor);
+  }
   return out;
 }
 
@@ -66,10 +67,12 @@ std::vector<std::string> kinds_of_names(const std::vector<std::string>& names) {
   std::vector<std::string> out;
   for (const std::string& name : names) {
     std::vector<std::string> parts = split(name, '.');
-    for (std::string& part : parts)
+    for (std::string& part : parts) {
       if (!part.empty() &&
-          std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; }))
+          std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; })) {
         part = "*";
+      }
+    }
     const std::string kind = join(parts, ".");
     if (std::find(out.begin(), out.end(), kind) == out.end()) out.push_back(kind);
   }
@@ -81,8 +84,9 @@ void require_every_pattern_matches(const std::string& key, const std::vector<std
                                    const std::vector<std::string>& names) {
   for (const std::string& pattern : patterns) {
     if (std::any_of(names.begin(), names.end(),
-                    [&](const std::string& name) { return matches_pattern(name, pattern); }))
+                    [&](const std::string& name) { return matches_pattern(name, pattern); })) {
       continue;
+    }
     const std::vector<std::string> kinds = kinds_of_names(names);
     fail(ErrorKind::kConfig,
          cat(key, ": '", pattern, "' matches nothing in this model", did_you_mean(pattern, kinds)),
@@ -92,18 +96,20 @@ void require_every_pattern_matches(const std::string& key, const std::vector<std
 
 std::vector<std::string> trainable_names(const VelocityModel& model) {
   std::vector<std::string> out;
-  for (const auto& [name, tensor] : model.parameters())
+  for (const auto& [name, tensor] : model.parameters()) {
     if (!model.is_buffer(name)) out.push_back(name);
+  }
   return out;
 }
 
 [[noreturn]] void nothing_trains(const VelocityModel& model,
                                  const std::vector<std::string>& patterns) {
   if (std::all_of(model.parameters().begin(), model.parameters().end(),
-                  [&](const auto& entry) { return model.is_buffer(entry.first); }))
+                  [&](const auto& entry) { return model.is_buffer(entry.first); })) {
     fail(ErrorKind::kConfig,
          cat("a model of family ", model.spec().family, " has nothing to train"),
          "use policy.kind = \"control\"");
+  }
   fail(ErrorKind::kConfig, cat("policy.trainable matches no tensor: ", join(patterns, ", ")),
        cat("tensors are named like ", model.parameters().names().back()));
 }
@@ -132,10 +138,12 @@ Policy lora_policy(const VelocityModel& model, const PolicyConfig& config,
   AdapterSet adapters;
   for (const std::string& layer : model.linear_layers()) {
     if (std::none_of(config.targets.begin(), config.targets.end(),
-                     [&](const std::string& p) { return matches_pattern(layer, p); }))
+                     [&](const std::string& p) { return matches_pattern(layer, p); })) {
       continue;
+    }
     const at::Tensor& weight = model.parameters().at(layer + ".weight");
-    const std::int64_t out = weight.size(0), in = weight.size(1);
+    const std::int64_t out = weight.size(0);
+    const std::int64_t in = weight.size(1);
     at::Tensor a = fan_in_uniform(streams, layer + ".lora_A", {config.rank, in}, in)
                        .to(weight.options())
                        .set_requires_grad(true);
@@ -145,16 +153,19 @@ Policy lora_policy(const VelocityModel& model, const PolicyConfig& config,
     policy.trainable.add(layer + ".lora_B.weight", b);
     adapters[layer] = {a, b, config.alpha / static_cast<double>(config.rank)};
   }
-  if (model.linear_layers().empty())
+  if (model.linear_layers().empty()) {
     fail(ErrorKind::kConfig,
          cat("a model of family ", model.spec().family, " has no layers for adapters"),
          "use policy.kind = \"control\"");
-  if (adapters.empty())
+  }
+  if (adapters.empty()) {
     fail(ErrorKind::kConfig, cat("policy.targets match no layer: ", join(config.targets, ", ")),
          cat("layers are named like ", model.linear_layers().front(), ", ",
              model.linear_layers()[std::min<std::size_t>(2, model.linear_layers().size() - 1)]));
-  if (config.targets != PolicyConfig{}.targets)
+  }
+  if (config.targets != PolicyConfig{}.targets) {
     require_every_pattern_matches("policy.targets", config.targets, model.linear_layers());
+  }
   const ParameterSet weights = frozen(model.parameters());  // one copy, shared
   policy.base = model.rebind(weights, {});
   policy.tuned = model.rebind(weights, std::move(adapters));
@@ -173,21 +184,23 @@ Policy control_policy(std::shared_ptr<const VelocityModel> model, std::shared_pt
   const auto tuned = std::make_shared<ControlledModel>(
       model->rebind(frozen(model->parameters()), {}), std::move(path), config, std::move(control));
   policy.tuned = tuned;
-  if (config.kind == "potential")
+  if (config.kind == "potential") {
     policy.log_value = [tuned](const at::Tensor& x, const at::Tensor& t, const Condition& c) {
       return tuned->log_value(x, t, c);
     };
+  }
   policy.backward_cost = 1;
   return policy;
 }
 
 namespace {
 void require_velocities(const FlowModel& flow) {
-  if (flow.prediction != "velocity")
+  if (flow.prediction != "velocity") {
     fail(ErrorKind::kConfig,
          cat("policy.kind = \"control\" adds to velocities, the network answers with ",
              flow.prediction),
          "use policy.kind full or lora");
+  }
 }
 }  // namespace
 
@@ -208,11 +221,13 @@ Policy make_policy(const FlowModel& flow, const PolicyConfig& config, std::uint6
 }
 
 double trainable_bytes(const FlowModel& flow, const PolicyConfig& config) {
-  if (config.kind != "full")
+  if (config.kind != "full") {
     return fresh_policy(flow, config, 0).trainable.bytes();  // shares the base's weights
+  }
   double bytes = 0;
-  for (const auto& [name, tensor] : flow.model->parameters())
+  for (const auto& [name, tensor] : flow.model->parameters()) {
     if (trains(*flow.model, name, config.trainable)) bytes += static_cast<double>(tensor.nbytes());
+  }
   if (bytes == 0) nothing_trains(*flow.model, config.trainable);
   require_every_pattern_matches("policy.trainable", config.trainable, trainable_names(*flow.model));
   return bytes;
@@ -222,20 +237,22 @@ std::unique_ptr<VelocityModel> merged_model(const FlowModel& flow, const PolicyC
                                             const ParameterSet& trained, double strength) {
   const VelocityModel& model = *flow.model;
   const at::NoGradGuard no_grad;
-  if (config.kind == "lora")
+  if (config.kind == "lora") {
     return model.rebind(
         merge_adapters(
             model.parameters(),
             adapters_from(trained, strength * config.alpha / static_cast<double>(config.rank))),
         {});
+  }
   if (config.kind == "control") {
     require_velocities(flow);
-    const std::string prefix = "control.",
-                      last = config.control.kind == "lowrank" ? "up." : "output.";
+    const std::string prefix = "control.";
+    const std::string last = config.control.kind == "lowrank" ? "up." : "output.";
     ParameterSet control;
-    for (const auto& [name, tensor] : trained)
+    for (const auto& [name, tensor] : trained) {
       control.add(name.substr(prefix.size()),
                   starts_with(name, prefix + last) ? tensor.detach() * strength : tensor.detach());
+    }
     return std::make_unique<ControlledModel>(model.rebind(model.parameters(), {}), flow.path,
                                              config.control, std::move(control));
   }

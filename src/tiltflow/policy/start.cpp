@@ -39,16 +39,18 @@ void start_lora(Policy& policy, const PolicyConfig& config) {
   }
   const double own_scale = config.alpha / static_cast<double>(config.rank);
   for (const auto& [layer, adapter] : read_adapters(config.start, 1)) {
-    if (!policy.trainable.contains(layer + kFirst))
+    if (!policy.trainable.contains(layer + kFirst)) {
       fail(ErrorKind::kConfig,
            cat("policy.start = ", config.start, ": it adapts ", layer,
                ", which policy.targets leaves out"),
            "add the layer to policy.targets");
-    if (adapter.a.size(0) != config.rank)
+    }
+    if (adapter.a.size(0) != config.rank) {
       fail(ErrorKind::kConfig,
            cat("policy.start = ", config.start, ": its adapter of ", layer, " has rank ",
                adapter.a.size(0), ", policy.rank is ", config.rank),
            cat("set policy.rank = ", adapter.a.size(0)));
+    }
     const at::Tensor& a = policy.trainable.at(layer + kFirst);
     const at::Tensor& b = policy.trainable.at(layer + kSecond);
     if (adapter.a.sizes() != a.sizes() || adapter.b.sizes() != b.sizes()) {
@@ -70,31 +72,34 @@ void start_full(Policy& policy, const FlowModel& flow, const PolicyConfig& confi
           : load_velocity_model(config.start, base.spec().args).model->parameters();
   require_fit(base.parameters(), start, config.start);
   for (const auto& [name, tensor] : base.parameters()) {
-    if (policy.trainable.contains(name))
+    if (policy.trainable.contains(name)) {
       copy_into(policy.trainable.at(name), start.at(name));
-    else if (!base.is_buffer(name) && !at::equal(tensor, start.at(name)))
+    } else if (!base.is_buffer(name) && !at::equal(tensor, start.at(name))) {
       fail(ErrorKind::kConfig,
            cat("policy.start = ", config.start, ": it differs from the base in ", name,
                ", which policy.trainable leaves out"),
            "add the tensor to policy.trainable");
+    }
   }
 }
 
 void start_control(Policy& policy, const FlowModel& flow, const PolicyConfig& config) {
   const auto model = load_velocity_model(config.start).model;
-  if (model->spec().family != "controlled")
+  if (model->spec().family != "controlled") {
     fail(ErrorKind::kConfig,
          cat("policy.start = ", config.start, ": a model of family ", model->spec().family,
              " has no control network"),
          "give the model.safetensors of a run with policy.kind = \"control\"");
+  }
   const ParameterSet base = tensors_below(model->parameters(), "base.");
   require_fit(flow.model->parameters(), base, config.start);
   for (const auto& [name, tensor] : flow.model->parameters()) {
-    if (!at::equal(tensor, base.at(name)))
+    if (!at::equal(tensor, base.at(name))) {
       fail(ErrorKind::kConfig,
            cat("policy.start = ", config.start, ": its control network belongs to another base (",
                name, " differs)"),
            "start from a run with the same model.file");
+    }
   }
   ParameterSet control;
   for (const auto& [name, tensor] : model->parameters()) {
@@ -106,12 +111,13 @@ void start_control(Policy& policy, const FlowModel& flow, const PolicyConfig& co
 }  // namespace
 
 void start_from(Policy& policy, const FlowModel& flow, const PolicyConfig& config) {
-  if (config.kind == "lora")
+  if (config.kind == "lora") {
     start_lora(policy, config);
-  else if (config.kind == "full")
+  } else if (config.kind == "full") {
     start_full(policy, flow, config);
-  else
+  } else {
     start_control(policy, flow, config);
+  }
   log_info(cat("the policy starts from ", config.start));
 }
 

@@ -102,14 +102,16 @@ class LogDensity final : public Reward {
   const RewardInfo& info() const override { return info_; }
   at::Tensor score(const at::Tensor& samples, const RewardCondition&) const override {
     const at::Tensor x = samples.flatten(1).to(at::kDouble);
-    if (x.size(1) != mixture_.dimension())
+    if (x.size(1) != mixture_.dimension()) {
       fail(ErrorKind::kConfig,
            cat("reward log-density: its mixture has dimension ", mixture_.dimension(),
                ", samples have ", counted(x.size(1), "entry", "entries")));
+    }
     at::Tensor out = log_density(mixture_, x);
-    if (over_normal_)
+    if (over_normal_) {
       out = out + 0.5 * x.square().sum(1) +
             0.5 * static_cast<double>(x.size(1)) * std::log(2 * std::numbers::pi);
+    }
     return out.to(samples.scalar_type());
   }
 
@@ -122,9 +124,10 @@ class LogDensity final : public Reward {
 }  // namespace
 
 std::shared_ptr<const Reward> make_step_reward(const RewardTerm& term) {
-  if (term.slope.empty())
+  if (term.slope.empty()) {
     fail(ErrorKind::kConfig, "reward step: slope is missing",
          "slope = [1.0] or one number per entry");
+  }
   return std::make_shared<StepReward>(term.slope, term.level);
 }
 
@@ -138,16 +141,18 @@ std::shared_ptr<const Reward> make_brightness(const RewardTerm& term) {
 std::shared_ptr<const Reward> make_ink(const RewardTerm&) { return std::make_shared<Ink>(); }
 
 std::shared_ptr<const Reward> make_linear_reward(const RewardTerm& term) {
-  if (term.slope.empty())
+  if (term.slope.empty()) {
     fail(ErrorKind::kConfig, "reward linear: slope is missing",
          "slope = [1.0] or one number per entry");
+  }
   return std::make_shared<LinearReward>(term.slope);
 }
 
 std::shared_ptr<const Reward> make_quadratic_reward(const RewardTerm& term) {
-  if (term.center.empty())
+  if (term.center.empty()) {
     fail(ErrorKind::kConfig, "reward quadratic: center is missing",
          "center = [0.5] or one number per entry");
+  }
   return std::make_shared<QuadraticReward>(term.center, term.curvature);
 }
 

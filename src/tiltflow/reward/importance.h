@@ -21,8 +21,9 @@ ImportanceWeights importance_weights(const at::Tensor& rewards, const at::Tensor
 // with log Z from base samples; but a mode of p* that the tuned model never visits stays unseen.
 // All arguments [N]; labels may be undefined.
 struct PathGap {
-  double gap = 0, gap_se = 0;  // nats; delta method
-  double ess = 0;              // of the weights exp(w), as a share of N
+  double gap = 0;
+  double gap_se = 0;  // nats; delta method
+  double ess = 0;     // of the weights exp(w), as a share of N
 };
 PathGap path_gap(const at::Tensor& rewards, const at::Tensor& log_ratio, const at::Tensor& labels);
 

@@ -119,8 +119,9 @@ std::shared_ptr<const Reward> make_reward(const RewardTerm& term) {
 }
 
 std::shared_ptr<const Reward> make_weighted_sum(const std::vector<RewardTerm>& terms) {
-  if (terms.empty())
+  if (terms.empty()) {
     fail(ErrorKind::kConfig, "no reward given", "add a section [[reward]] with a name and a scale");
+  }
   std::vector<double> scales;
   std::vector<std::shared_ptr<const Reward>> parts;
   bool blind = false;

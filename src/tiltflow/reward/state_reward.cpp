@@ -29,10 +29,11 @@ Decoder decoder_for(const std::vector<std::int64_t>& shape,
                     std::shared_ptr<const Autoencoder> autoencoder) {
   const bool image = shape.size() == 3;
   if (!autoencoder) return image ? pixel_decoder() : identity_decoder();
-  if (!image || shape[0] != autoencoder->latent_channels())
+  if (!image || shape[0] != autoencoder->latent_channels()) {
     fail(ErrorKind::kConfig,
          cat("the model makes ", shape_text(shape), ", the autoencoder decodes ",
              autoencoder->latent_channels(), "-channel latents"));
+  }
   return latent_decoder(std::move(autoencoder));
 }
 
@@ -57,10 +58,11 @@ TermScores score_images(const Reward& reward, const at::Tensor& images, const at
   std::vector<at::Tensor> columns;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const at::Tensor part = parts[i]->score(images, parts[i]->prepare(labels));
-    if (part.dim() != 1 || part.size(0) != images.size(0))
+    if (part.dim() != 1 || part.size(0) != images.size(0)) {
       fail(ErrorKind::kFailure,
            cat("reward ", parts[i]->info().name, " returned ", shape_text(part.sizes()),
                "; expected one number a sample, [", images.size(0), "]"));
+    }
     const at::Tensor scaled = parts[i] == &reward ? part : part * scales[i];
     out.score = out.score.defined() ? out.score + scaled : scaled;
     columns.push_back(part.detach());
@@ -91,15 +93,16 @@ at::Tensor StateReward::score(const at::Tensor& state, const at::Tensor& labels,
 TermScores StateReward::score_terms(const at::Tensor& state, const at::Tensor& labels,
                                     bool shared) const {
   constexpr std::int64_t kPiece = 32;  // bounds the memory of decoders and large reward networks
-  const std::int64_t rank = shared ? world_rank() : 0, size = shared ? world_size() : 1,
-                     pieces = (state.size(0) + kPiece - 1) / kPiece;
+  const std::int64_t rank = shared ? world_rank() : 0;
+  const std::int64_t size = shared ? world_size() : 1;
+  const std::int64_t pieces = (state.size(0) + kPiece - 1) / kPiece;
   const std::int64_t terms = static_cast<std::int64_t>(reward_->terms().size());
   const TermScores out{at::zeros({state.size(0)}, state.options()),
                        at::zeros({state.size(0), terms}, state.options())};
   parallel_for((pieces - rank + size - 1) / size, [&](std::int64_t mine) {
     const at::NoGradGuard no_grad;
-    const std::int64_t begin = (rank + mine * size) * kPiece,
-                       n = std::min(kPiece, state.size(0) - begin);
+    const std::int64_t begin = (rank + mine * size) * kPiece;
+    const std::int64_t n = std::min(kPiece, state.size(0) - begin);
     const TermScores piece = score_images(*reward_, decoder_(state.narrow(0, begin, n)),
                                           labels.defined() ? labels.narrow(0, begin, n) : labels);
     out.score.narrow(0, begin, n).copy_(piece.score);
@@ -113,16 +116,18 @@ TermScores StateReward::score_terms(const at::Tensor& state, const at::Tensor& l
 
 ScoreAndGradient StateReward::score_and_gradient(const at::Tensor& state,
                                                  const at::Tensor& labels) const {
-  if (!reward_->info().has_gradient)
+  if (!reward_->info().has_gradient) {
     fail(ErrorKind::kConfig,
          cat("reward ", reward_->info().name, " has no gradient, this method needs one"));
+  }
   const at::AutoGradMode grad(true);
   const at::Tensor input = state.detach().set_requires_grad(true);
   const at::Tensor score = score_with_graph(input, labels);
   require_finite(score, cat("reward ", reward_->info().name));
-  if (!score.requires_grad())
+  if (!score.requires_grad()) {
     fail(ErrorKind::kConfig, cat("reward ", reward_->info().name,
                                  " has no gradient: its score is computed outside autograd"));
+  }
   const at::Tensor gradient =
       torch::autograd::grad({score.sum()}, {input}, {}, false, false, true)[0];
   ScoreAndGradient out{score.detach(), gradient.defined() ? gradient : at::zeros_like(state)};
@@ -170,10 +175,11 @@ double check_reward(const StateReward& reward, const at::Tensor& states, const a
   }
   const ScoreAndGradient at_states = reward.score_and_gradient(states, labels);
   const double norm = at_states.gradient.flatten(1).norm(2, 1).mean().item<double>();
-  if (norm == 0)
+  if (norm == 0) {
     fail(ErrorKind::kConfig,
          cat("reward ", name, " is constant or its gradient is lost: the gradient is exactly zero"),
          "is its scale zero, or is it computed outside autograd?");
+  }
   // Central differences along the gradient plus a random direction; the step balances rounding
   // against curvature.
   const at::Tensor random = streams.normal(Purpose::kProbe, 0, 0, 0, states.size(0),
@@ -201,11 +207,12 @@ double check_reward(const StateReward& reward, const at::Tensor& states, const a
         (difference - (at_states.gradient * direction).flatten(1).sum(1)).abs();
     best = std::min(best, error.mean().item<double>() / slope_scale);
   }
-  if (!(best < 0.1))
+  if (!(best < 0.1)) {
     fail(ErrorKind::kConfig,
          cat("the gradient of reward ", name, " disagrees with finite differences by ",
              fixed(100 * best, 1), " %"),
          "its gradient is wrong or it is not smooth");
+  }
   return best;
 }
 

@@ -35,11 +35,13 @@ bool any_name(const std::vector<std::string>& names, const std::string& part) {
 // Refuses, each with its own sentence, the other files that Python users save beside TorchScript
 // modules.
 void require_torchscript_file(const std::string& file) {
-  if (!std::filesystem::exists(file))
+  if (!std::filesystem::exists(file)) {
     fail(ErrorKind::kBadFile, cat("reward torchscript: ", file, " is not there"),
          "reward.file names the module");
-  if (std::filesystem::is_directory(file))
+  }
+  if (std::filesystem::is_directory(file)) {
     fail(ErrorKind::kBadFile, cat("reward torchscript: ", file, " is a folder"), kHowToSave);
+  }
   const MappedFile mapped(file);
   if (!looks_like_zip({reinterpret_cast<const char*>(mapped.data()), mapped.size()})) {
     fail(ErrorKind::kBadFile, cat("reward torchscript: ", file, ": not a TorchScript module"),
@@ -69,9 +71,10 @@ enum class Labels { kNone, kOptional, kNeeded };
 
 Labels labels_of(const torch::jit::Module& module, const std::string& file) {
   const auto method = module.find_method("forward");
-  if (!method)
+  if (!method) {
     fail(ErrorKind::kBadFile,
          cat("reward torchscript: ", file, ": the module has no method forward"));
+  }
   const std::vector<c10::Argument>& arguments =
       method->function().getSchema().arguments();  // self, images, labels, ...
   const auto needed = std::count_if(arguments.begin(), arguments.end(), [](const c10::Argument& a) {
@@ -102,9 +105,10 @@ class TorchScriptReward final : public Reward {
     const bool labelled =
         labels_ == Labels::kNeeded || (labels_ == Labels::kOptional && condition.labels.defined());
     if (labelled) {
-      if (!condition.labels.defined())
+      if (!condition.labels.defined()) {
         fail(ErrorKind::kConfig, cat("reward ", info_.name, ": the module wants labels"),
              "set labels.kind");
+      }
       inputs.emplace_back(to_compute_device(condition.labels));
     }
     return one_a_sample(answer_to(inputs, samples), samples);
@@ -128,10 +132,11 @@ class TorchScriptReward final : public Reward {
   // [N], or [N, 1] and the like, in the type of the samples.
   at::Tensor one_a_sample(const c10::IValue& answer, const at::Tensor& samples) const {
     const std::string expected = cat("expected one number a sample, [", samples.size(0), "]");
-    if (!answer.isTensor())
+    if (!answer.isTensor()) {
       fail(ErrorKind::kConfig,
            cat("reward ", info_.name, ": forward returned ", answer.tagKind(), "; ", expected),
            "return one tensor");
+    }
     const at::Tensor scores = beside(samples, answer.toTensor());
     const bool fits = scores.numel() == samples.size(0) &&
                       (scores.dim() == 0 || scores.size(0) == samples.size(0));
@@ -142,9 +147,10 @@ class TorchScriptReward final : public Reward {
            "leave the batch as the first dimension and take no mean over it; a traced module keeps "
            "the N of its example where that entered a shape");
     }
-    if (scores.is_complex())
+    if (scores.is_complex()) {
       fail(ErrorKind::kConfig,
            cat("reward ", info_.name, ": forward returned complex numbers; ", expected));
+    }
     return scores.reshape({samples.size(0)}).to(samples.scalar_type());
   }
 
@@ -157,9 +163,10 @@ class TorchScriptReward final : public Reward {
 }  // namespace
 
 std::shared_ptr<const Reward> make_torchscript(const RewardTerm& term) {
-  if (term.file.empty())
+  if (term.file.empty()) {
     fail(ErrorKind::kConfig, "reward torchscript: file is missing",
          "a module saved with torch.jit.save");
+  }
   require_torchscript_file(term.file);
   try {
     torch::jit::Module module = torch::jit::load(term.file, compute_device());

@@ -17,15 +17,17 @@ void bind(Fields& f, Guidance& c) {
 GuidedField::GuidedField(std::shared_ptr<const VelocityField> field, const Guidance& guidance,
                          std::int64_t null_label)
     : field_(std::move(field)), guidance_(guidance), null_label_(null_label) {
-  if (!(guidance.begin < guidance.end))
+  if (!(guidance.begin < guidance.end)) {
     fail(ErrorKind::kConfig, cat("guidance acts from t = ", guidance.begin, " to ", guidance.end,
                                  ": an empty interval"));
+  }
 }
 
 at::Tensor GuidedField::velocity(const at::Tensor& x, const at::Tensor& t,
                                  const Condition& condition) const {
-  if (!condition.labels.defined())
+  if (!condition.labels.defined()) {
     fail(ErrorKind::kConfig, "guidance needs labels", "choose a label, or guidance 1");
+  }
   const bool whole = guidance_.begin <= 0 && guidance_.end >= 1;
   at::Tensor inside;  // [N], undefined = everywhere
   if (!whole) {
@@ -37,10 +39,11 @@ at::Tensor GuidedField::velocity(const at::Tensor& x, const at::Tensor& t,
                        {at::cat({condition.labels, at::full_like(condition.labels, null_label_)})});
   const std::vector<at::Tensor> v = both.chunk(2);
   at::Tensor out = v[1] + (v[0] - v[1]) * guidance_.scale;
-  if (guidance_.channels > 0 && guidance_.channels < x.size(1))
+  if (guidance_.channels > 0 && guidance_.channels < x.size(1)) {
     out = at::cat({out.narrow(1, 0, guidance_.channels),
                    v[0].narrow(1, guidance_.channels, x.size(1) - guidance_.channels)},
                   1);
+  }
   if (whole || inside.all().item<bool>()) return out;
   std::vector<std::int64_t> shape(static_cast<std::size_t>(x.dim()), 1);
   shape[0] = x.size(0);
@@ -50,8 +53,9 @@ at::Tensor GuidedField::velocity(const at::Tensor& x, const at::Tensor& t,
 std::shared_ptr<const VelocityField> guided(std::shared_ptr<const VelocityField> field,
                                             const Guidance& guidance, std::int64_t classes) {
   if (!guidance.active()) return field;
-  if (classes < 1)
+  if (classes < 1) {
     fail(ErrorKind::kConfig, "guidance needs a class-conditional model", "use guidance scale 1");
+  }
   return std::make_shared<GuidedField>(std::move(field), guidance, classes);
 }
 

@@ -18,7 +18,8 @@ struct Guidance {
   double scale = 1;  // v_u + scale (v_c - v_u): 1 is the conditional field, 0 the unconditional one
   std::int64_t channels =
       0;  // only the first so many are guided, the others keep v_c (SiT guides 3 of 4); 0 = all
-  double begin = 0, end = 1;  // times in which guidance acts; elsewhere the conditional field
+  double begin = 0;
+  double end = 1;  // times in which guidance acts; elsewhere the conditional field
   bool active() const { return scale != 1; }
 };
 void bind(Fields& f, Guidance& c);

@@ -37,8 +37,9 @@ LabelSource listed_labels(std::vector<std::int64_t> labels) {
 LabelSource weighted_labels(const RandomStreams& streams, std::uint32_t step,
                             const std::vector<double>& weights) {
   const at::Tensor w = at::tensor(weights, at::kDouble);
-  if (weights.empty() || w.min().item<double>() < 0 || !(w.sum().item<double>() > 0))
+  if (weights.empty() || w.min().item<double>() < 0 || !(w.sum().item<double>() > 0)) {
     fail(ErrorKind::kConfig, "label weights must be non-negative and not all zero");
+  }
   const at::Tensor edges = (w / w.sum()).cumsum(0);
   const std::int64_t last = w.nonzero().max().item<std::int64_t>();
   return [=](std::int64_t first, std::int64_t n) {
@@ -109,15 +110,17 @@ std::string place(const std::string& what, std::int64_t line) {
 double number_of(const Word& word, const std::string& what) {
   char* end = nullptr;
   const double value = std::strtod(word.text.c_str(), &end);
-  if (end == word.text.c_str() || *end != 0 || !std::isfinite(value))
+  if (end == word.text.c_str() || *end != 0 || !std::isfinite(value)) {
     refuse(word, what, "number", "numbers are separated by commas or white space");
+  }
   return value;
 }
 
 std::int64_t label_of(const Word& word, const std::string& what) {
   const double value = number_of(word, what);
-  if (value != std::floor(value) || std::abs(value) > 1e15)
+  if (value != std::floor(value) || std::abs(value) > 1e15) {
     refuse(word, what, "label", "labels are whole numbers");
+  }
   return static_cast<std::int64_t>(value);
 }
 
@@ -147,21 +150,24 @@ void require_in_range(const LabelConfig& c, std::int64_t classes) {
 
 LabelSource chosen_labels(const LabelConfig& c, std::int64_t classes, const RandomStreams& streams,
                           std::uint32_t step, std::int64_t offset) {
-  if (classes < 1)
+  if (classes < 1) {
     fail(ErrorKind::kConfig, cat("labels.kind = \"", c.kind, "\" needs a class-conditional model"));
-  if (c.kind == "fixed" && c.label >= classes)
+  }
+  if (c.kind == "fixed" && c.label >= classes) {
     fail(ErrorKind::kConfig,
          cat("labels.label ", c.label, " is out of range, the model has ",
              counted(classes, "class", "classes")),
          "labels.kind = \"none\" is unconditional");
+  }
   if (c.kind == "uniform") return uniform_labels(streams, step, classes);
   if (c.kind == "fixed") {
     return fixed_label(c.label);
   }
   if (c.kind == "weighted") {
-    if (static_cast<std::int64_t>(c.weights.size()) != classes)
+    if (static_cast<std::int64_t>(c.weights.size()) != classes) {
       fail(ErrorKind::kConfig,
            cat(c.weights.size(), " label weights for ", counted(classes, "class", "classes")));
+    }
     return weighted_labels(streams, step, c.weights);
   }
   const LabelConfig read = with_file_read(c);

@@ -54,17 +54,19 @@ DivergenceRule hutchinson(at::Tensor probes) {
 DivergenceRule exact_divergence(std::int64_t rows) {
   return [rows](const VelocityField& field, const at::Tensor& x, const at::Tensor& t,
                 const Condition& condition) {
-    const std::int64_t n = x.size(0), d = x.numel() / n,
-                       at_once = std::max<std::int64_t>(1, rows / n);
+    const std::int64_t n = x.size(0);
+    const std::int64_t d = x.numel() / n;
+    const std::int64_t at_once = std::max<std::int64_t>(1, rows / n);
     Divergence out{{}, at::zeros({n}, x.options())};
     for (std::int64_t j = 0; j < d; j += at_once) {
       const std::int64_t m =
           std::min(at_once, d - j);  // m copies of the batch, one unit vector each
       at::Tensor e = at::zeros({m, n, d}, x.options());
       for (std::int64_t i = 0; i < m; ++i) e[i].select(1, j + i).fill_(1);
-      std::vector<std::int64_t> copies(static_cast<std::size_t>(x.dim()), 1),
-          shape = x.sizes().vec();
-      copies[0] = m, shape[0] = m * n;
+      std::vector<std::int64_t> copies(static_cast<std::size_t>(x.dim()), 1);
+      std::vector<std::int64_t> shape = x.sizes().vec();
+      copies[0] = m;
+      shape[0] = m * n;
       const Vjp vjp =
           field.vjp(x.repeat(copies), t.repeat({m}), repeat(condition, m), e.view(shape));
       out.divergence =
@@ -78,10 +80,11 @@ DivergenceRule exact_divergence(std::int64_t rows) {
 at::Tensor rademacher(const RandomStreams& streams, std::int64_t probes, std::int64_t first,
                       std::int64_t n, at::IntArrayRef shape) {
   std::vector<at::Tensor> out;
-  for (std::int64_t p = 0; p < probes; ++p)
+  for (std::int64_t p = 0; p < probes; ++p) {
     out.push_back(at::where(
         streams.uniform(Purpose::kProbe, static_cast<std::uint32_t>(p), first, n, shape) < 0.5,
         at::scalar_tensor(-1.0F), at::scalar_tensor(1.0F)));
+  }
   return at::stack(out);
 }
 
@@ -92,7 +95,8 @@ Likelihood log_likelihood(const VelocityField& field, const at::Tensor& x,
   const OdeResult end =
       solve_ode(augmented, at::cat({x.flatten(1), at::zeros({x.size(0), 1}, x.options())}, 1), grid,
                 condition, options);
-  const at::Tensor z = end.x.narrow(1, 0, end.x.size(1) - 1), wide = z.to(at::kDouble);
+  const at::Tensor z = end.x.narrow(1, 0, end.x.size(1) - 1);
+  const at::Tensor wide = z.to(at::kDouble);
   const at::Tensor log_prior = wide.square().sum(1) * -0.5 - 0.5 * static_cast<double>(z.size(1)) *
                                                                  std::log(2 * std::numbers::pi);
   return {log_prior + end.x.select(1, end.x.size(1) - 1).to(at::kDouble), z.reshape(x.sizes()),

@@ -60,32 +60,40 @@ OdeResult dopri5(const Velocity& v, at::Tensor x, double begin, double end,
   std::vector<at::Tensor> k(7);
   k[0] = v(x, t);
   // First step from the size of the solution and of its slope (Hairer et al., II.4)
-  const double d0 = norm(x, x, x), d1 = norm(k[0], x, x);
+  const double d0 = norm(x, x, x);
+  const double d1 = norm(k[0], x, x);
   double h = std::min(std::abs(end - begin), d0 < 1e-5 || d1 < 1e-5 ? 1e-3 : 0.01 * d0 / d1);
   while (direction * (end - t) > 1e-12) {
-    if (out.accepted + out.rejected >= options.max_steps)
+    if (out.accepted + out.rejected >= options.max_steps) {
       fail(ErrorKind::kFailure,
            cat("dopri5 needs more than ", options.max_steps, " steps at t = ", t),
            "loosen rtol/atol");
+    }
     h = std::min(h, std::abs(end - t));
     const double step = direction * h;
     at::Tensor next;
     for (int stage = 1; stage < 7; ++stage) {
       at::Tensor y = x;
-      for (int j = 0; j < stage; ++j)
-        if (kStages[stage][j] != 0)
+      for (int j = 0; j < stage; ++j) {
+        if (kStages[stage][j] != 0) {
           y = y + k[static_cast<std::size_t>(j)] * (step * kStages[stage][j]);
+        }
+      }
       if (stage == 6) next = y;  // first same as last
       k[static_cast<std::size_t>(stage)] = v(y, t + step * kNodes[stage]);
     }
     at::Tensor error = at::zeros_like(x);
-    for (int j = 0; j < 7; ++j)
+    for (int j = 0; j < 7; ++j) {
       if (kError[j] != 0) error = error + k[static_cast<std::size_t>(j)] * (step * kError[j]);
+    }
     const double size = norm(error, x, next);
-    if (!std::isfinite(size))
+    if (!std::isfinite(size)) {
       fail(ErrorKind::kNonFinite, cat("dopri5: the velocity is not finite near t = ", t));
+    }
     if (size <= 1) {
-      t += step, x = next, k[0] = k[6];
+      t += step;
+      x = next;
+      k[0] = k[6];
       ++out.accepted;
     } else {
       ++out.rejected;
@@ -122,8 +130,9 @@ OdeResult solve_ode(const VelocityField& field, at::Tensor x, const std::vector<
   if (options.method == OdeMethod::kDopri5) {
     out = dopri5(v, std::move(x), grid.front(), grid.back(), options);
   } else {
-    for (std::size_t k = 0; k + 1 < grid.size(); ++k)
+    for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
       x = fixed_step(options.method, v, x, grid[k], grid[k + 1] - grid[k]);
+    }
     out.x = x;
     out.accepted = static_cast<int>(grid.size()) - 1;
   }

@@ -16,15 +16,18 @@ OdeMethod parse_ode_method(
 
 struct OdeOptions {
   OdeMethod method = OdeMethod::kHeun;
-  double rtol = 1e-4, atol = 1e-5;  // dopri5
-  int max_steps = 10000;            // dopri5; throws kFailure beyond
+  double rtol = 1e-4;
+  double atol = 1e-5;     // dopri5
+  int max_steps = 10000;  // dopri5; throws kFailure beyond
   bool keep_graph =
       false;  // differentiable in x and the weights (fixed-step methods) when grad mode is on
 };
 
 struct OdeResult {
   at::Tensor x;
-  int evaluations = 0, accepted = 0, rejected = 0;
+  int evaluations = 0;
+  int accepted = 0;
+  int rejected = 0;
 };
 
 // From grid.front() to grid.back() (either direction); fixed-step methods step on the grid, dopri5

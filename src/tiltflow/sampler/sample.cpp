@@ -15,8 +15,9 @@ namespace tiltflow {
 std::vector<std::string> sampler_names() {
   std::vector<std::string> names = table_names();
   names.insert(names.end(), {"sde-euler", "sde-heun"});
-  for (const char* method : {"euler", "midpoint", "heun", "rk4", "dopri5"})
+  for (const char* method : {"euler", "midpoint", "heun", "rk4", "dopri5"}) {
     names.push_back(cat("ode-", method));
+  }
   return names;
 }
 
@@ -54,11 +55,12 @@ std::vector<double> grid_of(const SamplerConfig& c, const Path& path) {
 }
 
 TransitionTable table_of(const SamplerConfig& c, const Path& path) {
-  if (is_ode(c) || is_sde(c))
+  if (is_ode(c) || is_sde(c)) {
     fail(ErrorKind::kConfig,
          cat("sampler ", c.name, is_ode(c) ? " is deterministic" : " has no transition table",
              "; a table is needed here"),
          "use auto, euler, exponential or ancestral");
+  }
   return make_table(c.name, path, grid_of(c, path), c.parameter);
 }
 
@@ -71,27 +73,33 @@ void exchange(std::vector<Draws>& parts, const DrawOptions& options, at::IntArra
   const at::Tensor counts = at::zeros({static_cast<std::int64_t>(parts.size()), 3}, at::kLong);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     Draws& part = parts[i];
-    const std::int64_t begin = options.first + static_cast<std::int64_t>(i) * options.chunk,
-                       n = std::min(options.chunk, options.first + options.n - begin);
+    const std::int64_t begin = options.first + static_cast<std::int64_t>(i) * options.chunk;
+    const std::int64_t n = std::min(options.chunk, options.first + options.n - begin);
     const bool mine = part.x.defined();
     if (!mine) {
       std::vector<std::int64_t> sizes = shape.vec();
       sizes.insert(sizes.begin(), n);
-      part.x = at::zeros(sizes), part.labels = labels(begin, n);
+      part.x = at::zeros(sizes);
+      part.labels = labels(begin, n);
       if (options.keep_noise) part.noise = at::zeros(sizes);
       if (options.keep_prediction) part.prediction = at::zeros(sizes);
-      if (costs) part.cost = at::zeros({n}), part.log_ratio = at::zeros({n});
+      if (costs) {
+        part.cost = at::zeros({n});
+        part.log_ratio = at::zeros({n});
+      }
     }
     const std::int64_t found[] = {part.evaluations, part.accepted, part.rejected};
     for (std::int64_t j = 0; mine && j < 3; ++j) counts[static_cast<std::int64_t>(i)][j] = found[j];
-    for (const at::Tensor& x : {part.x, part.noise, part.prediction, part.cost, part.log_ratio})
+    for (const at::Tensor& x : {part.x, part.noise, part.prediction, part.cost, part.log_ratio}) {
       if (x.defined()) sums.push_back(x);
+    }
   }
-  all_reduce_sum(sums), all_reduce_sum({counts});
+  all_reduce_sum(sums);
+  all_reduce_sum({counts});
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const at::Tensor row = counts[static_cast<std::int64_t>(i)];
-    parts[i].evaluations = row[0].item<std::int64_t>(),
-    parts[i].accepted = row[1].item<std::int64_t>(),
+    parts[i].evaluations = row[0].item<std::int64_t>();
+    parts[i].accepted = row[1].item<std::int64_t>();
     parts[i].rejected = row[2].item<std::int64_t>();
   }
 }
@@ -132,7 +140,8 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
            at::IntArrayRef shape, const RandomStreams& streams, const LabelSource& labels,
            const DrawOptions& options) {
   const at::NoGradGuard no_grad;
-  const bool ode = is_ode(config), sde = is_sde(config);
+  const bool ode = is_ode(config);
+  const bool sde = is_sde(config);
   const bool costs = options.reference && !ode && !sde;
   const std::vector<double> grid = grid_of(config, path);
   const TransitionTable table = ode || sde ? TransitionTable{} : table_of(config, path);
@@ -142,12 +151,12 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
   std::vector<Draws> parts(static_cast<std::size_t>(pieces));
   std::mutex mutex;
   std::int64_t done = 0;
-  const std::int64_t rank = options.shared ? world_rank() : 0,
-                     size = options.shared ? world_size() : 1;
+  const std::int64_t rank = options.shared ? world_rank() : 0;
+  const std::int64_t size = options.shared ? world_size() : 1;
   parallel_for((pieces - rank + size - 1) / size, [&](std::int64_t mine) {
     const std::int64_t i = rank + mine * size;
-    const std::int64_t begin = options.first + i * options.chunk,
-                       n = std::min(options.chunk, options.n - i * options.chunk);
+    const std::int64_t begin = options.first + i * options.chunk;
+    const std::int64_t n = std::min(options.chunk, options.n - i * options.chunk);
     Draws& part = parts[static_cast<std::size_t>(i)];
     part.labels = labels(begin, n);
     const Condition condition{part.labels};
@@ -156,7 +165,9 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     if (ode) {
       const OdeResult end = solve_ode(field, x_0, grid, condition, ode_options);
       if (options.keep_prediction) part.prediction = end.x;
-      part.x = end.x, part.evaluations = end.evaluations, part.accepted = end.accepted,
+      part.x = end.x;
+      part.evaluations = end.evaluations;
+      part.accepted = end.accepted;
       part.rejected = end.rejected;
     } else if (sde) {
       draw_sde(field, config, path, x_0, keyed_noise(streams, options.step, begin, x_0), condition,
@@ -174,7 +185,8 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
                                      : part.x;
       }
       if (costs) {
-        part.cost = at::zeros({n}), part.log_ratio = at::zeros({n});
+        part.cost = at::zeros({n});
+        part.log_ratio = at::zeros({n});
         for (std::size_t k = 0; k < table.steps.size(); ++k) {
           const Transition& step = table.steps[k];
           if (!(step.s > 0)) continue;
@@ -196,20 +208,29 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     x.push_back(part.x);
     if (part.noise.defined()) noise.push_back(part.noise);
     if (part.prediction.defined()) prediction.push_back(part.prediction);
-    if (part.evaluations > out.evaluations)
-      out.evaluations = part.evaluations, out.accepted = part.accepted,
+    if (part.evaluations > out.evaluations) {
+      out.evaluations = part.evaluations;
+      out.accepted = part.accepted;
       out.rejected = part.rejected;
+    }
     if (part.labels.defined()) y.push_back(part.labels);
-    if (part.cost.defined()) cost.push_back(part.cost), log_ratio.push_back(part.log_ratio);
+    if (part.cost.defined()) {
+      cost.push_back(part.cost);
+      log_ratio.push_back(part.log_ratio);
+    }
   }
   out.x = at::cat(x);
   if (!y.empty()) out.labels = at::cat(y);
   if (!noise.empty()) out.noise = at::cat(noise);
   if (!prediction.empty()) out.prediction = at::cat(prediction);
-  if (!cost.empty()) out.cost = at::cat(cost), out.log_ratio = at::cat(log_ratio);
-  if (!at::isfinite(out.x).all().item<bool>())
+  if (!cost.empty()) {
+    out.cost = at::cat(cost);
+    out.log_ratio = at::cat(log_ratio);
+  }
+  if (!at::isfinite(out.x).all().item<bool>()) {
     fail(ErrorKind::kNonFinite, cat("sampler ", config.name, " produced NaN or infinity"),
          "use more steps or another sampler");
+  }
   return out;
 }
 

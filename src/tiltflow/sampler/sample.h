@@ -18,10 +18,11 @@ struct SamplerConfig {
   std::string name = "auto";  // a table of make_table; sde-euler, sde-heun; ode-euler,
                               // ode-midpoint, ode-heun, ode-rk4, ode-dopri5
   std::int64_t steps = 20;
-  std::string grid = "uniform";     // uniform, cosine, shifted
-  double shift = 1;                 // of the shifted grid
-  double parameter = 1;             // eta of ddim, sigma of constant
-  double rtol = 1e-4, atol = 1e-5;  // ode-dopri5
+  std::string grid = "uniform";  // uniform, cosine, shifted
+  double shift = 1;              // of the shifted grid
+  double parameter = 1;          // eta of ddim, sigma of constant
+  double rtol = 1e-4;
+  double atol = 1e-5;     // ode-dopri5
   SdeOptions sde;         // of sde-euler and sde-heun; the last of the steps is the last step
   double epsilon = 1e-3;  // distance from the ends of time where path, prediction or diffusion are
                           // singular there
@@ -39,7 +40,9 @@ TransitionTable table_of(const SamplerConfig& config,
                          const Path& path);  // throws kConfig for sde-* and ode-*
 
 struct DrawOptions {
-  std::int64_t n = 64, first = 0, chunk = 32;
+  std::int64_t n = 64;
+  std::int64_t first = 0;
+  std::int64_t chunk = 32;
   std::uint32_t step = 0;  // key of the noise
   const VelocityField* reference =
       nullptr;  // with it, cost and log_ratio against this field are measured (stochastic samplers)
@@ -58,9 +61,10 @@ struct Draws {
   at::Tensor labels;             // [n] or undefined
   at::Tensor cost;               // [n] path KL against `reference`, or undefined
   std::int64_t evaluations = 0;  // ODE: velocity calls per sample (largest over the pieces)
-  std::int64_t accepted = 0, rejected = 0;  // ODE: steps, likewise
-  at::Tensor log_ratio;  // [n] log density of the path under `reference` minus that under the
-                         // field; its mean is -cost's
+  std::int64_t accepted = 0;
+  std::int64_t rejected = 0;  // ODE: steps, likewise
+  at::Tensor log_ratio;       // [n] log density of the path under `reference` minus that under the
+                              // field; its mean is -cost's
 };
 
 // What `Draws::prediction` holds. A sampler whose last step adds noise leaves it in its samples:

@@ -14,8 +14,9 @@ namespace tiltflow {
 namespace {
 
 std::vector<double> points_between(double begin, double end, int points) {
-  if (points < 2)
+  if (points < 2) {
     fail(ErrorKind::kConfig, cat("a sampler needs at least two grid points, got ", points));
+  }
   std::vector<double> grid;
   for (int k = 0; k < points; ++k) grid.push_back(begin + (end - begin) * k / (points - 1));
   return grid;
@@ -35,8 +36,8 @@ double diffusion(const std::string& form, double norm, const PathPoint& p) {
   if (form == "memoryless") return p.eta();
   if (form == "sigma") return norm * p.beta;
   if (form == "linear") return norm * (1 - p.t);
-  const double wave = norm * std::cos(std::numbers::pi * p.t) + 1,
-               bump = std::sin(std::numbers::pi * p.t);
+  const double wave = norm * std::cos(std::numbers::pi * p.t) + 1;
+  const double bump = std::sin(std::numbers::pi * p.t);
   if (form == "decreasing") return 0.25 * wave * wave;
   if (form == "increasing-decreasing") return norm * bump * bump;
   fail(ErrorKind::kConfig,
@@ -63,17 +64,19 @@ at::Tensor solve_sde(const VelocityField& field, const Path& path, at::Tensor x,
                      const std::vector<double>& grid, const Condition& condition,
                      const NoiseSource& noise, const SdeOptions& options) {
   const at::NoGradGuard no_grad;
-  if (options.method != "euler" && options.method != "heun")
+  if (options.method != "euler" && options.method != "heun") {
     fail(ErrorKind::kConfig,
          cat("SDE method '", options.method, "' is unknown",
              did_you_mean(options.method, {"euler", "heun"})),
          "use euler or heun");
+  }
   const std::vector<std::string> last_steps{"none", "mean", "tweedie", "euler"};
-  if (std::find(last_steps.begin(), last_steps.end(), options.last_step) == last_steps.end())
+  if (std::find(last_steps.begin(), last_steps.end(), options.last_step) == last_steps.end()) {
     fail(ErrorKind::kConfig,
          cat("last step '", options.last_step, "' is unknown",
              did_you_mean(options.last_step, last_steps)),
          "use none, mean, tweedie or euler");
+  }
   const auto drift = [&](const at::Tensor& state, double t) {
     const PathPoint p = path.at(t);
     const double w = diffusion(options.form, options.norm, p);
@@ -82,17 +85,20 @@ at::Tensor solve_sde(const VelocityField& field, const Path& path, at::Tensor x,
   };
   for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
     check_stop();
-    const double t = grid[k], h = grid[k + 1] - t,
-                 w = diffusion(options.form, options.norm, path.at(t));
-    if (!(w >= 0) || !std::isfinite(w))
+    const double t = grid[k];
+    const double h = grid[k + 1] - t;
+    const double w = diffusion(options.form, options.norm, path.at(t));
+    if (!(w >= 0) || !std::isfinite(w)) {
       fail(ErrorKind::kConfig, cat("diffusion ", options.form, " is ", w, " at t = ", t),
            "start a little later, or choose another form");
+    }
     const at::Tensor kick = noise(static_cast<int>(k)) * std::sqrt(2 * w * h);
     if (options.method == "euler") {
       x = x + drift(x, t) * h + kick;
     } else {
-      const at::Tensor from = x + kick, first = drift(from, t),
-                       second = drift(from + first * h, t + h);
+      const at::Tensor from = x + kick;
+      const at::Tensor first = drift(from, t);
+      const at::Tensor second = drift(from + first * h, t + h);
       x = from + (first + second) * (h / 2);
     }
   }
@@ -105,11 +111,12 @@ at::Tensor solve_sde(const VelocityField& field, const Path& path, at::Tensor x,
     const at::Tensor v = field.velocity(x, time_tensor(end, x), condition);
     x = data_from_velocity(path.at(end), x, v);
   }
-  if (!at::isfinite(x).all().item<bool>())
+  if (!at::isfinite(x).all().item<bool>()) {
     fail(ErrorKind::kNonFinite,
          cat("the SDE (", options.method, ", diffusion ", options.form,
              ") produced NaN or infinity"),
          "use more steps, a last step, or another diffusion form");
+  }
   return x;
 }
 

@@ -11,8 +11,9 @@ namespace {
 void check_grid(const std::vector<double>& grid) {
   if (grid.size() < 2) fail(ErrorKind::kConfig, "a time grid needs at least two times");
   for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
-    if (!(grid[k] < grid[k + 1]) || grid[k] < 0 || grid[k + 1] > 1)
+    if (!(grid[k] < grid[k + 1]) || grid[k] < 0 || grid[k + 1] > 1) {
       fail(ErrorKind::kConfig, "a time grid must rise from 0 to 1");
+    }
   }
 }
 
@@ -26,10 +27,12 @@ double integrate(const std::function<double(double)>& f, double a, double b) {
   constexpr int kPieces = 4;
   double total = 0;
   for (int piece = 0; piece < kPieces; ++piece) {
-    const double low = a + (b - a) * piece / kPieces, half = (b - a) / (2 * kPieces),
-                 mid = low + half;
-    for (int i = 0; i < 4; ++i)
+    const double low = a + (b - a) * piece / kPieces;
+    const double half = (b - a) / (2 * kPieces);
+    const double mid = low + half;
+    for (int i = 0; i < 4; ++i) {
       total += kWeights[i] * half * (f(mid - half * kNodes[i]) + f(mid + half * kNodes[i]));
+    }
   }
   return total;
 }
@@ -41,16 +44,19 @@ TransitionTable memoryless_euler(const Path& path, const std::vector<double>& gr
   TransitionTable table = scaled_memoryless(path, grid, 1);
   table.name = "euler";
   if (offsets == Offsets::kPaper) {
-    if (path.name() != "linear")
+    if (path.name() != "linear") {
       fail(ErrorKind::kConfig,
            cat("the paper's offsets are defined for the linear path, not ", path.name()),
            "use euler or exponential");
+    }
     table.name = "euler-paper";
     for (std::size_t k = 0; k < table.steps.size(); ++k) {
-      const double h = grid[k + 1] - grid[k], t = grid[k];
+      const double h = grid[k + 1] - grid[k];
+      const double t = grid[k];
       table.steps[k].s = std::sqrt(2 * h * (1 - t + h) / (t + h));
     }
-    const double h = grid.back() - grid[grid.size() - 2], t = grid.back();
+    const double h = grid.back() - grid[grid.size() - 2];
+    const double t = grid.back();
     table.at_end = Transition{t, 1 - h / (t + h), 2 * h, std::sqrt(2 * h * (1 - t + h) / (t + h))};
   }
   return table;
@@ -63,7 +69,8 @@ TransitionTable scaled_memoryless(const Path& path, const std::vector<double>& g
   const double f2 = factor * factor;
   for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
     const double h = grid[k + 1] - grid[k];
-    const PathPoint now = path.at(grid[k]), next = path.at(grid[k + 1]);
+    const PathPoint now = path.at(grid[k]);
+    const PathPoint next = path.at(grid[k + 1]);
     const double eta = now.beta_d / next.alpha;  // denominator one step later: no pole at t = 0
     table.steps.push_back({grid[k], 1 - f2 * (1 - now.alpha / next.alpha), (1 + f2) * h,
                            factor * std::sqrt(2 * h * eta)});
@@ -75,7 +82,9 @@ TransitionTable exponential_integrator(const Path& path, const std::vector<doubl
   check_grid(grid);
   TransitionTable table{"exponential", {}, grid.back(), {}, true};
   for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
-    const double a = grid[k], b = grid[k + 1], end = path.at(b).alpha;
+    const double a = grid[k];
+    const double b = grid[k + 1];
+    const double end = path.at(b).alpha;
     const double c = integrate([&](double u) { return 2 * path.at(u).alpha / end; }, a, b);
     const double variance = integrate(
         [&](double u) {
@@ -97,7 +106,8 @@ TransitionTable ddim(const Path& path, const std::vector<double>& grid, double e
   std::vector<double> times = grid;
   if (final_step == FinalStep::kHalfway) {
     // beta(t_end) = beta(t_{K-1}) / sqrt 2 by bisection: beta falls with t on every path
-    double low = times[times.size() - 2], high = times.back();
+    double low = times[times.size() - 2];
+    double high = times.back();
     const double target = path.at(low).beta / std::sqrt(2.0);
     for (int i = 0; i < 100; ++i) {
       const double mid = 0.5 * (low + high);
@@ -107,7 +117,8 @@ TransitionTable ddim(const Path& path, const std::vector<double>& grid, double e
     table.t_end = times.back();
   }
   for (std::size_t k = 0; k + 1 < times.size(); ++k) {
-    const PathPoint now = path.at(times[k]), next = path.at(times[k + 1]);
+    const PathPoint now = path.at(times[k]);
+    const PathPoint next = path.at(times[k + 1]);
     const double ratio = now.alpha * next.beta / (next.alpha * now.beta);
     const double s = eta * next.beta * std::sqrt(std::max(0.0, 1 - ratio * ratio));
     const double noise =
@@ -123,7 +134,8 @@ TransitionTable euler_maruyama(const Path& path, const std::vector<double>& grid
   check_grid(grid);
   TransitionTable table{"euler-maruyama", {}, grid.back(), {}, false};
   for (std::size_t k = 0; k + 1 < grid.size(); ++k) {
-    const double h = grid[k + 1] - grid[k], s = sigma(grid[k]);
+    const double h = grid[k + 1] - grid[k];
+    const double s = sigma(grid[k]);
     const PathPoint p = path.at(grid[k]);
     const double d = p.beta_d / p.beta;  // D; beta > 0 before the end of the grid
     const double gain = 0.5 * s * s / (p.beta * d);
@@ -144,17 +156,19 @@ TransitionTable deterministic_control(const std::vector<double>& grid) {
 
 TransitionTable make_table(const std::string& name, const Path& path,
                            const std::vector<double>& grid, double parameter) {
-  if (name == "auto")
+  if (name == "auto") {
     return path.name() == "linear" ? memoryless_euler(path, grid)
                                    : exponential_integrator(path, grid);
+  }
   if (name == "euler") return memoryless_euler(path, grid);
   if (name == "euler-paper") return memoryless_euler(path, grid, Offsets::kPaper);
   if (name == "exponential") return exponential_integrator(path, grid);
   if (name == "ancestral") return ddim(path, grid, 1, FinalStep::kHalfway);
   if (name == "ddim") return ddim(path, grid, parameter, FinalStep::kClean);
   if (name == "half-noise") return scaled_memoryless(path, grid, 0.5);
-  if (name == "constant")
+  if (name == "constant") {
     return euler_maruyama(path, grid, [parameter](double) { return parameter; });
+  }
   fail(ErrorKind::kConfig,
        cat("sampler '", name, "' is unknown", did_you_mean(name, table_names())),
        "known: " + join(table_names(), ", "));

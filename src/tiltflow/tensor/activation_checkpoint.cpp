@@ -27,8 +27,9 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
       out = (*fn)(inputs);
     }
     c10::List<bool> wanted;
-    for (const at::Tensor& input : inputs)
+    for (const at::Tensor& input : inputs) {
       wanted.push_back(input.defined() && input.requires_grad());
+    }
     context->saved_data["fn"] = c10::IValue::make_capsule(c10::make_intrusive<Recompute>(*fn));
     context->saved_data["wanted"] = wanted;
     context->save_for_backward(std::move(inputs));
@@ -54,8 +55,9 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
                                     /*create_graph=*/false, /*allow_unused=*/true);
     }
     variable_list result{at::Tensor()};  // no gradient for `fn`
-    for (std::size_t i = 0, next = 0; i < saved.size(); ++i)
+    for (std::size_t i = 0, next = 0; i < saved.size(); ++i) {
       result.push_back(wanted.get(i) ? found[next++] : at::Tensor());
+    }
     return result;
   }
 };

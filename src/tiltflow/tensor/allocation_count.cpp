@@ -7,13 +7,15 @@
 namespace tiltflow {
 namespace {
 
-std::atomic<std::int64_t> g_count{0}, g_bytes{0};
+std::atomic<std::int64_t> g_count{0};
+std::atomic<std::int64_t> g_bytes{0};
 
 class CountingAllocator final : public c10::Allocator {
  public:
   explicit CountingAllocator(c10::Allocator& allocator) : allocator_(allocator) {}
   c10::DataPtr allocate(std::size_t bytes) override {
-    ++g_count, g_bytes += static_cast<std::int64_t>(bytes);
+    ++g_count;
+    g_bytes += static_cast<std::int64_t>(bytes);
     return allocator_.allocate(bytes);
   }
   c10::DeleterFnPtr raw_deleter() const override { return allocator_.raw_deleter(); }

@@ -51,8 +51,9 @@ void set_compute_device(const std::string& name, int local_rank) {
     at::Device device(name);
     if (device.is_cuda()) prefer_exact_operators();
     if (device.is_meta()) throw std::runtime_error("it computes nothing");
-    if (!device.has_index())
+    if (!device.has_index()) {
       device = at::Device(device.type(), static_cast<at::DeviceIndex>(local_rank));
+    }
     at::ones({2}, at::TensorOptions().device(device))
         .sum()
         .item<float>();  // allocates and computes
@@ -68,8 +69,9 @@ void set_compute_device(const std::string& name, int local_rank) {
 }
 
 void synchronize_compute_device() {
-  if (!g_device.is_cpu())
+  if (!g_device.is_cpu()) {
     c10::impl::VirtualGuardImpl(g_device.type()).synchronizeDevice(g_device.index());
+  }
 }
 
 double device_peak_bytes() {

@@ -17,8 +17,9 @@ void MetricSums::add(const MetricSums& other) {
 
 std::map<std::string, double> MetricSums::averages() const {
   std::map<std::string, double> out;
-  for (const auto& [name, entry] : sums_)
+  for (const auto& [name, entry] : sums_) {
     out[name] = entry.second != 0 ? entry.first / entry.second : 0;
+  }
   return out;
 }
 
@@ -42,7 +43,8 @@ MetricSums MetricSums::from_text(const std::string& text) {
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = text.find('\n', begin);
     char* rest = nullptr;
-    const double sum = std::strtod(text.c_str() + begin, &rest), weight = std::strtod(rest, &rest);
+    const double sum = std::strtod(text.c_str() + begin, &rest);
+    const double weight = std::strtod(rest, &rest);
     const auto name = static_cast<std::size_t>(rest - text.c_str()) + 1;
     out.add(text.substr(name, end - name), sum, weight);
     begin = end + 1;

@@ -83,8 +83,9 @@ int memory_nodes() {
   for (const auto& entry : std::filesystem::directory_iterator("/sys/devices/system/node", none)) {
     const std::string name = entry.path().filename().string();
     if (name.size() > 4 && name.compare(0, 4, "node") == 0 &&
-        name.find_first_not_of("0123456789", 4) == std::string::npos)
+        name.find_first_not_of("0123456789", 4) == std::string::npos) {
       ++nodes;
+    }
   }
   return std::max(1, nodes);
 }

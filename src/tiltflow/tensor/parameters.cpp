@@ -7,15 +7,17 @@
 namespace tiltflow {
 
 void ParameterSet::add(std::string name, at::Tensor tensor) {
-  if (!index_.emplace(name, items_.size()).second)
+  if (!index_.emplace(name, items_.size()).second) {
     fail(ErrorKind::kFailure, cat("tensor '", name, "' was added twice"));
+  }
   items_.emplace_back(std::move(name), std::move(tensor));
 }
 
 const at::Tensor& ParameterSet::at(const std::string& name) const {
   const auto found = index_.find(name);
-  if (found == index_.end())
+  if (found == index_.end()) {
     fail(ErrorKind::kBadFile, cat("tensor '", name, "' is missing", did_you_mean(name, names())));
+  }
   return items_[found->second].second;
 }
 
@@ -70,8 +72,9 @@ void require_fit(const ParameterSet& target, const ParameterSet& source, const s
     }
   }
   for (const auto& [name, tensor] : source) {
-    if (!target.contains(name))
+    if (!target.contains(name)) {
       problems.push_back(cat("unexpected: ", name, " ", shape_text(tensor.sizes())));
+    }
   }
   if (!problems.empty()) {
     const std::size_t shown = std::min<std::size_t>(problems.size(), 12);

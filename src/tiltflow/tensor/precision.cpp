@@ -18,15 +18,17 @@ MatmulPrecision parse_precision(const std::string& name) {
 
 at::Tensor linear_in(MatmulPrecision precision, const at::Tensor& x, const at::Tensor& weight,
                      const at::Tensor& bias) {
-  if (precision == MatmulPrecision::kFull || x.scalar_type() != at::kFloat)
+  if (precision == MatmulPrecision::kFull || x.scalar_type() != at::kFloat) {
     return at::linear(x, weight, bias);
+  }
   const at::Tensor y = at::linear(x.to(at::kBFloat16), weight.to(at::kBFloat16)).to(at::kFloat);
   return bias.defined() ? y + bias : y;
 }
 
 void require_finite(const at::Tensor& tensor, const std::string& what) {
-  if (!at::isfinite(tensor).all().item<bool>())
+  if (!at::isfinite(tensor).all().item<bool>()) {
     fail(ErrorKind::kNonFinite, cat(what, " contains NaN or infinity"));
+  }
 }
 
 double peak_memory_bytes() {

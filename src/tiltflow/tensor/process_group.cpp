@@ -57,8 +57,9 @@ c10d::Backend* between_gpus([[maybe_unused]] const at::Device& device) {
 
 // Others were told to stop too, when this process was: its own signal may be a moment away.
 void wait_for_own_signal() {
-  for (int i = 0; i < 50 && stop_signal() == 0; ++i)
+  for (int i = 0; i < 50 && stop_signal() == 0; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
 }
 
 // The first line without addresses of code: libtorch appends a stack trace.
@@ -102,9 +103,10 @@ const char* variable(const char* name) {
 int number(const char* text, const char* what, int low, int high) {
   char* end = nullptr;
   const long value = std::strtol(text, &end, 10);
-  if (*end || value < low || value > high)
+  if (*end || value < low || value > high) {
     fail(ErrorKind::kConfig, cat("the environment says ", what, " = '", text, "'"),
          cat("expected a number from ", low, " to ", high));
+  }
   return static_cast<int>(value);
 }
 
@@ -120,14 +122,16 @@ void in_buckets(const std::vector<at::Tensor>& tensors, Exchange exchange) {
     while (end < tensors.size() &&
            (end == begin ||
             (bytes + static_cast<std::int64_t>(tensors[end].nbytes()) <= kBucketBytes &&
-             tensors[end].scalar_type() == tensors[begin].scalar_type())))
+             tensors[end].scalar_type() == tensors[begin].scalar_type()))) {
       bytes += static_cast<std::int64_t>(tensors[end++].nbytes());
+    }
     std::vector<at::Tensor> flat;
     for (std::size_t i = begin; i < end; ++i) flat.push_back(tensors[i].detach().reshape({-1}));
     std::vector<at::Tensor> bucket{at::cat(flat)};
     c10d::Backend* gpus = between_gpus(bucket[0].device());
-    if (gpus && begin == 0)
+    if (gpus && begin == 0) {
       barrier();  // a process that is gone is noticed by Gloo; NCCL would wait for it
+    }
     if (!gpus) bucket[0] = bucket[0].cpu();
     exchange(gpus ? *gpus : *world().group, bucket);
     std::int64_t offset = 0;
@@ -157,8 +161,9 @@ WorldInfo world_from_environment() {
     return variable(names.size) && variable(names.rank);
   };
   const Names* names = said_by(kTorchrun) ? &kTorchrun : nullptr;
-  for (const Names& other : kOthers)
+  for (const Names& other : kOthers) {
     if (!names && said_by(other)) names = &other;
+  }
   if (!names) return info;
   info.size = number(variable(names->size), "the number of processes", 1, 100000);
   info.rank = number(variable(names->rank), "this process's rank", 0, info.size - 1);
@@ -194,11 +199,12 @@ class Patience {
   void nap(const std::string& missing) {
     check_stop();
     const double waited = std::chrono::duration<double>(Clock::now() - begin_).count();
-    if (waited > seconds_)
+    if (waited > seconds_) {
       fail(ErrorKind::kFailure,
            cat("rank ", info_.rank, " of ", info_.size, ": ", missing, " after ",
                format_duration(waited)),
            hint());
+    }
     if (waited > 5 && !said_) {
       said_ = true;
       log_warn(cat("rank ", info_.rank, " of ", info_.size, " waits: ", missing, "; ", hint()));
@@ -242,8 +248,9 @@ void meet(const WorldInfo& info, double timeout_seconds) {
   const std::string where = cat(info.host, ":", info.port);
   if (info.rank > 0) {
     for (std::string reason = why_unreachable(info, SOCK_STREAM); !reason.empty();
-         reason = why_unreachable(info, SOCK_STREAM))
+         reason = why_unreachable(info, SOCK_STREAM)) {
       patience.nap(cat("rank 0 does not answer at ", where, " (", reason, ")"));
+    }
   }
   // Without this libtorch would answer with stack traces.
   if (const std::string reason = why_unreachable(info, SOCK_DGRAM); !reason.empty()) {
@@ -324,14 +331,17 @@ std::vector<std::string> all_gather(const std::string& text) {
     std::int64_t longest = 1;
     std::vector<std::int64_t> sizes;
     for (const at::Tensor& size :
-         gather(at::full({1}, static_cast<std::int64_t>(text.size()), at::kLong)))
-      sizes.push_back(size.item<std::int64_t>()), longest = std::max(longest, sizes.back());
+         gather(at::full({1}, static_cast<std::int64_t>(text.size()), at::kLong))) {
+      sizes.push_back(size.item<std::int64_t>());
+      longest = std::max(longest, sizes.back());
+    }
     at::Tensor bytes = at::zeros({longest}, at::kByte);
     std::memcpy(bytes.data_ptr(), text.data(), text.size());
     const std::vector<at::Tensor> all = gather(bytes);
-    for (int r = 0; r < world_size(); ++r)
+    for (int r = 0; r < world_size(); ++r) {
       out.emplace_back(static_cast<const char*>(all[static_cast<std::size_t>(r)].data_ptr()),
                        static_cast<std::size_t>(sizes[static_cast<std::size_t>(r)]));
+    }
   });
   return out;
 }

@@ -12,7 +12,8 @@
 namespace tiltflow {
 
 struct WorldInfo {
-  int rank = 0, size = 1;
+  int rank = 0;
+  int size = 1;
   int local_size = 1;  // processes on this machine
   std::string host;    // of rank 0
   std::uint16_t port = 0;

@@ -15,7 +15,8 @@ using Block = std::array<std::uint32_t, 4>;
 
 // Ten rounds of Philox4x32; multipliers and Weyl constants from the paper's reference values.
 inline Block philox(Block counter, std::uint64_t seed) {
-  std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
+  std::uint32_t k0 = static_cast<std::uint32_t>(seed);
+  std::uint32_t k1 = static_cast<std::uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = std::uint64_t{0xD2511F53u} * counter[0];
     const std::uint64_t b = std::uint64_t{0xCD9E8D57u} * counter[2];
@@ -42,7 +43,10 @@ class Words {
     return out;
   }
   std::uint32_t next() {
-    if (used_ == 4) block_ = next_block(), used_ = 0;
+    if (used_ == 4) {
+      block_ = next_block();
+      used_ = 0;
+    }
     return block_[used_++];
   }
   // Unbiased integer below `bound` by rejection.
@@ -68,8 +72,9 @@ std::vector<std::int64_t> batch_shape(std::int64_t n, at::IntArrayRef shape) {
 }
 
 void check_sample_range(std::int64_t first, std::int64_t n) {
-  if (first < 0 || n < 0 || first + n > (std::int64_t{1} << 32))
+  if (first < 0 || n < 0 || first + n > (std::int64_t{1} << 32)) {
     fail(ErrorKind::kFailure, "sample index outside [0, 2^32)");
+  }
 }
 
 // (0, 1]: safe inside a logarithm.
@@ -113,8 +118,9 @@ at::Tensor RandomStreams::uniform(Purpose purpose, std::uint32_t step, std::int6
   double* data = out.data_ptr<double>();
   for (std::int64_t i = 0; i < n; ++i, data += row) {
     Words words(seed_, purpose, step, 0, first + i);
-    for (std::int64_t j = 0; j < row; ++j)
+    for (std::int64_t j = 0; j < row; ++j) {
       data[j] = static_cast<double>(words.next() >> 8) * 0x1p-24;
+    }
   }
   return out.to(dtype);
 }

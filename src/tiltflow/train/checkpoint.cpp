@@ -58,19 +58,22 @@ Checkpoint read_checkpoint(const CheckpointFolder& folder) {
   if (!named) fail(ErrorKind::kBadFile, cat(state.string(), " is broken"));
   out.step = json["step"].get<std::int64_t>();
   out.followed = json.value("followed", true);
-  if (out.step != folder.step)
+  if (out.step != folder.step) {
     fail(ErrorKind::kBadFile, cat(state.string(), " is of step ", out.step));
+  }
   const nlohmann::json parts = json.value("parts", nlohmann::json::object());
   for (const auto& [name, bytes] : parts.items()) {
     const fs::path file = folder.path / (name + ".safetensors");
     if (!fs::exists(file)) fail(ErrorKind::kBadFile, cat(file.string(), " is missing"));
-    if (fs::file_size(file) != bytes.get<std::uintmax_t>())
+    if (fs::file_size(file) != bytes.get<std::uintmax_t>()) {
       fail(ErrorKind::kBadFile,
            cat(file.string(), " has ", fs::file_size(file), " bytes of ", bytes.dump()));
+    }
   }
   for (const auto& entry : fs::directory_iterator(folder.path)) {
-    if (entry.path().extension() == ".safetensors")
+    if (entry.path().extension() == ".safetensors") {
       out.parts[entry.path().stem().string()] = read_safetensors(entry.path()).tensors;
+    }
   }
   return out;
 }

@@ -14,7 +14,8 @@ constexpr double kCostMargin = 1;    // nats
 constexpr double kStandardErrors = 4;
 constexpr std::size_t kLossWindow = 20;  // steps
 constexpr std::size_t kLossBatches = 8;  // that a window holds at least
-constexpr double kLossRatio = 1.5, kLossPairs = 0.95;
+constexpr double kLossRatio = 1.5;
+constexpr double kLossPairs = 0.95;
 constexpr std::size_t kClippedSteps = 100;
 constexpr double kClippedRatio = 10;
 constexpr double kClippedSpread = 2;  // largest norm to smallest
@@ -52,7 +53,8 @@ std::size_t steps_of_batches(std::size_t batches, const RunFacts& facts) {
 
 // Median reward of the last batches with its standard error, or nothing when there are too few.
 struct RecentReward {
-  double reward = 0, standard_error = 0;
+  double reward = 0;
+  double standard_error = 0;
 };
 std::optional<RecentReward> recent_reward(MetricHistory history, const RunFacts& facts) {
   const std::size_t steps = steps_of_batches(kBatches, facts);
@@ -73,7 +75,8 @@ std::optional<RunWarning> control_cost_outgrows_reward(MetricHistory history,
   const std::vector<double> costs = last_values(history, "control_cost", steps);
   const auto recent = recent_reward(history, facts);
   if (costs.size() < steps || !recent) return std::nullopt;
-  const double cost = median(costs), gain = recent->reward - facts.base->reward;
+  const double cost = median(costs);
+  const double gain = recent->reward - facts.base->reward;
   if (!(cost - gain > kCostMargin + kStandardErrors * recent->standard_error)) return std::nullopt;
   const std::vector<double> before = last_values(history, "control_cost", 4 * steps, steps);
   std::string seen =
@@ -89,8 +92,9 @@ std::optional<RunWarning> control_cost_outgrows_reward(MetricHistory history,
 // Share of pairs (earlier, later) in which the later value is larger.
 double share_of_rising_pairs(const std::vector<double>& earlier, const std::vector<double>& later) {
   double rising = 0;
-  for (const double a : earlier)
+  for (const double a : earlier) {
     for (const double b : later) rising += b > a ? 1 : 0;
+  }
   return rising / static_cast<double>(earlier.size() * later.size());
 }
 
@@ -100,8 +104,9 @@ std::optional<RunWarning> loss_rises(MetricHistory history, const RunFacts& fact
   const std::size_t window = std::max(kLossWindow, steps_of_batches(kLossBatches, facts));
   const std::vector<double> losses = last_values(history, "loss", 12 * window);
   if (losses.size() < 3 * window) return std::nullopt;
-  if (std::any_of(losses.begin(), losses.end(), [](double loss) { return !(loss > 0); }))
+  if (std::any_of(losses.begin(), losses.end(), [](double loss) { return !(loss > 0); })) {
     return std::nullopt;  // of a loss without a floor the ratio says nothing
+  }
   const auto piece = [&](std::size_t begin) {
     return std::vector<double>(losses.begin() + static_cast<std::ptrdiff_t>(begin),
                                losses.begin() + static_cast<std::ptrdiff_t>(begin + window));
@@ -113,9 +118,11 @@ std::optional<RunWarning> loss_rises(MetricHistory history, const RunFacts& fact
     std::vector<double> one = piece(begin);
     if (best.empty() || median(one) < median(best)) best = std::move(one);
   }
-  const double low = median(best), high = median(later);
-  if (high < kLossRatio * low || share_of_rising_pairs(best, later) < kLossPairs)
+  const double low = median(best);
+  const double high = median(later);
+  if (high < kLossRatio * low || share_of_rising_pairs(best, later) < kLossPairs) {
     return std::nullopt;
+  }
   return RunWarning{"loss",
                     cat("the loss has risen from ", compact(low, 3), " to ", compact(high, 3),
                         " (medians of ", window, " steps)"),
@@ -127,11 +134,14 @@ std::optional<RunWarning> clipping_never_rests(MetricHistory history, const RunF
   if (facts.gradient_clip <= 0) return std::nullopt;
   const std::vector<double> norms = last_values(history, "gradient_norm", kClippedSteps);
   if (norms.size() < kClippedSteps) return std::nullopt;
-  const double least = *std::min_element(norms.begin(), norms.end()), middle = median(norms);
-  if (least <= facts.gradient_clip || middle <= kClippedRatio * facts.gradient_clip)
+  const double least = *std::min_element(norms.begin(), norms.end());
+  const double middle = median(norms);
+  if (least <= facts.gradient_clip || middle <= kClippedRatio * facts.gradient_clip) {
     return std::nullopt;
-  if (*std::max_element(norms.begin(), norms.end()) <= kClippedSpread * least)
+  }
+  if (*std::max_element(norms.begin(), norms.end()) <= kClippedSpread * least) {
     return std::nullopt;  // all batches are shortened alike
+  }
   return RunWarning{
       "gradient-clip",
       cat("each of the last ", kClippedSteps, " gradients was clipped: their median norm is ",
@@ -144,8 +154,9 @@ std::optional<RunWarning> clipping_never_rests(MetricHistory history, const RunF
 std::optional<RunWarning> gradient_is_zero(MetricHistory history, const RunFacts&) {
   const std::vector<double> norms = last_values(history, "gradient_norm", kZeroSteps);
   if (norms.size() < kZeroSteps ||
-      std::any_of(norms.begin(), norms.end(), [](double norm) { return norm != 0; }))
+      std::any_of(norms.begin(), norms.end(), [](double norm) { return norm != 0; })) {
     return std::nullopt;
+  }
   return RunWarning{"gradient-zero",
                     cat("the gradient was exactly zero in ", kZeroSteps, " steps in a row"),
                     "nothing is being learned",
@@ -179,16 +190,18 @@ std::optional<RunWarning> reward_gradient_is_zero(MetricHistory history, const R
 
 // How far an evaluation of the averaged weights, the last line, is behind the batches before it.
 struct Lag {
-  double averaged = 0, current = 0;
+  double averaged = 0;
+  double current = 0;
   bool large = false;
 };
 std::optional<Lag> lag_at_the_end(MetricHistory history, const RunFacts& facts) {
   const std::map<std::string, double>& values = history.back().values;
   const auto recent = recent_reward(history.first(history.size() - 1), facts);
   if (!recent) return std::nullopt;
-  const double averaged = values.at("eval_reward"), error = values.at("eval_reward_se");
-  const double lag = recent->reward - averaged,
-               gain = std::abs(recent->reward - facts.base->reward);
+  const double averaged = values.at("eval_reward");
+  const double error = values.at("eval_reward_se");
+  const double lag = recent->reward - averaged;
+  const double gain = std::abs(recent->reward - facts.base->reward);
   const double noise = std::hypot(error, recent->standard_error);
   return Lag{averaged, recent->reward, lag > kLagShare * gain && lag > kStandardErrors * noise};
 }

@@ -35,10 +35,12 @@ struct RunFacts {
   // Of fine-tuning runs whose logged rewards and costs are those of the law that base samples stand
   // for; absent otherwise.
   struct Base {
-    double reward = 0, reward_se = 0;
+    double reward = 0;
+    double reward_se = 0;
   };
   std::optional<Base> base;
-  std::int64_t batch = 1, item = 1;
+  std::int64_t batch = 1;
+  std::int64_t item = 1;
   std::int64_t buffer_passes = 1;  // steps that share a batch, and so its reward and control cost
   double gradient_clip = 0;        // 0: none
   bool loss_falls = true;  // false for adversarial losses and those against the moving policy

@@ -48,8 +48,8 @@ double factor_for_effective_size(const at::Tensor& rewards, const at::Tensor& la
     return importance_weights(rewards * factor, labels).ess;
   };
   if (size_at(1) >= wanted) return 1;
-  double low = std::log(1e-12),
-         high = 0;  // of the factor: scales may be off by orders of magnitude
+  double low = std::log(1e-12);
+  double high = 0;  // of the factor: scales may be off by orders of magnitude
   for (int i = 0; i < 40; ++i) {
     const double middle = 0.5 * (low + high);
     (size_at(std::exp(middle)) >= wanted ? low : high) = middle;
@@ -68,8 +68,10 @@ std::vector<RunWarning> diagnose_base_rewards(const at::Tensor& rewards, const a
          "check the reward's inputs; when success is rare, raise evaluation.base_samples to see "
          "how rare, and batch"}};
   }
-  const double n = static_cast<double>(r.size(0)), laws = static_cast<double>(laws_of(labels));
-  const double spread = spread_within(r, labels), size = importance_weights(r, labels).ess;
+  const double n = static_cast<double>(r.size(0));
+  const double laws = static_cast<double>(laws_of(labels));
+  const double spread = spread_within(r, labels);
+  const double size = importance_weights(r, labels).ess;
   const std::string seen = cat(
       "the rewards of ", r.size(0), " base samples spread over ", compact(spread, 3),
       " nats (standard deviation), and their importance weights have an effective sample size of ",
@@ -79,11 +81,12 @@ std::vector<RunWarning> diagnose_base_rewards(const at::Tensor& rewards, const a
     const std::string change = cat(scales_times(scales, factor), " for an effective size of ",
                                    compact(100 * kWantedShare, 2),
                                    " %, or more evaluation.base_samples and check.base_samples");
-    if (spread > kFarSpread)
+    if (spread > kFarSpread) {
       return {{"scale", seen,
                "p* lies far outside of what the base samples: log Z, gaps and the tilted-law check "
                "mean nothing, and training has to find samples that the base never makes",
                change}};
+    }
     return {{"effective-size", seen,
              "log Z, gaps and the tilted-law check rest on a handful of samples", change}};
   }
@@ -112,8 +115,9 @@ std::optional<RunWarning> diagnose_class_balance(const std::vector<std::int64_t>
                                                  const std::vector<std::string>& names) {
   const auto name = [&](std::size_t i) { return i < names.size() ? names[i] : std::to_string(i); };
   std::vector<std::string> empty;
-  for (std::size_t i = 0; i < counts.size(); ++i)
+  for (std::size_t i = 0; i < counts.size(); ++i) {
     if (counts[i] == 0) empty.push_back(name(i));
+  }
   if (!empty.empty()) {
     const std::size_t shown = std::min<std::size_t>(empty.size(), 5);
     std::string seen =

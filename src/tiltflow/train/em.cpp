@@ -31,10 +31,11 @@ double objective(const Generator& generator, const OneStepConfig& c, const Assig
 // and a's otherwise.
 ParameterSet between(const Generator& a, const ParameterSet& b, double t) {
   ParameterSet out;
-  for (const auto& [name, tensor] : a.parameters())
+  for (const auto& [name, tensor] : a.parameters()) {
     out.add(name, t == 1              ? b.at(name)
                   : a.is_buffer(name) ? tensor
                                       : tensor + t * (b.at(name) - tensor));
+  }
   return out;
 }
 
@@ -85,14 +86,15 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out,
              " targets that are not held out"),
          "more targets (targets.count), or a smaller sft.batch");
   }
-  std::shared_ptr<const Generator> first = open_generator(config.generator, runtime),
-                                   current = first;
+  std::shared_ptr<const Generator> first = open_generator(config.generator, runtime);
+  std::shared_ptr<const Generator> current = first;
   const FolderClaim claim(out);
   const StoredStart stored{cat("the loop in ", out.string()), out / "config.toml",
                            out / "inputs.json"};
   std::vector<KeyChange> changes;
-  if (fs::exists(stored.config) && has_results(out / "round-01/assign/store"))
+  if (fs::exists(stored.config) && has_results(out / "round-01/assign/store")) {
     changes = require_same_start(stored, start);
+  }
   store_start(stored, start, changes);
   record_choices(choices_in(out));
   std::shared_ptr<const Generator> anchor = first;
@@ -114,7 +116,8 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out,
     const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
     const Assigner assigner(*current, c.assign, streams, feature_function(c.features));
     AssignRunOptions options;
-    options.out = folder / "assign", options.start = inner,
+    options.out = folder / "assign";
+    options.start = inner;
     options.round = static_cast<std::uint32_t>(r);
     if (before && config.em.warm_start) options.warm = before.get();
     {
@@ -127,19 +130,23 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out,
     before = std::make_unique<AssignedSet>(read_assigned(folder / "assign"));
     EmRound round;
     round.after_assign = objective(*current, c, *before);
-    const fs::path tuned = folder / "model.safetensors", note = folder / "m-step.json";
+    const fs::path tuned = folder / "model.safetensors";
+    const fs::path note = folder / "m-step.json";
     if (!fs::exists(note)) {
       Run run(folder / "sft", inner);
       const SftResult result = sft(current, anchor, *before, c, run);
       const auto proposal = open_generator_file(config.generator, result.file, "", runtime);
       ParameterSet accepted = current->parameters();
-      round.after_train = round.after_assign, round.step = 0;
+      round.after_train = round.after_assign;
+      round.step = 0;
       double share = 1;
       for (std::int64_t i = 0; i < config.em.line_search; ++i, share /= 2) {
         const ParameterSet weights = between(*current, proposal->parameters(), share);
         const double j = objective(*current->rebind(weights), c, *before);
         if (j >= round.after_assign) continue;
-        accepted = weights, round.after_train = j, round.step = share;
+        accepted = weights;
+        round.after_train = j;
+        round.step = share;
         break;
       }
       save_any_generator(tuned, *current, accepted);
@@ -147,7 +154,7 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out,
           note, Json{{"after_train", round.after_train}, {"step", round.step}}.dump(1) + "\n");
     } else {
       const Json json = Json::parse(read_file(note));
-      round.after_train = json.at("after_train").get<double>(),
+      round.after_train = json.at("after_train").get<double>();
       round.step = json.at("step").get<double>();
     }
     current = open_generator_file(config.generator, tuned, "", runtime);

@@ -108,10 +108,11 @@ void follow_memory_plan(FinetuneSetup& s, double trainable) {
   if (!compute_device().is_cpu() && bytes == 0) {
     bytes = 0.5 * device_free_bytes();  // recorded calls (nn/recorded) keep their activations
                                         // beside each other
-    if (bytes == 0)
+    if (bytes == 0) {
       fail(ErrorKind::kConfig,
            cat("item = 0: the memory of device ", compute_device().str(), " is not known"),
            "set compute.memory_gb to what the device has, or item");
+    }
   }
   const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch,
                                       wanted, thread_policy().workers, bytes);
@@ -134,12 +135,14 @@ bool find_reward_gradient(const FinetuneSetup& s) {
        observe_terms(*s.reward, prior_sample(s.streams, 0, 0, 2, s.flow.model->sample_shape()),
                      s.labels_at(0)(0, 2))) {
     if (term.gradient == TermGradient::kPresent) continue;
-    if (term.gradient == TermGradient::kZero && needed)
+    if (term.gradient == TermGradient::kZero && needed) {
       continue;  // noise may lie where the reward is flat: samples of the base decide
-    if (needed)
+    }
+    if (needed) {
       refuse_missing_gradient(
           s.config.method.name, term.name,
           "its score is computed outside autograd (whole numbers, no_grad, another program)");
+    }
     log_info(cat("reward ", term.name, " has no gradient; method ", s.config.method.name,
                  " works without"));
     return false;
@@ -167,9 +170,10 @@ void choose_sampler(FinetuneSetup& s) {
     return;
   }
   // Evaluations and checks follow the ODE too.
-  if (sampler.name != "auto" && sampler.name != "ode-euler")
+  if (sampler.name != "auto" && sampler.name != "ode-euler") {
     fail(ErrorKind::kConfig, cat("method.noise = false rolls out the ODE, not ", sampler.name),
          "leave sampler.name at auto");
+  }
   sampler.name = "ode-euler";
   s.table = deterministic_control(grid_of(sampler, *s.flow.path));
 }
@@ -177,13 +181,15 @@ void choose_sampler(FinetuneSetup& s) {
 void require_guidance_fits(const FinetuneSetup& s) {
   const FinetuneGuidance& g = s.config.guidance;
   if (g.mode == "none") return;
-  if (s.config.labels.kind == "none")
+  if (s.config.labels.kind == "none") {
     fail(ErrorKind::kConfig, cat("guidance.mode = \"", g.mode, "\" needs labels"),
          "set labels.kind");
-  if (!g.guidance.active())
+  }
+  if (!g.guidance.active()) {
     fail(ErrorKind::kConfig,
          cat("guidance.mode = \"", g.mode, "\" with guidance.scale = 1 does nothing"),
          "set guidance.scale, e.g. 4");
+  }
   s.for_evaluation(s.flow.model);  // refuses intervals and models that cannot be guided
 }
 
@@ -200,16 +206,18 @@ void check_method(FinetuneSetup& s, Problems& problems) {
   problems.check(
       [&] { require_surroundings_fit(*method, config.buffer_passes, config.policy, s.flow); });
   problems.check([&] {
-    if (config.surrogate.every > 0 && !config.method.noise())
+    if (config.surrogate.every > 0 && !config.method.noise()) {
       fail(ErrorKind::kConfig,
            "surrogate.every with method.noise = false: the learned reward is fitted to samples "
            "with noise",
            "leave one of them out");
+    }
   });
   problems.check([&] {
-    if (config.modes.codes == 1)
+    if (config.modes.codes == 1) {
       fail(ErrorKind::kConfig, "modes.codes = 1 tells nothing apart",
            "use 2 or more, or 0 for none");
+    }
     if (config.modes.codes > 0) require_bonus_fits(*method, s.table);
   });
 }
@@ -247,14 +255,16 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
     problems.check([&] { s.labels_at(0); });  // refuses labels the model does not have
     problems.check([&] { require_guidance_fits(s); });
   }
-  if (rewarded && decodes)
+  if (rewarded && decodes) {
     problems.check(
         [&] { s.reward = std::make_shared<StateReward>(reward, decoder_of(s.flow, autoencoder)); });
+  }
   if (s.reward && sampled && labelled && chosen) check_method(s, problems);
   problems.raise();
-  if (!s.table.memoryless)
+  if (!s.table.memoryless) {
     log_warn(cat("sampler ", s.table.name,
                  " is not memoryless: the tuned law will not be the tilted law"));
+  }
   return s;
 }
 
@@ -314,8 +324,9 @@ void retire_check(Run& run, std::int64_t steps) {
   if (!std::filesystem::exists(model)) return;
   const auto metadata = read_safetensors(model).metadata;
   const auto before = metadata.find("tiltflow.steps");
-  if (before != metadata.end() && before->second != std::to_string(steps))
+  if (before != metadata.end() && before->second != std::to_string(steps)) {
     run.retire("check.json", std::atoll(before->second.c_str()));
+  }
 }
 
 }  // namespace
@@ -330,8 +341,9 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
                setup.flow.path->name(), " path; ", setup.config.compute.precision,
                " products, attention ", setup.config.compute.attention));
   const bool fresh = !run.has_checkpoint();
-  if (fresh)
+  if (fresh) {
     run.latest();  // forgets what a start that never reached its first checkpoint has logged
+  }
   const BaseStatistics base = fresh ? base_statistics(setup, *setup.for_evaluation(policy.base))
                                     : stored_base_statistics(run);
   const std::vector<std::string> suffixes = term_suffixes(setup.config.reward);
@@ -375,15 +387,17 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   std::map<std::string, std::string> metadata = setup.flow.metadata();
   metadata["tiltflow.reward"] = setup.reward->reward().info().name;
   metadata["tiltflow.steps"] = std::to_string(result.steps);
-  if (setup.config.guidance.mode != "none")
+  if (setup.config.guidance.mode != "none") {
     metadata["tiltflow.guidance"] =
         cat(setup.config.guidance.mode, " ", compact(setup.config.guidance.guidance.scale));
+  }
   retire_check(run, result.steps);
   const auto tuned = merged_model(setup.flow, setup.config.policy, result.average);
   save_velocity_model(run.directory() / "model.safetensors", *tuned, tuned->parameters(), metadata);
-  if (setup.config.policy.kind == "lora")
+  if (setup.config.policy.kind == "lora") {
     write_adapters(run.directory() / "adapter", result.average, setup.config.policy.rank,
                    setup.config.policy.alpha);
+  }
   return result;
 }
 

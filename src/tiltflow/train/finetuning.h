@@ -30,7 +30,9 @@ struct FinetuneGuidance {
 void bind(Fields& f, FinetuneGuidance& c);
 
 struct EvaluationConfig {
-  std::int64_t every = 10, samples = 128, base_samples = 512;
+  std::int64_t every = 10;
+  std::int64_t samples = 128;
+  std::int64_t base_samples = 512;
   std::string ode;  // deterministic sampler whose reward is logged too; "" = none
   std::int64_t ode_steps = 10;
   double ode_guidance = 1;  // its own guidance
@@ -39,7 +41,8 @@ void bind(Fields& f, EvaluationConfig& c);
 
 // The tilted-law check at the end: see eval/tilted_check.h.
 struct CheckConfig {
-  std::int64_t base_samples = 1536, tuned_samples = 1536;
+  std::int64_t base_samples = 1536;
+  std::int64_t tuned_samples = 1536;
   std::string judge;             // classifier for class shares and intra-class variance; "" = none
   std::string ode = "ode-heun";  // deterministic sampler compared as well; "" = none
   std::int64_t ode_steps = 10;
@@ -49,7 +52,10 @@ struct CheckConfig {
 void bind(Fields& f, CheckConfig& c);
 
 struct FinetuneConfig {
-  std::int64_t seed = 0, batch = 48, item = 24, buffer_passes = 1;
+  std::int64_t seed = 0;
+  std::int64_t batch = 48;
+  std::int64_t item = 24;
+  std::int64_t buffer_passes = 1;
   FlowModelConfig model;
   AutoencoderConfig decoder;
   std::vector<RewardTerm> reward;  // one [[reward]] section each; at least one
@@ -115,7 +121,8 @@ class FinetuneObjective final : public Objective {
   std::unique_ptr<ModePreservation> modes_;  // or null
   LabelSource labels_;
   std::vector<Batch> buffer_;
-  std::int64_t step_ = 0, pass_ = 0;
+  std::int64_t step_ = 0;
+  std::int64_t pass_ = 0;
   bool collects_ =
       true;  // this step draws its batch; a run that goes on within one has none to reuse
   double log_z_;

@@ -74,8 +74,9 @@ std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
     labels_ = setup_.labels_at(static_cast<std::uint32_t>(step));
     buffer_.assign(static_cast<std::size_t>(items), Batch{});
   }
-  if (surrogate_ && pass_ == 0 && surrogate_->due(step))
+  if (surrogate_ && pass_ == 0 && surrogate_->due(step)) {
     surrogate_->refresh(context(), *setup_.reward, step);
+  }
   if (modes_ && pass_ == 0 && modes_->due(step)) modes_->refresh(context(), step);
   method_->begin_step(context(), step, pass_);
   return items;

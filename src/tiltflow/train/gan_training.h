@@ -12,7 +12,8 @@
 namespace tiltflow {
 
 struct GanTrainingOptions {
-  std::int64_t batch = 128, item = 64;  // batch statistics are those of an item
+  std::int64_t batch = 128;
+  std::int64_t item = 64;  // batch statistics are those of an item
   std::int64_t discriminator_steps = 1;
   bool flip = false;  // mirror half of the real pictures, chosen anew in every step
 };

@@ -52,8 +52,9 @@ void LastStep::followed(bool changed) {
 
 std::int64_t LastStep::save(Run& run, std::int64_t keep) {
   const std::lock_guard lock(mutex_);
-  if (broken_ && !copy_)
+  if (broken_ && !copy_) {
     fail(ErrorKind::kFailure, "the weights are between two steps; the checkpoint before is intact");
+  }
   const Checkpoint checkpoint = copy_ ? *copy_ : current();
   if (changed_) run.save(checkpoint, keep);
   changed_ = false;

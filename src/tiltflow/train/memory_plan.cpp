@@ -26,13 +26,14 @@ MemoryNeed memory_need(const VelocityModel& model, double trainable_bytes, std::
   if (model.spec().family == "sit") {
     if (need.weights <= kLargestPacked) need.packed = 3 * need.weights;
     const SitConfig c = sit_config_from_args(model.spec().args);
-    const double side = static_cast<double>(c.input_size / c.patch_size), tokens = side * side,
-                 width = static_cast<double>(c.hidden_size);
+    const double side = static_cast<double>(c.input_size / c.patch_size);
+    const double tokens = side * side;
+    const double width = static_cast<double>(c.hidden_size);
     // Kept for the backward pass, in widths per token: two normalisations and modulations (4), q,
     // k, v (3), attention and its projection (2), gates (2), the hidden layer before and after its
     // activation (2 ratio), and the residual stream (1).
-    const double per_block = (12 + 2 * c.mlp_ratio) * width * tokens * 4,
-                 depth = static_cast<double>(c.depth);
+    const double per_block = (12 + 2 * c.mlp_ratio) * width * tokens * 4;
+    const double depth = static_cast<double>(c.depth);
     need.activations = per_block * depth;
     need.checkpointed = width * tokens * 4 * depth + per_block;
   }

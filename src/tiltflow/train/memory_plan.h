@@ -14,8 +14,9 @@ struct MemoryNeed {
   double packed = 0;  // weights in the layout of products: of the base both ways, of the policy one
   double trained = 0;     // trained copies, gradients, AdamW's two moments, average
   double trajectory = 0;  // per sample: states, velocities, noises, adjoints
-  double activations = 0, checkpointed = 0;  // per sample and evaluation with a graph, plain and
-                                             // recomputed; 0 = unknown network
+  double activations = 0;
+  double checkpointed = 0;  // per sample and evaluation with a graph, plain and
+                            // recomputed; 0 = unknown network
 };
 // `trainable_bytes`: of the policy (LoRA and control networks share the base's weights).
 MemoryNeed memory_need(const VelocityModel& model, double trainable_bytes, std::int64_t steps);
@@ -23,7 +24,8 @@ MemoryNeed memory_need(const VelocityModel& model, double trainable_bytes, std::
 struct MemoryPlan {
   std::int64_t item = 1;  // trajectories per piece of work
   bool checkpointing = false;
-  double bytes = 0, limit = 0;  // estimated peak, and what it had to fit into
+  double bytes = 0;
+  double limit = 0;  // estimated peak, and what it had to fit into
   std::string text() const;
 };
 // The largest pieces that fit `limit` bytes with `workers` of them at a time, `graphs` evaluations

@@ -34,8 +34,8 @@ ModePreservation::ModePreservation(ModesConfig config, const std::vector<std::in
 
 at::Tensor ModePreservation::codes(const at::Tensor& x_0) const {
   const at::NoGradGuard no_grad;
-  const at::Tensor along = x_0.to(at::kDouble).flatten(1).mv(direction_.to(at::kDouble)),
-                   share = at::special_ndtr(along);
+  const at::Tensor along = x_0.to(at::kDouble).flatten(1).mv(direction_.to(at::kDouble));
+  const at::Tensor share = at::special_ndtr(along);
   return (share * static_cast<double>(config_.codes)).to(at::kLong).clamp_(0, config_.codes - 1);
 }
 
@@ -71,7 +71,8 @@ void ModePreservation::refresh(const FinetuneContext& context, std::int64_t step
 }
 
 void ModePreservation::add_metrics(std::map<std::string, double>& metrics) const {
-  metrics["mode_accuracy"] = accuracy_, metrics["mode_bonus"] = bonus_;
+  metrics["mode_accuracy"] = accuracy_;
+  metrics["mode_bonus"] = bonus_;
 }
 
 ParameterSet ModePreservation::state() const {
@@ -91,7 +92,8 @@ void ModePreservation::restore(const ParameterSet& state) {
   }
   optimizer_->restore(tensors_below(state, "optimizer."));
   const at::Tensor last = state.at("last");
-  fresh_ = last[0].item<double>() > 0, accuracy_ = last[1].item<double>(),
+  fresh_ = last[0].item<double>() > 0;
+  accuracy_ = last[1].item<double>();
   bonus_ = last[2].item<double>();
 }
 

@@ -19,7 +19,10 @@
 namespace tiltflow {
 
 struct ModesConfig : SideFitConfig {
-  ModesConfig() { every = 1, fits = 20; }
+  ModesConfig() {
+    every = 1;
+    fits = 20;
+  }
   std::int64_t codes = 0;  // 0: off
   double weight = 1;       // c
 };
@@ -48,7 +51,8 @@ class ModePreservation {
   ParameterSet weights_, frozen_;  // the same memory, with and without graph
   std::unique_ptr<AdamW> optimizer_;
   bool fresh_ = true;
-  double accuracy_ = 0, bonus_ = 0;
+  double accuracy_ = 0;
+  double bonus_ = 0;
 };
 
 }  // namespace tiltflow

@@ -17,11 +17,13 @@ namespace tiltflow {
 namespace {
 
 // Keys of random streams that no training step uses.
-constexpr std::uint32_t kEvaluationKey = 0xfffff000u, kBaseKey = 0xfffff001u;
+constexpr std::uint32_t kEvaluationKey = 0xfffff000u;
+constexpr std::uint32_t kBaseKey = 0xfffff001u;
 
-constexpr std::int64_t kCompared = 8, kMapped = 6;  // pictures
-constexpr std::int64_t kAcross = 4,
-                       kCellWidth = 112;  // of them in a row of the comparison, and pixels of one
+constexpr std::int64_t kCompared = 8;
+constexpr std::int64_t kMapped = 6;  // pictures
+constexpr std::int64_t kAcross = 4;
+constexpr std::int64_t kCellWidth = 112;  // of them in a row of the comparison, and pixels of one
 constexpr std::int64_t kGradients = 32;   // samples whose reward gradient is looked at
 
 // Latents without a decoder are none, whatever their shape looks like.
@@ -77,11 +79,12 @@ void check_gradient(const FinetuneSetup& setup, const Draws& draws) {
   const at::Tensor labels = draws.labels.defined() ? draws.labels.narrow(0, 0, n) : draws.labels;
   for (const ObservedTerm& term : observe_terms(*setup.reward, x, labels)) {
     const bool lost = term.varies && term.gradient != TermGradient::kPresent;
-    if (lost)
+    if (lost) {
       refuse_missing_gradient(
           setup.config.method.name, term.name,
           cat("scores differ between samples, and the gradient is exactly zero at all ", n,
               " of them"));
+    }
   }
   check_reward(*setup.reward, x, labels, setup.streams);
 }
@@ -91,7 +94,9 @@ void check_gradient(const FinetuneSetup& setup, const Draws& draws) {
 BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& base) {
   Progress progress("base samples", setup.config.evaluation.base_samples);
   DrawOptions options;
-  options.n = setup.config.evaluation.base_samples, options.step = kBaseKey, options.shared = true;
+  options.n = setup.config.evaluation.base_samples;
+  options.step = kBaseKey;
+  options.shared = true;
   options.progress = [&](std::int64_t done) { progress.update(done); };
   const Draws draws =
       draw(base, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(),
@@ -106,8 +111,9 @@ BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& 
   out.unscaled = unscaled_metrics("base_", scores.terms, setup.config.reward);
   out.warnings = diagnose_base_rewards(r, draws.labels, setup.reward->reward().scales());
   if (!needs_reward_gradient(setup.config)) return out;
-  if (const auto found = diagnose_zero_gradients(share_of_zero_gradients(*setup.reward, draws)))
+  if (const auto found = diagnose_zero_gradients(share_of_zero_gradients(*setup.reward, draws))) {
     out.warnings.push_back(*found);
+  }
   return out;
 }
 
@@ -124,14 +130,17 @@ std::map<std::string, double> metrics_of(const BaseStatistics& b) {
 RunFacts facts_of(const FinetuneSetup& setup, const BaseStatistics& base) {
   const FinetuneConfig& c = setup.config;
   RunFacts out;
-  out.batch = c.batch, out.item = c.item, out.buffer_passes = c.buffer_passes;
+  out.batch = c.batch;
+  out.item = c.item;
+  out.buffer_passes = c.buffer_passes;
   const bool same_law = c.guidance.mode == "none" ||
                         c.guidance.mode == "full";  // rollouts sample what base samples are of
   const bool same_reward = c.surrogate.every == 0 && c.modes.codes == 0;
   const std::unique_ptr<FinetuneMethod> method = make_method(c.method);
   out.loss_falls = method->loss_falls();
-  if (same_law && same_reward && method->rewards_are_the_policys())
+  if (same_law && same_reward && method->rewards_are_the_policys()) {
     out.base = RunFacts::Base{base.reward, base.reward_se};
+  }
   return out;
 }
 
@@ -142,8 +151,9 @@ BaseStatistics stored_base_statistics(const Run& run) {
     const auto number = [&](const char* key) { return number_from_json(line.at(key)); };
     BaseStatistics out{number("base_reward"), number("base_reward_se"), number("log_z"),
                        number("log_z_se"), number("base_ess")};
-    for (const auto& [key, value] : line.items())
+    for (const auto& [key, value] : line.items()) {
       if (starts_with(key, "base_reward_unscaled")) out.unscaled[key] = number_from_json(value);
+    }
     return out;
   }
   fail(
@@ -155,20 +165,23 @@ BaseStatistics stored_base_statistics(const Run& run) {
 std::map<std::string, double> Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
   const FinetuneConfig& config = setup_.config;
   const SwappedWeights swapped(policy_.trainable, average);
-  const auto tuned = setup_.for_evaluation(policy_.tuned),
-             base = setup_.for_evaluation(policy_.base);
+  const auto tuned = setup_.for_evaluation(policy_.tuned);
+  const auto base = setup_.for_evaluation(policy_.base);
   const std::vector<std::int64_t> shape = setup_.flow.model->sample_shape();
   const LabelSource labels = setup_.labels_at(kEvaluationKey);
   DrawOptions options;
-  options.n = config.evaluation.samples, options.step = kEvaluationKey,
-  options.reference = base.get(), options.shared = true;
+  options.n = config.evaluation.samples;
+  options.step = kEvaluationKey;
+  options.reference = base.get();
+  options.shared = true;
   options.keep_prediction = shape.size() == 3;  // pictures
   const Draws draws =
       draw(*tuned, config.sampler, *setup_.flow.path, shape, setup_.streams, labels, options);
   at::Tensor ode_samples;  // from the same noise
   if (!config.evaluation.ode.empty()) {
     SamplerConfig ode = config.sampler;
-    ode.name = config.evaluation.ode, ode.steps = config.evaluation.ode_steps;
+    ode.name = config.evaluation.ode;
+    ode.steps = config.evaluation.ode_steps;
     DrawOptions same = options;
     same.reference = nullptr;
     const Guidance own{config.evaluation.ode_guidance};
@@ -202,12 +215,14 @@ std::map<std::string, double> Monitor::evaluate(const ParameterSet& average, std
          {"eval_path_ess", sharp.ess},
          {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base_.reward) / cost : 0}});
   }
-  if (ode_rewards.defined())
-    metrics["eval_ode_reward"] = ode_rewards.mean().item<double>(),
+  if (ode_rewards.defined()) {
+    metrics["eval_ode_reward"] = ode_rewards.mean().item<double>();
     metrics["eval_ode_reward_se"] = standard_error(ode_rewards);
+  }
   metrics.merge(unscaled_metrics("eval_", scores.terms, config.reward));
-  if (needs_reward_gradient(config))
+  if (needs_reward_gradient(config)) {
     metrics["eval_reward_gradient_zero"] = share_of_zero_gradients(*setup_.reward, draws);
+  }
   run_.histogram("eval_rewards", step, r);
   if (shows_pictures(*setup_.reward, draws.x)) pictures(draws, r, *tuned, *base, step);
   return metrics;
@@ -231,7 +246,8 @@ void Monitor::compare_pictures(const Draws& tuned, const at::Tensor& rewards,
                                const VelocityField& base, std::int64_t step) {
   const at::NoGradGuard no_grad;
   DrawOptions options;
-  options.n = std::min<std::int64_t>(kCompared, tuned.x.size(0)), options.step = kEvaluationKey;
+  options.n = std::min<std::int64_t>(kCompared, tuned.x.size(0));
+  options.step = kEvaluationKey;
   options.keep_prediction = true;
   if (!base_images_.defined()) {
     const Draws before =

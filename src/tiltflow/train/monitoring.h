@@ -9,8 +9,10 @@ namespace tiltflow {
 
 // Statistics of base samples that metrics refer to.
 struct BaseStatistics {
-  double reward = 0, reward_se = 0;        // E_base r
-  double log_z = 0, log_z_se = 0;          // log E_base exp(r)
+  double reward = 0;
+  double reward_se = 0;  // E_base r
+  double log_z = 0;
+  double log_z_se = 0;                     // log E_base exp(r)
   double ess = 0;                          // effective sample size of the importance weights
   std::map<std::string, double> unscaled;  // metrics base_reward_unscaled*, see train/reward_terms
   std::vector<RunWarning>

@@ -21,8 +21,10 @@ struct SftConfig {
   std::string assigned;          // folder of `tiltflow assign` (sft; em makes its own)
   std::string mode = "matched";  // matched: z is the assigned noise; direct: fresh noise for every
                                  // target, the baseline that collapses
-  std::int64_t batch = 64, item = 32;
-  double mse = 1, l1 = 0;  // of the target
+  std::int64_t batch = 64;
+  std::int64_t item = 32;
+  double mse = 1;
+  double l1 = 0;           // of the target
   double preserve = 0.25;  // mean squared distance to the starting generator on fresh noise
   double anchor = 0;       // the same to `anchor_file` (em: the generator of the first round)
   std::string anchor_file;
@@ -135,8 +137,9 @@ SftResult sft(std::shared_ptr<const Generator> generator, std::shared_ptr<const 
               const AssignedSet& pairs, const OneStepConfig& config, Run& run);
 
 struct EmRound {
-  double after_assign = 0, after_train = 0,
-         step = 0;  // J = mean assignment loss; step: accepted share of the M-step, 0 = rejected
+  double after_assign = 0;
+  double after_train = 0;
+  double step = 0;  // J = mean assignment loss; step: accepted share of the M-step, 0 = rejected
 };
 // round-01/assign, round-01/sft, round-01/model.safetensors, ..., model.safetensors, em.json. With
 // a warm start J never rises: noises and weights are only replaced by better ones. Finished halves

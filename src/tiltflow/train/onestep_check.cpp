@@ -33,10 +33,11 @@ void check_rewards(const Generator& generator, const at::Tensor& samples,
   const StateReward of_states(reward, pixel_decoder());
   for (const ObservedTerm& term : observe_terms(of_states, samples, first_labels(generator))) {
     const bool none = !reward->info().has_gradient || term.gradient == TermGradient::kNone;
-    if (with_gradient && none)
+    if (with_gradient && none) {
       fail(ErrorKind::kConfig,
            cat("reward ", term.name, " has no gradient; aligning noise needs one"),
            "put it into [[held_out]] to watch it");
+    }
   }
 }
 
@@ -55,11 +56,13 @@ std::vector<std::string> check_start(const OneStepConfig& c) {
                         shape_text(generator->sample_shape())));
   });
   problems.check([&] { feature_function(c.features); });
-  if (!c.sft.anchor_file.empty())
+  if (!c.sft.anchor_file.empty()) {
     problems.check(
         [&] { open_generator_file(c.generator, c.sft.anchor_file, c.generator.section); });
-  if (!c.sft.assigned.empty())
+  }
+  if (!c.sft.assigned.empty()) {
     problems.check([&] { lines.push_back(counted(read_assigned(c.sft.assigned).size(), "pair")); });
+  }
   if (!c.targets.path.empty()) {
     problems.check([&] {
       const std::vector<Target> targets = list_targets(c.targets);
@@ -67,11 +70,13 @@ std::vector<std::string> check_start(const OneStepConfig& c) {
       lines.push_back(counted(static_cast<std::int64_t>(targets.size()), "target"));
     });
   }
-  if (samples.defined() && !c.reward.empty())
+  if (samples.defined() && !c.reward.empty()) {
     problems.check([&] { check_rewards(*generator, samples, c.reward, /*with_gradient=*/true); });
-  if (samples.defined() && !c.held_out.empty())
+  }
+  if (samples.defined() && !c.held_out.empty()) {
     problems.check(
         [&] { check_rewards(*generator, samples, c.held_out, /*with_gradient=*/false); });
+  }
   problems.raise();
   return lines;
 }

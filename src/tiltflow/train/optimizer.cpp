@@ -52,9 +52,13 @@ void AdamW::step(const std::vector<at::Tensor>& gradients, double learning_rate)
   std::vector<at::Tensor> weights, given, first, second, steps;
   std::size_t i = 0;
   for (const auto& [name, tensor] : parameters_) {
-    if (gradients[i].defined())
-      weights.push_back(tensor.detach()), given.push_back(gradients[i]), first.push_back(first_[i]),
-          second.push_back(second_[i]), steps.push_back(steps_[i]);
+    if (gradients[i].defined()) {
+      weights.push_back(tensor.detach());
+      given.push_back(gradients[i]);
+      first.push_back(first_[i]);
+      second.push_back(second_[i]);
+      steps.push_back(steps_[i]);
+    }
     ++i;
   }
   if (weights.empty()) return;
@@ -62,9 +66,10 @@ void AdamW::step(const std::vector<at::Tensor>& gradients, double learning_rate)
   at::_fused_adamw_(weights, given, first, second, {}, steps, learning_rate, config_.beta1,
                     config_.beta2, config_.weight_decay, config_.epsilon, /*amsgrad=*/false,
                     /*maximize=*/false);
-  for (const auto& [name, tensor] : parameters_)
+  for (const auto& [name, tensor] : parameters_) {
     tensor.unsafeGetTensorImpl()
         ->bump_version();  // the fused operator does not; copies in bf16 depend on it
+  }
 }
 
 ParameterSet AdamW::state() const {
@@ -82,18 +87,21 @@ ParameterSet AdamW::state() const {
 void AdamW::restore(const ParameterSet& state) {
   const at::Tensor steps = at::empty({static_cast<std::int64_t>(steps_.size())});  // on the CPU
   ParameterSet target;
-  for (const auto& [name, tensor] : this->state())
+  for (const auto& [name, tensor] : this->state()) {
     target.add(name, name == "step" ? steps : tensor);
+  }
   assign(target, state, "optimiser state");
-  for (std::size_t i = 0; i < steps_.size(); ++i)
+  for (std::size_t i = 0; i < steps_.size(); ++i) {
     steps_[i].copy_(steps[static_cast<std::int64_t>(i)]);
+  }
 }
 
 double clip_gradients(std::vector<at::Tensor>& gradients, double limit) {
   double total = 0;
   std::vector<at::Tensor> given;
-  for (const at::Tensor& g : gradients)
+  for (const at::Tensor& g : gradients) {
     if (g.defined()) given.push_back(g);
+  }
   if (given.empty() || given.front().device().is_cpu()) {
     for (const at::Tensor& g : given) total += g.square().sum(at::kDouble).item<double>();
   } else {  // waits for the device once
@@ -114,7 +122,8 @@ void WeightAverage::update(std::int64_t updates_done) {
   const at::NoGradGuard no_grad;
   const double n = static_cast<double>(updates_done);
   const double decay = std::min(decay_, (1 + n) / (10 + n));
-  std::vector<at::Tensor> average = average_.tensors(), weights;
+  std::vector<at::Tensor> average = average_.tensors();
+  std::vector<at::Tensor> weights;
   for (const auto& [name, tensor] : parameters_) weights.push_back(tensor.detach());
   at::_foreach_lerp_(average, weights, 1 - decay);
 }
@@ -149,8 +158,9 @@ ParameterSet own_values(const ParameterSet& target) {
   const std::lock_guard lock(g_swaps_mutex);
   for (const Swap& swap : g_swaps) {
     if (!target.empty() && !swap.target.empty() &&
-        swap.target.begin()->second.is_same(target.begin()->second))
+        swap.target.begin()->second.is_same(target.begin()->second)) {
       return clone(swap.kept, false);
+    }
   }
   return target;
 }

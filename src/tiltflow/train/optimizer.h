@@ -13,7 +13,10 @@ namespace tiltflow {
 
 struct OptimizerConfig {
   double learning_rate = 2e-4;
-  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 0;
   double gradient_clip = 1;         // largest global norm; 0 switches clipping off
   std::string schedule = "cosine";  // constant, cosine, linear
   std::int64_t warmup = 0;          // steps of linear warm-up

@@ -30,16 +30,19 @@ ParameterSet with_gradients(ParameterSet parameters) { return clone(parameters, 
 
 BatchOrder::BatchOrder(std::int64_t data_size, std::int64_t batch, RandomStreams streams)
     : size_(data_size), batch_(batch), streams_(streams) {
-  if (batch > data_size)
+  if (batch > data_size) {
     fail(ErrorKind::kConfig,
          cat("batch ", batch, " exceeds the ", data_size, " training examples"));
+  }
 }
 
 at::Tensor BatchOrder::indices(std::int64_t step) {
-  const std::int64_t per_epoch = size_ / batch_, epoch = step / per_epoch;
-  if (epoch != epoch_)
-    order_ = streams_.permutation(Purpose::kData, static_cast<std::uint32_t>(epoch), size_),
+  const std::int64_t per_epoch = size_ / batch_;
+  const std::int64_t epoch = step / per_epoch;
+  if (epoch != epoch_) {
+    order_ = streams_.permutation(Purpose::kData, static_cast<std::uint32_t>(epoch), size_);
     epoch_ = epoch;
+  }
   const auto begin = order_.begin() + (step % per_epoch) * batch_;
   return at::tensor(std::vector<std::int64_t>(begin, begin + batch_), at::kLong);
 }
@@ -54,9 +57,11 @@ at::Tensor randomly_flipped(const at::Tensor& pictures, const RandomStreams& str
 
 at::Tensor training_times(const Path& path, const FlowMatchingOptions& options,
                           const at::Tensor& u) {
-  const bool vp = path.name() == "vp", plain = options.prediction == "velocity";
+  const bool vp = path.name() == "vp";
+  const bool plain = options.prediction == "velocity";
   const double inset = options.epsilon >= 0 ? options.epsilon : vp ? 1e-5 : plain ? 0 : 1e-3;
-  const double begin = vp ? 0 : inset, end = 1 - inset;
+  const double begin = vp ? 0 : inset;
+  const double end = 1 - inset;
   return u * (end - begin) + begin;
 }
 
@@ -66,13 +71,15 @@ at::Tensor flow_matching_losses(const VelocityField& network, const Path& path,
                                 const Condition& condition) {
   const std::vector<PathPoint> points = path_points(path, t);
   const auto c = [&](double PathPoint::* member) { return path_coefficient(points, member, x_1); };
-  const at::Tensor beta = c(&PathPoint::beta), x_t = c(&PathPoint::alpha) * x_1 + beta * x_0;
+  const at::Tensor beta = c(&PathPoint::beta);
+  const at::Tensor x_t = c(&PathPoint::alpha) * x_1 + beta * x_0;
   const at::Tensor out = network.velocity(x_t, t, condition);
-  if (options.prediction == "velocity")
+  if (options.prediction == "velocity") {
     return (out - (c(&PathPoint::d_alpha) * x_1 + c(&PathPoint::d_beta) * x_0))
         .square()
         .flatten(1)
         .mean(1);
+  }
   const at::Tensor loss =
       (options.prediction == "noise" ? out - x_0 : beta * out + x_0).square().flatten(1).mean(1);
   if (options.loss_weight == "none") return loss;
@@ -151,8 +158,9 @@ std::int64_t FlowMatchingObjective::begin_step(std::int64_t step) {
 }
 
 LossReport FlowMatchingObjective::item(std::int64_t i) {
-  const std::int64_t begin = i * options_.item,
-                     end = std::min(options_.batch, begin + options_.item), n = end - begin;
+  const std::int64_t begin = i * options_.item;
+  const std::int64_t end = std::min(options_.batch, begin + options_.item);
+  const std::int64_t n = end - begin;
   const auto step = static_cast<std::uint32_t>(step_);
   const at::Tensor indices = indices_.narrow(0, begin, n);
   at::Tensor data = data_.states(indices, [&] {
@@ -198,24 +206,26 @@ std::int64_t ClassificationObjective::begin_step(std::int64_t step) {
 }
 
 LossReport ClassificationObjective::item(std::int64_t i) {
-  const std::int64_t begin = i * options_.item,
-                     end = std::min(options_.batch, begin + options_.item), n = end - begin;
+  const std::int64_t begin = i * options_.item;
+  const std::int64_t end = std::min(options_.batch, begin + options_.item);
+  const std::int64_t n = end - begin;
   const auto step = static_cast<std::uint32_t>(step_);
   const at::Tensor indices = indices_.narrow(0, begin, n);
   at::Tensor images = data_.batch(indices);
   if (options_.flip) images = randomly_flipped(images, streams_, step, begin);
   if (options_.shift > 0) {
-    const at::Tensor dy = streams_.integers(Purpose::kAugment, 2 * step, begin, n,
-                                            2 * options_.shift + 1),
-                     dx = streams_.integers(Purpose::kAugment, 2 * step + 1, begin, n,
-                                            2 * options_.shift + 1);
+    const at::Tensor dy =
+        streams_.integers(Purpose::kAugment, 2 * step, begin, n, 2 * options_.shift + 1);
+    const at::Tensor dx =
+        streams_.integers(Purpose::kAugment, 2 * step + 1, begin, n, 2 * options_.shift + 1);
     const at::Tensor padded = at::constant_pad_nd(
         images, {options_.shift, options_.shift, options_.shift, options_.shift});
     std::vector<at::Tensor> moved;
-    for (std::int64_t j = 0; j < n; ++j)
+    for (std::int64_t j = 0; j < n; ++j) {
       moved.push_back(padded[j]
                           .narrow(1, dy[j].item<std::int64_t>(), images.size(2))
                           .narrow(2, dx[j].item<std::int64_t>(), images.size(3)));
+    }
     images = at::stack(moved);
   }
   if (options_.noise > 0) {
@@ -224,8 +234,8 @@ LossReport ClassificationObjective::item(std::int64_t i) {
     images = images + deviation * streams_.normal(Purpose::kAugment, step, 1, begin, n,
                                                   images.sizes().slice(1));
   }
-  const at::Tensor logits = classifier_.logits(images),
-                   labels = data_.labels.index_select(0, indices);
+  const at::Tensor logits = classifier_.logits(images);
+  const at::Tensor labels = data_.labels.index_select(0, indices);
   LossReport report;
   report.loss = at::cross_entropy_loss(logits, labels, {}, at::Reduction::Sum, -100,
                                        options_.label_smoothing) /

@@ -29,7 +29,8 @@ class BatchOrder {
 };
 
 struct FlowMatchingOptions {
-  std::int64_t batch = 128, item = 32;  // item: samples per independent piece of work
+  std::int64_t batch = 128;
+  std::int64_t item = 32;  // item: samples per independent piece of work
   double label_dropout = 0.1;
   std::string time_sampling = "uniform";  // or "logit-normal"
   std::string prediction = "velocity";    // what the network is trained to answer
@@ -95,7 +96,8 @@ class FlowMatchingObjective final : public Objective {
 };
 
 struct ClassificationOptions {
-  std::int64_t batch = 128, item = 32;
+  std::int64_t batch = 128;
+  std::int64_t item = 32;
   double noise =
       0.3;  // inputs get Gaussian noise of a deviation uniform in [0, noise]: a smoother judge
   std::int64_t shift = 2;  // random translation in pixels

@@ -19,8 +19,9 @@ void try_first_item(Objective& objective) {
   require_finite(report.loss, "the loss of the first images");
   const auto gradients = torch::autograd::grad({report.loss}, objective.trainable().tensors(), {},
                                                false, false, /*allow_unused=*/true);
-  for (const at::Tensor& g : gradients)
+  for (const at::Tensor& g : gradients) {
     if (g.defined()) require_finite(g, "a gradient of the first images");
+  }
 }
 
 }  // namespace

@@ -15,9 +15,13 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::uint32_t kValidationKey = 0xffffd000u, kPictureKey = 0xffffd001u,
-                        kSplitKey = 0xffffd002u;  // of streams that no training step uses
-constexpr std::int64_t kPiece = 64, kColumns = 8, kLargestGrid = 10, kPrime = 7919;
+constexpr std::uint32_t kValidationKey = 0xffffd000u;
+constexpr std::uint32_t kPictureKey = 0xffffd001u;
+constexpr std::uint32_t kSplitKey = 0xffffd002u;  // of streams that no training step uses
+constexpr std::int64_t kPiece = 64;
+constexpr std::int64_t kColumns = 8;
+constexpr std::int64_t kLargestGrid = 10;
+constexpr std::int64_t kPrime = 7919;
 
 // A mean over items with its standard error.
 void add_mean(std::map<std::string, double>& metrics, const std::string& name,
@@ -50,13 +54,16 @@ at::Tensor chosen_items(const ImageDataset& data, std::int64_t samples) {
 ImageDataset subset(const ImageDataset& data, const at::Tensor& indices) {
   ImageDataset out = data;
   const auto of = [&](const at::Tensor& x) { return x.defined() ? x.index_select(0, indices) : x; };
-  out.images = of(data.images), out.mean = of(data.mean), out.deviation = of(data.deviation),
+  out.images = of(data.images);
+  out.mean = of(data.mean);
+  out.deviation = of(data.deviation);
   out.labels = of(data.labels);
   if (data.disk.files.empty()) return out;
   out.disk.files.clear();
-  for (std::int64_t i = 0; i < indices.size(0); ++i)
+  for (std::int64_t i = 0; i < indices.size(0); ++i) {
     out.disk.files.push_back(
         data.disk.files[static_cast<std::size_t>(indices[i].item<std::int64_t>())]);
+  }
   return out;
 }
 
@@ -93,8 +100,9 @@ std::map<std::string, double> flow_validation(const VelocityField& network, cons
     const at::Tensor place = (at::arange(begin, end) * kPrime).remainder(total);
     at::Tensor u = (place + streams.uniform(Purpose::kTime, kValidationKey, begin, n)) /
                    static_cast<double>(total);
-    if (options.time_sampling == "logit-normal")
+    if (options.time_sampling == "logit-normal") {
       u = streams.normal(Purpose::kTime, kValidationKey, 0, begin, n, {}).sigmoid();
+    }
     Condition condition;
     if (classes > 0) {
       const at::Tensor dropped =
@@ -114,10 +122,11 @@ std::map<std::string, double> classifier_validation(const Classifier& classifier
                                                     std::int64_t samples) {
   std::map<std::string, double> out;
   if (held_out.labels.numel() == 0) return out;
-  const at::Tensor items = chosen_items(held_out, samples), hits = at::empty({items.size(0)});
+  const at::Tensor items = chosen_items(held_out, samples);
+  const at::Tensor hits = at::empty({items.size(0)});
   const at::Tensor losses = in_pieces(items.size(0), [&](std::int64_t begin, std::int64_t end) {
-    const at::Tensor indices = items.narrow(0, begin, end - begin),
-                     labels = held_out.labels.index_select(0, indices);
+    const at::Tensor indices = items.narrow(0, begin, end - begin);
+    const at::Tensor labels = held_out.labels.index_select(0, indices);
     const at::Tensor logits = classifier.logits(held_out.batch(indices));
     hits.narrow(0, begin, end - begin).copy_(logits.argmax(1) == labels);
     return at::cross_entropy_loss(logits, labels, {}, at::Reduction::None);
@@ -133,11 +142,12 @@ std::map<std::string, double> gan_validation(const Discriminator& discriminator,
                                              const RandomStreams& streams) {
   std::map<std::string, double> out;
   if (held_out.labels.numel() == 0) return out;
-  const at::Tensor items = chosen_items(held_out, samples), real = at::empty({items.size(0)});
+  const at::Tensor items = chosen_items(held_out, samples);
+  const at::Tensor real = at::empty({items.size(0)});
   const at::Tensor losses = in_pieces(items.size(0), [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t n = end - begin;
-    const at::Tensor indices = items.narrow(0, begin, n),
-                     labels = held_out.labels.index_select(0, indices);
+    const at::Tensor indices = items.narrow(0, begin, n);
+    const at::Tensor labels = held_out.labels.index_select(0, indices);
     const at::Tensor scores = discriminator.score(held_out.batch(indices) * 2 - 1, labels);
     const at::Tensor z =
         streams.normal(Purpose::kPrior, kValidationKey, 0, begin, n, generator.noise_shape());
@@ -154,8 +164,9 @@ at::Tensor grid_labels(std::int64_t classes, std::int64_t unconditional) {
   if (classes <= 0) return {};
   const std::int64_t rows = std::min(classes, kLargestGrid);
   std::vector<std::int64_t> labels;
-  for (std::int64_t i = 0; i < rows * kColumns; ++i)
+  for (std::int64_t i = 0; i < rows * kColumns; ++i) {
     labels.push_back(i / kColumns * classes / rows);
+  }
   labels.insert(labels.end(), static_cast<std::size_t>(unconditional * kColumns), classes);
   return at::tensor(labels, at::kLong);
 }
@@ -167,9 +178,12 @@ at::Tensor flow_pictures(std::shared_ptr<const VelocityField> network, const Vel
   const at::NoGradGuard no_grad;
   const at::Tensor labels = grid_labels(model.classes(), unconditional ? 2 : 0);
   SamplerConfig sampler;
-  sampler.name = "ode-heun", sampler.steps = steps, sampler.prediction = prediction;
+  sampler.name = "ode-heun";
+  sampler.steps = steps;
+  sampler.prediction = prediction;
   DrawOptions options;
-  options.n = labels.defined() ? labels.size(0) : kColumns * kColumns, options.step = kPictureKey;
+  options.n = labels.defined() ? labels.size(0) : kColumns * kColumns;
+  options.step = kPictureKey;
   const LabelSource source = labels.defined()
                                  ? LabelSource([labels](std::int64_t first, std::int64_t n) {
                                      return labels.narrow(0, first, n);
@@ -185,17 +199,19 @@ at::Tensor flow_pictures(std::shared_ptr<const VelocityField> network, const Vel
 // The numbers of the training split's classes; folders are numbered in their order, which differs
 // when one is missing. Throws kBadFile.
 ImageDataset with_classes_of(const ImageDataset& train, ImageDataset test) {
-  if (test.shape() != train.shape())
+  if (test.shape() != train.shape()) {
     fail(ErrorKind::kBadFile,
          cat("the test pictures are ", shape_text(test.shape()), ", the training pictures ",
              shape_text(train.shape())),
          "give a size (data.size) to crop and resize all of them");
+  }
   std::vector<std::int64_t> numbers;
   for (const std::string& name : test.class_names) {
     const auto found = std::find(train.class_names.begin(), train.class_names.end(), name);
-    if (found == train.class_names.end())
+    if (found == train.class_names.end()) {
       fail(ErrorKind::kBadFile,
            cat("class '", name, "' of the test pictures is not among the training pictures"));
+    }
     numbers.push_back(found - train.class_names.begin());
   }
   test.labels = at::tensor(numbers, at::kLong).index_select(0, test.labels);
@@ -208,9 +224,10 @@ ImageDataset held_out_data(const DatasetConfig& config, double share, ImageDatas
   if (share > 0) {
     const auto count =
         static_cast<std::int64_t>(std::llround(share * static_cast<double>(training.size())));
-    if (count < 1 || count >= training.size())
+    if (count < 1 || count >= training.size()) {
       fail(ErrorKind::kConfig, cat("data.held_out = ", share, " of ", training.size(),
                                    " items leaves nothing on one side"));
+    }
     const at::Tensor order =
         at::tensor(streams.permutation(Purpose::kData, kSplitKey, training.size()), at::kLong);
     const auto part = [&](std::int64_t begin, std::int64_t n) {
@@ -228,7 +245,8 @@ ImageDataset held_out_data(const DatasetConfig& config, double share, ImageDatas
                  error.what()));  // pictures beside the training are no reason to refuse it
   }
   ImageDataset none;
-  none.labels = at::empty({0}, at::kLong), none.class_names = training.class_names;
+  none.labels = at::empty({0}, at::kLong);
+  none.class_names = training.class_names;
   return none;
 }
 
@@ -244,12 +262,14 @@ std::string class_counts_text(const std::vector<std::int64_t>& counts,
   std::vector<std::int64_t> sorted = counts;
   std::sort(sorted.begin(), sorted.end());
   if (sorted.empty()) return "no classes";
-  if (counts.size() > kAll)
+  if (counts.size() > kAll) {
     return cat(counts.size(), " classes of ", sorted.front(), " to ", sorted.back(),
                " items, median ", sorted[sorted.size() / 2]);
+  }
   std::vector<std::string> parts;
-  for (std::size_t i = 0; i < counts.size(); ++i)
+  for (std::size_t i = 0; i < counts.size(); ++i) {
     parts.push_back(cat(i < names.size() ? names[i] : std::to_string(i), ": ", counts[i]));
+  }
   return join(parts, ", ");
 }
 

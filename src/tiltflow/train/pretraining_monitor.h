@@ -15,8 +15,8 @@
 namespace tiltflow {
 
 struct PretrainEvaluation {
-  std::int64_t every = 500,
-               samples = 1024;  // steps between evaluations, 0 = never; held-out items of the loss
+  std::int64_t every = 500;
+  std::int64_t samples = 1024;  // steps between evaluations, 0 = never; held-out items of the loss
   std::int64_t sampler_steps = 20;  // flow: of the pictures
 };
 void bind(Fields& f, PretrainEvaluation& c);

@@ -116,22 +116,25 @@ void start_from_file(const VelocityModel& model, const PretrainModelConfig& c) {
     if (!added) shared.add(name, tensor);
   }
   assign(shared, start.model->parameters(), c.init);
-  if (shared.size() < model.parameters().size())
+  if (shared.size() < model.parameters().size()) {
     log_info(cat(c.init, " has ", counted(depth, "block"), "; the others start as the identity"));
+  }
 }
 
 // The model of model.teacher. Its path must be the student's, and it must answer velocities.
 std::shared_ptr<const VelocityModel> read_teacher(const PretrainModelConfig& c,
                                                   const ModelRuntime& runtime) {
-  if (c.prediction != "velocity")
+  if (c.prediction != "velocity") {
     fail(ErrorKind::kConfig, "model.teacher needs prediction = \"velocity\"");
+  }
   LoadedModel teacher = load_velocity_model(c.teacher, {}, runtime);
   const auto require = [&](const Stated& stated, const std::string& wanted,
                            const std::string& what) {
     if (!stated.problem.empty()) fail(ErrorKind::kConfig, cat(c.teacher, ": ", stated.problem));
-    if (!stated.value.empty() && stated.value != wanted)
+    if (!stated.value.empty() && stated.value != wanted) {
       fail(ErrorKind::kConfig, cat("the teacher ", c.teacher, " has ", what, " ", stated.value,
                                    ", the model ", wanted));
+    }
   };
   require(teacher.path, c.path, "path");
   require(teacher.prediction, "velocity", "prediction");
@@ -164,22 +167,27 @@ PretrainSetup set_up(const PretrainConfig& c) {
   } else {
     classifier_config_from_args(c.model.args);
   }
-  if (c.kind != "flow" && !c.model.teacher.empty())
+  if (c.kind != "flow" && !c.model.teacher.empty()) {
     fail(ErrorKind::kConfig, cat("model.teacher is for kind = \"flow\", not ", c.kind));
-  if (c.kind != "flow" && c.data.format == "latents")
+  }
+  if (c.kind != "flow" && c.data.format == "latents") {
     fail(ErrorKind::kConfig, cat("a ", c.kind, " is trained on pictures, not on latents"));
-  if (c.data.flip && c.data.format == "latents")
+  }
+  if (c.data.flip && c.data.format == "latents") {
     fail(ErrorKind::kConfig, "data.flip mirrors pictures, not latents");
+  }
   s.data = read_dataset(c.data, "train");
-  if (c.kind == "classifier" && c.evaluate_on == "test" && c.data.held_out == 0)
+  if (c.kind == "classifier" && c.evaluate_on == "test" && c.data.held_out == 0) {
     s.held_out = with_classes_of(s.data, test_pictures(c.data));
-  else
+  } else {
     s.held_out = held_out_data(c.data, c.data.held_out, s.data,
                                RandomStreams(static_cast<std::uint64_t>(c.seed)));
+  }
   if (c.kind == "flow") require_fitting_data(*s.model, s.teacher.get(), s.data);
   if (c.kind == "gan") require_gan_data(gan_config_from_args(c.model.args), s.data);
-  if (c.kind == "classifier")
+  if (c.kind == "classifier") {
     require_fitting_data(classifier_config_from_args(c.model.args), s.data);
+  }
   return s;
 }
 
@@ -190,12 +198,14 @@ TrainHooks hooks_of(const PretrainSetup& s) {
   const std::vector<std::int64_t> counts = class_counts(s.data);
   log_info(cat(s.data.size(), " items to train on (", class_counts_text(counts, s.data.class_names),
                "), ", s.held_out.size(), " held out"));
-  if (s.held_out.size() == 0)
+  if (s.held_out.size() == 0) {
     log_info("no validation: the data have no test split (data.held_out keeps a share of them)");
+  }
   TrainHooks hooks;
   hooks.label = "pretrain";
-  if (const auto warning = diagnose_class_balance(counts, s.data.class_names))
+  if (const auto warning = diagnose_class_balance(counts, s.data.class_names)) {
     hooks.warnings.push_back(*warning);
+  }
   hooks.facts.loss_falls = s.config.kind != "gan";
   return hooks;
 }
@@ -237,8 +247,9 @@ void pretrain_flow(PretrainSetup s, Run& run) {
   const TrainResult result = train(c.train, objective, run, hooks);
   if (!run.writes()) return;
   ParameterSet all;  // trained weights (averaged) plus buffers
-  for (const auto& [name, tensor] : objective.model().parameters())
+  for (const auto& [name, tensor] : objective.model().parameters()) {
     all.add(name, result.average.contains(name) ? result.average.at(name) : tensor);
+  }
   const auto file = run.directory() / "model.safetensors";
   save_velocity_model(file, objective.model(), all,
                       {{"tiltflow.path", c.model.path},
@@ -303,18 +314,20 @@ void pretrain_gan(PretrainSetup s, Run& run) {
   hooks.evaluate = when_due(c, run, [&](std::int64_t step, const ParameterSet& average) {
     const at::NoGradGuard no_grad;
     const auto generator = finished(average);
-    if (is_picture(generator->sample_shape()))
+    if (is_picture(generator->sample_shape())) {
       run.picture("samples", step, image_grid((generator->generate(z, labels) + 1) / 2, 8));
+    }
     return gan_validation(objective.discriminator(), *generator, s.held_out, c.evaluation.samples,
                           streams);
   });
   double d = 0;
   double g = 0;
   hooks.note = [&](const std::map<std::string, double>& m) {
-    if (m.count("generator_loss"))
+    if (m.count("generator_loss")) {
       g = m.at("generator_loss");
-    else
+    } else {
       d = m.at("discriminator_loss");
+    }
     return cat("discriminator ", compact(d, 3), "  generator ", compact(g, 3));
   };
   const TrainResult result = train(c.train, objective, run, hooks);
@@ -350,12 +363,13 @@ void record_data(const ImageDataset& data, const Run& run) {
 
 void pretrain(PretrainSetup setup, Run& run) {
   record_data(setup.data, run);
-  if (setup.config.kind == "flow")
+  if (setup.config.kind == "flow") {
     pretrain_flow(std::move(setup), run);
-  else if (setup.config.kind == "gan")
+  } else if (setup.config.kind == "gan") {
     pretrain_gan(std::move(setup), run);
-  else
+  } else {
     pretrain_classifier(std::move(setup), run);
+  }
 }
 
 }  // namespace tiltflow

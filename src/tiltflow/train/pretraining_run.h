@@ -25,16 +25,23 @@ struct PretrainDataConfig : DatasetConfig {
 void bind(Fields& f, PretrainDataConfig& c);
 
 struct PretrainModelConfig {
-  std::string family = "sit", path = "linear", prediction = "velocity", init, teacher;
+  std::string family = "sit";
+  std::string path = "linear";
+  std::string prediction = "velocity";
+  std::string init;
+  std::string teacher;
   std::map<std::string, std::string> args;
 };
 void bind(Fields& f, PretrainModelConfig& c);
 
 struct PretrainConfig {
   std::string kind = "flow";
-  std::int64_t seed = 0, batch = 128, item = 32;
+  std::int64_t seed = 0;
+  std::int64_t batch = 128;
+  std::int64_t item = 32;
   double label_dropout = 0.1;
-  std::string time_sampling = "uniform", loss_weight = "none";
+  std::string time_sampling = "uniform";
+  std::string loss_weight = "none";
   double epsilon = -1;
   double noise = 0.3;
   std::int64_t shift = 2;

@@ -30,10 +30,12 @@ void TermMeter::add_to(MetricSums& metrics, const std::vector<std::string>& suff
   double count = 0;
   for (const TermScores& scores : seen_) {
     if (scores.score.size(0) != n ||
-        scores.terms.size(1) != static_cast<std::int64_t>(suffixes.size()))
+        scores.terms.size(1) != static_cast<std::int64_t>(suffixes.size())) {
       continue;
+    }
     if (rewards.defined() && at::equal(scores.score, rewards)) {
-      sum = scores.terms, count = 1;
+      sum = scores.terms;
+      count = 1;
       break;
     }
     sum = sum.defined() ? sum + scores.terms : scores.terms;
@@ -41,9 +43,10 @@ void TermMeter::add_to(MetricSums& metrics, const std::vector<std::string>& suff
   }
   if (!sum.defined()) return;
   const at::Tensor totals = sum.to(at::kDouble).sum(0) / count;  // [terms]
-  for (std::size_t i = 0; i < suffixes.size(); ++i)
+  for (std::size_t i = 0; i < suffixes.size(); ++i) {
     metrics.add(kMetric + suffixes[i], totals[static_cast<std::int64_t>(i)].item<double>(),
                 static_cast<double>(n));
+  }
 }
 
 std::string unscaled_text(const std::map<std::string, double>& metrics,

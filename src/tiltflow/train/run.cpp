@@ -58,18 +58,21 @@ void require_length(const fs::path& run, const std::vector<KeyChange>& changes) 
 
 // What a start that trained nothing has left.
 void forget_start(const fs::path& run) {
-  for (const CheckpointFolder& folder : complete_checkpoints(checkpoints_of(run)))
+  for (const CheckpointFolder& folder : complete_checkpoints(checkpoints_of(run))) {
     fs::remove_all(folder.path);
+  }
   for (const char* file : {"config.toml", "inputs.json", "metrics.jsonl"}) fs::remove(run / file);
   std::vector<fs::path> rest;
   for (const auto& entry : fs::directory_iterator(run)) {
-    if (starts_with(entry.path().filename().string(), "events.out.tfevents."))
+    if (starts_with(entry.path().filename().string(), "events.out.tfevents.")) {
       rest.push_back(entry.path());
+    }
   }
   std::error_code none;
   for (const auto& entry : fs::directory_iterator(run / "samples", none)) {
-    if (ends_with(entry.path().filename().string(), cat(step_name(0), ".png")))
+    if (ends_with(entry.path().filename().string(), cat(step_name(0), ".png"))) {
       rest.push_back(entry.path());
+    }
   }
   for (const fs::path& file : rest) fs::remove(file);
 }
@@ -146,9 +149,10 @@ std::optional<Checkpoint> newest_whole(const fs::path& folder) {
   for (; !done.empty(); done.pop_back()) {
     try {
       Checkpoint out = read_checkpoint(done.back());
-      for (const std::string& reason : damaged)
+      for (const std::string& reason : damaged) {
         log_warn(
             cat("a damaged checkpoint is left out: ", reason, "; continuing from step ", out.step));
+      }
       return out;
     } catch (const Error& error) {
       damaged.emplace_back(error.what());
@@ -197,8 +201,9 @@ void Run::save(const Checkpoint& checkpoint, std::int64_t keep) {
   write_checkpoint(folder, checkpoint);
   const std::vector<CheckpointFolder> done = complete_checkpoints(folder);
   for (std::size_t i = 0;
-       i + static_cast<std::size_t>(std::max<std::int64_t>(1, keep)) < done.size(); ++i)
+       i + static_cast<std::size_t>(std::max<std::int64_t>(1, keep)) < done.size(); ++i) {
     fs::remove_all(done[i].path);
+  }
 }
 
 void Run::retire(const std::string& file, std::int64_t step) {
@@ -215,8 +220,9 @@ void Run::open_logs() {
   if (metrics_) return;
   metrics_ = std::make_unique<JsonLines>(directory_ / "metrics.jsonl");
   events_ = std::make_unique<EventWriter>(directory_, first_step_);
-  for (const auto& [name, value] : shown_again_.items())
+  for (const auto& [name, value] : shown_again_.items()) {
     if (name != "step") events_->scalar(event_tag(name), first_step_, number_from_json(value));
+  }
 }
 
 void Run::note(std::int64_t step, const std::vector<std::pair<std::string, std::string>>& words) {

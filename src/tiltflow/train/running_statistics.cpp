@@ -21,17 +21,19 @@ void RunningStatistics::take() {
       ++count;
     }
     at::Tensor target = buffer;
-    if (sum.defined())
+    if (sum.defined()) {
       target.copy_(sum.is_floating_point() ? sum / count
                                            : sum.floor_divide(static_cast<std::int64_t>(count)));
+    }
   }
   proposals_.clear();
 }
 
 ParameterSet buffers_of(const Generator& generator) {
   ParameterSet out;
-  for (const auto& [name, tensor] : generator.parameters())
+  for (const auto& [name, tensor] : generator.parameters()) {
     if (generator.is_buffer(name)) out.add(name, tensor);
+  }
   return out;
 }
 

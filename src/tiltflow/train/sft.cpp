@@ -16,7 +16,9 @@
 namespace tiltflow {
 namespace {
 
-const std::string kA = ".lora_A.weight", kB = ".lora_B.weight", kWeight = ".weight";
+const std::string kA = ".lora_A.weight";
+const std::string kB = ".lora_B.weight";
+const std::string kWeight = ".weight";
 
 bool matches_any(const std::string& name, const std::vector<std::string>& patterns) {
   return std::any_of(patterns.begin(), patterns.end(),
@@ -78,9 +80,10 @@ GeneratorPolicy::GeneratorPolicy(std::shared_ptr<const Generator> base, const Sf
                          .set_requires_grad(true));
     }
   }
-  if (trainable_.empty())
+  if (trainable_.empty()) {
     fail(ErrorKind::kConfig, cat("sft.trainable: no tensor matches ", join(c.trainable, ", ")),
          "`tiltflow inspect` lists the generator's tensors");
+  }
 }
 
 ParameterSet GeneratorPolicy::weights(const ParameterSet& trained) const {
@@ -88,13 +91,14 @@ ParameterSet GeneratorPolicy::weights(const ParameterSet& trained) const {
   for (const auto& [name, tensor] : base_->parameters()) {
     const std::string layer =
         ends_with(name, kWeight) ? name.substr(0, name.size() - kWeight.size()) : "";
-    if (!lora_ && trained.contains(name))
+    if (!lora_ && trained.contains(name)) {
       out.add(name, trained.at(name));
-    else if (lora_ && !layer.empty() && trained.contains(layer + kA))
+    } else if (lora_ && !layer.empty() && trained.contains(layer + kA)) {
       out.add(name, tensor + (at::matmul(trained.at(layer + kB), trained.at(layer + kA)) * scale_)
                                  .view(tensor.sizes()));
-    else
+    } else {
       out.add(name, tensor);
+    }
   }
   return out;
 }
@@ -110,24 +114,31 @@ SftObjective::SftObjective(std::shared_ptr<const Generator> base,
       policy_(base_, c, streams_),
       statistics_(buffers_of(*base_)),
       best_loss_(std::numeric_limits<double>::infinity()) {
-  if (c.mse + c.l1 <= 0)
+  if (c.mse + c.l1 <= 0) {
     fail(ErrorKind::kConfig, "sft: both image terms have weight 0", "set sft.mse or sft.l1");
-  if (pairs_.noise.size(1) != noise_size(*base_))
+  }
+  if (pairs_.noise.size(1) != noise_size(*base_)) {
     fail(ErrorKind::kBadFile,
          cat("the assigned noise has ", counted(pairs_.noise.size(1), "number"),
              ", the generator takes ", noise_size(*base_)));
-  if (pairs_.images.sizes().slice(1) != at::IntArrayRef(base_->sample_shape()))
+  }
+  if (pairs_.images.sizes().slice(1) != at::IntArrayRef(base_->sample_shape())) {
     fail(ErrorKind::kBadFile, cat("the targets are ", shape_text(pairs_.images.sizes().slice(1)),
                                   ", the generator makes ", shape_text(base_->sample_shape())));
+  }
   if (base_->classes() > 0 && (pairs_.labels.min().item<std::int64_t>() < 0 ||
-                               pairs_.labels.max().item<std::int64_t>() >= base_->classes()))
+                               pairs_.labels.max().item<std::int64_t>() >= base_->classes())) {
     fail(ErrorKind::kBadFile, cat("the pairs have labels outside 0..", base_->classes() - 1));
-  const std::int64_t n = pairs_.size(), held = static_cast<std::int64_t>(
-                                            std::llround(c.validation * static_cast<double>(n)));
+  }
+  const std::int64_t n = pairs_.size();
+  const std::int64_t held =
+      static_cast<std::int64_t>(std::llround(c.validation * static_cast<double>(n)));
   const at::Tensor order = at::tensor(streams_.permutation(Purpose::kSubset, 0, n), at::kLong);
-  held_out_ = order.narrow(0, 0, held), training_ = order.narrow(0, held, n - held);
+  held_out_ = order.narrow(0, 0, held);
+  training_ = order.narrow(0, held, n - held);
   order_ = std::make_unique<BatchOrder>(n - held, config_.batch, streams_);
-  best_ = clone(policy_.trainable(), false), best_statistics_ = clone(statistics_.buffers(), false);
+  best_ = clone(policy_.trainable(), false);
+  best_statistics_ = clone(statistics_.buffers(), false);
 }
 
 std::int64_t SftObjective::begin_step(std::int64_t step) {
@@ -152,9 +163,10 @@ at::Tensor SftObjective::made_by(const Generator& g, const at::Tensor& z, const 
 }
 
 LossReport SftObjective::item(std::int64_t i) {
-  const std::int64_t begin = i * config_.item, n = std::min(config_.item, config_.batch - begin);
-  const at::Tensor index = indices_.narrow(0, begin, n),
-                   wanted = state_of_bytes(pairs_.images.index_select(0, index));
+  const std::int64_t begin = i * config_.item;
+  const std::int64_t n = std::min(config_.item, config_.batch - begin);
+  const at::Tensor index = indices_.narrow(0, begin, n);
+  const at::Tensor wanted = state_of_bytes(pairs_.images.index_select(0, index));
   const at::Tensor labels =
       base_->classes() > 0 ? pairs_.labels.index_select(0, index) : at::Tensor();
   const auto step = static_cast<std::uint32_t>(step_);
@@ -167,7 +179,8 @@ LossReport SftObjective::item(std::int64_t i) {
   at::Tensor loss = matched(made_by(*generator, z, labels, i), wanted).sum();
   report.metrics.add("matched_loss", loss.item<double>(), static_cast<double>(n));
   if (config_.preserve > 0 || config_.anchor > 0) {
-    const at::Tensor noise = fresh(1), made = generate_rows(*generator, noise, labels);
+    const at::Tensor noise = fresh(1);
+    const at::Tensor made = generate_rows(*generator, noise, labels);
     const auto keep = [&](const Generator& old, double weight, const char* name) {
       if (weight <= 0) return;
       at::Tensor before;
@@ -193,9 +206,9 @@ double SftObjective::validate(const ParameterSet& trained) {
   double sum = 0;
   std::mutex mutex;
   parallel_chunks(held_out_.size(0), config_.item, [&](std::int64_t begin, std::int64_t end) {
-    const at::Tensor index = held_out_.narrow(0, begin, end - begin),
-                     labels =
-                         base_->classes() > 0 ? pairs_.labels.index_select(0, index) : at::Tensor();
+    const at::Tensor index = held_out_.narrow(0, begin, end - begin);
+    const at::Tensor labels =
+        base_->classes() > 0 ? pairs_.labels.index_select(0, index) : at::Tensor();
     const at::Tensor z =
         config_.mode == "direct"
             ? streams_.normal(Purpose::kExact, 1, 0, begin, end - begin, {noise_size(*base_)})
@@ -208,18 +221,21 @@ double SftObjective::validate(const ParameterSet& trained) {
     sum += part;
   });
   const double loss = sum / static_cast<double>(held_out_.size(0));
-  if (loss < best_loss_)
-    best_loss_ = loss, best_ = clone(trained, false),
+  if (loss < best_loss_) {
+    best_loss_ = loss;
+    best_ = clone(trained, false);
     best_statistics_ = clone(statistics_.buffers(), false);
+  }
   return loss;
 }
 
 ParameterSet SftObjective::best() const {
   ParameterSet out;
-  for (const auto& [name, tensor] : policy_.weights(best_))
+  for (const auto& [name, tensor] : policy_.weights(best_)) {
     out.add(
         name,
         (best_statistics_.contains(name) ? best_statistics_.at(name) : tensor).detach().clone());
+  }
   return out;
 }
 
@@ -252,8 +268,9 @@ SftResult sft(std::shared_ptr<const Generator> start, std::shared_ptr<const Gene
   const bool fresh = !run.has_checkpoint();
   if (fresh) {
     run.latest();
-    if (objective.has_validation())
+    if (objective.has_validation()) {
       run.log(0, {{"validation_loss", objective.validate(objective.trainable())}});
+    }
   }
   TrainHooks hooks;
   hooks.label = "sft";
@@ -266,8 +283,9 @@ SftResult sft(std::shared_ptr<const Generator> start, std::shared_ptr<const Gene
   hooks.changes_state = objective.has_validation();  // which weights are the best so far
   hooks.after_step = [&](std::int64_t step, const ParameterSet& average) {
     if (objective.has_validation() &&
-        (step % config.sft.evaluate_every == 0 || step == config.train.steps))
+        (step % config.sft.evaluate_every == 0 || step == config.train.steps)) {
       run.log(step, {{"validation_loss", objective.validate(average)}});
+    }
   };
   const TrainResult trained = train(config.train, objective, run, hooks);
   result.validation = objective.best_loss();
@@ -280,9 +298,9 @@ SftResult sft(std::shared_ptr<const Generator> start, std::shared_ptr<const Gene
   const std::int64_t shown = std::min<std::int64_t>(32, pairs.size());
   const at::NoGradGuard no_grad;
   const auto tuned = base->rebind(weights);
-  const at::Tensor labels = base->classes() > 0 ? pairs.labels.narrow(0, 0, shown) : at::Tensor(),
-                   z = pairs.noise.narrow(0, 0, shown),
-                   n = RandomStreams(static_cast<std::uint64_t>(config.seed))
+  const at::Tensor labels = base->classes() > 0 ? pairs.labels.narrow(0, 0, shown) : at::Tensor();
+  const at::Tensor z = pairs.noise.narrow(0, 0, shown);
+  const at::Tensor n = RandomStreams(static_cast<std::uint64_t>(config.seed))
                            .normal(Purpose::kExact, 0, 0, 0, shown, {noise_size(*base)});
   const auto image = [&](const Generator& g, const at::Tensor& noise) {
     return (generate_rows(g, noise, labels) + 1) / 2;

@@ -33,8 +33,9 @@ at::Tensor check_model(const FinetuneSetup& s, const at::Tensor& labels) {
   require_finite(v, cat("the velocity of ", s.config.model.file));
   const auto gradients = torch::autograd::grad({v.square().mean()}, policy.trainable.tensors(), {},
                                                false, false, /*allow_unused=*/true);
-  for (const at::Tensor& g : gradients)
+  for (const at::Tensor& g : gradients) {
     if (g.defined()) require_finite(g, cat("a gradient of ", s.config.model.file));
+  }
   if (make_method(s.config.method)->needs().base_jacobian) {
     require_finite(
         policy.base->vjp(x_0, time_tensor(t, x_0), Condition{labels}, v.detach()).input_gradient,
@@ -137,15 +138,17 @@ double output_bytes(const FinetuneSetup& s) {
 void check_output_folder(const fs::path& folder, double bytes) {
   fs::path there = fs::absolute(folder);
   while (!fs::exists(there) && there.has_relative_path()) there = there.parent_path();
-  if (!fs::is_directory(there))
+  if (!fs::is_directory(there)) {
     fail(ErrorKind::kConfig,
          cat("the folder ", folder.string(), " cannot be made: ", there.string(), " is no folder"),
          "choose another folder with --out");
-  if (::access(there.c_str(), W_OK | X_OK) != 0)
+  }
+  if (::access(there.c_str(), W_OK | X_OK) != 0) {
     fail(ErrorKind::kConfig,
          cat("the folder ", folder.string(), " cannot be made: ", there.string(),
              " may not be written"),
          "choose another folder with --out");
+  }
   std::error_code unknown;
   const fs::space_info disk = fs::space(there, unknown);
   if (unknown || static_cast<double>(disk.available) >= bytes) return;

@@ -35,15 +35,16 @@ ParameterSet init_state_network(const StateNetworkShape& shape, const std::strin
   };
   const std::int64_t width = shape.width;
   if (shape.state.size() == 3) {
-    layer("conv1", {width / 2 + 1, shape.state[0], 3, 3}),
-        layer("conv2", {width, width / 2 + 1, 3, 3});
+    layer("conv1", {width / 2 + 1, shape.state[0], 3, 3});
+    layer("conv2", {width, width / 2 + 1, 3, 3});
   } else {
     std::int64_t entries = 1;
     for (const std::int64_t s : shape.state) entries *= s;
     layer("in", {width, entries});
   }
   if (shape.classes > 0) out.add("label.weight", at::zeros({shape.classes + 1, width}));
-  layer("hidden", {width, width}), layer("out", {shape.outputs, width});
+  layer("hidden", {width, width});
+  layer("out", {shape.outputs, width});
   return out;
 }
 
@@ -56,8 +57,9 @@ at::Tensor state_network(const ParameterSet& w, const at::Tensor& states,
   } else {
     h = at::silu(at::linear(h.flatten(1), w.at("in.weight"), w.at("in.bias")));
   }
-  if (labels.defined() && w.contains("label.weight"))
+  if (labels.defined() && w.contains("label.weight")) {
     h = h + w.at("label.weight").index_select(0, labels);
+  }
   h = at::silu(at::linear(h, w.at("hidden.weight"), w.at("hidden.bias")));
   return at::linear(h, w.at("out.weight"), w.at("out.bias"));
 }

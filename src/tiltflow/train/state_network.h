@@ -31,7 +31,8 @@ SideSamples policy_samples(const FinetuneContext& context, std::uint32_t key, st
 struct StateNetworkShape {
   std::vector<std::int64_t> state;  // [d] or [C, H, W]
   std::int64_t classes = 0;         // > 0: labels enter, the null class included
-  std::int64_t width = 64, outputs = 1;
+  std::int64_t width = 64;
+  std::int64_t outputs = 1;
 };
 // `name` keys the random streams.
 ParameterSet init_state_network(const StateNetworkShape& shape, const std::string& name,

@@ -12,8 +12,9 @@ namespace {
 
 std::vector<std::string> words_of(const std::string& text) {
   std::vector<std::string> out;
-  for (const std::string& word : split(text, ' '))
+  for (const std::string& word : split(text, ' ')) {
     if (!word.empty()) out.push_back(word);
+  }
   return out;
 }
 
@@ -27,8 +28,9 @@ std::vector<std::string> words_of(const std::string& text) {
 double number_of(const std::string& text, const std::string& word) {
   char* end = nullptr;
   const double value = std::strtod(word.c_str(), &end);
-  if (word.empty() || *end || !std::isfinite(value))
+  if (word.empty() || *end || !std::isfinite(value)) {
     fail_condition(text, cat("'", word, "' is not a number"));
+  }
   return value;
 }
 
@@ -47,22 +49,26 @@ StopCondition parse_stop_condition(const std::string& text) {
   out.text = join(words, " ");
   if (words.size() == 1) {
     const auto& kinds = warning_kinds();
-    if (std::find(kinds.begin(), kinds.end(), words[0]) == kinds.end())
+    if (std::find(kinds.begin(), kinds.end(), words[0]) == kinds.end()) {
       fail_condition(
           text, cat("neither a comparison nor a kind of warning", did_you_mean(words[0], kinds)));
+    }
     return out;
   }
   const std::vector<std::string> relations{">", ">=", "<", "<="};
   if (words.size() != 3 && words.size() != 5) fail_condition(text, "not understood");
-  out.metric = words[0], out.relation = words[1];
-  if (std::find(relations.begin(), relations.end(), out.relation) == relations.end())
+  out.metric = words[0];
+  out.relation = words[1];
+  if (std::find(relations.begin(), relations.end(), out.relation) == relations.end()) {
     fail_condition(text, cat("'", out.relation, "' compares nothing"));
+  }
   out.bound = number_of(text, words[2]);
   if (words.size() == 3) return out;
   const double times = number_of(text, words[4]);
-  if (words[3] != "for" || times < 1 || times > 1e6 || times != std::floor(times))
+  if (words[3] != "for" || times < 1 || times > 1e6 || times != std::floor(times)) {
     fail_condition(text,
                    "after the number comes nothing, or 'for' and a whole number of 1 or more");
+  }
   out.times = static_cast<std::int64_t>(times);
   return out;
 }

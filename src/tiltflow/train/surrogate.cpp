@@ -23,8 +23,9 @@ at::Tensor network(const ParameterSet& w, const at::Tensor& states, const at::Te
 class LearnedReward final : public Reward {
  public:
   LearnedReward(const ParameterSet& weights, ParameterSet numbers) : numbers_(std::move(numbers)) {
-    for (const auto& [name, tensor] : weights)
+    for (const auto& [name, tensor] : weights) {
       weights_.add(name, tensor.detach());  // the same memory, no graph
+    }
   }
   const RewardInfo& info() const override { return info_; }
   at::Tensor score(const at::Tensor& states, const RewardCondition& condition) const override {
@@ -54,7 +55,8 @@ Surrogate::Surrogate(SurrogateConfig config, const std::vector<std::int64_t>& sh
   weights_ = clone(
       init_state_network({shape, classes, config_.width, 1}, "surrogate", RandomStreams(seed)),
       true);
-  numbers_.add("mean", at::zeros({})), numbers_.add("deviation", at::ones({}));
+  numbers_.add("mean", at::zeros({}));
+  numbers_.add("deviation", at::ones({}));
   reward_ = std::make_shared<StateReward>(std::make_shared<LearnedReward>(weights_, numbers_),
                                           identity_decoder());
   optimizer_ = std::make_unique<AdamW>(OptimizerConfig{}, weights_);
@@ -79,10 +81,11 @@ void Surrogate::refresh(const FinetuneContext& context, const StateReward& truth
                         std::min(both.size(0), config_.buffer))
                 .clone();
     };
-    keep(states_, x_1.to(at::kFloat)), keep(rewards_, r);
+    keep(states_, x_1.to(at::kFloat));
+    keep(rewards_, r);
     if (labels.defined()) keep(labels_, labels);
-    at::Tensor(numbers_.at("mean")).copy_(rewards_.mean()),
-        at::Tensor(numbers_.at("deviation")).copy_(rewards_.std(0, false).clamp_min(1e-6));
+    at::Tensor(numbers_.at("mean")).copy_(rewards_.mean());
+    at::Tensor(numbers_.at("deviation")).copy_(rewards_.std(0, false).clamp_min(1e-6));
   }
   fit(context.streams, step, size() == config_.samples ? 10 * config_.fits : config_.fits);
 }
@@ -107,7 +110,8 @@ void Surrogate::fit(const RandomStreams& streams, std::int64_t step, std::int64_
 }
 
 void Surrogate::add_metrics(std::map<std::string, double>& metrics) const {
-  metrics["surrogate_r2"] = r2_, metrics["true_reward"] = true_reward_;
+  metrics["surrogate_r2"] = r2_;
+  metrics["true_reward"] = true_reward_;
 }
 
 ParameterSet Surrogate::state() const {
@@ -115,8 +119,10 @@ ParameterSet Surrogate::state() const {
   if (size() == 0) return out;
   for (const auto& [name, tensor] : weights_) out.add("weights." + name, tensor.detach());
   for (const auto& [name, tensor] : optimizer_->state()) out.add("optimizer." + name, tensor);
-  out.add("mean", numbers_.at("mean")), out.add("deviation", numbers_.at("deviation"));
-  out.add("states", states_), out.add("rewards", rewards_);
+  out.add("mean", numbers_.at("mean"));
+  out.add("deviation", numbers_.at("deviation"));
+  out.add("states", states_);
+  out.add("rewards", rewards_);
   if (labels_.defined()) out.add("labels", labels_);
   out.add("last", at::tensor(std::vector<double>{r2_, true_reward_}, at::kDouble));
   return out;
@@ -127,13 +133,15 @@ void Surrogate::restore(const ParameterSet& state) {
   {
     const at::NoGradGuard no_grad;
     assign(weights_, tensors_below(state, "weights."), "surrogate");
-    at::Tensor(numbers_.at("mean")).copy_(state.at("mean")),
-        at::Tensor(numbers_.at("deviation")).copy_(state.at("deviation"));
+    at::Tensor(numbers_.at("mean")).copy_(state.at("mean"));
+    at::Tensor(numbers_.at("deviation")).copy_(state.at("deviation"));
   }
   optimizer_->restore(tensors_below(state, "optimizer."));
-  states_ = state.at("states").clone(), rewards_ = state.at("rewards").clone();
+  states_ = state.at("states").clone();
+  rewards_ = state.at("rewards").clone();
   if (state.contains("labels")) labels_ = state.at("labels").clone();
-  r2_ = state.at("last")[0].item<double>(), true_reward_ = state.at("last")[1].item<double>();
+  r2_ = state.at("last")[0].item<double>();
+  true_reward_ = state.at("last")[1].item<double>();
 }
 
 }  // namespace tiltflow

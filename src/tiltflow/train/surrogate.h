@@ -45,7 +45,8 @@ class Surrogate {
   std::shared_ptr<const StateReward> reward_;
   std::unique_ptr<AdamW> optimizer_;
   at::Tensor states_, labels_, rewards_;
-  double r2_ = 0, true_reward_ = 0;
+  double r2_ = 0;
+  double true_reward_ = 0;
 };
 
 }  // namespace tiltflow

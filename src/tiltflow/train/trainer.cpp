@@ -30,8 +30,9 @@ class InOrder {
   void enter(std::int64_t turn) {
     std::unique_lock lock(mutex_);
     ready_.wait(lock, [&] { return next_ == turn || failure_; });
-    if (failure_)
+    if (failure_) {
       std::rethrow_exception(failure_);  // the first worker's own error, whoever reports it
+    }
   }
   void leave() {
     const std::lock_guard lock(mutex_);
@@ -60,15 +61,17 @@ struct StepGradients {
 // The items of this process (every size-th), then the sum over all processes; items add up in
 // order, processes by rank. Gradients of tensors that this step does not train stay undefined.
 StepGradients accumulate(Objective& objective, std::int64_t items, const ParameterSet& trainable) {
-  const std::int64_t rank = world_rank(), size = world_size(),
-                     mine = (items - rank + size - 1) / size;
+  const std::int64_t rank = world_rank();
+  const std::int64_t size = world_size();
+  const std::int64_t mine = (items - rank + size - 1) / size;
   StepGradients out;
   std::vector<at::Tensor> weights;
   std::vector<std::size_t> places;  // of the weights among all
   for (const auto& [name, weight] : trainable) {
     out.gradients.emplace_back();
     if (!objective.trains(name)) continue;
-    places.push_back(out.gradients.size() - 1), weights.push_back(weight);
+    places.push_back(out.gradients.size() - 1);
+    weights.push_back(weight);
     out.gradients.back() = at::zeros_like(weight, weight.options().requires_grad(false));
   }
   InOrder order;
@@ -81,8 +84,9 @@ StepGradients accumulate(Objective& objective, std::int64_t items, const Paramet
                                                /*create_graph=*/false, /*allow_unused=*/true);
       report.loss = at::Tensor();
       order.enter(i);
-      for (std::size_t j = 0; j < weights.size(); ++j)
+      for (std::size_t j = 0; j < weights.size(); ++j) {
         if (found[j].defined()) out.gradients[places[j]].add_(found[j]);
+      }
       out.loss += loss;
       out.metrics.add(report.metrics);
       order.leave();
@@ -114,9 +118,10 @@ Start restore(Objective& objective, AdamW& optimizer, const WeightAverage& avera
   const std::optional<Checkpoint> checkpoint = run.latest();
   if (!checkpoint) return {};
   for (const char* part : {"weights", "average", "optimizer"}) {
-    if (!checkpoint->parts.count(part))
+    if (!checkpoint->parts.count(part)) {
       fail(ErrorKind::kBadFile, cat("the newest checkpoint in ", run.directory().string(),
                                     " lacks ", part, ".safetensors"));
+    }
   }
   assign(objective.trainable(), checkpoint->parts.at("weights"), "checkpoint weights");
   assign(average.values(), checkpoint->parts.at("average"), "checkpoint average");
@@ -173,12 +178,13 @@ void announce_length(const TrainConfig& config, std::int64_t step, const Run& ru
   };
   const std::string next =
       cat("step ", step + 1, " is done at a learning rate of ", rate(step, config.steps));
-  if (config.optimizer.schedule == "constant")
+  if (config.optimizer.schedule == "constant") {
     log_info(cat(next, ", as a run of ", config.steps, " steps from the start would"));
-  else
+  } else {
     log_info(cat("the ", config.optimizer.schedule, " schedule now spans ", config.steps,
                  " steps instead of ", before, ": ", next, ", the last one was at ",
                  rate(std::max<std::int64_t>(0, step - 1), before)));
+  }
 }
 
 }  // namespace
@@ -216,8 +222,9 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run,
   RunFacts facts = hooks.facts;
   facts.gradient_clip = config.optimizer.gradient_clip;
   Watch watch(parse_stop_conditions(config.stop_when), facts, config.steps, run);
-  if (step == 0)
+  if (step == 0) {
     for (const RunWarning& warning : hooks.warnings) warn(run, 0, warning);
+  }
   const auto follow = [&] {
     const std::map<std::string, double> figures =
         hooks.evaluate ? hooks.evaluate(step, average.values()) : std::map<std::string, double>{};
@@ -237,13 +244,15 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run,
       const auto begin = std::chrono::steady_clock::now();
       const std::int64_t items = objective.begin_step(step);
       StepGradients result = accumulate(objective, items, trainable);
-      if (!std::isfinite(result.loss))
+      if (!std::isfinite(result.loss)) {
         fail(ErrorKind::kNonFinite, cat("the loss is not finite at step ", step + 1),
              "lower the learning rate or the reward scale; the last checkpoint is intact");
+      }
       const double norm = clip_gradients(result.gradients, config.optimizer.gradient_clip);
-      if (!std::isfinite(norm))
+      if (!std::isfinite(norm)) {
         fail(ErrorKind::kNonFinite, cat("a gradient is not finite at step ", step + 1),
              "lower the learning rate; the last checkpoint is intact");
+      }
       const double rate =
           config.optimizer.learning_rate * schedule_factor(config.optimizer, step, config.steps);
       std::map<std::string, double> metrics = result.metrics.averages();
@@ -258,8 +267,9 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run,
         metrics["seconds"] =
             std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
         metrics["peak_memory_mb"] = peak_memory_bytes() / 1e6;
-        if (const double bytes = device_peak_bytes(); bytes > 0)
+        if (const double bytes = device_peak_bytes(); bytes > 0) {
           metrics["peak_device_memory_mb"] = bytes / 1e6;
+        }
         run.log(step + 1, metrics);
       });
       ++step;
@@ -274,10 +284,11 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run,
       due = false;
     }
   };
-  if (hooks.lasting)
+  if (hooks.lasting) {
     saving_on_stop(last, run, config.keep_checkpoints, work);
-  else
+  } else {
     work();
+  }
   return {trainable, average.values(), step};
 }
 

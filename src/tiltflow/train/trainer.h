@@ -15,7 +15,8 @@ namespace tiltflow {
 struct TrainConfig {
   std::int64_t steps = 100;
   double average_decay = 0;  // EMA of the weights; 0: none
-  std::int64_t checkpoint_every = 50, keep_checkpoints = 2;
+  std::int64_t checkpoint_every = 50;
+  std::int64_t keep_checkpoints = 2;
   std::vector<std::string> stop_when;  // train/stop_condition
   OptimizerConfig optimizer;
 };

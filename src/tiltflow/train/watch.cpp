@@ -37,8 +37,9 @@ Watch::Watch(std::vector<StopCondition> conditions, RunFacts facts, std::int64_t
       names_known_(std::min(steps, kNamesKnown)),
       run_(run) {
   kept_ = std::max<std::size_t>(1000, 30 * static_cast<std::size_t>(facts.buffer_passes));
-  for (const StopCondition& c : conditions_)
+  for (const StopCondition& c : conditions_) {
     kept_ = std::max(kept_, 4 * static_cast<std::size_t>(c.times));
+  }
   if (!run.writes()) return;
   for (const auto& line : read_json_lines(run.directory() / "metrics.jsonl")) {
     if (line.contains("warning")) {
@@ -46,8 +47,9 @@ Watch::Watch(std::vector<StopCondition> conditions, RunFacts facts, std::int64_t
       continue;
     }
     std::map<std::string, double> values;
-    for (const auto& [key, value] : line.items())
+    for (const auto& [key, value] : line.items()) {
       if (key != "step") values[key] = number_from_json(value);
+    }
     remember(line.value("step", std::int64_t{0}), std::move(values));
   }
 }
@@ -56,8 +58,9 @@ Watch::Watch(std::vector<StopCondition> conditions, RunFacts facts, std::int64_t
 // later.
 void Watch::name_unknown_metrics() const {
   std::vector<std::string> names;
-  for (const LoggedMetrics& line : history_)
+  for (const LoggedMetrics& line : history_) {
     for (const auto& [name, value] : line.values) names.push_back(name);
+  }
   for (const StopCondition& c : conditions_) {
     const bool later =
         c.metric.empty() || starts_with(c.metric, "eval_") || starts_with(c.metric, "validation_");
@@ -68,8 +71,9 @@ void Watch::name_unknown_metrics() const {
 }
 
 void Watch::remember(std::int64_t step, std::map<std::string, double> metrics) {
-  if (history_.size() >= 2 * kept_)
+  if (history_.size() >= 2 * kept_) {
     history_.erase(history_.begin(), history_.end() - static_cast<std::ptrdiff_t>(kept_));
+  }
   history_.push_back({step, std::move(metrics)});
 }
 
@@ -84,8 +88,9 @@ void Watch::observe(std::int64_t step, const std::map<std::string, double>& metr
   if (step == names_known_) name_unknown_metrics();
   for (const StopCondition& condition : conditions_) {
     if (!reason_.empty()) break;
-    if (const auto seen = met(condition, history_, said_))
+    if (const auto seen = met(condition, history_, said_)) {
       reason_ = cat("\"", condition.text, "\" (", *seen, ")");
+    }
   }
 }
 

@@ -16,8 +16,14 @@ namespace {
 // A small SiT in double precision with every weight drawn, so that nothing is trivially zero.
 std::unique_ptr<VelocityModel> small_sit() {
   SitConfig config;
-  config.input_size = 8, config.patch_size = 2, config.in_channels = 2, config.hidden_size = 32,
-  config.depth = 2, config.num_heads = 4, config.num_classes = 3, config.learn_sigma = true;
+  config.input_size = 8;
+  config.patch_size = 2;
+  config.in_channels = 2;
+  config.hidden_size = 32;
+  config.depth = 2;
+  config.num_heads = 4;
+  config.num_classes = 3;
+  config.learn_sigma = true;
   const RandomStreams streams(5);
   ParameterSet weights;
   std::uint32_t key = 0;
@@ -58,19 +64,20 @@ VerifyRow unrolled_row(const std::string& name, const VelocityField& field,
       lean_adjoint(field, table, plain, condition, exact.back(), {.to_start = true});
   double worst =
       0;  // relative to the terminal adjoint: a_0 of a memoryless chain is zero up to rounding
-  for (std::size_t k = 0; k < exact.size(); ++k)
+  for (std::size_t k = 0; k < exact.size(); ++k) {
     worst = std::max(
         worst,
         ((pass.adjoints[k] - exact[k]).abs().max() / exact.back().abs().max()).item<double>());
+  }
   return {name, "lean adjoint - unrolled autograd, relative", 0, {worst, 0}, 1e-6, false, ""};
 }
 
 VerifyRow difference_row(const std::string& name, const VelocityField& field, at::IntArrayRef shape,
                          const Condition& condition) {
   const RandomStreams streams(22);
-  const at::Tensor x = prior_sample(streams, 1, 0, 3, shape, at::kDouble),
-                   cotangent = prior_sample(streams, 2, 0, 3, shape, at::kDouble),
-                   tangent = prior_sample(streams, 3, 0, 3, shape, at::kDouble);
+  const at::Tensor x = prior_sample(streams, 1, 0, 3, shape, at::kDouble);
+  const at::Tensor cotangent = prior_sample(streams, 2, 0, 3, shape, at::kDouble);
+  const at::Tensor tangent = prior_sample(streams, 3, 0, 3, shape, at::kDouble);
   double worst = 0;
   for (const double t : {0.07, 0.5, 0.93}) {
     const at::Tensor time = time_tensor(t, x);
@@ -124,8 +131,9 @@ std::vector<VerifyRow> network_rows() {
   };
   const MlpConfig shape{3, 24, 2, 4};
   ParameterSet weights;
-  for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(6)))
+  for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(6))) {
     weights.add(name, tensor.to(at::kDouble) + 0.1);
+  }
   const auto mlp = make_mlp(shape, weights);
   return {
       unrolled_row("SiT, fp64", *sit, memoryless_euler(*path, uniform_grid(8)), {2, 8, 8}, labels,

@@ -23,8 +23,9 @@ struct GradientBench {
 
   explicit GradientBench(std::uint64_t seed, int steps = 6, double offset = 0.02) : streams(seed) {
     ParameterSet weights;
-    for (const auto& [name, tensor] : init_mlp({2, 16, 2, 4}, streams))
+    for (const auto& [name, tensor] : init_mlp({2, 16, 2, 4}, streams)) {
       weights.add(name, (tensor + offset).to(at::kDouble));
+    }
     policy = side_policy(problem.base, *make_mlp({2, 16, 2, 4}, weights), problem.path);
     SamplerConfig sampler;
     sampler.steps = steps;
@@ -42,8 +43,9 @@ struct GradientBench {
   }
   at::Tensor gradient(const at::Tensor& of) const {
     std::vector<at::Tensor> parts;
-    for (const at::Tensor& g : torch::autograd::grad({of}, weights(), {}, /*retain_graph=*/true))
+    for (const at::Tensor& g : torch::autograd::grad({of}, weights(), {}, /*retain_graph=*/true)) {
       parts.push_back(g.flatten());
+    }
     return at::cat(parts);
   }
   at::Tensor gradient(const MethodConfig& config, std::int64_t n, std::int64_t step = 0) const {
@@ -55,8 +57,10 @@ struct GradientBench {
     const auto moved = [&](double by) {
       const at::NoGradGuard no_grad;
       std::int64_t place = 0;
-      for (at::Tensor w : weights())
-        w.add_(direction.narrow(0, place, w.numel()).view_as(w), by), place += w.numel();
+      for (at::Tensor w : weights()) {
+        w.add_(direction.narrow(0, place, w.numel()).view_as(w), by);
+        place += w.numel();
+      }
     };
     const auto at_distance = [&](double by) {
       moved(by);
@@ -87,11 +91,17 @@ VerifyRow ratio_row(const std::string& what, double found, double tolerance, boo
 std::vector<VerifyRow> direct_rows(std::uint64_t seed) {
   const GradientBench b(seed);
   constexpr std::int64_t kPaths = 64;
-  MethodConfig all = method_of("draft"), window = all, one = all;
-  all.direct.last = 0, window.direct.last = b.table.size(), one.direct.last = 1;
-  const at::Tensor full = b.gradient(all, kPaths), direction = full / full.norm();
+  MethodConfig all = method_of("draft");
+  MethodConfig window = all;
+  MethodConfig one = all;
+  all.direct.last = 0;
+  window.direct.last = b.table.size();
+  one.direct.last = 1;
+  const at::Tensor full = b.gradient(all, kPaths);
+  const at::Tensor direction = full / full.norm();
   MethodConfig entropy = method_of("discrete-adjoint");
-  const at::Tensor discrete = b.gradient(entropy, kPaths), along = discrete / discrete.norm();
+  const at::Tensor discrete = b.gradient(entropy, kPaths);
+  const at::Tensor along = discrete / discrete.norm();
   return {
       ratio_row("draft, all steps, against central differences",
                 b.slope(all, kPaths, direction) / at::dot(full, direction).item<double>(), 1e-5),
@@ -109,8 +119,8 @@ std::vector<VerifyRow> continuous_rows(std::uint64_t seed) {
   std::vector<VerifyRow> out;
   for (const int steps : {384, 6}) {  // their difference falls like 1 / steps
     const GradientBench b(seed, steps);
-    const at::Tensor discrete = b.gradient(method_of("basic-adjoint-matching"), 500),
-                     continuous = b.gradient(method_of("continuous-adjoint"), 500);
+    const at::Tensor discrete = b.gradient(method_of("basic-adjoint-matching"), 500);
+    const at::Tensor continuous = b.gradient(method_of("continuous-adjoint"), 500);
     const double difference = ((continuous - discrete).norm() / discrete.norm()).item<double>();
     out.push_back({cat("continuous-adjoint = discrete-adjoint, ", steps, " steps",
                        steps < 10 ? " (too few)" : ""),
@@ -127,17 +137,20 @@ std::vector<VerifyRow> continuous_rows(std::uint64_t seed) {
 // In expectation only: along the relative entropy's own gradient, over independent batches.
 std::vector<VerifyRow> variance_rows(std::uint64_t seed) {
   const GradientBench b(seed);
-  constexpr std::int64_t kPaths = 4000, kBatches = 24;
-  const MethodConfig entropy = method_of("discrete-adjoint"), variance = method_of("log-variance");
+  constexpr std::int64_t kPaths = 4000;
+  constexpr std::int64_t kBatches = 24;
+  const MethodConfig entropy = method_of("discrete-adjoint");
+  const MethodConfig variance = method_of("log-variance");
   const at::Tensor direction = b.gradient(entropy, kPaths, 1000);
   std::vector<double> once, found;
   for (std::int64_t i = 0; i < kBatches; ++i) {
     once.push_back(at::dot(b.gradient(entropy, kPaths, i), direction).item<double>());
     found.push_back(at::dot(b.gradient(variance, kPaths, i), direction).item<double>());
   }
-  const at::Tensor x = at::tensor(found, at::kDouble), y = at::tensor(once, at::kDouble);
-  const double ratio = x.mean().item<double>() / y.mean().item<double>(),
-               se = mean_estimate(x - ratio * y).se / y.mean().item<double>();
+  const at::Tensor x = at::tensor(found, at::kDouble);
+  const at::Tensor y = at::tensor(once, at::kDouble);
+  const double ratio = x.mean().item<double>() / y.mean().item<double>();
+  const double se = mean_estimate(x - ratio * y).se / y.mean().item<double>();
   return {ratio_row("log-variance, on-policy = twice the relative entropy", ratio / 2, 4 * se / 2,
                     false, se / 2),
           ratio_row("log-variance, on-policy, taken for once the relative entropy", ratio, 4 * se,
@@ -150,28 +163,33 @@ std::vector<VerifyRow> ratio_rows(std::uint64_t seed) {
   const GradientBench b(seed);
   constexpr std::int64_t kPaths = 64;
   MethodConfig grpo = method_of("flow-grpo");
-  grpo.policy_gradient.advantage = {kPaths, "centred", 0}, grpo.policy_gradient.kl = 0,
+  grpo.policy_gradient.advantage = {kPaths, "centred", 0};
+  grpo.policy_gradient.kl = 0;
   grpo.policy_gradient.density = "sum";
   const at::AutoGradMode grad(true);
   const auto method = make_method(grpo);
   method->begin_step(b.context(), 0, 0);
   const Batch batch = method->collect(b.context(), 0, 0, kPaths, false);
-  at::Tensor plain = at::zeros({}, at::kDouble), alike = plain;
+  at::Tensor plain = at::zeros({}, at::kDouble);
+  at::Tensor alike = plain;
   for (std::size_t k = 0; k < b.table.steps.size(); ++k) {
     const Transition& s = b.table.steps[k];
-    const at::Tensor &x = batch.states[k], v = b.policy.tuned->velocity(x, time_tensor(s.t, x), {}),
-                     xi = (batch.states[k + 1] - x * s.p - v.detach() * s.c) / s.s;
+    const at::Tensor& x = batch.states[k];
+    const at::Tensor v = b.policy.tuned->velocity(x, time_tensor(s.t, x), {});
+    const at::Tensor xi = (batch.states[k + 1] - x * s.p - v.detach() * s.c) / s.s;
     plain =
         plain - (batch.advantages * transition_log_density(s, x, v, batch.states[k + 1])).mean() /
                     static_cast<double>(b.table.size());
     alike =
         alike - (batch.advantages * (v * xi).sum(1)).mean() / static_cast<double>(b.table.size());
   }
-  const at::Tensor expected = b.gradient(plain), even = b.gradient(alike),
-                   found = b.gradient(method->loss(b.context(), batch, kPaths).loss);
+  const at::Tensor expected = b.gradient(plain);
+  const at::Tensor even = b.gradient(alike);
+  const at::Tensor found = b.gradient(method->loss(b.context(), batch, kPaths).loss);
   grpo.policy_gradient.density = "mean";  // as published: ratios of densities per dimension
   MethodConfig guard = grpo;
-  guard.name = "grpo-guard", guard.policy_gradient.density = "sum";
+  guard.name = "grpo-guard";
+  guard.policy_gradient.density = "sum";
   return {ratio_row("flow-grpo, first pass = -E[A grad log p]", share(found, expected), 1e-6),
           ratio_row("flow-grpo, mean densities, taken for -E[A grad log p]",
                     share(b.gradient(grpo, kPaths), expected), 0.05, true),

@@ -51,8 +51,9 @@ std::vector<VerifyRow> trained_rows(const ExactProblem& p, TrainedOptions option
   const TrainedControl control = train_control(p, options);
   const SampledLaw law = sample_law(*control.policy.tuned, control.table, p.dimension(),
                                     kLawSamples, options.seed + 200, p.base.get());
-  if (p.base->mixture().components() > 1)
+  if (p.base->mixture().components() > 1) {
     return law_rows(p, trained_name(p, options), law, tolerances, with_distance);
+  }
   const ChainOptimum chain = gaussian_chain_optimum(p, control.table);
   return law_rows(p, trained_name(p, options), law, tolerances, with_distance, &chain);
 }
@@ -66,10 +67,11 @@ std::vector<VerifyRow> control_rows(const std::string& what, const TabularVarian
     return sample_law(*solve_tabular(p, variant), variant.rollout_table, 1, kLawSamples, seed + 300)
         .x;
   };
-  const ExactProblem modes = two_modes(), gaussian = line_gaussian(false);
+  const ExactProblem modes = two_modes();
+  const ExactProblem gaussian = line_gaussian(false);
   double exact = 0;
-  const Estimate weight = tilted_weight(modes, sampled(modes), &exact),
-                 centre = mean_estimate(sampled(gaussian).flatten());
+  const Estimate weight = tilted_weight(modes, sampled(modes), &exact);
+  const Estimate centre = mean_estimate(sampled(gaussian).flatten());
   const std::string remark = sound ? "the sound method, for comparison" : "";
   rows.push_back({cat("two modes: ", what), "mode weight", exact, weight, 0.03 + 3 * weight.se,
                   !sound, remark});
@@ -91,9 +93,10 @@ std::vector<VerifyRow> control_rows(const std::string& what, const TabularVarian
 std::vector<VerifyTask> path_checks(bool full, std::uint64_t seed) {
   std::vector<VerifyTask> tasks;
   for (const std::string& path : path_names()) {
-    for (const int steps : full ? std::vector<int>{40, 100} : std::vector<int>{40})
+    for (const int steps : full ? std::vector<int>{40, 100} : std::vector<int>{40}) {
       tasks.push_back({cat("paths, ", path, ", K=", steps),
                        [=] { return path_rows(path, steps, seed, full); }});
+    }
   }
   return tasks;
 }
@@ -110,28 +113,36 @@ std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed) {
   // cost 4 %, gap 0.03.
   const auto tolerances = [](int steps) {
     LawTolerances t;
-    if (steps >= 100) t.weight = 0.015, t.mean_fraction = 0.03;
+    if (steps >= 100) {
+      t.weight = 0.015;
+      t.mean_fraction = 0.03;
+    }
     t.covariance_fraction = steps >= 100 ? 0.08 : 0.12;
     return t;
   };
   const auto gaussian = [&](int steps) {
     LawTolerances t = tolerances(steps);
-    t.mean_fraction = steps >= 100 ? 0.02 : 0.05,
+    t.mean_fraction = steps >= 100 ? 0.02 : 0.05;
     t.covariance_fraction = steps >= 100 ? 0.05 : 0.08;
     return t;
   };
   TrainedOptions quick;
-  quick.iterations = 450, quick.batch = 256, quick.loss_steps = 0;
+  quick.iterations = 450;
+  quick.batch = 256;
+  quick.loss_steps = 0;
   if (!full) {
     add(near_modes, quick, tolerances(40));
     TrainedOptions wide = quick;
-    wide.iterations = 150, wide.batch = 128;
+    wide.iterations = 150;
+    wide.batch = 128;
     add([] { return wide_gaussian(16, false); }, wide, gaussian(40));
     return tasks;
   }
   for (const int steps : {40, 100}) {
     TrainedOptions options;
-    options.steps = steps, options.iterations = 1200, options.batch = 512,
+    options.steps = steps;
+    options.iterations = 1200;
+    options.batch = 512;
     options.loss_steps = steps == 100 ? 50 : 0;
     add(near_modes, options, tolerances(steps));
     add(near_modes_quadratic, options, tolerances(steps));
@@ -154,7 +165,8 @@ std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed) {
 
 std::vector<VerifyTask> negative_controls(bool, std::uint64_t seed) {
   const auto path = make_path("linear");
-  const std::vector<double> grid = uniform_grid(40), coarse = uniform_grid(20);
+  const std::vector<double> grid = uniform_grid(40);
+  const std::vector<double> coarse = uniform_grid(20);
   const TransitionTable sound = memoryless_euler(*path, grid);
   std::vector<VerifyTask> tasks;
   const auto add = [&](const std::string& what, const TabularVariant& variant,
@@ -173,7 +185,10 @@ std::vector<VerifyTask> negative_controls(bool, std::uint64_t seed) {
   add("ODE rollouts", variant);
 
   variant = sound_variant(sound);
-  for (Transition& s : variant.adjoint_table.steps) s.p = 1, s.c = 1.0 / 40;
+  for (Transition& s : variant.adjoint_table.steps) {
+    s.p = 1;
+    s.c = 1.0 / 40;
+  }
   add("Jacobian of v instead of the drift", variant);
 
   variant = sound_variant(sound);

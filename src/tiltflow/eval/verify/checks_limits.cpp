@@ -23,7 +23,8 @@ struct Fixed {
 Fixed linear_fixed_point(const ExactProblem& p, const TransitionTable& table, bool same = false) {
   const std::size_t steps = table.steps.size();
   std::vector<double> factor(steps), a(steps + 1);
-  const at::Tensor x = at::zeros({1, 1}, at::kDouble), one = at::ones({1, 1}, at::kDouble);
+  const at::Tensor x = at::zeros({1, 1}, at::kDouble);
+  const at::Tensor one = at::ones({1, 1}, at::kDouble);
   a[steps] = -p.form.linear[0].item<double>();
   for (std::size_t k = steps; k-- > 0;) {
     const Transition& s = table.steps[k];
@@ -33,7 +34,8 @@ Fixed linear_fixed_point(const ExactProblem& p, const TransitionTable& table, bo
   }
   Fixed out{0, 0, 1};
   for (std::size_t k = 0; k < steps; ++k) {
-    const double s2 = table.steps[k].s * table.steps[k].s, delta = -s2 * a[same ? k : k + 1];
+    const double s2 = table.steps[k].s * table.steps[k].s;
+    const double delta = -s2 * a[same ? k : k + 1];
     out.shift = factor[k] * out.shift + delta;
     out.cost += delta * delta / (2 * s2);
     out.variance = factor[k] * factor[k] * out.variance + s2;
@@ -44,7 +46,8 @@ Fixed linear_fixed_point(const ExactProblem& p, const TransitionTable& table, bo
 std::vector<VerifyRow> order_rows(bool full) {
   std::vector<VerifyRow> rows;
   const ExactProblem p = line_gaussian(false);
-  const double exact_shift = 0.735, kl = p.target.kl();
+  const double exact_shift = 0.735;
+  const double kl = p.target.kl();
   // Reference values computed independently of this code (docs/mathematics.md, table of
   // integrators).
   const auto at_40 = [&](const TransitionTable& table, bool same, double shift, double cost,
@@ -73,10 +76,11 @@ std::vector<VerifyRow> order_rows(bool full) {
   if (full) grids.insert(grids.end(), {320, 400});
   for (const char* sampler : {"exponential", "ancestral", "euler-paper"}) {
     std::vector<double> errors;
-    for (const int K : grids)
+    for (const int K : grids) {
       errors.push_back(
           std::abs(linear_fixed_point(p, make_table(sampler, *p.path, uniform_grid(K))).shift -
                    exact_shift));
+    }
     const std::size_t last = grids.size() - 1;
     const double order = std::log(errors[last - 1] / errors[last]) /
                          std::log(static_cast<double>(grids[last]) / grids[last - 1]);
@@ -107,18 +111,22 @@ std::vector<VerifyRow> order_rows(bool full) {
 std::vector<VerifyRow> nothing_rows() {
   const ExactProblem p = two_modes();
   TrainedOptions options;
-  options.iterations = 15, options.batch = 64, options.steps = 20, options.reward_scale = 0;
+  options.iterations = 15;
+  options.batch = 64;
+  options.steps = 20;
+  options.reward_scale = 0;
   const TrainedControl zero = train_control(p, options);
   const RandomStreams streams(31);
   const at::Tensor x = prior_sample(streams, 0, 0, 64, {1}, at::kDouble);
   const at::NoGradGuard no_grad;
   double change = 0;
-  for (const double t : {0.0, 0.3, 0.7})
+  for (const double t : {0.0, 0.3, 0.7}) {
     change = std::max(change, (zero.policy.tuned->velocity(x, time_tensor(t, x), {}) -
                                p.base->velocity(x, time_tensor(t, x), {}))
                                   .abs()
                                   .max()
                                   .item<double>());
+  }
   std::vector<VerifyRow> rows{
       {p.name, "lambda = 0: change of the velocity", 0, {change, 0}, 0, false, "exactly zero"},
       {p.name, "lambda = 0: loss", 0, {zero.first_loss, 0}, 0, false, "exactly zero"}};

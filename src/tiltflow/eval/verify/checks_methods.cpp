@@ -18,14 +18,21 @@ namespace {
 TrainedOptions trained_by(const std::string& name, std::uint64_t seed) {
   TrainedOptions o;
   o.method.name = name;
-  o.steps = 25, o.iterations = 500, o.batch = 256, o.hidden = 48, o.seed = 3 + seed;
+  o.steps = 25;
+  o.iterations = 500;
+  o.batch = 256;
+  o.hidden = 48;
+  o.seed = 3 + seed;
   return o;
 }
 
 LawTolerances usual_tolerances(double mean_fraction, double weight = 0.04) {
   LawTolerances out;
-  out.mean_fraction = mean_fraction, out.covariance_fraction = 0.2, out.weight = weight,
-  out.cost_fraction = 0.1, out.gap = 0.05;
+  out.mean_fraction = mean_fraction;
+  out.covariance_fraction = 0.2;
+  out.weight = weight;
+  out.cost_fraction = 0.1;
+  out.gap = 0.05;
   return out;
 }
 
@@ -48,8 +55,8 @@ std::vector<VerifyRow> mean_of(const std::string& what, const TrainedOptions& op
   const Estimate found = mean_estimate(
       sample_law(*control.policy.tuned, control.table, 1, kLawSamples, options.seed + 200)
           .x.flatten());
-  const double base = mean(p.base->mixture())[0].item<double>(),
-               tilted = mean(p.target.law)[0].item<double>();
+  const double base = mean(p.base->mixture())[0].item<double>();
+  const double tilted = mean(p.target.law)[0].item<double>();
   return {{cat(what, ", ", p.name), "mean", base + shift * (tilted - base), found,
            tolerance * std::abs(tilted - base) + 3 * found.se, broken, ""}};
 }
@@ -65,8 +72,10 @@ std::vector<VerifyRow> maximum_of(const std::string& what, const TrainedOptions&
   const at::Tensor x =
       sample_law(*control.policy.tuned, control.table, 1, kLawSamples, options.seed + 200)
           .x.flatten();
-  const double centre = 2, noise = control.table.steps.back().s;
-  const Estimate mean = mean_estimate(x), spread = mean_estimate((x - centre).abs());
+  const double centre = 2;
+  const double noise = control.table.steps.back().s;
+  const Estimate mean = mean_estimate(x);
+  const Estimate spread = mean_estimate((x - centre).abs());
   return {{cat(what, ", ", p.name), "mean", centre, mean, 0.1 + 3 * mean.se, broken, ""},
           {cat(what, ", ", p.name), "mean distance to the maximum", noise * std::sqrt(2 / M_PI),
            spread, spread_tolerance + 3 * spread.se, broken, ""}};
@@ -82,7 +91,8 @@ std::vector<VerifyRow> mode_share(const std::string& what, const TrainedOptions&
                         at::tensor(std::vector<double>{-2, 2}, at::kDouble).view({2, 1}), 0.4),
       linear_form(at::zeros({1}, at::kDouble)));
   RewardTerm even;
-  even.name = "log-density", even.args = {{"means", "-2; 2"}, {"deviations", "0.4"}};
+  even.name = "log-density";
+  even.args = {{"means", "-2; 2"}, {"deviations", "0.4"}};
   p.reward = std::make_shared<StateReward>(make_reward(even), identity_decoder());
   SamplerConfig sampler;
   sampler.steps = options.steps;
@@ -115,7 +125,8 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   };
   law("adjoint-matching", trained_by("adjoint-matching", seed));
   TrainedOptions coarse = trained_by("adjoint-matching", seed);
-  coarse.steps = 50, coarse.adjoint_stride = 2;
+  coarse.steps = 50;
+  coarse.adjoint_stride = 2;
   law("adjoint-matching, a Jacobian for two steps", coarse);
   coarse.adjoint_stride = 5;  // too coarse: weight and mean must show it
   tasks.push_back({"adjoint-matching, a Jacobian for five steps", [=] {
@@ -128,13 +139,15 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   law("discrete-adjoint", trained_by("discrete-adjoint", seed));
   law("basic-adjoint-matching", trained_by("basic-adjoint-matching", seed));
   TrainedOptions linear = trained_by("efficient-adjoint-matching", seed);
-  linear.method.endpoint.noisings = 16, linear.steps = 100;
+  linear.method.endpoint.noisings = 16;
+  linear.steps = 100;
   centre("efficient-adjoint-matching", linear, 1,
          0.1);  // between modes it is slow: its target moves by the local score difference only
   for (const std::string& name : path_loss_methods()) {
     TrainedOptions o = trained_by(name, seed);
-    if (name == "variance")
+    if (name == "variance") {
       o.iterations = 1500;  // its gradient fades with the weights of the paths that matter
+    }
     law(name, o);
   }
   TrainedOptions careful = trained_by("cross-entropy", seed);
@@ -142,17 +155,21 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   law("cross-entropy, trust region", careful);
   for (const char* matrices : {"constant", "exponential", "learned"}) {
     TrainedOptions socm = trained_by("socm", seed);
-    socm.method.soc.matrices = matrices, socm.steps = 50;
+    socm.method.soc.matrices = matrices;
+    socm.steps = 50;
     tasks.push_back({cat("socm, ", matrices), [=] {
                        return law_of(cat("socm, ", matrices), socm, 0.1, near_modes(), 0.06);
                      }});  // normalised weights lag behind
   }
   law("socm-adjoint", trained_by("socm-adjoint", seed));
   TrainedOptions fine = trained_by("continuous-adjoint", seed);
-  fine.steps = 75, fine.iterations = 200;  // biased by one step's noise before
+  fine.steps = 75;
+  fine.iterations = 200;  // biased by one step's noise before
   centre("continuous-adjoint, fine steps", fine, 1, 0.05);
   TrainedOptions replay = trained_by("reciprocal-adjoint-matching", seed);
-  replay.method.reciprocal.noisings = 8, replay.steps = 50, replay.iterations = 1500;
+  replay.method.reciprocal.noisings = 8;
+  replay.steps = 50;
+  replay.iterations = 1500;
   tasks.push_back(
       {"reciprocal-adjoint-matching",
        [=] { return law_of("reciprocal-adjoint-matching", replay, 0.1, unnormalised_modes()); }});
@@ -177,9 +194,11 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
                    }});
 
   TrainedOptions grpo = trained_by("flow-grpo", seed);
-  grpo.method.policy_gradient.advantage = {256, "centred", 0}, grpo.method.policy_gradient.clip = 0,
+  grpo.method.policy_gradient.advantage = {256, "centred", 0};
+  grpo.method.policy_gradient.clip = 0;
   grpo.method.policy_gradient.density = "sum";
-  grpo.method.policy_gradient.kl = 1, grpo.method.policy_gradient.kl_to_go = true,
+  grpo.method.policy_gradient.kl = 1;
+  grpo.method.policy_gradient.kl_to_go = true;
   grpo.iterations = 700;
   law("flow-grpo, kl to go", grpo, 0.1);
   TrainedOptions loose = grpo;
@@ -187,32 +206,40 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   centre("flow-grpo, kl a quarter", loose, 1, 0.15, true);
 
   TrainedOptions free = trained_by("flow-grpo", seed);
-  free.method.policy_gradient.advantage = {8, "group", 0}, free.method.policy_gradient.kl = 0,
-  free.batch = 64, free.iterations = 400;
+  free.method.policy_gradient.advantage = {8, "group", 0};
+  free.method.policy_gradient.kl = 0;
+  free.batch = 64;
+  free.iterations = 400;
   tasks.push_back({"flow-grpo, no kl", [=] { return mode_share("flow-grpo, no kl", free, true); }});
   TrainedOptions kept = free;
-  kept.modes.codes = 2, kept.modes.weight = 2;
+  kept.modes.codes = 2;
+  kept.modes.weight = 2;
   tasks.push_back({"flow-grpo, no kl, modes preserved",
                    [=] { return mode_share("flow-grpo, no kl, modes preserved", kept, false); }});
 
   TrainedOptions rwr = trained_by("rwr", seed);
-  rwr.method.endpoint.rollouts = "base", rwr.method.endpoint.noisings = 16;
+  rwr.method.endpoint.rollouts = "base";
+  rwr.method.endpoint.noisings = 16;
   law("rwr, base rollouts", rwr);
-  rwr.method.endpoint.rollouts = "policy", rwr.method.endpoint.weights = "path";
+  rwr.method.endpoint.rollouts = "policy";
+  rwr.method.endpoint.weights = "path";
   law("rwr, path weights", rwr);
   rwr.method.endpoint.weights = "reward";  // every round tilts again
   centre("rwr, policy rollouts without path weights", rwr, 1, 0.15, true);
 
   TrainedOptions ram = trained_by("ram", seed);
-  ram.method.endpoint.advantage = {256, "centred", 0}, ram.method.endpoint.noisings = 16,
+  ram.method.endpoint.advantage = {256, "centred", 0};
+  ram.method.endpoint.noisings = 16;
   ram.steps = 100;
   centre("ram (exact on a Gaussian with a linear reward)", ram, 1, 0.1);
   ram.method.endpoint.strength = 2;
   centre("ram, twice the strength", ram, 2, 0.1);
 
   TrainedOptions awm = trained_by("advantage-weighted-matching", seed);
-  awm.method.endpoint.advantage = {256, "centred", 0}, awm.method.endpoint.noisings = 16,
-  awm.method.endpoint.preserve = 1, awm.steps = 100;
+  awm.method.endpoint.advantage = {256, "centred", 0};
+  awm.method.endpoint.noisings = 16;
+  awm.method.endpoint.preserve = 1;
+  awm.steps = 100;
   centre("advantage-weighted-matching, preserve 1", awm, 1, 0.1);
   awm.method.endpoint.preserve = 0.5;
   centre("advantage-weighted-matching, preserve 0.5", awm, 2, 0.1);
@@ -223,8 +250,10 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   const auto one_step = [&](const std::string& name, std::int64_t group,
                             const std::string& advantage, double clip) {
     TrainedOptions o = trained_by(name, seed);
-    o.method.endpoint.rollouts = "base", o.method.endpoint.advantage = {group, advantage, clip},
-    o.method.endpoint.noisings = 16, o.steps = 100;
+    o.method.endpoint.rollouts = "base";
+    o.method.endpoint.advantage = {group, advantage, clip};
+    o.method.endpoint.noisings = 16;
+    o.steps = 100;
     return o;
   };
   TrainedOptions nft =
@@ -247,11 +276,14 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
          one_step("best-of-group", 2, "group", 0), 1.0294 / (1.5 * 0.7), 0.1, true);
 
   TrainedOptions draft = trained_by("draft", seed);
-  draft.method.direct.last = 0, draft.method.direct.kl = 1;
+  draft.method.direct.last = 0;
+  draft.method.direct.kl = 1;
   law("draft, all steps, kl 1", draft);
-  draft.method.direct.kl = 0, draft.iterations = 150;
+  draft.method.direct.kl = 0;
+  draft.iterations = 150;
   centre("draft, all steps, no cost", draft, 1, 0.3, true);
-  draft.method.direct.last = 1, draft.method.direct.kl = 1;
+  draft.method.direct.last = 1;
+  draft.method.direct.kl = 1;
   centre("draft, last step only, kl 1", draft, 1, 0.15, true);
 
   // The reward's own maximum, where nothing holds them back.
@@ -264,7 +296,8 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
          [=] { return maximum_of(name + ", no cost", loose_end, predicts ? 0.3 : 0.05, false); }});
   }
   TrainedOptions held = trained_by("draft", seed);
-  held.method.direct.last = 0, held.method.direct.kl = 1;
+  held.method.direct.last = 0;
+  held.method.direct.kl = 1;
   tasks.push_back({"draft with its cost, not to the maximum",
                    [=] { return maximum_of("draft, all steps, kl 1", held, 0.3, true); }});
 
@@ -275,7 +308,8 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
         std::string("trajectory-balance"), std::string("cross-entropy"), std::string("socm"),
         std::string("socm-adjoint"), std::string("efficient-adjoint-matching")}) {
     TrainedOptions weak = trained_by(name, seed);
-    weak.reward_scale = 0.6, weak.iterations = 250;
+    weak.reward_scale = 0.6;
+    weak.iterations = 250;
     centre(cat(name, ", six tenths of the reward"), weak, 1, 0.2, true);
   }
 
@@ -302,7 +336,10 @@ std::vector<VerifyTask> method_checks(std::uint64_t seed) {
   }
   const auto in_wells = [&](const std::string& name) {
     TrainedOptions o = trained_by(name, seed);
-    o.iterations = 600, o.batch = 512, o.hidden = 64, o.learning_rate = 1e-2;
+    o.iterations = 600;
+    o.batch = 512;
+    o.hidden = 64;
+    o.learning_rate = 1e-2;
     return o;
   };
   for (const auto& [name, tolerance] : std::map<std::string, double>{{"adjoint-matching", 0.13},

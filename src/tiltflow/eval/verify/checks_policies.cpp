@@ -31,7 +31,10 @@ TransitionTable table_40(const Path& path) {
 
 TrainedOptions options_of(std::uint64_t seed) {
   TrainedOptions options;
-  options.steps = 40, options.iterations = 600, options.batch = 384, options.seed = 5 + seed;
+  options.steps = 40;
+  options.iterations = 600;
+  options.batch = 384;
+  options.seed = 5 + seed;
   return options;
 }
 
@@ -42,8 +45,8 @@ std::vector<VerifyRow> chain_rows(const std::string& name, const VelocityField& 
                                   std::uint64_t seed, bool control) {
   const at::NoGradGuard no_grad;
   const Condition one{at::full({1}, label, at::kLong)};
-  const ChainOptimum best = affine_chain_optimum(base, one, form, table),
-                     plain = affine_chain_law(base, one, form, table);
+  const ChainOptimum best = affine_chain_optimum(base, one, form, table);
+  const ChainOptimum plain = affine_chain_law(base, one, form, table);
   const std::int64_t d = form.linear.size(0);
   const RandomStreams streams(seed);
   const at::Tensor x_0 = prior_sample(streams, 0, 0, kLawSamples, {d}, at::kDouble);
@@ -52,9 +55,10 @@ std::vector<VerifyRow> chain_rows(const std::string& name, const VelocityField& 
   keep.keep_states = keep.keep_velocities = true;
   const Trajectory path = rollout(tuned, table, x_0, labels, keyed_noise(streams, 0, 0, x_0), keep);
   at::Tensor cost = at::zeros({kLawSamples}, at::kDouble);
-  for (std::size_t k = 0; k < table.steps.size(); ++k)
+  for (std::size_t k = 0; k < table.steps.size(); ++k) {
     cost += control_cost(table.steps[k], path.velocities[k],
                          base.velocity(path.states[k], time_tensor(table.steps[k].t, x_0), labels));
+  }
   const at::Tensor shift = best.mean - plain.mean;
   const double size = shift.norm().item<double>();
   const Estimate along = mean_estimate(at::matmul(path.last - plain.mean, shift / size));
@@ -103,13 +107,14 @@ std::vector<VerifyRow> guidance_rows(std::uint64_t seed) {
   const LabelsOfStep labels = [](std::int64_t) { return fixed_label(0); };
   for (const bool full : {true, false}) {
     Policy policy = control_policy(model, path, {"mlp", 64, 2}, RandomStreams(7));
-    if (full)
-      policy.base = guided(policy.base, guidance, 1),
+    if (full) {
+      policy.base = guided(policy.base, guidance, 1);
       policy.tuned = guided(policy.tuned, guidance, 1);
-    else
+    } else {
       policy.rollout = guided(policy.tuned, guidance, 1);
-    const auto base = full ? policy.base : guided(policy.base, guidance, 1),
-               tuned = full ? policy.tuned : guided(policy.tuned, guidance, 1);
+    }
+    const auto base = full ? policy.base : guided(policy.base, guidance, 1);
+    const auto tuned = full ? policy.tuned : guided(policy.tuned, guidance, 1);
     train_policy(policy, reward_of(form, *path), *path, table, labels, 2, 0, options_of(seed));
     const auto found =
         chain_rows(full ? "guidance 2.5 everywhere" : "guidance 2.5 in rollouts only", *tuned,
@@ -153,13 +158,18 @@ std::vector<VerifyRow> lora_rows(std::uint64_t seed) {
   const ExactProblem p = near_modes();
   const MlpConfig shape{1, 64, 2, 6};
   PolicyConfig config;
-  config.kind = "lora", config.rank = 8, config.alpha = 8, config.targets = {"layers.*"};
+  config.kind = "lora";
+  config.rank = 8;
+  config.alpha = 8;
+  config.targets = {"layers.*"};
   const auto side = make_mlp(shape, init_mlp(shape, RandomStreams(9)));
   Policy policy = lora_policy(*side, config, RandomStreams(9));
-  policy.base = p.base, policy.tuned = std::make_shared<SumField>(p.base, policy.tuned, p.path);
+  policy.base = p.base;
+  policy.tuned = std::make_shared<SumField>(p.base, policy.tuned, p.path);
   const TransitionTable table = table_40(*p.path);
   TrainedOptions options = options_of(seed);
-  options.iterations = 900, options.batch = 512;
+  options.iterations = 900;
+  options.batch = 512;
   train_policy(
       policy, *p.reward, *p.path, table, [](std::int64_t) { return no_labels(); }, 1,
       p.target.log_z, options);

@@ -77,7 +77,8 @@ ControlProblem ornstein_uhlenbeck(bool quadratic, int steps) {
   constexpr std::int64_t d = 4;
   ControlProblem p;
   p.name = quadratic ? "ou-quadratic" : "ou-linear";
-  p.dimension = d, p.table = euler_steps(steps);
+  p.dimension = d;
+  p.table = euler_steps(steps);
   const RandomStreams streams(7);
   const at::Tensor a = at::eye(d, at::kDouble) * -0.6 +
                        streams.normal(Purpose::kExact, 0, 0, 0, d, {d}, at::kDouble) * 0.3;
@@ -91,17 +92,17 @@ ControlProblem ornstein_uhlenbeck(bool quadratic, int steps) {
           : end_reward(
                 [slope](const at::Tensor& x) { return at::matmul(x, slope.to(x.scalar_type())); });
   const double h = 1.0 / steps;
-  const at::Tensor f = at::eye(d, at::kDouble) + a * h,
-                   identity = at::eye(d, at::kDouble);  // X_{k+1} = F X_k + sqrt(h) xi
+  const at::Tensor f = at::eye(d, at::kDouble) + a * h;
+  const at::Tensor identity = at::eye(d, at::kDouble);  // X_{k+1} = F X_k + sqrt(h) xi
   // V_k = -1/2 x^T P_k x + q_k . x: the pairs of k+1, by Gaussian integrals from the end.
   std::vector<std::pair<at::Tensor, at::Tensor>> values(p.table.steps.size());
-  at::Tensor big_p = quadratic ? identity * kCurvature : at::zeros({d, d}, at::kDouble),
-             q = quadratic ? at::zeros({d}, at::kDouble) : slope.clone();
+  at::Tensor big_p = quadratic ? identity * kCurvature : at::zeros({d, d}, at::kDouble);
+  at::Tensor q = quadratic ? at::zeros({d}, at::kDouble) : slope.clone();
   for (std::size_t k = p.table.steps.size(); k-- > 0;) {
     values[k] = {big_p, q};
     if (k == 0) break;
     const at::Tensor gain = at::linalg_inv(identity + big_p * h);
-    q = at::matmul(f.t(), at::matmul(gain, q)),
+    q = at::matmul(f.t(), at::matmul(gain, q));
     big_p = at::matmul(f.t(), at::matmul(gain, at::matmul(big_p, f)));
   }
   p.optimal_shift = [values, f, identity, h](std::size_t k, const at::Tensor& x) {
@@ -116,9 +117,13 @@ ControlProblem ornstein_uhlenbeck(bool quadratic, int steps) {
 ControlProblem double_well(int steps) {
   constexpr std::int64_t d = 10;
   ControlProblem p;
-  p.name = "double-well", p.dimension = d, p.table = euler_steps(steps);
-  const at::Tensor kappa = at::ones({d}, at::kDouble), nu = at::ones({d}, at::kDouble);
-  kappa.narrow(0, 0, 3).fill_(5), nu.narrow(0, 0, 3).fill_(3);
+  p.name = "double-well";
+  p.dimension = d;
+  p.table = euler_steps(steps);
+  const at::Tensor kappa = at::ones({d}, at::kDouble);
+  const at::Tensor nu = at::ones({d}, at::kDouble);
+  kappa.narrow(0, 0, 3).fill_(5);
+  nu.narrow(0, 0, 3).fill_(3);
   p.drift = std::make_shared<Drift>([kappa](const at::Tensor& x) {
     return x * (1 - x.square()) * (kappa * 4).to(x.scalar_type());
   });
@@ -130,32 +135,37 @@ ControlProblem double_well(int steps) {
   };
   // Dimensions are independent; two kinds of them. Optimal mean of y given x: E[y e^V(y)] /
   // E[e^V(y)], y ~ N(x + h b(x), h), on a grid.
-  const double h = 1.0 / steps, low = -3, high = 3;
+  const double h = 1.0 / steps;
+  const double low = -3;
+  const double high = 3;
   constexpr std::int64_t kPoints = 1201;
   const double spacing = (high - low) / static_cast<double>(kPoints - 1);
   const at::Tensor grid = at::linspace(low, high, kPoints, at::kDouble);
   std::vector<std::vector<at::Tensor>> shifts(2);  // kind -> step -> shift on the grid
   for (int kind = 0; kind < 2; ++kind) {
-    const double stiff = kind == 0 ? 5 : 1, cost = kind == 0 ? 3 : 1;
+    const double stiff = kind == 0 ? 5 : 1;
+    const double cost = kind == 0 ? 3 : 1;
     const at::Tensor mean = grid + grid * (1 - grid.square()) * (4 * stiff * h);
     const at::Tensor log_kernel = (grid.unsqueeze(0) - mean.unsqueeze(1)).square() * (-0.5 / h);
     at::Tensor value = (grid.square() - 1).square() * -cost;
     shifts[static_cast<std::size_t>(kind)].resize(p.table.steps.size());
     for (std::size_t k = p.table.steps.size(); k-- > 1;) {
-      const at::Tensor joint = log_kernel + value.unsqueeze(0), weights = at::softmax(joint, 1);
+      const at::Tensor joint = log_kernel + value.unsqueeze(0);
+      const at::Tensor weights = at::softmax(joint, 1);
       shifts[static_cast<std::size_t>(kind)][k] = at::matmul(weights, grid) - mean;
       value = joint.logsumexp(1) - log_kernel.logsumexp(1);
     }
   }
   p.optimal_shift = [shifts, low, spacing](std::size_t k, const at::Tensor& x) {
-    const at::Tensor place = ((x.to(at::kDouble) - low) / spacing)
-                                 .clamp(0, static_cast<double>(kPoints - 1) - 1e-9),
-                     below = place.floor().to(at::kLong), part = place - below;
+    const at::Tensor place =
+        ((x.to(at::kDouble) - low) / spacing).clamp(0, static_cast<double>(kPoints - 1) - 1e-9);
+    const at::Tensor below = place.floor().to(at::kLong);
+    const at::Tensor part = place - below;
     std::vector<at::Tensor> columns;
     for (std::int64_t i = 0; i < d; ++i) {
       const at::Tensor& s = shifts[i < 3 ? 0 : 1][k];
-      const at::Tensor at_low = s.index_select(0, below.select(1, i)),
-                       at_high = s.index_select(0, below.select(1, i) + 1);
+      const at::Tensor at_low = s.index_select(0, below.select(1, i));
+      const at::Tensor at_high = s.index_select(0, below.select(1, i) + 1);
       columns.push_back(at_low + part.select(1, i) * (at_high - at_low));
     }
     return at::stack(columns, 1);
@@ -168,8 +178,9 @@ TrainedDrift train_drift(ControlProblem problem, const TrainedOptions& options) 
   const MlpConfig shape{out.problem.dimension * (out.problem.reward_gradient ? 2 : 1),
                         options.hidden, options.depth, 6};
   ParameterSet weights;
-  for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(options.seed)))
+  for (const auto& [name, tensor] : init_mlp(shape, RandomStreams(options.seed))) {
     weights.add(name, tensor.clone().requires_grad_(true));
+  }
   out.policy.trainable = weights;
   out.policy.base = out.problem.drift;
   out.policy.tuned = std::make_shared<WithNetwork>(out.problem.drift, make_mlp(shape, weights),
@@ -194,16 +205,19 @@ Estimate control_error(const TrainedDrift& trained, std::int64_t n, std::uint64_
   const at::Tensor x_0 = prior_sample(streams, 0, 0, n, {trained.problem.dimension});
   const Trajectory path = rollout(*trained.policy.tuned, trained.problem.table, x_0, {},
                                   keyed_noise(streams, 0, 0, x_0), keep);
-  at::Tensor error = at::zeros({n}, at::kDouble), size = at::zeros({n}, at::kDouble);
+  at::Tensor error = at::zeros({n}, at::kDouble);
+  at::Tensor size = at::zeros({n}, at::kDouble);
   for (std::size_t k = 1; k < trained.problem.table.steps.size(); ++k) {
     const Transition& s = trained.problem.table.steps[k];
-    const at::Tensor &x = path.states[k], t = time_tensor(s.t, x);
-    const at::Tensor shift = (trained.policy.tuned->velocity(x, t, {}) -
-                              trained.policy.base->velocity(x, t, {}))
-                                 .to(at::kDouble) *
-                             s.c,
-                     wanted = trained.problem.optimal_shift(k, x);
-    error += (shift - wanted).square().sum(1), size += wanted.square().sum(1);
+    const at::Tensor& x = path.states[k];
+    const at::Tensor t = time_tensor(s.t, x);
+    const at::Tensor shift =
+        (trained.policy.tuned->velocity(x, t, {}) - trained.policy.base->velocity(x, t, {}))
+            .to(at::kDouble) *
+        s.c;
+    const at::Tensor wanted = trained.problem.optimal_shift(k, x);
+    error += (shift - wanted).square().sum(1);
+    size += wanted.square().sum(1);
   }
   const double scale = size.mean().item<double>();
   const Estimate e = mean_estimate(error / scale);

@@ -49,7 +49,8 @@ std::vector<VerifyRow> law_rows(const ExactProblem& problem, const std::string& 
     const Estimate weight = tilted_weight(problem, law.x, &exact);
     add("mode weight", exact, weight, tolerances.weight);
   }
-  const at::Tensor exact_mean = mean(target), shift = exact_mean - mean(problem.base->mixture());
+  const at::Tensor exact_mean = mean(target);
+  const at::Tensor shift = exact_mean - mean(problem.base->mixture());
   if (problem.dimension() == 1) {
     add("mean", exact_mean[0].item<double>(), mean_estimate(law.x.flatten()),
         tolerances.mean_fraction *
@@ -66,8 +67,8 @@ std::vector<VerifyRow> law_rows(const ExactProblem& problem, const std::string& 
       add("mean along the shift, of the chain's optimum", best, mean_estimate(along), 0.02 * size);
     }
   }
-  const at::Tensor exact_cov = covariance(target),
-                   found_cov = at::cov(law.x.t()).reshape_as(exact_cov);
+  const at::Tensor exact_cov = covariance(target);
+  const at::Tensor found_cov = at::cov(law.x.t()).reshape_as(exact_cov);
   const double d = static_cast<double>(problem.dimension());
   add("|cov - cov*| / |cov*|", 0,
       {((found_cov - exact_cov).norm() / exact_cov.norm()).item<double>(),
@@ -86,9 +87,10 @@ std::vector<VerifyRow> law_rows(const ExactProblem& problem, const std::string& 
     const RandomStreams streams(99);
     const at::Tensor directions =
         streams.normal(Purpose::kProbe, 1, 0, 0, 256, {problem.dimension()}, at::kDouble);
-    const at::Tensor one = sample(target, streams, 1, n), two = sample(target, streams, 2, n);
-    const double floor = sliced_wasserstein(one, two, directions),
-                 found = sliced_wasserstein(law.x.narrow(0, 0, n), one, directions);
+    const at::Tensor one = sample(target, streams, 1, n);
+    const at::Tensor two = sample(target, streams, 2, n);
+    const double floor = sliced_wasserstein(one, two, directions);
+    const double found = sliced_wasserstein(law.x.narrow(0, 0, n), one, directions);
     const double scale = std::sqrt(exact_cov.trace().item<double>() / d);
     // A mode whose weight is off by w, as the mode weight's tolerance allows, costs sqrt(w) times
     // the way to the next mode.

@@ -66,17 +66,19 @@ ExactProblem plane_modes(bool quadratic) {
       numbers({0.40, 0.12, 0.12, 0.35, 0.35, -0.10, -0.10, 0.45, 0.45, 0.0, 0.0, 0.30})
           .view({3, 2, 2});
   GaussianMixture base{numbers({0.3, 0.4, 0.3}), means, covariances};
-  if (quadratic)
+  if (quadratic) {
     return make_problem(
         "2-D three modes, quadratic r", std::move(base),
         quadratic_form(numbers({0.6, 0.1, 0.1, 0.4}).view({2, 2}), numbers({0.5, 0.8})));
+  }
   return make_problem("2-D three modes, linear r", std::move(base),
                       linear_form(numbers({0.5, 0.6})));
 }
 
 ExactProblem unnormalised_modes() {
   RewardTerm term;
-  term.name = "log-density", term.over_normal = true;
+  term.name = "log-density";
+  term.over_normal = true;
   term.args = {{"weights", "0.3 0.7"}, {"means", "-0.5 0.3; 0.6 -0.4"}, {"deviations", "0.6 0.7"}};
   ExactProblem p =
       make_problem("unnormalised modes",
@@ -95,9 +97,10 @@ ExactProblem unnormalised_modes() {
 
 ExactProblem line_gaussian(bool quadratic, const std::string& path) {
   GaussianMixture base = isotropic_mixture(numbers({1}), numbers({0.5}).view({1, 1}), 0.7);
-  if (quadratic)
+  if (quadratic) {
     return make_problem("1-D Gaussian, quadratic r", std::move(base),
                         quadratic_form(numbers({1.5}).view({1, 1}), numbers({2})), path);
+  }
   return make_problem("1-D Gaussian, linear r", std::move(base), linear_form(numbers({1.5})), path);
 }
 
@@ -109,9 +112,10 @@ ExactProblem wide_gaussian(std::int64_t d, bool quadratic) {
   const at::Tensor mean = streams.normal(Purpose::kExact, 0, 8, 0, 1, {d}, at::kDouble)[0] * 0.5;
   const at::Tensor slope = streams.normal(Purpose::kExact, 0, 9, 0, 1, {d}, at::kDouble)[0];
   GaussianMixture base{numbers({1}), mean.unsqueeze(0), covariance.unsqueeze(0)};
-  if (quadratic)
+  if (quadratic) {
     return make_problem(cat(d, "-D Gaussian, quadratic r"), std::move(base),
                         quadratic_form(at::eye(d, at::kDouble) * 0.5, slope / slope.norm() * 1.5));
+  }
   return make_problem(cat(d, "-D Gaussian, linear r"), std::move(base),
                       linear_form(slope / slope.norm() * 1.5));
 }

@@ -23,7 +23,8 @@ VerifyReport run_verify(const VerifyOptions& options) {
                 policy_checks(options.full, options.seed),
                 negative_controls(options.full, options.seed)};
   }
-  constexpr std::size_t kFirstTrained = 3, kLastTrained = 4;
+  constexpr std::size_t kFirstTrained = 3;
+  constexpr std::size_t kLastTrained = 4;
   std::vector<VerifyTask> tasks;
   std::vector<std::size_t> order, others;
   std::vector<std::string> names;
@@ -36,11 +37,12 @@ VerifyReport run_verify(const VerifyOptions& options) {
     }
   }
   order.insert(order.end(), others.begin(), others.end());
-  if (tasks.empty())
+  if (tasks.empty()) {
     fail(ErrorKind::kUsage,
          cat("no task of the suite has '", options.only, "' in its name",
              did_you_mean(options.only, names)),
          cat("tasks: ", join(names, "; ")));
+  }
 
   std::vector<std::vector<VerifyRow>> results(tasks.size());
   std::mutex mutex;
@@ -51,8 +53,9 @@ VerifyReport run_verify(const VerifyOptions& options) {
     results[task] = tasks[task].run();
     const std::lock_guard lock(mutex);
     ++done;
-    if (options.finished)
+    if (options.finished) {
       options.finished(done, static_cast<int>(tasks.size()), tasks[task].name, results[task]);
+    }
   });
   VerifyReport report;
   report.suite = options.methods ? "methods" : options.full ? "full" : "quick";

@@ -26,10 +26,12 @@ std::string verdict(const VerifyRow& row) {
 }  // namespace
 
 std::string table_text(const std::vector<VerifyRow>& rows) {
-  std::size_t problem = 8, quantity = 8;
-  for (const VerifyRow& row : rows)
-    problem = std::max(problem, row.problem.size()),
+  std::size_t problem = 8;
+  std::size_t quantity = 8;
+  for (const VerifyRow& row : rows) {
+    problem = std::max(problem, row.problem.size());
     quantity = std::max(quantity, row.quantity.size());
+  }
   const auto line = [&](const std::string& a, const std::string& b, const std::string& c,
                         const std::string& d, const std::string& e, const std::string& f) {
     return cat(pad_right(a, problem + 2), pad_right(b, quantity + 2), pad_left(c, 11),
@@ -78,13 +80,14 @@ nlohmann::ordered_json to_json(const VerifyReport& report) {
                            {"remark", row.remark}});
   }
   if (report.suite == "methods") {
-    for (const MethodListing& m : method_listing())
+    for (const MethodListing& m : method_listing()) {
       out["methods"].push_back({{"name", m.name},
                                 {"samples", m.samples},
                                 {"reward_gradient", m.reward_gradient()},
                                 {"calls", m.calls},
                                 {"needs", m.needs},
                                 {"paper", m.paper}});
+    }
   }
   return out;
 }

@@ -18,8 +18,9 @@ TabularField::TabularField(std::shared_ptr<const VelocityField> base, std::vecto
       table_(at::zeros({static_cast<std::int64_t>(times_.size()), nodes}, at::kDouble)) {}
 
 std::int64_t TabularField::step_of(double t) const {
-  for (std::size_t k = 0; k < times_.size(); ++k)
+  for (std::size_t k = 0; k < times_.size(); ++k) {
     if (std::abs(times_[k] - t) < 1e-9) return static_cast<std::int64_t>(k);
+  }
   fail(ErrorKind::kFailure, cat("the tabular control has no entry for t = ", t));
 }
 
@@ -30,8 +31,8 @@ at::Tensor TabularField::velocity(const at::Tensor& x, const at::Tensor& t,
   const at::Tensor position =
       ((x.flatten() - low_) * (static_cast<double>(nodes - 1) / (high_ - low_)))
           .clamp(0, static_cast<double>(nodes - 1));
-  const at::Tensor floor = position.floor().clamp_max(static_cast<double>(nodes - 2)),
-                   weight = position - floor;
+  const at::Tensor floor = position.floor().clamp_max(static_cast<double>(nodes - 2));
+  const at::Tensor weight = position - floor;
   const at::Tensor left = floor.to(at::kLong);
   const at::Tensor control =
       row.index_select(0, left) * (1 - weight) + row.index_select(0, left + 1) * weight;
@@ -42,8 +43,11 @@ TabularVariant sound_variant(const TransitionTable& table) { return {table, tabl
 
 namespace {
 
-constexpr double kLow = -7, kHigh = 7;
-constexpr int kNodes = 701, kQuadrature = 49, kSweeps = 60;
+constexpr double kLow = -7;
+constexpr double kHigh = 7;
+constexpr int kNodes = 701;
+constexpr int kQuadrature = 49;
+constexpr int kSweeps = 60;
 
 // Linear interpolation on the nodes, constant outside.
 double interpolate(const std::vector<double>& values, double x) {
@@ -58,9 +62,11 @@ double interpolate(const std::vector<double>& values, double x) {
 // E f(center + s xi): the trapezoidal rule, spectrally accurate against a Gaussian.
 double expectation(const std::vector<double>& values, double center, double s) {
   if (s == 0) return interpolate(values, center);
-  double sum = 0, mass = 0;
+  double sum = 0;
+  double mass = 0;
   for (int i = 0; i < kQuadrature; ++i) {
-    const double xi = -5.5 + 11.0 * i / (kQuadrature - 1), w = std::exp(-0.5 * xi * xi);
+    const double xi = -5.5 + 11.0 * i / (kQuadrature - 1);
+    const double w = std::exp(-0.5 * xi * xi);
     sum += w * interpolate(values, center + s * xi);
     mass += w;
   }
@@ -85,9 +91,11 @@ std::shared_ptr<TabularField> solve_tabular(const ExactProblem& problem,
   const std::vector<double> x = to_vector(nodes);
   std::vector<double> A = to_vector(-problem.reward->score_and_gradient(nodes, {}).gradient);
   for (std::size_t k = steps.size(); k-- > 0;) {
-    const Transition &s = steps[k], &adjoint = variant.adjoint_table.steps[k];
+    const Transition& s = steps[k];
+    const Transition& adjoint = variant.adjoint_table.steps[k];
     const Vjp pass = problem.base->vjp(nodes, time_tensor(s.t, nodes), {}, at::ones_like(nodes));
-    const std::vector<double> v = to_vector(pass.velocity), slope = to_vector(pass.input_gradient);
+    const std::vector<double> v = to_vector(pass.velocity);
+    const std::vector<double> slope = to_vector(pass.input_gradient);
     const double h = (k + 1 < steps.size() ? steps[k + 1].t : variant.rollout_table.t_end) - s.t;
     std::vector<double> delta(kNodes, 0), expected(kNodes, 0);
     for (std::size_t i = 0; i < kNodes; ++i) {
@@ -105,7 +113,8 @@ std::shared_ptr<TabularField> solve_tabular(const ExactProblem& problem,
     for (std::size_t i = 0; i < kNodes; ++i) {
       double factor = adjoint.p + adjoint.c * slope[i];
       if (variant.tuned_jacobian) {
-        const std::size_t left = i == 0 ? 0 : i - 1, right = i + 1 == kNodes ? i : i + 1;
+        const std::size_t left = i == 0 ? 0 : i - 1;
+        const std::size_t right = i + 1 == kNodes ? i : i + 1;
         factor += (delta[right] - delta[left]) / (x[right] - x[left]);
       }
       A[i] = factor * expected[i];

@@ -26,18 +26,20 @@ std::pair<double, double> train_policy(const Policy& policy, const StateReward& 
   AdamW optimizer(optimizer_config, policy.trainable);
   WeightAverage average(policy.trainable, 0.97);
   std::optional<ModePreservation> modes;
-  if (options.modes.codes > 0)
+  if (options.modes.codes > 0) {
     modes.emplace(options.modes, std::vector<std::int64_t>{dimension}, 0, options.seed);
+  }
   std::pair<double, double> losses;
   for (std::int64_t i = 0; i < options.iterations; ++i) {
     const at::AutoGradMode grad(true);
     const LabelSource labels = labels_of(i);
     FinetuneContext context{policy, reward,      path,       table, streams,
                             labels, {dimension}, at::kFloat, log_z};
-    if (modes)
+    if (modes) {
       context.bonus = [&](const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& of) {
         return modes->bonus(x_0, x_1, of);
       };
+    }
     if (modes && modes->due(i)) modes->refresh(context, i);
     method->begin_step(context, i, 0);
     const LossReport report =
@@ -66,7 +68,7 @@ TrainedControl train_control(const ExactProblem& problem, const TrainedOptions& 
   std::shared_ptr<const StateReward> reward = problem.reward;
   if (options.reward_scale != 1) {
     QuadraticForm form = problem.form;
-    form.linear = form.linear * options.reward_scale,
+    form.linear = form.linear * options.reward_scale;
     form.curvature = form.curvature * options.reward_scale;
     reward = make_problem("scaled", problem.base->mixture(), form, problem.path->name()).reward;
   }

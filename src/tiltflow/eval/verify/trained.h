@@ -9,10 +9,15 @@ namespace tiltflow {
 
 struct TrainedOptions {
   int steps = 40;  // of the sampler
-  std::int64_t iterations = 300, batch = 256, hidden = 64, depth = 2;
+  std::int64_t iterations = 300;
+  std::int64_t batch = 256;
+  std::int64_t hidden = 64;
+  std::int64_t depth = 2;
   std::int64_t loss_steps = 0;  // 0: all
   std::int64_t adjoint_stride = 1;
-  double learning_rate = 5e-3, reward_scale = 1, path_weighting = 0;
+  double learning_rate = 5e-3;
+  double reward_scale = 1;
+  double path_weighting = 0;
   ModesConfig modes;
   MethodConfig
       method;  // Adjoint Matching takes loss_steps, path_weighting and adjoint_stride from above
@@ -30,7 +35,8 @@ std::pair<double, double> train_policy(const Policy& policy, const StateReward& 
 struct TrainedControl {
   Policy policy;
   TransitionTable table;
-  double first_loss = 0, last_loss = 0;
+  double first_loss = 0;
+  double last_loss = 0;
 };
 
 // A small MLP beside the analytic base.

@@ -20,9 +20,10 @@
 namespace tiltflow {
 
 void LayerContext::inspect(const at::Tensor& y, const std::string& name) const {
-  if (check && !at::isfinite(y).all().item<bool>())
+  if (check && !at::isfinite(y).all().item<bool>()) {
     fail(ErrorKind::kNonFinite, cat("the autoencoder's layer ", name, " gives NaN or infinity"),
          "decode in fp32, or check the latents' scale");
+  }
 }
 
 at::Tensor convolve(const LayerContext& c, const std::string& name, const at::Tensor& x,
@@ -30,8 +31,9 @@ at::Tensor convolve(const LayerContext& c, const std::string& name, const at::Te
   const at::Tensor& weight = c.p.at(name + ".weight");
   const at::Tensor bias = c.p.contains(name + ".bias") ? c.p.at(name + ".bias") : at::Tensor();
   const std::int64_t padding = padded ? 0 : weight.size(2) / 2;
-  if (c.runtime.precision != MatmulPrecision::kBf16)
+  if (c.runtime.precision != MatmulPrecision::kBf16) {
     return at::conv2d(x, weight, bias, stride, padding);
+  }
   const at::Tensor y = at::conv2d(x.to(at::kBFloat16), weight.to(at::kBFloat16),
                                   bias.defined() ? bias.to(at::kBFloat16) : bias, stride, padding);
   return y.to(x.scalar_type());
@@ -39,8 +41,9 @@ at::Tensor convolve(const LayerContext& c, const std::string& name, const at::Te
 
 at::Tensor block(const LayerContext& c, const at::Tensor& x,
                  const std::function<at::Tensor(const at::Tensor&)>& body) {
-  if (!c.runtime.activation_checkpointing || !at::GradMode::is_enabled() || !x.requires_grad())
+  if (!c.runtime.activation_checkpointing || !at::GradMode::is_enabled() || !x.requires_grad()) {
     return body(x);
+  }
   return checkpoint([body](const std::vector<at::Tensor>& in) { return body(in[0]); }, {x});
 }
 
@@ -56,9 +59,10 @@ Moments Autoencoder::encode(const at::Tensor& images) const {
 }
 
 at::Tensor Autoencoder::decode(const at::Tensor& given) const {
-  if (given.dim() != 4 || given.size(1) != latent_channels())
+  if (given.dim() != 4 || given.size(1) != latent_channels()) {
     fail(ErrorKind::kConfig, cat("the autoencoder decodes ", latent_channels(),
                                  "-channel latents, not ", shape_text(given.sizes())));
+  }
   const at::Tensor latent = beside(parameters().begin()->second, given);
   const std::int64_t slice = runtime_.slice > 0 ? runtime_.slice : latent.size(0);
   std::vector<at::Tensor> parts;
@@ -78,16 +82,18 @@ at::Tensor Autoencoder::decode(const at::Tensor& given) const {
 
 // Tiles overlap by a quarter; weights rise linearly from every inner border.
 at::Tensor Autoencoder::decode_tiled(const at::Tensor& latent) const {
-  const std::int64_t tile = runtime_.tile, overlap = std::max<std::int64_t>(1, tile / 4),
-                     step = tile - overlap, f = downscale();
+  const std::int64_t tile = runtime_.tile;
+  const std::int64_t overlap = std::max<std::int64_t>(1, tile / 4);
+  const std::int64_t step = tile - overlap;
+  const std::int64_t f = downscale();
   const auto starts = [&](std::int64_t size) {
     std::vector<std::int64_t> out{0};
     while (out.back() + tile < size) out.push_back(std::min(out.back() + step, size - tile));
     return out;
   };
   const auto ramp = [&](std::int64_t start, std::int64_t length, std::int64_t size) {
-    const at::Tensor i = at::arange(length * f).to(at::kFloat),
-                     edge = at::full({}, static_cast<double>(overlap * f));
+    const at::Tensor i = at::arange(length * f).to(at::kFloat);
+    const at::Tensor edge = at::full({}, static_cast<double>(overlap * f));
     at::Tensor w = at::ones({length * f});
     if (start > 0) w = at::minimum(w, (i + 1) / edge);
     if (start + length < size) w = at::minimum(w, (static_cast<double>(length * f) - i) / edge);
@@ -96,15 +102,15 @@ at::Tensor Autoencoder::decode_tiled(const at::Tensor& latent) const {
   at::Tensor sum, total;
   for (const std::int64_t y : starts(latent.size(2))) {
     for (const std::int64_t x : starts(latent.size(3))) {
-      const std::int64_t height = std::min(tile, latent.size(2)),
-                         width = std::min(tile, latent.size(3));
+      const std::int64_t height = std::min(tile, latent.size(2));
+      const std::int64_t width = std::min(tile, latent.size(3));
       const at::Tensor image = decode_batch(latent.narrow(2, y, height).narrow(3, x, width), false);
       const at::Tensor weight = beside(latent, ramp(y, height, latent.size(2)).unsqueeze(1) *
                                                    ramp(x, width, latent.size(3)).unsqueeze(0));
       const std::vector<std::int64_t> pad{x * f, (latent.size(3) - x - width) * f, y * f,
                                           (latent.size(2) - y - height) * f};
-      const at::Tensor part = at::constant_pad_nd(image * weight, pad),
-                       mass = at::constant_pad_nd(weight, pad);
+      const at::Tensor part = at::constant_pad_nd(image * weight, pad);
+      const at::Tensor mass = at::constant_pad_nd(weight, pad);
       sum = sum.defined() ? sum + part : part;
       total = total.defined() ? total + mass : mass;
     }
@@ -121,9 +127,10 @@ double number(const std::map<std::string, std::string>& args, const Json& config
   if (const auto given = args.find(key); given != args.end()) {
     char* end = nullptr;
     const double value = std::strtod(given->second.c_str(), &end);
-    if (given->second.empty() || *end || !std::isfinite(value))
+    if (given->second.empty() || *end || !std::isfinite(value)) {
       fail(ErrorKind::kConfig,
            cat("autoencoder argument ", key, " = '", given->second, "': expected a number"));
+    }
     return value;
   }
   return config.contains(key) && config[key].is_number() ? config[key].get<double>() : fallback;
@@ -134,24 +141,30 @@ KlLayout layout_of(const ParameterSet& t, double groups, const std::string& wher
   KlLayout l;
   l.widths.clear();
   const auto size = [&](const std::string& name, std::int64_t dimension) {
-    if (!t.contains(name))
+    if (!t.contains(name)) {
       fail(ErrorKind::kBadFile,
            cat(where, ": not an autoencoder tiltflow knows ('", name, "' is missing)"),
            "AutoencoderKL or AutoencoderTiny in the names of diffusers");
+    }
     return t.at(name).size(dimension);
   };
-  for (int i = 0; t.contains(cat("encoder.down_blocks.", i, ".resnets.0.conv1.weight")); ++i)
+  for (int i = 0; t.contains(cat("encoder.down_blocks.", i, ".resnets.0.conv1.weight")); ++i) {
     l.widths.push_back(size(cat("encoder.down_blocks.", i, ".resnets.0.conv1.weight"), 0));
-  l.latent = size("decoder.conv_in.weight", 1), l.in = size("encoder.conv_in.weight", 1),
+  }
+  l.latent = size("decoder.conv_in.weight", 1);
+  l.in = size("encoder.conv_in.weight", 1);
   l.out = size("decoder.conv_out.weight", 0);
-  if (l.widths.empty() || l.widths.size() > 16)
+  if (l.widths.empty() || l.widths.size() > 16) {
     fail(ErrorKind::kBadFile, cat(where, ": an autoencoder with ", l.widths.size(), " stages"));
+  }
   l.blocks = 0;
   while (t.contains(cat("encoder.down_blocks.0.resnets.", l.blocks, ".conv1.weight"))) ++l.blocks;
-  l.quant = t.contains("quant_conv.weight"), l.post_quant = t.contains("post_quant_conv.weight");
+  l.quant = t.contains("quant_conv.weight");
+  l.post_quant = t.contains("post_quant_conv.weight");
   l.mid_attention = t.contains("encoder.mid_block.attentions.0.group_norm.weight");
-  if (!(groups >= 1) || groups != std::floor(groups) || groups > 4096)
+  if (!(groups >= 1) || groups != std::floor(groups) || groups > 4096) {
     fail(ErrorKind::kConfig, cat("norm_num_groups ", groups, " is not a positive whole number"));
+  }
   l.groups = static_cast<std::int64_t>(groups);
   return l;
 }
@@ -164,12 +177,14 @@ std::shared_ptr<const Autoencoder> load_autoencoder(const std::filesystem::path&
                                                     at::ScalarType dtype) {
   for (const auto& [key, value] : args) {
     const std::vector<std::string> known{"scaling_factor", "shift_factor", "norm_num_groups"};
-    if (std::find(known.begin(), known.end(), key) == known.end())
+    if (std::find(known.begin(), known.end(), key) == known.end()) {
       fail(ErrorKind::kConfig,
            cat("an autoencoder has no argument '", key, "'", did_you_mean(key, known)),
            "known: " + join(known, ", "));
+    }
   }
-  std::filesystem::path folder = path, file = path;
+  std::filesystem::path folder = path;
+  std::filesystem::path file = path;
   if (std::filesystem::is_directory(path)) {
     if (std::filesystem::exists(path / "model_index.json")) folder = path / "vae";
     file = find_weights(folder, {"diffusion_pytorch_model"});
@@ -179,8 +194,9 @@ std::shared_ptr<const Autoencoder> load_autoencoder(const std::filesystem::path&
   Json config;
   if (std::filesystem::exists(folder / "config.json")) {
     config = Json::parse(read_file(folder / "config.json", std::size_t{1} << 24), nullptr, false);
-    if (!config.is_object())
+    if (!config.is_object()) {
       fail(ErrorKind::kBadFile, cat((folder / "config.json").string(), ": not a JSON object"));
+    }
   }
   const TensorFile content = read_tensors(file);
   if (!content.tensors.contains("decoder.layers.0.weight") &&
@@ -189,10 +205,12 @@ std::shared_ptr<const Autoencoder> load_autoencoder(const std::filesystem::path&
                  "AutoencoderKL or AutoencoderTiny in the names of diffusers");
   }
   ParameterSet tensors;
-  for (const auto& [name, tensor] : content.tensors)
+  for (const auto& [name, tensor] : content.tensors) {
     tensors.add(name, to_compute_device(tensor.is_floating_point() ? tensor.to(dtype) : tensor));
-  for (const auto& [name, tensor] : tensors)
+  }
+  for (const auto& [name, tensor] : tensors) {
     require_finite(tensor, cat(file.string(), ": tensor '", name, "'"));
+  }
   const bool tiny = tensors.contains("decoder.layers.0.weight");
   std::shared_ptr<Autoencoder> out =
       tiny ? make_tiny(std::move(tensors), runtime, file.string())
@@ -200,8 +218,9 @@ std::shared_ptr<const Autoencoder> load_autoencoder(const std::filesystem::path&
                      tensors, runtime, file.string());
   out->scale = number(args, config, "scaling_factor", tiny ? 1.0 : 0.18215);
   out->shift = number(args, config, "shift_factor", 0);
-  if (!(out->scale > 0))
+  if (!(out->scale > 0)) {
     fail(ErrorKind::kConfig, cat("scaling_factor ", out->scale, " must be positive"));
+  }
   return out;
 }
 

@@ -43,7 +43,8 @@ class Autoencoder {
   virtual const ParameterSet& parameters() const = 0;
   virtual std::string kind() const = 0;  // "kl" or "tiny"
 
-  double scale = 1, shift = 0;
+  double scale = 1;
+  double shift = 0;
   at::Tensor to_scaled(const at::Tensor& raw) const;
   at::Tensor from_scaled(const at::Tensor& scaled) const;
 
@@ -73,7 +74,8 @@ struct AutoencoderConfig {
       args;  // override scaling_factor, shift_factor, norm_num_groups
   std::string precision = "fp32";
   bool activation_checkpointing = true;
-  std::int64_t slice = 1, tile = 0;
+  std::int64_t slice = 1;
+  std::int64_t tile = 0;
 };
 void bind(Fields& f, AutoencoderConfig& c);
 std::shared_ptr<const Autoencoder> load_autoencoder(const AutoencoderConfig& config);

@@ -25,12 +25,14 @@ class AutoencoderKl final : public Autoencoder {
     at::Tensor h = convolve(c, "encoder.conv_in", images);
     for (std::size_t i = 0; i < layout_.widths.size(); ++i) {
       const std::string stage = cat("encoder.down_blocks.", i);
-      for (std::int64_t j = 0; j < layout_.blocks; ++j)
+      for (std::int64_t j = 0; j < layout_.blocks; ++j) {
         h = residual(c, cat(stage, ".resnets.", j), h);
+      }
       // Padded on the right and below only, as the original
-      if (i + 1 < layout_.widths.size())
+      if (i + 1 < layout_.widths.size()) {
         h = convolve(c, stage + ".downsamplers.0.conv", at::constant_pad_nd(h, {0, 1, 0, 1}), 2,
                      /*padded=*/true);
+      }
     }
     h = finish(c, "encoder", middle(c, "encoder", h));
     if (layout_.quant) h = convolve(c, "quant_conv", h);
@@ -45,8 +47,9 @@ class AutoencoderKl final : public Autoencoder {
     h = middle(c, "decoder", convolve(c, "decoder.conv_in", h));
     for (std::size_t i = 0; i < layout_.widths.size(); ++i) {
       const std::string stage = cat("decoder.up_blocks.", i);
-      for (std::int64_t j = 0; j <= layout_.blocks; ++j)
+      for (std::int64_t j = 0; j <= layout_.blocks; ++j) {
         h = residual(c, cat(stage, ".resnets.", j), h);
+      }
       if (i + 1 == layout_.widths.size()) break;
       h = block(c, h, [c, stage](const at::Tensor& x) {
         return convolve(c, stage + ".upsamplers.0.conv",
@@ -77,7 +80,10 @@ class AutoencoderKl final : public Autoencoder {
   at::Tensor attention(const LayerContext& c, const std::string& name,
                        const at::Tensor& input) const {
     const at::Tensor y = block(c, input, [this, c, name](const at::Tensor& x) {
-      const std::int64_t n = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
+      const std::int64_t n = x.size(0);
+      const std::int64_t channels = x.size(1);
+      const std::int64_t height = x.size(2);
+      const std::int64_t width = x.size(3);
       const at::Tensor h =
           norm(c, name + ".group_norm", x).flatten(2).transpose(1, 2);  // [N, HW, C]
       const auto linear = [&](const char* part, const at::Tensor& v) {
@@ -116,49 +122,60 @@ ParameterSet expected_tensors(const KlLayout& l) {
   };  // shapes only, no memory
   const auto conv = [&](const std::string& name, std::int64_t to, std::int64_t from,
                         std::int64_t side) {
-    out.add(name + ".weight", meta({to, from, side, side})), out.add(name + ".bias", meta({to}));
+    out.add(name + ".weight", meta({to, from, side, side}));
+    out.add(name + ".bias", meta({to}));
   };
   const auto norm = [&](const std::string& name, std::int64_t width) {
-    out.add(name + ".weight", meta({width})), out.add(name + ".bias", meta({width}));
+    out.add(name + ".weight", meta({width}));
+    out.add(name + ".bias", meta({width}));
   };
   const auto residual = [&](const std::string& name, std::int64_t from, std::int64_t to) {
-    norm(name + ".norm1", from), conv(name + ".conv1", to, from, 3), norm(name + ".norm2", to),
-        conv(name + ".conv2", to, to, 3);
+    norm(name + ".norm1", from);
+    conv(name + ".conv1", to, from, 3);
+    norm(name + ".norm2", to);
+    conv(name + ".conv2", to, to, 3);
     if (from != to) conv(name + ".conv_shortcut", to, from, 1);
   };
   const std::size_t stages = l.widths.size();
   const auto middle = [&](const std::string& half) {
     const std::int64_t width = l.widths.back();
-    residual(half + ".mid_block.resnets.0", width, width),
-        residual(half + ".mid_block.resnets.1", width, width);
+    residual(half + ".mid_block.resnets.0", width, width);
+    residual(half + ".mid_block.resnets.1", width, width);
     if (!l.mid_attention) return;
     const std::string name = half + ".mid_block.attentions.0";
     norm(name + ".group_norm", width);
-    for (const char* part : {"to_q", "to_k", "to_v", "to_out.0"})
-      out.add(cat(name, ".", part, ".weight"), meta({width, width})),
-          out.add(cat(name, ".", part, ".bias"), meta({width}));
+    for (const char* part : {"to_q", "to_k", "to_v", "to_out.0"}) {
+      out.add(cat(name, ".", part, ".weight"), meta({width, width}));
+      out.add(cat(name, ".", part, ".bias"), meta({width}));
+    }
   };
   conv("encoder.conv_in", l.widths[0], l.in, 3);
   std::int64_t from = l.widths[0];
   for (std::size_t i = 0; i < stages; ++i) {
-    for (std::int64_t j = 0; j < l.blocks; ++j)
-      residual(cat("encoder.down_blocks.", i, ".resnets.", j), from, l.widths[i]),
-          from = l.widths[i];
+    for (std::int64_t j = 0; j < l.blocks; ++j) {
+      residual(cat("encoder.down_blocks.", i, ".resnets.", j), from, l.widths[i]);
+      from = l.widths[i];
+    }
     if (i + 1 < stages) conv(cat("encoder.down_blocks.", i, ".downsamplers.0.conv"), from, from, 3);
   }
-  middle("encoder"), norm("encoder.conv_norm_out", from),
-      conv("encoder.conv_out", 2 * l.latent, from, 3);
+  middle("encoder");
+  norm("encoder.conv_norm_out", from);
+  conv("encoder.conv_out", 2 * l.latent, from, 3);
   if (l.quant) conv("quant_conv", 2 * l.latent, 2 * l.latent, 1);
   if (l.post_quant) conv("post_quant_conv", l.latent, l.latent, 1);
-  conv("decoder.conv_in", l.widths.back(), l.latent, 3), middle("decoder");
+  conv("decoder.conv_in", l.widths.back(), l.latent, 3);
+  middle("decoder");
   from = l.widths.back();
   for (std::size_t i = 0; i < stages; ++i) {
     const std::int64_t to = l.widths[stages - 1 - i];
-    for (std::int64_t j = 0; j <= l.blocks; ++j)
-      residual(cat("decoder.up_blocks.", i, ".resnets.", j), from, to), from = to;
+    for (std::int64_t j = 0; j <= l.blocks; ++j) {
+      residual(cat("decoder.up_blocks.", i, ".resnets.", j), from, to);
+      from = to;
+    }
     if (i + 1 < stages) conv(cat("decoder.up_blocks.", i, ".upsamplers.0.conv"), to, to, 3);
   }
-  norm("decoder.conv_norm_out", from), conv("decoder.conv_out", l.out, from, 3);
+  norm("decoder.conv_norm_out", from);
+  conv("decoder.conv_out", l.out, from, 3);
   return out;
 }
 
@@ -173,8 +190,9 @@ ParameterSet with_new_names(const ParameterSet& source) {
                                    {".value.", ".to_v."},
                                    {".proj_attn.", ".to_out.0."}}) {
       const std::size_t at = fresh.find(old);
-      if (at != std::string::npos && fresh.find(".attentions.") != std::string::npos)
+      if (at != std::string::npos && fresh.find(".attentions.") != std::string::npos) {
         fresh = fresh.substr(0, at) + now + fresh.substr(at + std::string(old).size());
+      }
     }
     const bool square = tensor.dim() == 4 && tensor.size(2) == 1 && tensor.size(3) == 1 &&
                         fresh.find(".attentions.") != std::string::npos;
@@ -187,11 +205,13 @@ ParameterSet with_new_names(const ParameterSet& source) {
 
 std::shared_ptr<Autoencoder> make_kl(const KlLayout& layout, ParameterSet parameters,
                                      AutoencoderRuntime runtime, const std::string& where) {
-  for (const std::int64_t width : layout.widths)
-    if (width % layout.groups != 0)
+  for (const std::int64_t width : layout.widths) {
+    if (width % layout.groups != 0) {
       fail(ErrorKind::kBadFile,
            cat(where, ": ", width, " channels do not divide into ", layout.groups, " groups"),
            "give norm_num_groups");
+    }
+  }
   ParameterSet named = with_new_names(parameters);
   require_fit(expected_tensors(layout), named, where);
   return std::make_shared<AutoencoderKl>(layout, std::move(named), runtime);

@@ -28,8 +28,14 @@ at::Tensor block(const LayerContext& c, const at::Tensor& x,
 // Tensors an autoencoder of a given layout consists of (shapes only); for require_fit.
 struct KlLayout {
   std::vector<std::int64_t> widths{128, 256, 512, 512};
-  std::int64_t blocks = 2, latent = 4, in = 3, out = 3, groups = 32;
-  bool quant = true, post_quant = true, mid_attention = true;
+  std::int64_t blocks = 2;
+  std::int64_t latent = 4;
+  std::int64_t in = 3;
+  std::int64_t out = 3;
+  std::int64_t groups = 32;
+  bool quant = true;
+  bool post_quant = true;
+  bool mid_attention = true;
 };
 
 std::shared_ptr<Autoencoder> make_kl(const KlLayout& layout, ParameterSet parameters,

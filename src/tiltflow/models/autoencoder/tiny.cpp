@@ -23,8 +23,9 @@ class AutoencoderTiny final : public Autoencoder {
         }
       }
     }
-    for (long long i = 1; i < last_encoder_; ++i)
+    for (long long i = 1; i < last_encoder_; ++i) {
       if (strided(cat("encoder.layers.", i))) downscale_ *= 2;
+    }
   }
   std::int64_t latent_channels() const override { return p_.at("decoder.layers.0.weight").size(1); }
   std::int64_t downscale() const override { return downscale_; }
@@ -49,14 +50,15 @@ class AutoencoderTiny final : public Autoencoder {
     at::Tensor h = (latent / kMagnitude).tanh() * kMagnitude;
     for (long long i = 0; i <= last_decoder_; ++i) {
       const std::string name = cat("decoder.layers.", i);
-      if (p_.contains(name + ".conv.0.weight"))
+      if (p_.contains(name + ".conv.0.weight")) {
         h = residual(c, name, h);
-      else if (p_.contains(name + ".weight"))
+      } else if (p_.contains(name + ".weight")) {
         h = convolve(c, name, h);
-      else if (i == 1)
+      } else if (i == 1) {
         h = at::relu(h);
-      else
+      } else {
         h = at::upsample_nearest2d(h, {2 * h.size(2), 2 * h.size(3)});
+      }
       c.inspect(h, name);
     }
     return h * 2 - 1;
@@ -77,7 +79,8 @@ class AutoencoderTiny final : public Autoencoder {
     });
   }
   ParameterSet p_;
-  long long last_encoder_ = 0, last_decoder_ = 0;
+  long long last_encoder_ = 0;
+  long long last_decoder_ = 0;
   std::int64_t downscale_ = 1;
 };
 
@@ -87,13 +90,16 @@ std::shared_ptr<Autoencoder> make_tiny(ParameterSet parameters, AutoencoderRunti
                                        const std::string& where) {
   for (const auto& [name, tensor] : parameters) {
     const bool known = starts_with(name, "encoder.layers.") || starts_with(name, "decoder.layers.");
-    if (!known || (ends_with(name, ".weight") && tensor.dim() != 4))
+    if (!known || (ends_with(name, ".weight") && tensor.dim() != 4)) {
       fail(ErrorKind::kBadFile,
            cat(where, ": unexpected tensor '", name, "' in a tiny autoencoder"));
+    }
   }
-  for (const char* first : {"encoder.layers.0.weight", "decoder.layers.0.weight"})
-    if (!parameters.contains(first))
+  for (const char* first : {"encoder.layers.0.weight", "decoder.layers.0.weight"}) {
+    if (!parameters.contains(first)) {
       fail(ErrorKind::kBadFile, cat(where, ": missing tensor '", first, "'"));
+    }
+  }
   return std::make_shared<AutoencoderTiny>(std::move(parameters), runtime);
 }
 

@@ -10,9 +10,10 @@ namespace tiltflow {
 
 Classifier::Classifier(ClassifierConfig config, ParameterSet parameters)
     : config_(config), parameters_(std::move(parameters)) {
-  if (config_.input_size % 4)
+  if (config_.input_size % 4) {
     fail(ErrorKind::kConfig,
          cat("classifier: input_size ", config_.input_size, " is not a multiple of 4"));
+  }
   require_fit(init_classifier(config_, RandomStreams(0)), parameters_, "classifier checkpoint");
 }
 
@@ -49,23 +50,25 @@ ClassifierConfig classifier_config_from_args(const std::map<std::string, std::st
   for (const auto& [key, text] : args) {
     char* end = nullptr;
     const long long value = std::strtoll(text.c_str(), &end, 10);
-    if (text.empty() || *end || value < 1 || value > (1 << 20))
+    if (text.empty() || *end || value < 1 || value > (1 << 20)) {
       fail(ErrorKind::kConfig,
            cat("classifier argument ", key, " = '", text, "': expected a positive integer"));
-    if (key == "input_size")
+    }
+    if (key == "input_size") {
       config.input_size = value;
-    else if (key == "in_channels")
+    } else if (key == "in_channels") {
       config.in_channels = value;
-    else if (key == "width")
+    } else if (key == "width") {
       config.width = value;
-    else if (key == "features")
+    } else if (key == "features") {
       config.features = value;
-    else if (key == "num_classes")
+    } else if (key == "num_classes") {
       config.num_classes = value;
-    else
+    } else {
       fail(ErrorKind::kConfig, cat("the classifier has no argument '", key, "'",
                                    did_you_mean(key, {"input_size", "in_channels", "width",
                                                       "features", "num_classes"})));
+    }
   }
   return config;
 }

@@ -14,7 +14,11 @@
 namespace tiltflow {
 
 struct ClassifierConfig {
-  std::int64_t input_size = 28, in_channels = 1, width = 24, features = 84, num_classes = 10;
+  std::int64_t input_size = 28;
+  std::int64_t in_channels = 1;
+  std::int64_t width = 24;
+  std::int64_t features = 84;
+  std::int64_t num_classes = 10;
 };
 
 // conv 3x3 (width) - SiLU - average pool - conv 3x3 (2 width) - SiLU - average pool - conv 3x3 (2

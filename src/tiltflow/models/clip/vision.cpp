@@ -17,8 +17,8 @@
 namespace tiltflow {
 namespace {
 
-constexpr double kMean[3] = {0.48145466, 0.4578275, 0.40821073},
-                 kDeviation[3] = {0.26862954, 0.26130258, 0.27577711};
+constexpr double kMean[3] = {0.48145466, 0.4578275, 0.40821073};
+constexpr double kDeviation[3] = {0.26862954, 0.26130258, 0.27577711};
 constexpr double kLayerNormEpsilon = 1e-5;
 const std::string kTower = "vision_model.";
 
@@ -26,20 +26,24 @@ ParameterSet expected_tensors(const ClipVisionConfig& c) {
   ParameterSet out;
   const auto meta = [](at::IntArrayRef shape) { return at::empty({1}).expand(shape); };
   const auto pair = [&](const std::string& name, std::int64_t rows, std::int64_t in = 0) {
-    out.add(name + ".weight", in ? meta({rows, in}) : meta({rows})),
-        out.add(name + ".bias", meta({rows}));
+    out.add(name + ".weight", in ? meta({rows, in}) : meta({rows}));
+    out.add(name + ".bias", meta({rows}));
   };
   const std::int64_t side = c.image_size / c.patch;
   out.add(kTower + "embeddings.class_embedding", meta({c.width}));
   out.add(kTower + "embeddings.patch_embedding.weight", meta({c.width, 3, c.patch, c.patch}));
   out.add(kTower + "embeddings.position_embedding.weight", meta({side * side + 1, c.width}));
-  pair(kTower + "pre_layrnorm", c.width), pair(kTower + "post_layernorm", c.width);
+  pair(kTower + "pre_layrnorm", c.width);
+  pair(kTower + "post_layernorm", c.width);
   for (std::int64_t i = 0; i < c.layers; ++i) {
     const std::string name = cat(kTower, "encoder.layers.", i, ".");
-    pair(name + "layer_norm1", c.width), pair(name + "layer_norm2", c.width);
-    for (const char* part : {"q_proj", "k_proj", "v_proj", "out_proj"})
+    pair(name + "layer_norm1", c.width);
+    pair(name + "layer_norm2", c.width);
+    for (const char* part : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
       pair(cat(name, "self_attn.", part), c.width, c.width);
-    pair(name + "mlp.fc1", c.mlp, c.width), pair(name + "mlp.fc2", c.width, c.mlp);
+    }
+    pair(name + "mlp.fc1", c.mlp, c.width);
+    pair(name + "mlp.fc2", c.width, c.mlp);
   }
   out.add("visual_projection.weight", meta({c.projection, c.width}));
   return out;
@@ -57,14 +61,16 @@ ParameterSet vision_tensors(const ParameterSet& file) {
         file.contains("embeddings.patch_embedding.weight");  // newer files leave the prefix out
     for (const auto& [name, tensor] : file) {
       if (ends_with(name, "position_ids")) continue;
-      if (starts_with(name, kTower) || name == "visual_projection.weight")
+      if (starts_with(name, kTower) || name == "visual_projection.weight") {
         add(name, tensor);
-      else if (bare)
+      } else if (bare) {
         add(kTower + name, tensor);
+      }
     }
     return out;
   }
-  const std::string visual = "visual.", blocks = "visual.transformer.resblocks.";
+  const std::string visual = "visual.";
+  const std::string blocks = "visual.transformer.resblocks.";
   for (const auto& [name, tensor] : file) {
     if (!starts_with(name, visual)) continue;
     if (name == "visual.proj") {
@@ -84,15 +90,18 @@ ParameterSet vision_tensors(const ParameterSet& file) {
       }
       continue;
     }
-    const std::string rest = name.substr(blocks.size()), index = rest.substr(0, rest.find('.')),
-                      part = rest.substr(std::min(rest.size(), index.size() + 1));
+    const std::string rest = name.substr(blocks.size());
+    const std::string index = rest.substr(0, rest.find('.'));
+    const std::string part = rest.substr(std::min(rest.size(), index.size() + 1));
     const std::string target = cat(kTower, "encoder.layers.", index, ".");
     if (starts_with(part, "attn.in_proj_")) {
       const std::vector<at::Tensor> qkv = tensor.chunk(3, 0);
       const char* const names[3] = {"q_proj", "k_proj", "v_proj"};
-      if (qkv.size() == 3)
-        for (std::size_t j = 0; j < 3; ++j)
+      if (qkv.size() == 3) {
+        for (std::size_t j = 0; j < 3; ++j) {
           add(cat(target, "self_attn.", names[j], ".", part.substr(13)), qkv[j]);
+        }
+      }
       continue;
     }
     for (const auto& [old, now] : {std::pair{"attn.out_proj.", "self_attn.out_proj."},
@@ -116,13 +125,15 @@ at::Tensor norm(const ParameterSet& p, const std::string& name, const at::Tensor
 ClipVision::ClipVision(ClipVisionConfig config, ParameterSet parameters, const std::string& where,
                        MatmulPrecision precision)
     : config_(std::move(config)), p_(std::move(parameters)), precision_(precision) {
-  if (config_.heads < 1 || config_.width % config_.heads != 0)
+  if (config_.heads < 1 || config_.width % config_.heads != 0) {
     fail(ErrorKind::kConfig,
          cat(where, ": ", config_.width, " channels do not divide into ", config_.heads, " heads"),
          "give num_heads");
-  if (config_.activation != "quick_gelu" && config_.activation != "gelu")
+  }
+  if (config_.activation != "quick_gelu" && config_.activation != "gelu") {
     fail(ErrorKind::kConfig, cat(where, ": activation '", config_.activation, "' is unknown"),
          "quick_gelu or gelu");
+  }
   require_fit(expected_tensors(config_), p_, where);
 }
 
@@ -131,8 +142,9 @@ at::Tensor ClipVision::layer(std::int64_t i, const at::Tensor& input) const {
   const auto linear = [&](const std::string& part, const at::Tensor& x) {
     return linear_in(precision_, x, p_.at(name + part + ".weight"), p_.at(name + part + ".bias"));
   };
-  const std::int64_t n = input.size(0), tokens = input.size(1),
-                     head = config_.width / config_.heads;
+  const std::int64_t n = input.size(0);
+  const std::int64_t tokens = input.size(1);
+  const std::int64_t head = config_.width / config_.heads;
   const at::Tensor h = norm(p_, name + "layer_norm1", input);
   const auto split = [&](const char* part) {
     return linear(cat("self_attn.", part), h)
@@ -150,9 +162,10 @@ at::Tensor ClipVision::layer(std::int64_t i, const at::Tensor& input) const {
 
 at::Tensor ClipVision::embed(const at::Tensor& pixels) const {
   if (pixels.dim() != 4 || pixels.size(1) != 3 || pixels.size(2) != config_.image_size ||
-      pixels.size(3) != config_.image_size)
+      pixels.size(3) != config_.image_size) {
     fail(ErrorKind::kConfig, cat("CLIP takes 3 x ", config_.image_size, " x ", config_.image_size,
                                  " pixels, not ", shape_text(pixels.sizes())));
+  }
   const at::Tensor patches =
       at::conv2d(beside(p_.at("visual_projection.weight"), pixels),
                  p_.at(kTower + "embeddings.patch_embedding.weight"), {}, config_.patch)
@@ -175,8 +188,10 @@ at::Tensor ClipVision::embed_images(const at::Tensor& images) const {
 
 at::Tensor clip_preprocess(const at::Tensor& images, std::int64_t size) {
   at::Tensor x = images.size(1) == 1 ? images.expand({-1, 3, -1, -1}) : images;
-  const std::int64_t height = x.size(2), width = x.size(3), small = std::min(height, width),
-                     large = std::max(height, width);
+  const std::int64_t height = x.size(2);
+  const std::int64_t width = x.size(3);
+  const std::int64_t small = std::min(height, width);
+  const std::int64_t large = std::max(height, width);
   if (small != size) {
     const std::int64_t grown = size * large / small;
     const std::vector<std::int64_t> to =
@@ -198,11 +213,13 @@ at::Tensor clip_preprocess(const at::Tensor& images, std::int64_t size) {
 std::shared_ptr<const ClipVision> load_clip_vision(const std::filesystem::path& path,
                                                    const std::map<std::string, std::string>& args,
                                                    MatmulPrecision precision) {
-  for (const auto& [key, value] : args)
-    if (key != "num_heads" && key != "activation")
+  for (const auto& [key, value] : args) {
+    if (key != "num_heads" && key != "activation") {
       fail(ErrorKind::kConfig,
            cat("CLIP has no argument '", key, "'", did_you_mean(key, {"num_heads", "activation"})),
            "known: num_heads, activation");
+    }
+  }
   std::filesystem::path file = path;
   if (std::filesystem::is_directory(path)) {
     file = find_weights(path,
@@ -211,26 +228,32 @@ std::shared_ptr<const ClipVision> load_clip_vision(const std::filesystem::path& 
   const std::string where = file.string();
   const TensorFile content = read_tensors(file);
   const ParameterSet tensors = vision_tensors(content.tensors);
-  if (tensors.empty())
+  if (tensors.empty()) {
     refuse_model(file, content, "a CLIP image tower",
                  "names of Hugging Face, OpenAI and open_clip are known");
-  for (const auto& [name, tensor] : tensors)
+  }
+  for (const auto& [name, tensor] : tensors) {
     require_finite(tensor, cat(where, ": tensor '", name, "'"));
+  }
   const auto tensor = [&](const std::string& name, std::int64_t dim) {
-    if (!tensors.contains(name) || tensors.at(name).dim() != dim)
+    if (!tensors.contains(name) || tensors.at(name).dim() != dim) {
       fail(ErrorKind::kBadFile, cat(where, ": no CLIP image tower ('", name, "' is missing)"),
            "Hugging Face, OpenAI and open_clip names are known");
+    }
     return tensors.at(name);
   };
   ClipVisionConfig c;
   const at::Tensor patch = tensor(kTower + "embeddings.patch_embedding.weight", 4);
-  c.width = patch.size(0), c.patch = patch.size(2);
+  c.width = patch.size(0);
+  c.patch = patch.size(2);
   const auto side = static_cast<std::int64_t>(std::llround(std::sqrt(static_cast<double>(
       tensor(kTower + "embeddings.position_embedding.weight", 2).size(0) - 1))));
-  c.image_size = side * c.patch, c.projection = tensor("visual_projection.weight", 2).size(0);
+  c.image_size = side * c.patch;
+  c.projection = tensor("visual_projection.weight", 2).size(0);
   c.layers = 0;
-  while (tensors.contains(cat(kTower, "encoder.layers.", c.layers, ".layer_norm1.weight")))
+  while (tensors.contains(cat(kTower, "encoder.layers.", c.layers, ".layer_norm1.weight"))) {
     ++c.layers;
+  }
   c.mlp = tensor(kTower + "encoder.layers.0.mlp.fc1.weight", 2).size(0);
   c.heads = std::max<std::int64_t>(1, c.width / 64);
   const std::filesystem::path beside = file.parent_path() / "config.json";
@@ -242,15 +265,17 @@ std::shared_ptr<const ClipVision> load_clip_vision(const std::filesystem::path& 
     nlohmann::json config =
         nlohmann::json::parse(read_file(beside, std::size_t{1} << 24), nullptr, false);
     if (config.is_object() && config.contains("vision_config")) config = config["vision_config"];
-    if (!config.is_object())
+    if (!config.is_object()) {
       fail(ErrorKind::kBadFile, cat(beside.string(), ": not a CLIP configuration"));
+    }
     // Keys a published configuration leaves out take the library's defaults, 12 heads and
     // quick_gelu.
-    c.heads = config.value("num_attention_heads", std::int64_t{12}),
+    c.heads = config.value("num_attention_heads", std::int64_t{12});
     c.activation = config.value("hidden_act", "quick_gelu");
   }
-  if (const auto found = args.find("num_heads"); found != args.end())
+  if (const auto found = args.find("num_heads"); found != args.end()) {
     c.heads = std::strtoll(found->second.c_str(), nullptr, 10);
+  }
   if (const auto found = args.find("activation"); found != args.end()) c.activation = found->second;
   return std::make_shared<ClipVision>(c, tensors, where, precision);
 }

@@ -16,8 +16,13 @@
 namespace tiltflow {
 
 struct ClipVisionConfig {
-  std::int64_t width = 1024, layers = 24, heads = 16, patch = 14, image_size = 224, mlp = 4096,
-               projection = 768;
+  std::int64_t width = 1024;
+  std::int64_t layers = 24;
+  std::int64_t heads = 16;
+  std::int64_t patch = 14;
+  std::int64_t image_size = 224;
+  std::int64_t mlp = 4096;
+  std::int64_t projection = 768;
   std::string activation = "quick_gelu";  // quick_gelu (OpenAI's weights) or gelu
 };
 

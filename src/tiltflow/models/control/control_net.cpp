@@ -10,7 +10,8 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::int64_t kFeatures = 128, kGroups = 8;
+constexpr std::int64_t kFeatures = 128;
+constexpr std::int64_t kGroups = 8;
 // Sinusoids see 1000 t: with t itself the slow ones would hardly move between noise and data.
 constexpr double kTimeScale = 1000;
 
@@ -37,7 +38,8 @@ at::Tensor conditioning(const ParameterSet& p, const at::Tensor& t, const Condit
 at::Tensor modulate(const ParameterSet& p, const std::string& name, const at::Tensor& h,
                     const at::Tensor& c) {
   std::vector<std::int64_t> shape(static_cast<std::size_t>(h.dim()), 1);
-  shape[0] = h.size(0), shape[1] = h.size(1);
+  shape[0] = h.size(0);
+  shape[1] = h.size(1);
   const std::vector<at::Tensor> both = linear(p, name, c).chunk(2, 1);
   return h * (both[0].reshape(shape) + 1) + both[1].reshape(shape);
 }
@@ -51,12 +53,14 @@ const std::vector<std::string>& control_kinds() {
 
 ParameterSet init_control(const ControlConfig& c, const std::vector<std::int64_t>& shape,
                           std::int64_t classes, const RandomStreams& streams) {
-  if (c.kind == "conv" && shape.size() != 3)
+  if (c.kind == "conv" && shape.size() != 3) {
     fail(ErrorKind::kConfig, "a convolutional control needs images",
          "use control kind mlp or lowrank");
-  if (c.kind == "conv" && c.width % kGroups != 0)
+  }
+  if (c.kind == "conv" && c.width % kGroups != 0) {
     fail(ErrorKind::kConfig,
          cat("control.width ", c.width, " must be a multiple of ", kGroups, " for conv"));
+  }
   std::int64_t d = 1;
   for (const std::int64_t size : shape) d *= size;
   ParameterSet out;
@@ -66,9 +70,11 @@ ParameterSet init_control(const ControlConfig& c, const std::vector<std::int64_t
                                    : fan_in_uniform(streams, "control." + name, {rows, in}, in));
     out.add(name + ".bias", at::zeros({rows}));
   };
-  dense("time.0", c.width, kFeatures), dense("time.2", c.width, c.width);
-  if (classes > 0)
+  dense("time.0", c.width, kFeatures);
+  dense("time.2", c.width, c.width);
+  if (classes > 0) {
     out.add("labels.weight", normal_init(streams, "control.labels", {classes + 1, c.width}, 0.02));
+  }
   if (c.kind == "lowrank") {
     out.add("down.weight", fan_in_uniform(streams, "control.down", {c.width, d}, d));
     dense("modulation", 2 * c.width, c.width);
@@ -83,20 +89,21 @@ ParameterSet init_control(const ControlConfig& c, const std::vector<std::int64_t
       out.add(name + ".weight",
               fan_in_uniform(streams, "control." + name, {c.width, in, 3, 3}, in * 9));
       out.add(name + ".bias", at::zeros({c.width}));
-      out.add(cat("norms.", i, ".weight"), at::ones({c.width})),
-          out.add(cat("norms.", i, ".bias"), at::zeros({c.width}));
+      out.add(cat("norms.", i, ".weight"), at::ones({c.width}));
+      out.add(cat("norms.", i, ".bias"), at::zeros({c.width}));
     } else {
       dense(name, c.width, in);
     }
     dense(cat("modulation.", i), 2 * c.width, c.width);
   }
-  if (conv)
-    out.add("output.weight", at::zeros({shape[0], c.width, 3, 3})),
-        out.add("output.bias", at::zeros({shape[0]}));
-  else if (c.kind == "potential")
+  if (conv) {
+    out.add("output.weight", at::zeros({shape[0], c.width, 3, 3}));
+    out.add("output.bias", at::zeros({shape[0]}));
+  } else if (c.kind == "potential") {
     out.add("output.weight", at::zeros({1, c.width}));  // a bias would have no gradient
-  else
+  } else {
     dense("output", d, c.width, true);
+  }
   return out;
 }
 
@@ -105,8 +112,8 @@ namespace {
 // What the last layer answers: like x, or [N, 1] of potential.
 at::Tensor network_output(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x,
                           const at::Tensor& t, const Condition& condition) {
-  const at::Tensor state = beside(p.at("time.0.weight"), x.to(p.at("time.0.weight").scalar_type())),
-                   cond = conditioning(p, t, condition);
+  const at::Tensor state = beside(p.at("time.0.weight"), x.to(p.at("time.0.weight").scalar_type()));
+  const at::Tensor cond = conditioning(p, t, condition);
   if (c.kind == "lowrank") {
     const at::Tensor middle =
         modulate(p, "modulation", at::matmul(state.flatten(1), p.at("down.weight").t()), cond);
@@ -138,8 +145,9 @@ at::Tensor control_potential(const ControlConfig& c, const ParameterSet& p, cons
 
 at::Tensor control_output(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x,
                           const at::Tensor& t, const Condition& condition) {
-  if (c.kind != "potential")
+  if (c.kind != "potential") {
     return beside(x, network_output(c, p, x, t, condition).reshape(x.sizes()).to(x.scalar_type()));
+  }
   const bool graph = at::GradMode::is_enabled();
   const at::AutoGradMode grad(true);
   const at::Tensor state = graph && x.requires_grad() ? x : x.detach().set_requires_grad(true);

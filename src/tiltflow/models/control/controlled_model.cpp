@@ -9,7 +9,8 @@
 
 namespace tiltflow {
 namespace {
-const std::string kBase = "base.", kControl = "control.";
+const std::string kBase = "base.";
+const std::string kControl = "control.";
 }  // namespace
 
 ControlledModel::ControlledModel(std::shared_ptr<const VelocityModel> base,
@@ -23,8 +24,9 @@ ControlledModel::ControlledModel(std::shared_ptr<const VelocityModel> base,
   spec_.args[kBase + "family"] = base_->spec().family;
   for (const auto& [key, value] : base_->spec().args) spec_.args[kBase + key] = value;
   spec_.args["path"] = path_->name();
-  spec_.args[kControl + "kind"] = config_.kind, spec_.args[kControl + "width"] = cat(config_.width),
-                        spec_.args[kControl + "depth"] = cat(config_.depth);
+  spec_.args[kControl + "kind"] = config_.kind;
+  spec_.args[kControl + "width"] = cat(config_.width);
+  spec_.args[kControl + "depth"] = cat(config_.depth);
   for (const auto& [name, tensor] : base_->parameters()) parameters_.add(kBase + name, tensor);
   for (const auto& [name, tensor] : control_) parameters_.add(kControl + name, tensor);
 }
@@ -53,8 +55,9 @@ bool ControlledModel::is_buffer(const std::string& name) const { return starts_w
 
 std::unique_ptr<VelocityModel> ControlledModel::rebind(ParameterSet parameters,
                                                        AdapterSet adapters) const {
-  if (!adapters.empty())
+  if (!adapters.empty()) {
     fail(ErrorKind::kConfig, "adapters do not apply to a model with a control network");
+  }
   return std::make_unique<ControlledModel>(base_->rebind(tensors_below(parameters, kBase), {}),
                                            path_, config_, tensors_below(parameters, kControl));
 }
@@ -63,37 +66,42 @@ ControlConfig control_config_from_args(const std::map<std::string, std::string>&
   ControlConfig out;
   for (const auto& [key, text] : args_below(args, kControl)) {
     const long long number = std::strtoll(text.c_str(), nullptr, 10);
-    if (key == "kind")
+    if (key == "kind") {
       out.kind = text;
-    else if ((key == "width" || key == "depth") && (number < 1 || number > (1 << 16)))
+    } else if ((key == "width" || key == "depth") && (number < 1 || number > (1 << 16))) {
       fail(ErrorKind::kConfig,
            cat("control.", key, " = '", text, "': expected a positive integer"));
-    else if (key == "width")
+    } else if (key == "width") {
       out.width = number;
-    else if (key == "depth")
+    } else if (key == "depth") {
       out.depth = number;
-    else
+    } else {
       fail(ErrorKind::kConfig, cat("a control network has no argument '", key, "'"));
+    }
   }
-  if (std::find(control_kinds().begin(), control_kinds().end(), out.kind) == control_kinds().end())
+  if (std::find(control_kinds().begin(), control_kinds().end(), out.kind) ==
+      control_kinds().end()) {
     fail(ErrorKind::kConfig,
          cat("control kind '", out.kind, "' is unknown", did_you_mean(out.kind, control_kinds())),
          "known: " + join(control_kinds(), ", "));
+  }
   return out;
 }
 
 std::map<std::string, std::string> args_below(const std::map<std::string, std::string>& args,
                                               const std::string& prefix) {
   std::map<std::string, std::string> out;
-  for (const auto& [key, value] : args)
+  for (const auto& [key, value] : args) {
     if (starts_with(key, prefix)) out[key.substr(prefix.size())] = value;
+  }
   return out;
 }
 
 ParameterSet tensors_below(const ParameterSet& tensors, const std::string& prefix) {
   ParameterSet out;
-  for (const auto& [name, tensor] : tensors)
+  for (const auto& [name, tensor] : tensors) {
     if (starts_with(name, prefix)) out.add(name.substr(prefix.size()), tensor);
+  }
   return out;
 }
 

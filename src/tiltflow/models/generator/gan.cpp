@@ -14,7 +14,8 @@
 namespace tiltflow {
 namespace {
 
-constexpr double kBatchNormEps = 1e-5, kBatchNormMomentum = 0.1;
+constexpr double kBatchNormEps = 1e-5;
+constexpr double kBatchNormMomentum = 0.1;
 
 // The layers of the generator's `net` and of the discriminator's `features`, by their index in the
 // official containers.
@@ -27,14 +28,18 @@ std::string feature_layer(const GanConfig& c) { return cat("features.", 2 * c.up
 void validate(const GanConfig& c) {
   for (const std::int64_t v : {c.z_dim, c.num_classes, c.embed_dim, c.base_channels, c.image_size,
                                c.channels, c.upsamplings, c.d_base_channels, c.feat_dim}) {
-    if (v < 1 || v > (1 << 20))
+    if (v < 1 || v > (1 << 20)) {
       fail(ErrorKind::kConfig, cat("gan: an argument is ", v, ", expected a positive integer"));
+    }
   }
-  if (c.upsamplings > 8 || c.start_size() < 1 || (c.start_size() << c.upsamplings) != c.image_size)
+  if (c.upsamplings > 8 || c.start_size() < 1 ||
+      (c.start_size() << c.upsamplings) != c.image_size) {
     fail(ErrorKind::kConfig,
          cat("gan: image_size ", c.image_size, " is no multiple of 2^", c.upsamplings));
-  if (c.base_channels > 4096 || c.d_base_channels > 4096)
+  }
+  if (c.base_channels > 4096 || c.d_base_channels > 4096) {
     fail(ErrorKind::kConfig, "gan: more than 4096 base channels");
+  }
 }
 
 class GanGenerator final : public Generator {
@@ -74,16 +79,18 @@ class GanGenerator final : public Generator {
 
   // With `updated`, statistics of the batch; what the stored ones become is added to it.
   at::Tensor normalize(const std::string& name, const at::Tensor& x, ParameterSet* updated) const {
-    if (!updated)
+    if (!updated) {
       return at::batch_norm(x, p(name + ".weight"), p(name + ".bias"), p(name + ".running_mean"),
                             p(name + ".running_var"), false, kBatchNormMomentum, kBatchNormEps,
                             false);
-    const at::Tensor mean = p(name + ".running_mean").clone(),
-                     variance = p(name + ".running_var").clone();
+    }
+    const at::Tensor mean = p(name + ".running_mean").clone();
+    const at::Tensor variance = p(name + ".running_var").clone();
     const at::Tensor out = at::batch_norm(x, p(name + ".weight"), p(name + ".bias"), mean, variance,
                                           true, kBatchNormMomentum, kBatchNormEps, false);
-    updated->add(name + ".running_mean", mean), updated->add(name + ".running_var", variance),
-        updated->add(name + ".num_batches_tracked", p(name + ".num_batches_tracked") + 1);
+    updated->add(name + ".running_mean", mean);
+    updated->add(name + ".running_var", variance);
+    updated->add(name + ".num_batches_tracked", p(name + ".num_batches_tracked") + 1);
     return out;
   }
   at::Tensor activate(const at::Tensor& x) const {
@@ -91,11 +98,13 @@ class GanGenerator final : public Generator {
   }
 
   at::Tensor run(const at::Tensor& z, const at::Tensor& labels, ParameterSet* updated) const {
-    if (z.dim() != 2 || z.size(1) != config_.z_dim)
+    if (z.dim() != 2 || z.size(1) != config_.z_dim) {
       fail(ErrorKind::kFailure,
            cat("this generator takes noise [N, ", config_.z_dim, "], got ", shape_text(z.sizes())));
-    if (!labels.defined())
+    }
+    if (!labels.defined()) {
       fail(ErrorKind::kConfig, "this generator is conditional: labels are required");
+    }
     const std::int64_t side = config_.start_size();
     const at::Tensor& table = p("label_emb.weight");
     at::Tensor h = linear_in(
@@ -134,9 +143,10 @@ void add_norm(ParameterSet& out, const std::string& name, std::int64_t width) {
 }
 
 std::int64_t size_of(const ParameterSet& tensors, const std::string& name, std::int64_t dim) {
-  if (!tensors.contains(name) || tensors.at(name).dim() <= dim)
+  if (!tensors.contains(name) || tensors.at(name).dim() <= dim) {
     fail(ErrorKind::kBadFile,
          cat("no GAN: tensor '", name, "' is missing or has too few dimensions"));
+  }
   return tensors.at(name).size(dim);
 }
 
@@ -154,29 +164,37 @@ GanConfig gan_config_from_args(const std::map<std::string, std::string>& args, G
       {"d_base_channels", &GanConfig::d_base_channels},
       {"feat_dim", &GanConfig::feat_dim}};
   if (const auto size = args.find("size"); size != args.end()) {
-    if (size->second == "cifar10")
-      c.z_dim = 128, c.embed_dim = 64, c.image_size = 32, c.channels = 3, c.upsamplings = 3,
+    if (size->second == "cifar10") {
+      c.z_dim = 128;
+      c.embed_dim = 64;
+      c.image_size = 32;
+      c.channels = 3;
+      c.upsamplings = 3;
       c.activation = "relu";
-    else if (size->second != "mnist")
+    } else if (size->second != "mnist") {
       fail(ErrorKind::kConfig, cat("gan: size '", size->second, "' is unknown"),
            "use mnist or cifar10");
+    }
   }
   for (const auto& [key, text] : args) {
     if (key == "size") continue;
     if (key == "activation") {
-      if (text != "relu" && text != "leaky_relu")
+      if (text != "relu" && text != "leaky_relu") {
         fail(ErrorKind::kConfig, cat("gan: activation '", text, "' is unknown"),
              "use relu or leaky_relu");
+      }
       c.activation = text;
     } else if (key == "spectral_norm") {
-      if (text != "true" && text != "false")
+      if (text != "true" && text != "false") {
         fail(ErrorKind::kConfig, cat("gan: spectral_norm '", text, "': expected true or false"));
+      }
       c.spectral_norm = text == "true";
     } else if (const auto found = integers.find(key); found != integers.end()) {
       char* end = nullptr;
       c.*(found->second) = std::strtoll(text.c_str(), &end, 10);
-      if (text.empty() || *end)
+      if (text.empty() || *end) {
         fail(ErrorKind::kConfig, cat("gan: ", key, " = '", text, "': expected a whole number"));
+      }
     } else {
       std::vector<std::string> known{"size", "activation", "spectral_norm"};
       for (const auto& [name, member] : integers) known.push_back(name);
@@ -204,14 +222,15 @@ std::map<std::string, std::string> to_args(const GanConfig& c) {
 
 GanConfig infer_gan_config(const ParameterSet& t, const std::map<std::string, std::string>& args) {
   GanConfig c;
-  c.num_classes = size_of(t, "label_emb.weight", 0),
-  c.embed_dim = size_of(t, "label_emb.weight", 1),
+  c.num_classes = size_of(t, "label_emb.weight", 0);
+  c.embed_dim = size_of(t, "label_emb.weight", 1);
   c.z_dim = size_of(t, "fc.0.weight", 1) - c.embed_dim;
   c.upsamplings = 0;
   while (c.upsamplings < 8 && t.contains(up_norm(c.upsamplings) + ".running_mean")) ++c.upsamplings;
-  if (c.upsamplings == 0)
+  if (c.upsamplings == 0) {
     fail(ErrorKind::kBadFile, "no GAN: no transposed convolution (net.0, net.1) found");
-  c.base_channels = size_of(t, up(c.upsamplings - 1) + ".weight", 1),
+  }
+  c.base_channels = size_of(t, up(c.upsamplings - 1) + ".weight", 1);
   c.channels = size_of(t, last_conv(c) + ".weight", 0);
   const std::int64_t pixels =
       size_of(t, "fc.0.weight", 0) / std::max<std::int64_t>(1, c.start_channels());
@@ -230,7 +249,8 @@ ParameterSet init_gan_generator(const GanConfig& c, const RandomStreams& streams
   add_layer(out, streams, "fc.0", {width, c.z_dim + c.embed_dim}, c.z_dim + c.embed_dim, width);
   add_norm(out, "fc.1", width);
   for (std::int64_t i = 0; i < c.upsamplings; ++i) {
-    const std::int64_t in = c.start_channels() >> i, next = in / 2;
+    const std::int64_t in = c.start_channels() >> i;
+    const std::int64_t next = in / 2;
     add_layer(out, streams, up(i), {in, next, 4, 4}, next * 16, next);
     add_norm(out, up_norm(i), next);
   }
@@ -260,8 +280,9 @@ at::Tensor Discriminator::weight(const std::string& name) const {
   const at::Tensor& w = parameters_.at(name + ".weight");
   if (!config_.spectral_norm) return w;
   const at::Tensor& u = parameters_.at(name + ".weight_u");
-  const at::Tensor matrix = w.flatten(1), v = at::mv(matrix.detach().t(), u),
-                   unit = v / v.norm().clamp_min(1e-12);
+  const at::Tensor matrix = w.flatten(1);
+  const at::Tensor v = at::mv(matrix.detach().t(), u);
+  const at::Tensor unit = v / v.norm().clamp_min(1e-12);
   return w / at::dot(u, at::mv(matrix, unit));
 }
 
@@ -271,8 +292,8 @@ void Discriminator::update_spectral_norm() const {
   for (const auto& [name, u] : parameters_) {
     if (!is_buffer(name)) continue;
     const at::Tensor matrix = parameters_.at(name.substr(0, name.size() - 2)).detach().flatten(1);
-    const at::Tensor v = at::mv(matrix.t(), u),
-                     next = at::mv(matrix, v / v.norm().clamp_min(1e-12));
+    const at::Tensor v = at::mv(matrix.t(), u);
+    const at::Tensor next = at::mv(matrix, v / v.norm().clamp_min(1e-12));
     at::Tensor kept = u;
     kept.copy_(next / next.norm().clamp_min(1e-12));
   }
@@ -281,9 +302,10 @@ void Discriminator::update_spectral_norm() const {
 at::Tensor Discriminator::score(const at::Tensor& images, const at::Tensor& labels) const {
   const at::Tensor& table = parameters_.at("label_emb.weight");
   at::Tensor h = beside(table, images);
-  for (std::int64_t i = 0; i < config_.upsamplings; ++i)
+  for (std::int64_t i = 0; i < config_.upsamplings; ++i) {
     h = at::leaky_relu(
         conv2d_in(precision_, h, weight(down(i)), parameters_.at(down(i) + ".bias"), 2, 1), 0.2);
+  }
   const std::string last = feature_layer(config_);
   const at::Tensor feature = at::leaky_relu(linear_in(precision_, h.contiguous().flatten(1),
                                                       weight(last), parameters_.at(last + ".bias")),
@@ -326,14 +348,17 @@ Discriminator load_discriminator(const std::filesystem::path& path, const std::s
   GanConfig c;
   c.upsamplings = 0;
   while (c.upsamplings < 8 && t.contains(down(c.upsamplings) + ".weight") &&
-         t.at(down(c.upsamplings) + ".weight").dim() == 4)
+         t.at(down(c.upsamplings) + ".weight").dim() == 4) {
     ++c.upsamplings;
-  if (c.upsamplings == 0)
+  }
+  if (c.upsamplings == 0) {
     fail(ErrorKind::kBadFile,
          cat(path.string(), ": no discriminator (features.0.weight is missing)"));
-  c.channels = size_of(t, down(0) + ".weight", 1),
+  }
+  c.channels = size_of(t, down(0) + ".weight", 1);
   c.d_base_channels = size_of(t, down(0) + ".weight", 0);
-  c.num_classes = size_of(t, "label_emb.weight", 0), c.feat_dim = size_of(t, "label_emb.weight", 1),
+  c.num_classes = size_of(t, "label_emb.weight", 0);
+  c.feat_dim = size_of(t, "label_emb.weight", 1);
   c.spectral_norm = t.contains("fc.weight_u");
   const std::int64_t pixels = size_of(t, feature_layer(c) + ".weight", 1) /
                               std::max<std::int64_t>(1, c.d_base_channels << (c.upsamplings - 1));

@@ -8,12 +8,17 @@
 namespace tiltflow {
 
 struct GanConfig {
-  std::int64_t z_dim = 64, num_classes = 10, embed_dim = 32, base_channels = 64, image_size = 28,
-               channels = 1;
+  std::int64_t z_dim = 64;
+  std::int64_t num_classes = 10;
+  std::int64_t embed_dim = 32;
+  std::int64_t base_channels = 64;
+  std::int64_t image_size = 28;
+  std::int64_t channels = 1;
   std::int64_t upsamplings =
       2;  // transposed convolutions; the first picture has side image_size / 2^upsamplings
   std::string activation = "leaky_relu";  // of the generator: leaky_relu (MNIST) or relu (CIFAR)
-  std::int64_t d_base_channels = 64, feat_dim = 256;  // discriminator
+  std::int64_t d_base_channels = 64;
+  std::int64_t feat_dim = 256;  // discriminator
   bool spectral_norm =
       false;  // discriminator: weights divided by their largest singular value (power iteration)
 

@@ -36,8 +36,9 @@ class PlainGenerator final : public Generator {
   std::int64_t classes() const override { return 0; }
   bool is_buffer(
       const std::string& name) const override {  // an encoder's tensors are carried along
-    for (const std::string& layer : layers_)
+    for (const std::string& layer : layers_) {
       if (starts_with(name, layer + ".")) return false;
+    }
     return true;
   }
   std::unique_ptr<Generator> rebind(ParameterSet parameters) const override {
@@ -68,35 +69,42 @@ std::unique_ptr<Generator> make_plain(const std::string& family, std::vector<std
                                       MatmulPrecision precision) {
   std::int64_t width = 0;
   for (const std::string& layer : layers) {
-    if (!parameters.contains(layer + ".weight") || !parameters.contains(layer + ".bias"))
+    if (!parameters.contains(layer + ".weight") || !parameters.contains(layer + ".bias")) {
       fail(ErrorKind::kBadFile, cat(family, ": tensors of layer '", layer, "' are missing"));
-    const at::Tensor &w = parameters.at(layer + ".weight"), &b = parameters.at(layer + ".bias");
-    if (w.dim() != 2 || b.dim() != 1 || b.size(0) != w.size(0) || (width && w.size(1) != width))
+    }
+    const at::Tensor& w = parameters.at(layer + ".weight");
+    const at::Tensor& b = parameters.at(layer + ".bias");
+    if (w.dim() != 2 || b.dim() != 1 || b.size(0) != w.size(0) || (width && w.size(1) != width)) {
       fail(ErrorKind::kBadFile,
            cat(family, ": layer '", layer, "' has weight ", shape_text(w.sizes()), " and bias ",
                shape_text(b.sizes()),
                width ? cat("; ", width, " inputs come from the layer before") : ""));
+    }
     width = w.size(0);
   }
   const auto integer = [&](const char* key) -> std::int64_t {
     const auto found = args.find(key);
     return found == args.end() ? 0 : std::atoll(found->second.c_str());
   };
-  for (const auto& [key, value] : args)
-    if (key != "image_size" && key != "channels")
+  for (const auto& [key, value] : args) {
+    if (key != "image_size" && key != "channels") {
       fail(ErrorKind::kConfig, cat(family, " has no argument '", key, "'"),
            "known: image_size, channels");
-  std::int64_t channels = integer("channels"), side = integer("image_size");
+    }
+  }
+  std::int64_t channels = integer("channels");
+  std::int64_t side = integer("image_size");
   const auto root = [&](std::int64_t c) {
     return static_cast<std::int64_t>(
         std::llround(std::sqrt(static_cast<double>(width) / static_cast<double>(c))));
   };
   if (channels < 1) channels = root(1) * root(1) == width ? 1 : 3;
   if (side < 1) side = root(channels);
-  if (channels * side * side != width)
+  if (channels * side * side != width) {
     fail(ErrorKind::kBadFile,
          cat(family, ": ", width, " outputs are no square picture with ", channels, " channels"),
          "give image_size and channels as arguments");
+  }
   return std::make_unique<PlainGenerator>(
       ModelSpec{family, {{"channels", cat(channels)}, {"image_size", cat(side)}}},
       std::move(layers), std::vector<std::int64_t>{channels, side, side}, std::move(parameters),
@@ -114,8 +122,9 @@ std::vector<std::string> sequence_layers(const ParameterSet& tensors) {
 
 ParameterSet trainable_of(const Generator& generator) {
   ParameterSet out;
-  for (const auto& [name, tensor] : generator.parameters())
+  for (const auto& [name, tensor] : generator.parameters()) {
     if (!generator.is_buffer(name)) out.add(name, tensor);
+  }
   return out;
 }
 
@@ -138,8 +147,9 @@ std::int64_t noise_size(const Generator& generator) {
 std::unique_ptr<Generator> make_mlp_generator(ParameterSet parameters, const Args& args,
                                               MatmulPrecision precision) {
   const std::vector<std::string> layers = sequence_layers(parameters);
-  if (layers.empty())
+  if (layers.empty()) {
     fail(ErrorKind::kBadFile, "no MLP generator: expected tensors 0.weight, 0.bias, 2.weight, ...");
+  }
   return make_plain("mlp-generator", layers, std::move(parameters), args, precision);
 }
 
@@ -149,16 +159,19 @@ std::unique_ptr<Generator> make_vae_generator(ParameterSet parameters, const Arg
 }
 
 std::string generator_family(const ParameterSet& tensors, const Args& metadata) {
-  if (const auto found = metadata.find("tiltflow.family"); found != metadata.end())
+  if (const auto found = metadata.find("tiltflow.family"); found != metadata.end()) {
     return found->second == "gan" || found->second == "mlp-generator" || found->second == "vae"
                ? found->second
                : "";
+  }
   if (tensors.contains("label_emb.weight") && tensors.contains("fc.0.weight") &&
-      tensors.contains("net.0.weight"))
+      tensors.contains("net.0.weight")) {
     return "gan";
+  }
   if (tensors.contains("fc3.weight") && tensors.contains("fc4.weight") &&
-      tensors.contains("fc21.weight"))
+      tensors.contains("fc21.weight")) {
     return "vae";
+  }
   return sequence_layers(tensors).empty() ? "" : "mlp-generator";
 }
 
@@ -166,10 +179,11 @@ std::unique_ptr<Generator> load_generator(const std::filesystem::path& path, con
                                           const std::string& section, MatmulPrecision precision) {
   TensorFile file = read_tensors(path, section);
   const std::string family = generator_family(file.tensors, file.metadata);
-  if (family.empty())
+  if (family.empty()) {
     fail(ErrorKind::kBadFile, cat(path.string(), ": no one-step generator tiltflow knows"),
          "known: conditional GANs, MLP generators, VAE decoders, and flow models with a few-step "
          "sampler; see `tiltflow inspect`");
+  }
   Args args = metadata_args(file.metadata, path.string());
   for (const auto& [key, value] : overrides) args[key] = value;
   ParameterSet tensors;

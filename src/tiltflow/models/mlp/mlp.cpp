@@ -18,8 +18,9 @@ class Mlp final : public VelocityModel {
         spec_{"mlp", to_args(config)},
         parameters_(std::move(parameters)),
         runtime_(runtime) {
-    for (const std::string& name : linear_layers())
+    for (const std::string& name : linear_layers()) {
       layers_.push_back(make_linear(parameters_, adapters, name));
+    }
   }
   const ModelSpec& spec() const override { return spec_; }
   const ParameterSet& parameters() const override { return parameters_; }
@@ -45,8 +46,9 @@ class Mlp final : public VelocityModel {
         std::numbers::pi;
     const at::Tensor time = beside(first, t.to(state.scalar_type())).unsqueeze(1);
     at::Tensor h = at::cat({state, time, (time * j).cos(), (time * j).sin()}, 1);
-    for (std::size_t i = 0; i + 1 < layers_.size(); ++i)
+    for (std::size_t i = 0; i + 1 < layers_.size(); ++i) {
       h = at::silu(apply(layers_[i], h, runtime_.precision));
+    }
     return beside(x, apply(layers_.back(), h, runtime_.precision).to(x.scalar_type()));
   }
 
@@ -65,20 +67,22 @@ MlpConfig mlp_config_from_args(const std::map<std::string, std::string>& args, M
   for (const auto& [key, text] : args) {
     char* end = nullptr;
     const long long value = std::strtoll(text.c_str(), &end, 10);
-    if (text.empty() || *end || value < 1 || value > (1 << 20))
+    if (text.empty() || *end || value < 1 || value > (1 << 20)) {
       fail(ErrorKind::kConfig,
            cat("model argument ", key, " = '", text, "': expected a positive integer"));
-    if (key == "dimension")
+    }
+    if (key == "dimension") {
       config.dimension = value;
-    else if (key == "hidden_size")
+    } else if (key == "hidden_size") {
       config.hidden_size = value;
-    else if (key == "depth")
+    } else if (key == "depth") {
       config.depth = value;
-    else if (key == "frequencies")
+    } else if (key == "frequencies") {
       config.frequencies = value;
-    else
+    } else {
       fail(ErrorKind::kConfig,
            cat("the MLP has no argument '", key, "'", did_you_mean(key, kNames)));
+    }
   }
   return config;
 }

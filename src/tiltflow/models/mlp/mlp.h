@@ -11,8 +11,10 @@
 namespace tiltflow {
 
 struct MlpConfig {
-  std::int64_t dimension = 2, hidden_size = 64, depth = 3,
-               frequencies = 8;  // depth = hidden layers
+  std::int64_t dimension = 2;
+  std::int64_t hidden_size = 64;
+  std::int64_t depth = 3;
+  std::int64_t frequencies = 8;  // depth = hidden layers
 };
 MlpConfig mlp_config_from_args(const std::map<std::string, std::string>& args,
                                MlpConfig start = {});

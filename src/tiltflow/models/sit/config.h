@@ -10,8 +10,12 @@
 namespace tiltflow {
 
 struct SitConfig {
-  std::int64_t input_size = 32, patch_size = 2, in_channels = 4, hidden_size = 1152, depth = 28,
-               num_heads = 16;
+  std::int64_t input_size = 32;
+  std::int64_t patch_size = 2;
+  std::int64_t in_channels = 4;
+  std::int64_t hidden_size = 1152;
+  std::int64_t depth = 28;
+  std::int64_t num_heads = 16;
   double mlp_ratio = 4;
   std::int64_t num_classes = 1000;
   bool null_class =

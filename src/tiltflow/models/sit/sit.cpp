@@ -27,8 +27,10 @@ struct Block {
 std::vector<at::Tensor*> tensors_of(Block& block) {
   std::vector<at::Tensor*> out;
   for (Linear* layer : {&block.qkv, &block.proj, &block.fc1, &block.fc2, &block.modulation}) {
-    for (at::Tensor* tensor : {&layer->weight, &layer->bias, &layer->adapter.a, &layer->adapter.b})
+    for (at::Tensor* tensor :
+         {&layer->weight, &layer->bias, &layer->adapter.a, &layer->adapter.b}) {
       if (tensor->defined()) out.push_back(tensor);
+    }
   }
   return out;
 }
@@ -84,20 +86,22 @@ class Sit final : public VelocityModel {
       return make_linear(parameters_, adapters, name);
     };
     patch_weight_ = parameters_.at("x_embedder.proj.weight");
-    time_in_ = layer("t_embedder.mlp.0"), time_out_ = layer("t_embedder.mlp.2");
+    time_in_ = layer("t_embedder.mlp.0");
+    time_out_ = layer("t_embedder.mlp.2");
     for (std::int64_t i = 0; i < config_.depth; ++i) {
       const std::string prefix = cat("blocks.", i, ".");
       blocks_.push_back({layer(prefix + "attn.qkv"), layer(prefix + "attn.proj"),
                          layer(prefix + "mlp.fc1"), layer(prefix + "mlp.fc2"),
                          layer(prefix + "adaLN_modulation.1")});
     }
-    final_ = layer("final_layer.linear"),
+    final_ = layer("final_layer.linear");
     final_modulation_ = layer("final_layer.adaLN_modulation.1");
     const std::vector<std::string> known = linear_layers();
     for (const auto& [name, adapter] : adapters) {
-      if (std::find(known.begin(), known.end(), name) == known.end())
+      if (std::find(known.begin(), known.end(), name) == known.end()) {
         fail(ErrorKind::kBadFile,
              cat("adapter for '", name, "', which is no linear layer of this SiT"));
+      }
     }
     if (patch_weight_.is_cuda() && !runtime_.activation_checkpointing) prepare_for_gpu(adapters);
   }
@@ -113,8 +117,10 @@ class Sit final : public VelocityModel {
   std::vector<std::string> linear_layers() const override {
     std::vector<std::string> names{"t_embedder.mlp.0", "t_embedder.mlp.2"};
     for (std::int64_t i = 0; i < config_.depth; ++i) {
-      for (const char* part : {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"})
+      for (const char* part :
+           {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"}) {
         names.push_back(cat("blocks.", i, ".", part));
+      }
     }
     names.insert(names.end(), {"final_layer.linear", "final_layer.adaLN_modulation.1"});
     return names;
@@ -133,11 +139,13 @@ class Sit final : public VelocityModel {
            cat("SiT expects [N, ", config_.in_channels, ", ", config_.input_size, ", ",
                config_.input_size, "], got ", shape_text(x.sizes())));
     }
-    at::Tensor labels = condition.labels, times = t;  // a single row when all samples share both
+    at::Tensor labels = condition.labels;
+    at::Tensor times = t;  // a single row when all samples share both
     if (!labels.defined()) {
-      if (!config_.null_class)
+      if (!config_.null_class) {
         fail(ErrorKind::kConfig, "this model has no null class: labels are required",
              "choose a label");
+      }
       labels = at::full({1}, config_.num_classes, at::kLong);
       if (t.dim() == 1 && t.stride(0) == 0) times = t.narrow(0, 0, 1);
     } else if (labels.size(0) != x.size(0)) {
@@ -173,8 +181,9 @@ class Sit final : public VelocityModel {
                              parameters_.at("x_embedder.proj.bias")) +
                    parameters_.at("pos_embed");
     std::vector<at::Tensor> joined(blocks_.size());
-    if (modulations_ && fused::takes(h))
+    if (modulations_ && fused::takes(h)) {
       joined = (*modulations_)(silu_c.to(at::kBFloat16)).chunk(config_.depth, 1);
+    }
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       check_stop();
       h = runtime_.activation_checkpointing
@@ -190,12 +199,14 @@ class Sit final : public VelocityModel {
     const bool half = runtime_.fused && runtime_.precision == MatmulPrecision::kBf16;
     std::vector<Linear> modulations;
     for (const Block& block : blocks_) modulations.push_back(block.modulation);
-    if (half && JoinedLinear::takes(modulations))
+    if (half && JoinedLinear::takes(modulations)) {
       modulations_ = std::make_unique<JoinedLinear>(std::move(modulations));
+    }
     if (!runtime_.graphs) return;
     std::vector<at::Tensor> weights = parameters_.tensors();
-    for (const auto& [name, adapter] : adapters)
+    for (const auto& [name, adapter] : adapters) {
       weights.insert(weights.end(), {adapter.a, adapter.b});
+    }
     const auto refresh = [this, half] {
       if (!half) return;
       if (modulations_) modulations_->refresh();
@@ -216,7 +227,8 @@ class Sit final : public VelocityModel {
 
   // [N, C, S, S] -> [N, T, C p p], tokens row by row
   at::Tensor patchify(const at::Tensor& x) const {
-    const std::int64_t p = config_.patch_size, side = config_.input_size / p;
+    const std::int64_t p = config_.patch_size;
+    const std::int64_t side = config_.input_size / p;
     return x.reshape({x.size(0), config_.in_channels, side, p, side, p})
         .permute({0, 2, 4, 1, 3, 5})
         .reshape({x.size(0), side * side, config_.in_channels * p * p});
@@ -224,7 +236,9 @@ class Sit final : public VelocityModel {
 
   // [N, T, p p C_out] -> [N, C, S, S]; with learn_sigma the second half of the channels is dropped
   at::Tensor unpatchify(const at::Tensor& tokens) const {
-    const std::int64_t p = config_.patch_size, side = config_.input_size / p, n = tokens.size(0);
+    const std::int64_t p = config_.patch_size;
+    const std::int64_t side = config_.input_size / p;
+    const std::int64_t n = tokens.size(0);
     at::Tensor image = tokens.reshape({n, side, side, p, p, config_.out_channels()});
     if (config_.learn_sigma) image = image.narrow(5, 0, config_.in_channels);
     return image.permute({0, 5, 1, 3, 2, 4})
@@ -276,9 +290,9 @@ std::vector<Slot> layout(const SitConfig& c) {
     out.push_back({name + ".weight", name, {rows, columns}, fill});
     out.push_back({name + ".bias", name, {rows}, Fill::kZeros});
   };
-  const std::int64_t width = c.hidden_size,
-                     mlp = static_cast<std::int64_t>(static_cast<double>(width) * c.mlp_ratio),
-                     tokens = (c.input_size / c.patch_size) * (c.input_size / c.patch_size);
+  const std::int64_t width = c.hidden_size;
+  const std::int64_t mlp = static_cast<std::int64_t>(static_cast<double>(width) * c.mlp_ratio);
+  const std::int64_t tokens = (c.input_size / c.patch_size) * (c.input_size / c.patch_size);
   out.push_back({"pos_embed", "", {1, tokens, width}, Fill::kPositions});
   out.push_back({"x_embedder.proj.weight",
                  "x_embedder.proj",
@@ -308,8 +322,9 @@ std::vector<Slot> layout(const SitConfig& c) {
 
 ParameterSet sit_shapes(const SitConfig& config) {
   ParameterSet out;
-  for (const Slot& slot : layout(config))
+  for (const Slot& slot : layout(config)) {
     out.add(slot.name, at::empty(slot.shape, at::TensorOptions().device(at::kMeta)));
+  }
   return out;
 }
 

@@ -46,16 +46,18 @@ void refuse_relatives(const StatedIdentity& stated, const std::string& where) {
 Stated heads(const StatedIdentity& stated, const SitConfig& shown, const std::string& where) {
   const Stated* number = find(stated, "num_heads");
   const Stated* model = find(stated, "model");
-  if (number && !number->problem.empty())
+  if (number && !number->problem.empty()) {
     fail(ErrorKind::kBadFile, cat(where, ": ", number->problem), kGiveHeads);
+  }
   const std::string size = model ? official_sit_size(model->value) : "";
   if (size.empty()) return number ? *number : Stated{};
   const SitConfig preset = sit_preset(size);
   if (preset.hidden_size != shown.hidden_size) {
     const std::string other =
         cat(model->source, " has width ", preset.hidden_size, ", the tensors ", shown.hidden_size);
-    if (!number && shown.num_heads == 0)
+    if (!number && shown.num_heads == 0) {
       fail(ErrorKind::kBadFile, cat(where, ": ", other), kGiveHeads);
+    }
     log_warn(cat(where, ": ", other, ": the tensors count"));
     return number ? *number : Stated{};
   }
@@ -111,8 +113,9 @@ Found sit_trainer_arguments(const ParameterSet& tensors, const StatedIdentity& s
   const SitConfig shown = shown_sit_config(tensors);
   Found out;
   if (!given.count("num_heads") && !given.count("size")) {
-    if (const Stated found = heads(stated, shown, where); !found.value.empty())
+    if (const Stated found = heads(stated, shown, where); !found.value.empty()) {
       out["num_heads"] = found;
+    }
   }
   compare_with_tensors(stated, shown, given, where);
   add_label_table(stated, shown, given, where, out);

@@ -34,11 +34,13 @@ const UsableKernels& usable_kernels() {
 #if defined(__x86_64__)
     const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (allows_avx2() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    if (allows_avx2() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       out.tables[out.count++] = &v3_kernels();
+    }
     if (v4 && allows_avx512()) out.tables[out.count++] = &v4_kernels();
-    if (v4 && allows_bf16() && __builtin_cpu_supports("avx512bf16"))
+    if (v4 && allows_bf16() && __builtin_cpu_supports("avx512bf16")) {
       out.tables[out.count++] = &v4_bf16_kernels();
+    }
 #endif
     return out;
   }();

@@ -10,9 +10,11 @@ const Kernels& v4_bf16_kernels() {
 #ifdef __AVX512BF16__
   static const Kernels table = [] {
     Kernels out{"x86-64-v4 with AVX512_BF16", kTable<float>, kTable<Bf16>};
-    out.half.attention = half_attention, out.half.attention_backward = half_attention_backward,
+    out.half.attention = half_attention;
+    out.half.attention_backward = half_attention_backward;
     out.half.attention_scratch = half_attention_scratch;
-    out.half.max_tokens = 1024, out.half.head_multiple = 2;
+    out.half.max_tokens = 1024;
+    out.half.head_multiple = 2;
     return out;
   }();
   return table;
