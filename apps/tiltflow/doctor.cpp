@@ -6,7 +6,7 @@
 
 #include "tiltflow/base/machine.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/speed.h"
+#include "tiltflow/bench/network_speed.h"
 #include "tiltflow/models/precision_choice.h"
 #include "tiltflow/models/runtime_config.h"
 #include "tiltflow/nn/fused_cuda.h"

@@ -10,12 +10,12 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/statistics.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/sampler/likelihood.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
+#include "tiltflow/tensor/statistics.h"
 #include "verbs.h"
 
 namespace tiltflow::app {

@@ -6,10 +6,10 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/html.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/noise/diagnostics.h"
 #include "tiltflow/noise/patches.h"
+#include "tiltflow/report/html.h"
 #include "tiltflow/tensor/aten.h"
 #include "verbs.h"
 

@@ -5,8 +5,8 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/signals.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/report.h"
 #include "tiltflow/nn/machine_choices.h"
+#include "tiltflow/report/run_report.h"
 #include "tiltflow/train/pretraining_run.h"
 #include "verbs.h"
 

@@ -1,5 +1,5 @@
 // tiltflow report: makes a run's report.html again.
-#include "tiltflow/eval/report.h"
+#include "tiltflow/report/run_report.h"
 
 #include "tiltflow/base/log.h"
 #include "verbs.h"

@@ -5,8 +5,8 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/progress.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/verify/suite.h"
 #include "tiltflow/tensor/parallel.h"
+#include "tiltflow/verify/suite.h"
 #include "verbs.h"
 
 namespace tiltflow::app {

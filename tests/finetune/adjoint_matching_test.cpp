@@ -6,10 +6,10 @@
 #include <cmath>
 
 #include "tests/support.h"
-#include "tiltflow/eval/verify/problems.h"
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/sampler/fields.h"
+#include "tiltflow/verify/problems.h"
 
 namespace tiltflow {
 namespace {

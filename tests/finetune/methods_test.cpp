@@ -4,10 +4,10 @@
 #include <set>
 
 #include "tests/support.h"
-#include "tiltflow/eval/statistics.h"
-#include "tiltflow/eval/verify/problems.h"
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/sampler/sample.h"
+#include "tiltflow/tensor/statistics.h"
+#include "tiltflow/verify/problems.h"
 
 namespace tiltflow {
 namespace {

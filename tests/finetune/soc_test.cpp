@@ -3,12 +3,12 @@
 #include <set>
 
 #include "tests/support.h"
-#include "tiltflow/eval/statistics.h"
-#include "tiltflow/eval/verify/control_problems.h"
 #include "tiltflow/finetune/path_weights.h"
 #include "tiltflow/models/mixture/mixture_model.h"
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/sampler/fields.h"
+#include "tiltflow/tensor/statistics.h"
+#include "tiltflow/verify/control_problems.h"
 
 namespace tiltflow {
 namespace {

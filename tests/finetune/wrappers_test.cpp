@@ -3,13 +3,13 @@
 #include <cmath>
 
 #include "tests/support.h"
-#include "tiltflow/eval/statistics.h"
-#include "tiltflow/eval/verify/problems.h"
 #include "tiltflow/finetune/endpoint_regression.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/mixture/mixture_model.h"
 #include "tiltflow/sampler/fields.h"
+#include "tiltflow/tensor/statistics.h"
 #include "tiltflow/train/finetuning.h"
+#include "tiltflow/verify/problems.h"
 
 namespace tiltflow {
 namespace {

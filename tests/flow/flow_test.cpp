@@ -1,8 +1,8 @@
 #include <cmath>
 
 #include "tests/support.h"
-#include "tiltflow/eval/verify/problems.h"
 #include "tiltflow/flow/time_grid.h"
+#include "tiltflow/verify/problems.h"
 
 namespace tiltflow {
 

@@ -3,6 +3,8 @@
 
 #include "tests/support.h"
 #include "tiltflow/reward/importance.h"
+#include "tiltflow/tensor/statistics.h"
+#include "tiltflow/verify/problems.h"
 
 namespace tiltflow {
 namespace {
@@ -34,6 +36,33 @@ TEST(reward_importance, ErrorOfThePathGap) {
   const double low = 0.5;
   const double high = 1.5 - std::log(3.0);  // influences, twice each
   EXPECT_NEAR(gap.gap_se, std::abs(high - low) / std::sqrt(3.0) / 2, 1e-12);
+}
+
+TEST(reward_importance, ImportanceWeightsRecoverATilt) {
+  const ExactProblem p = near_modes();
+  const at::Tensor x = sample(p.base->mixture(), RandomStreams(2), 0, 20000);
+  const at::Tensor r = evaluate(p.form, x);
+  const ImportanceWeights weights = importance_weights(r, {});
+  EXPECT_NEAR(weights.log_z, p.target.log_z, 4 * weights.log_z_se);
+  EXPECT_LT(weights.log_z_se, 0.02);
+  const auto e = jackknife(r.size(0), 0, [&](const at::Tensor& index, const at::Tensor&) {
+    return std::vector<double>{at::dot(r.index_select(0, index).to(at::kDouble).softmax(0),
+                                       x.index_select(0, index).flatten())
+                                   .item<double>()};
+  });
+  EXPECT_NEAR(e[0].value, mean(p.target.law)[0].item<double>(), 4 * e[0].se);
+  EXPECT_LT(weights.ess, 20000);
+}
+
+// Two labels whose rewards differ by a constant: the constant must not move mass between them.
+TEST(reward_importance, EveryLabelHasItsOwnNormaliser) {
+  const at::Tensor labels = at::arange(1000).remainder(2);
+  const at::Tensor r =
+      RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 1000, {}, at::kDouble) + labels * 7;
+  const ImportanceWeights weights = importance_weights(r, labels);
+  const at::Tensor w = weights.log_weights.softmax(0);
+  EXPECT_NEAR((w * labels).sum().item<double>(), 0.5, 1e-9);
+  EXPECT_NEAR(weights.log_z, 0.5 + 3.5, 0.2);
 }
 
 }  // namespace tiltflow

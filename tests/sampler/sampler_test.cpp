@@ -3,8 +3,6 @@
 
 #include "tests/support.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/statistics.h"
-#include "tiltflow/eval/verify/problems.h"
 #include "tiltflow/flow/prediction.h"
 #include "tiltflow/flow/time_grid.h"
 #include "tiltflow/models/model_file.h"
@@ -16,6 +14,8 @@
 #include "tiltflow/sampler/sample.h"
 #include "tiltflow/sampler/sde.h"
 #include "tiltflow/tensor/parallel.h"
+#include "tiltflow/tensor/statistics.h"
+#include "tiltflow/verify/problems.h"
 
 namespace tiltflow {
 

@@ -3,10 +3,10 @@
 
 #include "tests/support.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/report.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
 #include "tiltflow/models/sit/sit.h"
+#include "tiltflow/report/run_report.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/train/pretraining_run.h"
 

@@ -7,12 +7,12 @@
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/html.h"
 #include "tiltflow/eval/run_check.h"
-#include "tiltflow/eval/svg_text.h"
-#include "tiltflow/eval/table.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/json_lines.h"
+#include "tiltflow/report/html.h"
+#include "tiltflow/report/svg_text.h"
+#include "tiltflow/report/table.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {

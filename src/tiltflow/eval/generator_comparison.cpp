@@ -6,13 +6,13 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/html.h"
 #include "tiltflow/eval/quality.h"
-#include "tiltflow/eval/svg_text.h"
-#include "tiltflow/eval/table.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
 #include "tiltflow/models/model_file.h"
+#include "tiltflow/report/html.h"
+#include "tiltflow/report/svg_text.h"
+#include "tiltflow/report/table.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/tensor/parallel.h"
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "tiltflow/eval/statistics.h"
+#include "tiltflow/tensor/statistics.h"
 #include "tiltflow/train/onestep.h"
 
 namespace tiltflow {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "tiltflow/eval/budget.h"
-#include "tiltflow/eval/statistics.h"
+#include "tiltflow/tensor/statistics.h"
 
 namespace tiltflow {
 

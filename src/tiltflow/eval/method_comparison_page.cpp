@@ -6,10 +6,10 @@
 
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/html.h"
-#include "tiltflow/eval/svg_text.h"
-#include "tiltflow/eval/table.h"
 #include "tiltflow/io/safetensors.h"
+#include "tiltflow/report/html.h"
+#include "tiltflow/report/svg_text.h"
+#include "tiltflow/report/table.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {

@@ -5,9 +5,9 @@
 #include <functional>
 #include <string>
 
-#include "tiltflow/eval/statistics.h"
 #include "tiltflow/reward/state_reward.h"
 #include "tiltflow/tensor/random.h"
+#include "tiltflow/tensor/statistics.h"
 
 namespace tiltflow {
 

@@ -8,8 +8,8 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/folder_claim.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/report.h"
 #include "tiltflow/nn/machine_choices.h"
+#include "tiltflow/report/run_report.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {

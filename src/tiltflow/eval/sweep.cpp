@@ -10,9 +10,9 @@
 #include "tiltflow/base/problems.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/budget.h"
-#include "tiltflow/eval/report.h"
 #include "tiltflow/eval/run_check.h"
 #include "tiltflow/eval/sweep_page.h"
+#include "tiltflow/report/run_report.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/start_check.h"
 

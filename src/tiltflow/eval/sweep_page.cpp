@@ -7,11 +7,11 @@
 
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/eval/html.h"
-#include "tiltflow/eval/report_check.h"
-#include "tiltflow/eval/svg_text.h"
-#include "tiltflow/eval/table.h"
 #include "tiltflow/io/json_lines.h"
+#include "tiltflow/report/html.h"
+#include "tiltflow/report/report_check.h"
+#include "tiltflow/report/svg_text.h"
+#include "tiltflow/report/table.h"
 
 namespace tiltflow {
 namespace {

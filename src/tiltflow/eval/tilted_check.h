@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "tiltflow/eval/statistics.h"
 #include "tiltflow/models/classifier/classifier.h"
 #include "tiltflow/reward/state_reward.h"
 #include "tiltflow/sampler/sample.h"
+#include "tiltflow/tensor/statistics.h"
 
 namespace tiltflow {
 
