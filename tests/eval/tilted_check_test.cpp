@@ -2,10 +2,35 @@
 
 #include "tests/support.h"
 #include "tiltflow/eval/tilted_check.h"
+#include "tiltflow/flow/path.h"
 #include "tiltflow/flow/time_grid.h"
+#include "tiltflow/reward/reward.h"
 #include "tiltflow/verify/problems.h"
 
 namespace tiltflow {
+namespace {
+
+// The exact field of N(mean_c, deviation^2 I) for every label c, on the linear path.
+class LabelledGaussians final : public VelocityField {
+ public:
+  LabelledGaussians(at::Tensor means, double deviation)
+      : means_(std::move(means)), variance_(deviation * deviation) {}
+  at::Tensor velocity(const at::Tensor& x, const at::Tensor& t,
+                      const Condition& condition) const override {
+    const at::Tensor mean = means_.index_select(0, condition.labels);  // [N, d]
+    const at::Tensor time = t.unsqueeze(1);
+    const at::Tensor rest = 1 - time;
+    const at::Tensor slope =
+        (time * variance_ - rest) / (time.square() * variance_ + rest.square());
+    return mean + slope * (x - time * mean);
+  }
+
+ private:
+  at::Tensor means_;  // [labels, d]
+  double variance_;
+};
+
+}  // namespace
 
 // The check passes for the exact tilted field and fails for the base and for a field that is tilted
 // too much.
@@ -47,6 +72,46 @@ TEST(eval_tilted_check, TellsTheTiltedLawFromOthers) {
       << "uncontrolled: log Z - E r, and E r = 0 here";
   EXPECT_GT(over.samplers[0].path_gap.value, 10 * over.samplers[0].path_gap.se);
   EXPECT_EQ(to_json(good)["samplers"].size(), 2u);
+  EXPECT_EQ(good.law, "p*(x), without a condition");
+}
+
+// Fifty conditions whose rewards lie far apart. Weights of single samples would predict the base
+// itself: an untuned model would pass, and the exact one fail.
+TEST(eval_tilted_check, ManyConditionsAreCheckedOnAFew) {
+  constexpr double kDeviation = 0.5;
+  const at::Tensor means = 3 * RandomStreams(7).normal(Purpose::kProbe, 0, 0, 0, 50, {2});
+  RewardTerm term;
+  term.name = "linear";
+  term.slope = {1.8, -0.6};
+  const StateReward reward(make_reward(term), identity_decoder());
+  const at::Tensor slope = at::tensor(term.slope).to(at::kFloat);
+  const LabelledGaussians base(means, kDeviation);
+  const LabelledGaussians exact(means + kDeviation * kDeviation * slope, kDeviation);
+  TiltedCheckOptions options;
+  options.base_samples = 1000;
+  options.tuned_samples = 520;
+  SamplerConfig sde;
+  sde.steps = 50;
+  options.samplers = {sde};
+  const auto path = make_path("linear");
+  const LabelSource labels = uniform_labels(RandomStreams(8), 0, 50);
+  const auto run = [&](const VelocityField& tuned) {
+    return check_tilted_law(base, tuned, *path, reward, {2}, RandomStreams(9), labels, options);
+  };
+  const TiltedCheck good = run(exact);
+  EXPECT_TRUE(good.passed) << table_text(good);
+  EXPECT_EQ(good.samplers[0].tuned_samples, 504) << "21 conditions, 24 samples of each";
+  EXPECT_EQ(good.samplers[0].base_samples, 504) << "equal shares of all conditions";
+  EXPECT_NE(good.law.find("conditions of more"), std::string::npos) << good.law;
+  const double gain = kDeviation * kDeviation * slope.square().sum().item<double>();
+  const ComparedStatistic& mean = good.samplers[0].statistics.front();
+  EXPECT_NEAR(mean.predicted.value - mean.base.value, gain, 0.15 * gain);
+  EXPECT_NEAR(good.samplers[0].path_gap.value, 0, 0.03);
+  const TiltedCheck none = run(base);
+  EXPECT_FALSE(none.passed) << table_text(none);
+  EXPECT_NEAR(none.samplers[0].shift_reached.value, 0, 0.1);
+  options.base_samples = 20;
+  test::expect_error(ErrorKind::kConfig, "check.base_samples = 20", [&] { run(exact); });
 }
 
 }  // namespace tiltflow

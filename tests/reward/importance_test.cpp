@@ -28,6 +28,20 @@ TEST(reward_importance, ErrorsOfSeveralLaws) {
   EXPECT_NEAR(w.ess, 144.0 / (2 * 0.25 + 2 * 2.25 + 8), 1e-9) << "relative weights 1/2, 3/2 and 1";
 }
 
+// A condition that was drawn once has a weight, and nothing is known of its normaliser.
+TEST(reward_importance, SingleSamplesHaveNoError) {
+  const at::Tensor rewards = logs({1, 1, 3, 3, 7});
+  const at::Tensor labels = at::tensor(std::vector<std::int64_t>{0, 0, 0, 0, 1}, at::kLong);
+  const ImportanceWeights w = importance_weights(rewards, labels);
+  ASSERT_EQ(w.conditions.size(), 2u);
+  EXPECT_EQ(w.conditions[0].samples, 4);
+  EXPECT_NEAR(w.conditions[0].log_z, std::log(2.0), 1e-12);
+  EXPECT_NEAR(w.conditions[0].log_z_se, std::sqrt((4.0 / 3) / (4 * 4)), 1e-12);
+  EXPECT_EQ(w.conditions[1].label, 1);
+  EXPECT_TRUE(std::isinf(w.conditions[1].log_z_se) && std::isinf(w.log_z_se));
+  EXPECT_TRUE(std::isinf(path_gap(rewards, at::zeros({5}), labels).gap_se));
+}
+
 // w = log weights; the influence of a sample on log E exp(w) - E w is exp(w - log Z) - w.
 TEST(reward_importance, ErrorOfThePathGap) {
   const at::Tensor w = logs({1, 1, 3, 3});

@@ -20,6 +20,7 @@
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/report/run_report.h"
 #include "tiltflow/reward/importance.h"
+#include "tiltflow/sampler/condition_groups.h"
 #include "tiltflow/sampler/sample.h"
 #include "tiltflow/tensor/aten.h"
 #include "tiltflow/train/start_check.h"
@@ -62,15 +63,20 @@ struct Yardstick {
 // or .safetensors of vectors).
 ModelFigures measure(Yardstick& y, const VelocityField& field, const VelocityField* base,
                      double scale, const fs::path& picture) {
+  const FinetuneConfig& config = y.setup.config;
+  const LabelSource all =
+      make_labels(config.labels, y.setup.flow.model->classes(), y.streams, kMeasureKey, 0);
+  GroupingOptions grouping;
+  grouping.least = config.check.per_condition;
+  grouping.most = config.check.conditions;
+  const ConditionGroups groups = in_groups(all, all, y.recipe.samples, grouping, "samples");
   DrawOptions options;
-  options.n = y.recipe.samples;
+  options.n = groups.whole(y.recipe.samples);
   options.step = kMeasureKey;
   options.reference = base;
   options.keep_prediction = true;
-  const LabelSource labels =
-      make_labels(y.setup.config.labels, y.setup.flow.model->classes(), y.streams, kMeasureKey, 0);
-  const Draws draws = draw(field, y.setup.config.sampler, *y.setup.flow.path,
-                           y.setup.flow.model->sample_shape(), y.streams, labels, options);
+  const Draws draws = draw(field, config.sampler, *y.setup.flow.path,
+                           y.setup.flow.model->sample_shape(), y.streams, groups.labels, options);
   const at::Tensor r = y.setup.reward->score(draws.x, draws.labels).to(at::kDouble);
   ModelFigures out;
   out.figures.emplace_back("reward", mean_estimate(r));

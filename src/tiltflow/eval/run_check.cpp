@@ -109,6 +109,8 @@ TiltedCheck check_run(const std::filesystem::path& run, const std::vector<Overri
   options.tuned_samples = config.check.tuned_samples;
   options.standard_errors = config.check.standard_errors;
   options.allowance = config.check.allowance;
+  options.per_condition = config.check.per_condition;
+  options.conditions = config.check.conditions;
   if (!config.check.judge.empty()) options.judge = load_classifier(config.check.judge);
   options.samplers.push_back(setup.config.sampler);
   if (!config.check.ode.empty()) {

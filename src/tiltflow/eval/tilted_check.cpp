@@ -1,5 +1,6 @@
 #include "tiltflow/eval/tilted_check.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tiltflow/base/progress.h"
@@ -110,96 +111,139 @@ void fill_histogram(SamplerCheck& check, const at::Tensor& base, const at::Tenso
       density(tuned, at::full_like(tuned, 1.0 / static_cast<double>(tuned.size(0))));
 }
 
+at::Tensor evenly(const at::Tensor& index) {
+  return at::full({index.size(0)}, 1.0 / static_cast<double>(index.size(0)), at::kDouble);
+}
+
+void append(std::vector<double>& out, const std::vector<double>& more) {
+  out.insert(out.end(), more.begin(), more.end());
+}
+
+// Base and tuned samples of one sampler, and what is compared of them.
+struct Compared {
+  Draws from_base, from_tuned;
+  Observed base, tuned;
+  ImportanceWeights weights;  // of the base samples
+  std::int64_t classes = 0;
+
+  // r - cost of the tuned paths; undefined under a deterministic sampler.
+  at::Tensor net_reward() const {
+    return from_tuned.cost.defined() ? tuned.reward - from_tuned.cost.to(at::kDouble)
+                                     : at::Tensor();
+  }
+  // Every condition is normalised by the samples that are looked at, so that it keeps its share.
+  ImportanceWeights weights_of(const at::Tensor& of_base) const {
+    const at::Tensor labels =
+        from_base.labels.defined() ? from_base.labels.index_select(0, of_base) : at::Tensor();
+    return importance_weights(base.reward.index_select(0, of_base), labels);
+  }
+  // Base, p*, tuned and tuned - p* of every statistic; the share of the first one's shift; the gap,
+  // when paths have a cost.
+  std::vector<double> values(const at::Tensor& of_base, const at::Tensor& of_tuned) const {
+    const ImportanceWeights tilt = weights_of(of_base);
+    const std::vector<double> untilted = statistics(base, classes, of_base, evenly(of_base));
+    const std::vector<double> predicted =
+        statistics(base, classes, of_base, tilt.log_weights.softmax(0));
+    const std::vector<double> now = statistics(tuned, classes, of_tuned, evenly(of_tuned));
+    std::vector<double> out = untilted;
+    append(out, predicted);
+    append(out, now);
+    for (std::size_t i = 0; i < now.size(); ++i) out.push_back(now[i] - predicted[i]);
+    out.push_back((now[0] - untilted[0]) / (predicted[0] - untilted[0]));
+    if (const at::Tensor net = net_reward(); net.defined()) {
+      out.push_back(tilt.log_z - net.index_select(0, of_tuned).mean().item<double>());
+    }
+    return out;
+  }
+};
+
+SamplerCheck judge(const Compared& c, const std::string& sampler,
+                   const TiltedCheckOptions& options) {
+  SamplerCheck check;
+  check.sampler = sampler;
+  check.base_samples = c.base.reward.size(0);
+  check.tuned_samples = c.tuned.reward.size(0);
+  check.ess = c.weights.ess;
+  check.log_z = {c.weights.log_z, c.weights.log_z_se};
+  const std::vector<std::string> names = statistic_names(c.base, c.classes);
+  const std::size_t count = names.size();
+  const std::vector<Estimate> found =
+      jackknife(check.base_samples, check.tuned_samples,
+                [&](const at::Tensor& of_base, const at::Tensor& of_tuned) {
+                  return c.values(of_base, of_tuned);
+                });
+  for (std::size_t i = 0; i < count; ++i) {
+    ComparedStatistic s{names[i], found[i], found[count + i], found[2 * count + i],
+                        found[3 * count + i]};
+    s.tolerance = options.standard_errors * s.difference.se +
+                  options.allowance * std::abs(s.predicted.value - s.base.value);
+    s.agrees = std::abs(s.difference.value) <= s.tolerance;
+    check.statistics.push_back(std::move(s));
+  }
+  check.shift_reached = found[4 * count];
+  if (c.from_tuned.cost.defined()) {
+    check.control_cost = mean_estimate(c.from_tuned.cost);
+    check.gap = found.back();
+    const PathGap sharp = path_gap(c.tuned.reward, c.from_tuned.log_ratio, c.from_tuned.labels);
+    check.path_gap = {sharp.gap, sharp.gap_se};
+    check.path_ess = sharp.ess;
+  }
+  const bool ink = c.base.ink.defined();
+  check.histogram_of = ink ? "ink" : "reward";
+  fill_histogram(check, ink ? c.base.ink : c.base.reward, c.weights.log_weights.softmax(0),
+                 ink ? c.tuned.ink : c.tuned.reward);
+  return check;
+}
+
+ConditionGroups groups_of(const LabelSource& labels, const TiltedCheckOptions& options) {
+  GroupingOptions grouping;
+  grouping.least = options.per_condition;
+  grouping.most = options.conditions;
+  grouping.run = kJackknifeGroups;
+  const bool fewer = options.tuned_samples < options.base_samples;
+  return in_groups(labels, labels, std::min(options.base_samples, options.tuned_samples), grouping,
+                   fewer ? "check.tuned_samples" : "check.base_samples");
+}
+
 }  // namespace
 
 TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tuned,
                              const Path& path, const StateReward& reward, at::IntArrayRef shape,
                              const RandomStreams& streams, const LabelSource& labels,
                              const TiltedCheckOptions& options) {
+  const ConditionGroups groups = groups_of(labels, options);
+  const std::int64_t of_base = groups.whole(options.base_samples);
+  const std::int64_t of_tuned = groups.whole(options.tuned_samples);
   TiltedCheck out;
-  out.passed = true;
-  const std::int64_t classes = options.judge ? options.judge->config().num_classes : 0;
-  const auto total = static_cast<std::int64_t>(options.samplers.size()) *
-                     (options.base_samples + options.tuned_samples);
-  Progress progress("check", total);
+  out.law = law_text(groups);
+  Progress progress("check",
+                    static_cast<std::int64_t>(options.samplers.size()) * (of_base + of_tuned));
   std::int64_t before = 0;
   for (const SamplerConfig& sampler : options.samplers) {
-    const auto run = [&](const VelocityField& field, std::int64_t n,
-                         const VelocityField* reference) {
-      DrawOptions draw_options;
-      draw_options.n = n;
-      draw_options.step = kNoiseKey;
-      draw_options.reference = reference;
-      draw_options.progress = [&](std::int64_t done) {
-        progress.update(before + done, sampler.name);
-      };
-      const Draws draws = draw(field, sampler, path, shape, streams, labels, draw_options);
+    const auto drawn = [&](const VelocityField& field, std::int64_t n,
+                           const VelocityField* reference) {
+      DrawOptions draws;
+      draws.n = n;
+      draws.step = kNoiseKey;
+      draws.reference = reference;
+      draws.progress = [&](std::int64_t done) { progress.update(before + done, sampler.name); };
+      Draws made = draw(field, sampler, path, shape, streams, groups.labels, draws);
       before += n;
-      return draws;
+      return made;
     };
-    const Draws from_base = run(base, options.base_samples, nullptr);
-    const Draws from_tuned = run(tuned, options.tuned_samples, &base);
-    const Observed b = observe(from_base, reward, options.judge.get());
-    const Observed t = observe(from_tuned, reward, options.judge.get());
-
-    SamplerCheck check;
-    check.sampler = sampler.name;
-    check.base_samples = options.base_samples;
-    check.tuned_samples = options.tuned_samples;
-    const ImportanceWeights weights = importance_weights(b.reward, from_base.labels);
-    check.ess = weights.ess;
-    check.log_z = {weights.log_z, weights.log_z_se};
-    const at::Tensor net =
-        from_tuned.cost.defined() ? t.reward - from_tuned.cost.to(at::kDouble) : at::Tensor();
-    // base, p*, tuned, tuned - p* of every statistic; share of the first one's shift; gap
-    const std::vector<std::string> names = statistic_names(b, classes);
-    const std::size_t count = names.size();
-    const std::vector<Estimate> found = jackknife(
-        options.base_samples, options.tuned_samples,
-        [&](const at::Tensor& of_base, const at::Tensor& of_tuned) {
-          const auto evenly = [](const at::Tensor& index) {
-            return at::full({index.size(0)}, 1.0 / static_cast<double>(index.size(0)), at::kDouble);
-          };
-          std::vector<double> out = statistics(b, classes, of_base, evenly(of_base));
-          const std::vector<double> predicted = statistics(
-              b, classes, of_base, weights.log_weights.index_select(0, of_base).softmax(0));
-          const std::vector<double> tuned_now = statistics(t, classes, of_tuned, evenly(of_tuned));
-          out.insert(out.end(), predicted.begin(), predicted.end());
-          out.insert(out.end(), tuned_now.begin(), tuned_now.end());
-          for (std::size_t i = 0; i < count; ++i) out.push_back(tuned_now[i] - predicted[i]);
-          out.push_back((tuned_now[0] - out[0]) / (predicted[0] - out[0]));
-          if (net.defined()) {
-            out.push_back(importance_weights(b.reward.index_select(0, of_base),
-                                             from_base.labels.defined()
-                                                 ? from_base.labels.index_select(0, of_base)
-                                                 : at::Tensor())
-                              .log_z -
-                          net.index_select(0, of_tuned).mean().item<double>());
-          }
-          return out;
-        });
-    for (std::size_t i = 0; i < count; ++i) {
-      ComparedStatistic s{names[i], found[i], found[count + i], found[2 * count + i],
-                          found[3 * count + i]};
-      s.tolerance = options.standard_errors * s.difference.se +
-                    options.allowance * std::abs(s.predicted.value - s.base.value);
-      s.agrees = std::abs(s.difference.value) <= s.tolerance;
-      out.passed = out.passed && s.agrees;
-      check.statistics.push_back(std::move(s));
-    }
-    check.shift_reached = found[4 * count];
-    if (net.defined()) {
-      check.control_cost = mean_estimate(from_tuned.cost);
-      check.gap = found.back();
-      const PathGap sharp = path_gap(t.reward, from_tuned.log_ratio, from_tuned.labels);
-      check.path_gap = {sharp.gap, sharp.gap_se};
-      check.path_ess = sharp.ess;
-    }
-    check.histogram_of = b.ink.defined() ? "ink" : "reward";
-    fill_histogram(check, b.ink.defined() ? b.ink : b.reward, weights.log_weights.softmax(0),
-                   t.ink.defined() ? t.ink : t.reward);
-    out.samplers.push_back(std::move(check));
+    Compared c;
+    c.classes = options.judge ? options.judge->config().num_classes : 0;
+    c.from_base = drawn(base, of_base, nullptr);
+    c.from_tuned = drawn(tuned, of_tuned, &base);
+    c.base = observe(c.from_base, reward, options.judge.get());
+    c.tuned = observe(c.from_tuned, reward, options.judge.get());
+    c.weights = importance_weights(c.base.reward, c.from_base.labels);
+    out.samplers.push_back(judge(c, sampler.name, options));
   }
+  out.passed = std::all_of(out.samplers.begin(), out.samplers.end(), [](const SamplerCheck& s) {
+    return std::all_of(s.statistics.begin(), s.statistics.end(),
+                       [](const ComparedStatistic& one) { return one.agrees; });
+  });
   return out;
 }
 
@@ -207,8 +251,8 @@ nlohmann::ordered_json to_json(const TiltedCheck& check) {
   const auto estimate = [](const Estimate& e) {
     return nlohmann::ordered_json{{"value", json_number(e.value)}, {"se", json_number(e.se)}};
   };
-  nlohmann::ordered_json out{{"passed", check.passed},
-                             {"samplers", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json out{
+      {"passed", check.passed}, {"law", check.law}, {"samplers", nlohmann::ordered_json::array()}};
   for (const SamplerCheck& s : check.samplers) {
     nlohmann::ordered_json item{{"sampler", s.sampler},
                                 {"ess", json_number(s.ess)},
@@ -240,7 +284,7 @@ nlohmann::ordered_json to_json(const TiltedCheck& check) {
 }
 
 std::string table_text(const TiltedCheck& check) {
-  std::string out;
+  std::string out = cat("\nlaw checked: ", check.law, "\n");
   const auto cell = [](const Estimate& e) {
     return pad_left(cat(fixed(e.value, 4), " +- ", fixed(e.se, 4)), 19);
   };

@@ -10,6 +10,7 @@
 
 #include "tiltflow/models/classifier/classifier.h"
 #include "tiltflow/reward/state_reward.h"
+#include "tiltflow/sampler/condition_groups.h"
 #include "tiltflow/sampler/sample.h"
 #include "tiltflow/tensor/statistics.h"
 
@@ -41,6 +42,7 @@ struct SamplerCheck {
 };
 
 struct TiltedCheck {
+  std::string law;  // which one was checked: "p*(x | c) of 48 conditions, 32 samples of each"
   std::vector<SamplerCheck> samplers;
   bool passed = false;
 };
@@ -50,13 +52,17 @@ struct TiltedCheckOptions {
   std::int64_t tuned_samples = 1536;
   double standard_errors = 3;
   double allowance = 0.1;
+  std::int64_t per_condition = 24;  // see sampler/condition_groups
+  std::int64_t conditions = 64;
   std::shared_ptr<const Classifier> judge;  // may be null
   std::vector<SamplerConfig> samplers;      // compared one after the other
 };
 
-// `base` and `tuned` on the same path; `labels` are drawn alike for both. Cost: (base + tuned)
-// samples x steps, and as much again of the base for the control cost. Same noise keys as nothing
-// else in a run.
+// `base` and `tuned` on the same path. With labels the law is p*(x | c) p(c): conditions keep their
+// shares, every one has its own normaliser, and both models are drawn on the same conditions, with
+// per_condition samples of each (in_groups). Throws kConfig when there are too few samples for one
+// condition. Cost: (base + tuned) samples x steps, and as much again of the base for the control
+// cost. Same noise keys as nothing else in a run.
 TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tuned,
                              const Path& path, const StateReward& reward, at::IntArrayRef shape,
                              const RandomStreams& streams, const LabelSource& labels,

@@ -71,6 +71,9 @@ std::string check_html(const Json& check) {
       "them from base samples, beside the tuned model's own from the same noise, "
       "each with its standard error. They agree when they differ by no more than the "
       "tolerance.</p>";
+  if (check.contains("law")) {
+    out += cat("<p>Law checked: ", xml_text(text_of(check.at("law"))), ".</p>");
+  }
   std::vector<Chart> densities;
   for (const Json& sampler : check.at("samplers")) {
     out += cat("<h3>Sampler ", xml_text(text_of(sampler.at("sampler"))), "</h3>",

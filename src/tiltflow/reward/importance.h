@@ -4,13 +4,25 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+#include <vector>
+
 namespace tiltflow {
 
+// log Z of one condition's law.
+struct ConditionNormaliser {
+  std::int64_t label = -1;  // -1: no labels
+  std::int64_t samples = 0;
+  double log_z = 0;
+  double log_z_se = 0;  // delta method; infinite for a single sample, which says nothing of it
+};
+
 struct ImportanceWeights {
-  at::Tensor log_weights;  // [N] fp64: r_i - log Z(label_i), up to a constant
-  double log_z = 0;        // mean of log Z over the labels
-  double log_z_se = 0;     // standard error (delta method)
-  double ess = 0;          // effective sample size
+  at::Tensor log_weights;                       // [N] fp64: r_i - log Z(label_i), up to a constant
+  double log_z = 0;                             // mean of log Z over the labels, by their shares
+  double log_z_se = 0;                          // its standard error
+  double ess = 0;                               // effective sample size
+  std::vector<ConditionNormaliser> conditions;  // in the order of the labels
 };
 
 // rewards [N], labels [N] or undefined.

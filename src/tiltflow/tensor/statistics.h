@@ -24,8 +24,9 @@ Estimate mean_estimate(const at::Tensor& x);  // [N]
 // between the sets get the error that they have.
 using PairedStatistic =
     std::function<std::vector<double>(const at::Tensor& of_first, const at::Tensor& of_second)>;
+inline constexpr int kJackknifeGroups = 32;
 std::vector<Estimate> jackknife(std::int64_t first, std::int64_t second,
-                                const PairedStatistic& statistic, int groups = 32);
+                                const PairedStatistic& statistic, int groups = kJackknifeGroups);
 
 struct FeatureMoments {
   at::Tensor mean;        // [F] fp64

@@ -57,6 +57,13 @@ void bind(Fields& f, CheckConfig& c) {
   f.value("standard_errors", c.standard_errors,
           "agreement: within this many combined standard errors", positive());
   f.value("allowance", c.allowance, "plus this share of the shift from p_base to p*", at_least(0));
+  f.value(
+      "per_condition", c.per_condition,
+      "samples of a label on average, of the check and of evaluations; with too many labels for "
+      "that, some are chosen",
+      at_least_integer(2));
+  f.value("conditions", c.conditions, "at most so many labels, when they have to be chosen",
+          at_least_integer(1));
 }
 
 void bind(Fields& f, FinetuneConfig& c) {
@@ -350,7 +357,8 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
   log_info(cat("base: reward ", compact(base.reward), " +- ", compact(base.reward_se, 2),
                unscaled_text(base.unscaled, suffixes, "base_"), ", log Z ", compact(base.log_z),
                " +- ", compact(base.log_z_se, 2), " (ESS ", fixed(base.ess, 0), " of ",
-               setup.config.evaluation.base_samples, ")"));
+               base.samples, base.conditions > 1 ? cat(", ", base.conditions, " labels") : "",
+               ")"));
 
   const Policy plain = policy;  // without counters, for evaluation
   Monitor monitor(setup, plain, base, run);

@@ -46,8 +46,10 @@ struct CheckConfig {
   std::string judge;             // classifier for class shares and intra-class variance; "" = none
   std::string ode = "ode-heun";  // deterministic sampler compared as well; "" = none
   std::int64_t ode_steps = 10;
-  double standard_errors = 3;  // agreement: within this many combined standard errors ...
-  double allowance = 0.1;      // ... plus this share of the shift from p_base to p*
+  double standard_errors = 3;       // agreement: within this many combined standard errors ...
+  double allowance = 0.1;           // ... plus this share of the shift from p_base to p*
+  std::int64_t per_condition = 24;  // samples of a condition: see sampler/condition_groups
+  std::int64_t conditions = 64;     // at most, when they have to be chosen
 };
 void bind(Fields& f, CheckConfig& c);
 

@@ -91,23 +91,55 @@ void check_gradient(const FinetuneSetup& setup, const Draws& draws) {
 
 }  // namespace
 
+ConditionGroups evaluation_groups(const FinetuneSetup& setup) {
+  const FinetuneConfig& c = setup.config;
+  const std::int64_t n = std::min(c.evaluation.samples, c.evaluation.base_samples);
+  GroupingOptions options;
+  // Few samples, as of a first look, are still shared by several labels.
+  options.least = std::min(c.check.per_condition, std::max<std::int64_t>(2, n / 4));
+  options.most = c.check.conditions;
+  const LabelSource labels = setup.labels_at(kBaseKey);
+  return in_groups(labels, labels, n, options, "evaluation.samples");
+}
+
+namespace {
+
+// Of a mean over all conditions. Those of chosen conditions differ among each other as well.
+double reward_error(const at::Tensor& rewards, const at::Tensor& labels,
+                    const ConditionGroups& groups) {
+  if (!groups.chosen || groups.conditions < 2) return standard_error(rewards);
+  std::vector<double> means;
+  const at::Tensor distinct = std::get<0>(at::_unique(labels));
+  for (std::int64_t i = 0; i < distinct.size(0); ++i) {
+    means.push_back(rewards.masked_select(labels.eq(distinct[i])).mean().item<double>());
+  }
+  return standard_error(at::tensor(means, at::kDouble));
+}
+
+}  // namespace
+
 BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& base) {
-  Progress progress("base samples", setup.config.evaluation.base_samples);
+  const ConditionGroups groups = evaluation_groups(setup);
   DrawOptions options;
-  options.n = setup.config.evaluation.base_samples;
+  options.n = groups.whole(setup.config.evaluation.base_samples);
+  Progress progress("base samples", options.n);
   options.step = kBaseKey;
   options.shared = true;
   options.progress = [&](std::int64_t done) { progress.update(done); };
-  const Draws draws =
-      draw(base, setup.config.sampler, *setup.flow.path, setup.flow.model->sample_shape(),
-           setup.streams, setup.labels_at(kBaseKey), options);
+  const Draws draws = draw(base, setup.config.sampler, *setup.flow.path,
+                           setup.flow.model->sample_shape(), setup.streams, groups.labels, options);
   if (needs_reward_gradient(setup.config)) check_gradient(setup, draws);
   const TermScores scores = setup.reward->score_terms(draws.x, draws.labels, /*shared=*/true);
   const at::Tensor r = scores.score.to(at::kDouble);
   if (needs_reward_gradient(setup.config)) require_varied(r, setup.reward->reward().info().name);
   const ImportanceWeights weights = importance_weights(r, draws.labels);
-  BaseStatistics out{r.mean().item<double>(), standard_error(r), weights.log_z, weights.log_z_se,
-                     weights.ess};
+  BaseStatistics out{r.mean().item<double>(),
+                     reward_error(r, draws.labels, groups),
+                     weights.log_z,
+                     weights.log_z_se,
+                     weights.ess,
+                     r.size(0),
+                     groups.conditions};
   out.unscaled = unscaled_metrics("base_", scores.terms, setup.config.reward);
   out.warnings = diagnose_base_rewards(r, draws.labels, setup.reward->reward().scales());
   if (!needs_reward_gradient(setup.config)) return out;
@@ -123,7 +155,9 @@ std::map<std::string, double> metrics_of(const BaseStatistics& b) {
               {"base_reward_se", b.reward_se},
               {"log_z", b.log_z},
               {"log_z_se", b.log_z_se},
-              {"base_ess", b.ess}});
+              {"base_ess", b.ess},
+              {"base_samples", static_cast<double>(b.samples)},
+              {"base_conditions", static_cast<double>(b.conditions)}});
   return out;
 }
 
@@ -151,6 +185,10 @@ BaseStatistics stored_base_statistics(const Run& run) {
     const auto number = [&](const char* key) { return number_from_json(line.at(key)); };
     BaseStatistics out{number("base_reward"), number("base_reward_se"), number("log_z"),
                        number("log_z_se"), number("base_ess")};
+    if (line.contains("base_samples")) {
+      out.samples = static_cast<std::int64_t>(number("base_samples"));
+      out.conditions = static_cast<std::int64_t>(number("base_conditions"));
+    }
     for (const auto& [key, value] : line.items()) {
       if (starts_with(key, "base_reward_unscaled")) out.unscaled[key] = number_from_json(value);
     }
@@ -162,15 +200,21 @@ BaseStatistics stored_base_statistics(const Run& run) {
       "start afresh in another folder with --out");
 }
 
+LabelSource Monitor::labels() const {
+  return groups_.chosen ? groups_.labels : setup_.labels_at(kEvaluationKey);
+}
+
+std::int64_t Monitor::samples() const { return groups_.whole(setup_.config.evaluation.samples); }
+
 std::map<std::string, double> Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
   const FinetuneConfig& config = setup_.config;
   const SwappedWeights swapped(policy_.trainable, average);
   const auto tuned = setup_.for_evaluation(policy_.tuned);
   const auto base = setup_.for_evaluation(policy_.base);
   const std::vector<std::int64_t> shape = setup_.flow.model->sample_shape();
-  const LabelSource labels = setup_.labels_at(kEvaluationKey);
+  const LabelSource labels = this->labels();
   DrawOptions options;
-  options.n = config.evaluation.samples;
+  options.n = samples();
   options.step = kEvaluationKey;
   options.reference = base.get();
   options.shared = true;
@@ -250,9 +294,8 @@ void Monitor::compare_pictures(const Draws& tuned, const at::Tensor& rewards,
   options.step = kEvaluationKey;
   options.keep_prediction = true;
   if (!base_images_.defined()) {
-    const Draws before =
-        draw(base, setup_.config.sampler, *setup_.flow.path, setup_.flow.model->sample_shape(),
-             setup_.streams, setup_.labels_at(kEvaluationKey), options);
+    const Draws before = draw(base, setup_.config.sampler, *setup_.flow.path,
+                              setup_.flow.model->sample_shape(), setup_.streams, labels(), options);
     base_images_ = setup_.reward->decode(before.prediction).clamp(0, 1);
     base_rewards_ = setup_.reward->score(before.x, before.labels);
   }
@@ -282,8 +325,8 @@ void Monitor::compare_pictures(const Draws& tuned, const at::Tensor& rewards,
 void Monitor::heat_maps(const VelocityField& tuned, const VelocityField& base, std::int64_t step) {
   if (!setup_.reward_gradient) return;
   const at::NoGradGuard no_grad;
-  const std::int64_t n = std::min<std::int64_t>(kMapped, setup_.config.evaluation.samples);
-  const Condition condition{setup_.labels_at(kEvaluationKey)(0, n)};
+  const std::int64_t n = std::min<std::int64_t>(kMapped, samples());
+  const Condition condition{labels()(0, n)};
   const at::Tensor x_0 =
       prior_sample(setup_.streams, kEvaluationKey, 0, n, setup_.flow.model->sample_shape());
   const NoiseSource noise = setup_.config.method.noise()
