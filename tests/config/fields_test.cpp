@@ -45,6 +45,38 @@ TEST(config_fields, AllProblemsAtOnce) {
   }
 }
 
+namespace {
+
+struct Renamed {
+  std::int64_t pieces = 1;
+};
+void bind(Fields& f, Renamed& r) {
+  f.renamed("parts", "pieces");
+  f.value("pieces", r.pieces, "a key with a former name", at_least_integer(1));
+}
+
+std::int64_t pieces(const std::string& text, const std::vector<Override>& changes = {}) {
+  const test::TempDir dir;
+  write_file_atomic(dir / "c.toml", text);
+  return load_config<Renamed>(dir / "c.toml", changes).pieces;
+}
+
+}  // namespace
+
+TEST(config_fields, FormerNamesAreTakenWithAWarning) {
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(pieces("parts = 3\n"), 3);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("c.toml:1: 'parts' is now called 'pieces'"), std::string::npos) << said;
+  EXPECT_EQ(pieces("pieces = 3\n", {"parts=4"}), 4) << "an override wins, by either name";
+  EXPECT_EQ(pieces("parts = 3\n", {"pieces=4"}), 4);
+  EXPECT_EQ(pieces("parts = 3\n", command_line_overrides({}, {"pieces"})), 1);
+  test::expect_error(ErrorKind::kConfig, "is given twice",
+                     [] { pieces("parts = 3\npieces = 2\n"); });
+  test::expect_error(ErrorKind::kConfig, "pieces must be at least 1",
+                     [] { pieces("parts = 0\n"); });
+}
+
 TEST(config_fields, CountsHaveAnUpperEndAndSeedsHaveNone) {
   const char* const too_many = "must be at most 2147483647";
   for (const char* key :

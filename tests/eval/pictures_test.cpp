@@ -148,7 +148,7 @@ TEST(eval_pictures, RunsShowPredictionsAndLogSamples) {
   finetune(setup, run);
   DrawOptions options;
   options.n = config.evaluation.samples;
-  options.step = 0xfffff000u;  // the key of evaluations
+  options.step = RunKey::kEvaluation;
   options.keep_prediction = true;
   const Draws draws =
       draw(*setup.flow.model, config.sampler, *setup.flow.path, setup.flow.model->sample_shape(),

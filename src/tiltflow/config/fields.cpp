@@ -9,6 +9,7 @@
 #include "tiltflow/base/count.h"
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/config/conversion.h"
 #include "tiltflow/config/paths.h"
@@ -53,6 +54,7 @@ struct Fields::Impl {
     std::string prefix;  // "train." or "reward[0]."
     toml::table* input;  // null when absent
     toml::table* output;
+    std::map<std::string, std::string> former;  // of renamed keys: now -> before
   };
   std::string file;
   toml::table root, output;
@@ -85,8 +87,35 @@ struct Fields::Impl {
   toml::node* find(const std::string& key) {
     known.push_back(scopes.back().prefix + key);
     toml::node* node = scopes.back().input ? scopes.back().input->get(key) : nullptr;
+    if (toml::node* former = find_former(key)) node = former_or_now(*former, node, key);
     if (node) seen.insert(node);
     return node;
+  }
+  // What stands under the former name of a key.
+  toml::node* find_former(const std::string& key) {
+    const auto found = scopes.back().former.find(key);
+    if (found == scopes.back().former.end()) return nullptr;
+    known.push_back(scopes.back().prefix + found->second);
+    toml::node* node = scopes.back().input ? scopes.back().input->get(found->second) : nullptr;
+    const std::string name = scopes.back().prefix + key;
+    const auto takes_it_away = [&](const Override& change) { return change.text == name; };
+    if (!node || std::none_of(unset.begin(), unset.end(), takes_it_away)) return node;
+    seen.insert(node);
+    return nullptr;
+  }
+  toml::node* former_or_now(toml::node& former, toml::node* now, const std::string& key) {
+    const std::string before = scopes.back().prefix + scopes.back().former.at(key);
+    seen.insert(&former);
+    log_warn(
+        cat(source_of(former), ": '", before, "' is now called '", scopes.back().prefix, key, "'"));
+    if (!now) return &former;
+    const bool outside = override_nodes.count(&former) != 0;
+    if (outside != (override_nodes.count(now) != 0)) {
+      seen.insert(now);
+      return outside ? &former : now;
+    }
+    complain(*now, key, cat("is given twice: ", before, " is its former name"));
+    return now;
   }
   void complain(const toml::node& node, const std::string& key, const std::string& message) {
     problems.push_back(cat(place_of(node), ": ", scopes.back().prefix, key, " ", message));
@@ -347,10 +376,14 @@ Fields::Fields(const std::filesystem::path& file, const std::vector<Override>& o
     }
   }
   for (const Override& change : overrides) impl_->apply_override(change);
-  impl_->scopes.push_back({"", &impl_->root, &impl_->output});
+  impl_->scopes.push_back({"", &impl_->root, &impl_->output, {}});
 }
 
 Fields::~Fields() = default;
+
+void Fields::renamed(const std::string& before, const std::string& now) {
+  impl_->scopes.back().former[now] = before;
+}
 
 void Fields::value(const std::string& key, double& t, const std::string& doc,
                    const Check<double>& c) {
@@ -435,7 +468,8 @@ void Fields::enter(const std::string& key) {
   }
   Impl::Scope& parent = impl_->scopes.back();
   if (!parent.output->contains(key)) parent.output->insert(key, toml::table{});
-  impl_->scopes.push_back({parent.prefix + key + ".", input, parent.output->get(key)->as_table()});
+  impl_->scopes.push_back(
+      {parent.prefix + key + ".", input, parent.output->get(key)->as_table(), {}});
 }
 
 std::size_t Fields::list_size(const std::string& key) {
@@ -464,15 +498,19 @@ void Fields::enter_item(const std::string& key, std::size_t index) {
   if (!parent.output->contains(key)) parent.output->insert(key, toml::array{});
   toml::array* out = parent.output->get(key)->as_array();
   out->push_back(toml::table{});
-  impl_->scopes.push_back(
-      {cat(parent.prefix, key, "[", index, "]."), input, out->get(out->size() - 1)->as_table()});
+  impl_->scopes.push_back({cat(parent.prefix, key, "[", index, "]."),
+                           input,
+                           out->get(out->size() - 1)->as_table(),
+                           {}});
 }
 
 void Fields::leave() { impl_->scopes.pop_back(); }
 
 bool Fields::has(const std::string& key) const {
-  const toml::table* input = impl_->scopes.back().input;
-  return input && input->get(key);
+  const Impl::Scope& scope = impl_->scopes.back();
+  const auto former = scope.former.find(key);
+  const bool once = former != scope.former.end() && scope.input && scope.input->get(former->second);
+  return once || (scope.input && scope.input->get(key));
 }
 
 void Fields::problem(const std::string& key, const std::string& message) {

@@ -51,6 +51,10 @@ class Fields {
   bool has(const std::string& key)
       const;  // the document or an override gives this key of the current section
 
+  // The next key, `now`, was called `before` in earlier versions: a document or an override may
+  // still say so, and a warning names the new one. Saying both in one document is a problem.
+  void renamed(const std::string& before, const std::string& now);
+
   void value(const std::string& key, double& target, const std::string& doc,
              const Check<double>& check = {});
   void value(const std::string& key, std::int64_t& target, const std::string& doc,

@@ -31,7 +31,6 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr std::uint32_t kMeasureKey = 0xffffd000u;  // of the noise of all measurements
 constexpr std::int64_t kShown = 32;
 constexpr std::int64_t kScattered = 400;
 
@@ -65,14 +64,14 @@ ModelFigures measure(Yardstick& y, const VelocityField& field, const VelocityFie
                      double scale, const fs::path& picture) {
   const FinetuneConfig& config = y.setup.config;
   const LabelSource all =
-      make_labels(config.labels, y.setup.flow.model->classes(), y.streams, kMeasureKey, 0);
+      make_labels(config.labels, y.setup.flow.model->classes(), y.streams, RunKey::kComparison, 0);
   GroupingOptions grouping;
   grouping.least = config.check.per_condition;
   grouping.most = config.check.conditions;
   const ConditionGroups groups = in_groups(all, all, y.recipe.samples, grouping, "samples");
   DrawOptions options;
   options.n = groups.whole(y.recipe.samples);
-  options.step = kMeasureKey;
+  options.step = RunKey::kComparison;
   options.reference = base;
   options.keep_prediction = true;
   const Draws draws = draw(field, config.sampler, *y.setup.flow.path,

@@ -15,10 +15,6 @@
 namespace tiltflow {
 
 namespace {
-constexpr std::uint32_t kCheckKey = 0xffffe000u;  // of random labels; no training step uses it
-}  // namespace
-
-namespace {
 
 // The tuned model is compared with the base, under the reward and decoder, that it was trained
 // with.
@@ -122,7 +118,7 @@ TiltedCheck check_run(const std::filesystem::path& run, const std::vector<Overri
   const TiltedCheck check =
       check_tilted_law(*setup.for_check(setup.flow.model), *setup.for_check(tuned.model),
                        *setup.flow.path, *setup.reward, setup.flow.model->sample_shape(),
-                       setup.streams, setup.labels_at(kCheckKey), options);
+                       setup.streams, setup.labels_at(RunKey::kLawCheck), options);
   if (!own) return check;
   write_file_atomic(run / "check.json", to_json(check).dump(1) + "\n");
   write_report(run);

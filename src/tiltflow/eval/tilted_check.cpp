@@ -13,10 +13,6 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::uint32_t kNoiseKey =
-    0xffffe000u;  // of base and tuned samples alike: their differences have much smaller errors
-                  // than either
-
 // Per-sample quantities from which all statistics are made.
 struct Observed {
   at::Tensor reward;   // [N] fp64
@@ -224,7 +220,7 @@ TiltedCheck check_tilted_law(const VelocityField& base, const VelocityField& tun
                            const VelocityField* reference) {
       DrawOptions draws;
       draws.n = n;
-      draws.step = kNoiseKey;
+      draws.step = RunKey::kLawCheck;  // in common: differences have smaller errors than either
       draws.reference = reference;
       draws.progress = [&](std::int64_t done) { progress.update(before + done, sampler.name); };
       Draws made = draw(field, sampler, path, shape, streams, groups.labels, draws);

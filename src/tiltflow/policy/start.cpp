@@ -7,7 +7,6 @@
 #include "tiltflow/base/log.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/tensor_file.h"
-#include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/policy/lora.h"
 #include "tiltflow/tensor/aten.h"

@@ -94,4 +94,21 @@ void assign(const ParameterSet& target, const ParameterSet& source, const std::s
   }
 }
 
+std::map<std::string, std::string> args_below(const std::map<std::string, std::string>& args,
+                                              const std::string& prefix) {
+  std::map<std::string, std::string> out;
+  for (const auto& [key, value] : args) {
+    if (starts_with(key, prefix)) out[key.substr(prefix.size())] = value;
+  }
+  return out;
+}
+
+ParameterSet tensors_below(const ParameterSet& tensors, const std::string& prefix) {
+  ParameterSet out;
+  for (const auto& [name, tensor] : tensors) {
+    if (starts_with(name, prefix)) out.add(name.substr(prefix.size()), tensor);
+  }
+  return out;
+}
+
 }  // namespace tiltflow

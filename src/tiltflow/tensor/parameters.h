@@ -32,6 +32,10 @@ class ParameterSet {
   std::map<std::string, std::size_t> index_;
 };
 
+// The entries whose name begins with `prefix`, without it.
+ParameterSet tensors_below(const ParameterSet& tensors, const std::string& prefix);
+std::map<std::string, std::string> args_below(const std::map<std::string, std::string>& args,
+                                              const std::string& prefix);
 // Deep copy on the same device; `requires_grad` applies to floating-point tensors.
 ParameterSet clone(const ParameterSet& source, bool requires_grad);
 // Throws kBadFile listing every missing, unexpected and mis-shaped tensor (`what` names the source

@@ -26,6 +26,19 @@ enum class Purpose : std::uint8_t {
   kLabelDropout,  // which samples lose their label
 };
 
+// What stands in place of a step number where no training step draws. Steps are below 2^31; every
+// key above is listed here. Keys of equal value belong to verbs that never run together.
+struct RunKey {
+  static constexpr std::uint32_t kStartCheck = 0xffffc000u;  // two samples before a run
+  static constexpr std::uint32_t kValidation = 0xffffd000u;  // pre-training: held-out loss
+  static constexpr std::uint32_t kValidationPictures = 0xffffd001u;
+  static constexpr std::uint32_t kHeldOutSplit = 0xffffd002u;  // which items are held out
+  static constexpr std::uint32_t kComparison = 0xffffd000u;    // `compare`: all measurements
+  static constexpr std::uint32_t kLawCheck = 0xffffe000u;      // the tilted-law check
+  static constexpr std::uint32_t kEvaluation = 0xfffff000u;    // on the way
+  static constexpr std::uint32_t kBase = 0xfffff001u;          // base samples at the start
+};
+
 class RandomStreams {
  public:
   explicit RandomStreams(std::uint64_t seed) : seed_(seed) {}

@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {

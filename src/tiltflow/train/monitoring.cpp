@@ -17,8 +17,6 @@ namespace tiltflow {
 namespace {
 
 // Keys of random streams that no training step uses.
-constexpr std::uint32_t kEvaluationKey = 0xfffff000u;
-constexpr std::uint32_t kBaseKey = 0xfffff001u;
 
 constexpr std::int64_t kCompared = 8;
 constexpr std::int64_t kMapped = 6;  // pictures
@@ -98,7 +96,7 @@ ConditionGroups evaluation_groups(const FinetuneSetup& setup) {
   // Few samples, as of a first look, are still shared by several labels.
   options.least = std::min(c.check.per_condition, std::max<std::int64_t>(2, n / 4));
   options.most = c.check.conditions;
-  const LabelSource labels = setup.labels_at(kBaseKey);
+  const LabelSource labels = setup.labels_at(RunKey::kBase);
   return in_groups(labels, labels, n, options, "evaluation.samples");
 }
 
@@ -123,7 +121,7 @@ BaseStatistics base_statistics(const FinetuneSetup& setup, const VelocityField& 
   DrawOptions options;
   options.n = groups.whole(setup.config.evaluation.base_samples);
   Progress progress("base samples", options.n);
-  options.step = kBaseKey;
+  options.step = RunKey::kBase;
   options.shared = true;
   options.progress = [&](std::int64_t done) { progress.update(done); };
   const Draws draws = draw(base, setup.config.sampler, *setup.flow.path,
@@ -201,7 +199,7 @@ BaseStatistics stored_base_statistics(const Run& run) {
 }
 
 LabelSource Monitor::labels() const {
-  return groups_.chosen ? groups_.labels : setup_.labels_at(kEvaluationKey);
+  return groups_.chosen ? groups_.labels : setup_.labels_at(RunKey::kEvaluation);
 }
 
 std::int64_t Monitor::samples() const { return groups_.whole(setup_.config.evaluation.samples); }
@@ -215,7 +213,7 @@ std::map<std::string, double> Monitor::evaluate(const ParameterSet& average, std
   const LabelSource labels = this->labels();
   DrawOptions options;
   options.n = samples();
-  options.step = kEvaluationKey;
+  options.step = RunKey::kEvaluation;
   options.reference = base.get();
   options.shared = true;
   options.keep_prediction = shape.size() == 3;  // pictures
@@ -291,7 +289,7 @@ void Monitor::compare_pictures(const Draws& tuned, const at::Tensor& rewards,
   const at::NoGradGuard no_grad;
   DrawOptions options;
   options.n = std::min<std::int64_t>(kCompared, tuned.x.size(0));
-  options.step = kEvaluationKey;
+  options.step = RunKey::kEvaluation;
   options.keep_prediction = true;
   if (!base_images_.defined()) {
     const Draws before = draw(base, setup_.config.sampler, *setup_.flow.path,
@@ -328,9 +326,9 @@ void Monitor::heat_maps(const VelocityField& tuned, const VelocityField& base, s
   const std::int64_t n = std::min<std::int64_t>(kMapped, samples());
   const Condition condition{labels()(0, n)};
   const at::Tensor x_0 =
-      prior_sample(setup_.streams, kEvaluationKey, 0, n, setup_.flow.model->sample_shape());
+      prior_sample(setup_.streams, RunKey::kEvaluation, 0, n, setup_.flow.model->sample_shape());
   const NoiseSource noise = setup_.config.method.noise()
-                                ? keyed_noise(setup_.streams, kEvaluationKey, 0, x_0)
+                                ? keyed_noise(setup_.streams, RunKey::kEvaluation, 0, x_0)
                                 : [x_0](int) { return at::zeros_like(x_0); };
   RolloutOptions keep;
   keep.keep_states = true;

@@ -15,9 +15,6 @@
 namespace tiltflow {
 namespace {
 
-constexpr std::uint32_t kValidationKey = 0xffffd000u;
-constexpr std::uint32_t kPictureKey = 0xffffd001u;
-constexpr std::uint32_t kSplitKey = 0xffffd002u;  // of streams that no training step uses
 constexpr std::int64_t kPiece = 64;
 constexpr std::int64_t kColumns = 8;
 constexpr std::int64_t kLargestGrid = 10;
@@ -92,21 +89,22 @@ std::map<std::string, double> flow_validation(const VelocityField& network, cons
     const std::int64_t n = end - begin;
     const at::Tensor indices = items.narrow(0, begin, n);
     const at::Tensor data = held_out.states(indices, [&] {
-      return streams.normal(Purpose::kAugment, kValidationKey, 0, begin, n, shape);
+      return streams.normal(Purpose::kAugment, RunKey::kValidation, 0, begin, n, shape);
     });
-    const at::Tensor noise = streams.normal(Purpose::kPrior, kValidationKey, 0, begin, n, shape);
+    const at::Tensor noise =
+        streams.normal(Purpose::kPrior, RunKey::kValidation, 0, begin, n, shape);
     // One time in each of `total` equal parts of [0, 1], in an order that mixes them over the
     // classes.
     const at::Tensor place = (at::arange(begin, end) * kPrime).remainder(total);
-    at::Tensor u = (place + streams.uniform(Purpose::kTime, kValidationKey, begin, n)) /
+    at::Tensor u = (place + streams.uniform(Purpose::kTime, RunKey::kValidation, begin, n)) /
                    static_cast<double>(total);
     if (options.time_sampling == "logit-normal") {
-      u = streams.normal(Purpose::kTime, kValidationKey, 0, begin, n, {}).sigmoid();
+      u = streams.normal(Purpose::kTime, RunKey::kValidation, 0, begin, n, {}).sigmoid();
     }
     Condition condition;
     if (classes > 0) {
       const at::Tensor dropped =
-          streams.uniform(Purpose::kLabel, kValidationKey, begin, n) < options.label_dropout;
+          streams.uniform(Purpose::kLabel, RunKey::kValidation, begin, n) < options.label_dropout;
       condition.labels = at::where(dropped, at::full({1}, classes, at::kLong),
                                    held_out.labels.index_select(0, indices));
     }
@@ -150,7 +148,7 @@ std::map<std::string, double> gan_validation(const Discriminator& discriminator,
     const at::Tensor labels = held_out.labels.index_select(0, indices);
     const at::Tensor scores = discriminator.score(held_out.batch(indices) * 2 - 1, labels);
     const at::Tensor z =
-        streams.normal(Purpose::kPrior, kValidationKey, 0, begin, n, generator.noise_shape());
+        streams.normal(Purpose::kPrior, RunKey::kValidation, 0, begin, n, generator.noise_shape());
     real.narrow(0, begin, n).copy_(scores);
     return at::relu(1 - scores) +
            at::relu(1 + discriminator.score(generator.generate(z, labels), labels));
@@ -183,7 +181,7 @@ at::Tensor flow_pictures(std::shared_ptr<const VelocityField> network, const Vel
   sampler.prediction = prediction;
   DrawOptions options;
   options.n = labels.defined() ? labels.size(0) : kColumns * kColumns;
-  options.step = kPictureKey;
+  options.step = RunKey::kValidationPictures;
   const LabelSource source = labels.defined()
                                  ? LabelSource([labels](std::int64_t first, std::int64_t n) {
                                      return labels.narrow(0, first, n);
@@ -228,8 +226,8 @@ ImageDataset held_out_data(const DatasetConfig& config, double share, ImageDatas
       fail(ErrorKind::kConfig, cat("data.held_out = ", share, " of ", training.size(),
                                    " items leaves nothing on one side"));
     }
-    const at::Tensor order =
-        at::tensor(streams.permutation(Purpose::kData, kSplitKey, training.size()), at::kLong);
+    const at::Tensor order = at::tensor(
+        streams.permutation(Purpose::kData, RunKey::kHeldOutSplit, training.size()), at::kLong);
     const auto part = [&](std::int64_t begin, std::int64_t n) {
       return subset(training, std::get<0>(order.narrow(0, begin, n).sort()));
     };

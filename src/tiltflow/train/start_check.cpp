@@ -17,7 +17,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint32_t kStartKey = 0xffffc000u;  // of noise and labels; no training step uses it
 constexpr std::int64_t kSamples = 2;
 
 // One velocity of the tuned model at the first time, with its backward pass. Returns the data it
@@ -28,7 +27,7 @@ at::Tensor check_model(const FinetuneSetup& s, const at::Tensor& labels) {
       make_policy(s.flow, s.config.policy, static_cast<std::uint64_t>(s.config.seed)));
   const double t = s.table.steps.front().t;
   const at::Tensor x_0 =
-      prior_sample(s.streams, kStartKey, 0, kSamples, s.flow.model->sample_shape());
+      prior_sample(s.streams, RunKey::kStartCheck, 0, kSamples, s.flow.model->sample_shape());
   const at::Tensor v = policy.tuned->velocity(x_0, time_tensor(t, x_0), Condition{labels});
   require_finite(v, cat("the velocity of ", s.config.model.file));
   const auto gradients = torch::autograd::grad({v.square().mean()}, policy.trainable.tensors(), {},
@@ -77,10 +76,10 @@ void check_reward_gradient(const FinetuneSetup& s, const at::Tensor& states,
   if (std::none_of(terms.begin(), terms.end(), lost)) return;
   DrawOptions options;
   options.n = kSamples;
-  options.step = kStartKey;
+  options.step = RunKey::kStartCheck;
   const auto base = s.for_check(s.flow.model);
   const Draws draws = draw(*base, s.config.sampler, *s.flow.path, s.flow.model->sample_shape(),
-                           s.streams, s.labels_at(kStartKey), options);
+                           s.streams, s.labels_at(RunKey::kStartCheck), options);
   for (const ObservedTerm& term : observe_terms(*s.reward, draws.x, draws.labels)) {
     if (!lost(term)) continue;
     if (term.varies) {
@@ -115,8 +114,9 @@ void check_judge(const FinetuneSetup& s, const at::Tensor& states) {
 
 void check_start(const FinetuneSetup& s) {
   Problems problems;
-  const at::Tensor labels = s.labels_at(kStartKey)(0, kSamples);
-  at::Tensor states = prior_sample(s.streams, kStartKey, 0, kSamples, s.flow.model->sample_shape());
+  const at::Tensor labels = s.labels_at(RunKey::kStartCheck)(0, kSamples);
+  at::Tensor states =
+      prior_sample(s.streams, RunKey::kStartCheck, 0, kSamples, s.flow.model->sample_shape());
   problems.check([&] { states = check_model(s, labels); });
   problems.check([&] {
     check_scores(s, states, labels);

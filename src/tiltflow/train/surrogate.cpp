@@ -5,7 +5,6 @@
 
 #include "tiltflow/base/error.h"
 #include "tiltflow/base/strings.h"
-#include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/tensor/aten.h"
 
 namespace tiltflow {

@@ -42,9 +42,5 @@ class ControlledModel final : public VelocityModel {
 // Arguments "base.family", "base.ARG", "path", "control.kind", ... of a controlled model's spec.
 // Throws kConfig.
 ControlConfig control_config_from_args(const std::map<std::string, std::string>& args);
-// The entries whose name begins with `prefix`, without it.
-std::map<std::string, std::string> args_below(const std::map<std::string, std::string>& args,
-                                              const std::string& prefix);
-ParameterSet tensors_below(const ParameterSet& tensors, const std::string& prefix);
 
 }  // namespace tiltflow
