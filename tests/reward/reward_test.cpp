@@ -79,6 +79,25 @@ TEST(reward_check, BrokenRewardsAreRefused) {
   test::expect_error(ErrorKind::kNonFinite, "NaN", [] { check("nan"); });
 }
 
+// Every way to a score tells a broken reward from a policy that has diverged.
+TEST(reward_check, ScoresThatAreNotFiniteNameTheirCause) {
+  const StateReward broken(std::make_shared<Broken>("nan"), identity_decoder());
+  const StateReward sound(std::make_shared<Broken>("sound"), identity_decoder());
+  const at::Tensor finite = at::ones({4, 6});
+  const at::Tensor diverged = finite / 0.0;
+  using Scored = std::function<void(const StateReward&, const at::Tensor&)>;
+  const std::vector<Scored> ways{
+      [](const StateReward& r, const at::Tensor& x) { r.score(x, {}); },
+      [](const StateReward& r, const at::Tensor& x) { r.score_terms(x, {}); },
+      [](const StateReward& r, const at::Tensor& x) { r.score_with_graph(x, {}); },
+      [](const StateReward& r, const at::Tensor& x) { r.score_and_gradient(x, {}); }};
+  for (const Scored& way : ways) {
+    test::expect_error(ErrorKind::kNonFinite, "at finite samples", [&] { way(broken, finite); });
+    test::expect_error(ErrorKind::kNonFinite, "the samples to be scored",
+                       [&] { way(sound, diverged); });
+  }
+}
+
 TEST(reward_registry, MistakesAreNamed) {
   test::expect_error(ErrorKind::kConfig, "did you mean 'quadratic'",
                      [] { make_reward(term("quadratc", 1)); });

@@ -79,8 +79,20 @@ StateReward StateReward::observed(std::function<void(const TermScores&)> observe
   return out;
 }
 
+void StateReward::require_finite_score(const at::Tensor& score, const at::Tensor& state) const {
+  if (at::isfinite(score).all().item<bool>()) return;
+  if (!at::isfinite(state).all().item<bool>()) {
+    fail(ErrorKind::kNonFinite, "the samples to be scored contain NaN or infinity",
+         "the policy has diverged: lower train.learning_rate, or set train.gradient_clip");
+  }
+  fail(ErrorKind::kNonFinite,
+       cat("reward ", reward_->info().name, " contains NaN or infinity at finite samples"),
+       "does it divide by something that can be zero, or take a root or logarithm of it?");
+}
+
 at::Tensor StateReward::score_with_graph(const at::Tensor& state, const at::Tensor& labels) const {
   const TermScores scored = score_images(*reward_, decoder_(state), labels);
+  require_finite_score(scored.score, state);
   if (observer_) observer_({scored.score.detach(), scored.terms});
   return scored.score;
 }
@@ -109,7 +121,7 @@ TermScores StateReward::score_terms(const at::Tensor& state, const at::Tensor& l
     out.terms.narrow(0, begin, n).copy_(piece.terms);
   });
   if (size > 1) all_reduce_sum({out.score, out.terms});
-  require_finite(out.score, cat("reward ", reward_->info().name));
+  require_finite_score(out.score, state);
   if (observer_) observer_(out);
   return out;
 }
@@ -123,7 +135,6 @@ ScoreAndGradient StateReward::score_and_gradient(const at::Tensor& state,
   const at::AutoGradMode grad(true);
   const at::Tensor input = state.detach().set_requires_grad(true);
   const at::Tensor score = score_with_graph(input, labels);
-  require_finite(score, cat("reward ", reward_->info().name));
   if (!score.requires_grad()) {
     fail(ErrorKind::kConfig, cat("reward ", reward_->info().name,
                                  " has no gradient: its score is computed outside autograd"));

@@ -44,12 +44,13 @@ class StateReward {
       : reward_(std::move(reward)), decoder_(std::move(decoder)) {}
   const Reward& reward() const { return *reward_; }
   at::Tensor decode(const at::Tensor& state) const { return decoder_(state); }
-  // Both throw kNonFinite when a score or gradient is not finite. `shared`: of several processes
-  // that all call with the same states each scores its pieces of 32, all get everything.
+  // All throw kNonFinite when a score or gradient is not finite, and say whether the sample was.
+  // `shared`: of several processes that all call with the same states each scores its pieces of 32,
+  // all get everything.
   at::Tensor score(const at::Tensor& state, const at::Tensor& labels, bool shared = false) const;
   ScoreAndGradient score_and_gradient(const at::Tensor& state, const at::Tensor& labels) const;
-  at::Tensor score_with_graph(const at::Tensor& state, const at::Tensor& labels)
-      const;  // differentiable; in one piece, unchecked
+  at::Tensor score_with_graph(const at::Tensor& state,
+                              const at::Tensor& labels) const;  // differentiable; in one piece
   TermScores score_terms(const at::Tensor& state, const at::Tensor& labels,
                          bool shared = false) const;  // as score
   // The same reward, which shows every scoring to `observer` (without graph, in the thread that
@@ -57,6 +58,7 @@ class StateReward {
   StateReward observed(std::function<void(const TermScores&)> observer) const;
 
  private:
+  void require_finite_score(const at::Tensor& score, const at::Tensor& state) const;
   std::shared_ptr<const Reward> reward_;
   Decoder decoder_;
   std::function<void(const TermScores&)> observer_;  // or empty
