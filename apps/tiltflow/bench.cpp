@@ -23,6 +23,17 @@ namespace tiltflow::app {
 
 namespace {
 
+struct BenchOptions {
+  std::string name = "am";
+  bool json = false;
+  AmBenchOptions am;
+  ComputeConfig compute;
+  std::vector<std::string> args;
+  SetOptions changes;
+  std::string config, isa;
+  AssignBenchOptions assign;
+};
+
 // With a configuration its generator, targets and search; else random weights and pictures they
 // made.
 nlohmann::ordered_json assign_speed(const std::string& file, const std::vector<Override>& set,
@@ -54,54 +65,113 @@ void restrict_to(const std::string& instruction_set) {
   fail(ErrorKind::kFailure, cat("cannot start again for --isa: ", std::strerror(errno)));
 }
 
+nlohmann::ordered_json bench_gemm() {
+  const int workers = thread_policy().workers;
+  return {{"bench", "gemm"},
+          {"workers", workers},
+          {"fp32_gflops_one_core", gemm_peak(1, false)},
+          {"fp32_gflops", gemm_peak(workers, false)},
+          {"bf16_gflops", gemm_peak(workers, true)},
+          {"copy_gb_per_second", copy_rate(workers)}};
+}
+
+nlohmann::ordered_json measure(const CLI::App& verb, const BenchOptions& o) {
+  if (o.name == "am") return bench_adjoint_matching(o.am);
+  if (o.name == "gemm") return bench_gemm();
+  if (o.name == "startup") return bench_startup(o.am.repeats);
+  if (o.name == "assign") {
+    if (!o.config.empty()) {
+      refuse_other_options(verb,
+                           {"name", "--json", "--isa", "--config", "--set", "--unset", "--targets",
+                            "--reference-targets"},
+                           "on a configuration: --set changes its keys, e.g. --set "
+                           "compute.workers=1");
+    }
+    return assign_speed(o.config, o.changes.overrides(), o.assign, o.compute);
+  }
+  const NetworkBenchOptions options{o.am.model,   o.am.batch, o.am.item,
+                                    o.am.repeats, o.am.steps, o.am.runtime};
+  return o.name == "pretrain" ? bench_pretraining(options) : bench_network(o.name, options);
+}
+
+int bench(const CLI::App& verb, BenchOptions& o) {
+  if (!o.isa.empty()) restrict_to(o.isa);
+  if (o.name != "assign" && !o.config.empty()) {
+    fail(ErrorKind::kUsage, cat("--config belongs to `bench assign`, not to `bench ", o.name, "`"));
+  }
+  o.am.runtime = apply(o.compute);
+  if (!o.args.empty()) o.am.model.args = key_values(o.args);
+  o.am.loss_steps = std::min(o.am.loss_steps, o.am.steps);
+  const nlohmann::ordered_json out = measure(verb, o);
+  if (o.json) {
+    std::cout << out.dump() << std::endl;
+    return 0;
+  }
+  for (const auto& [key, value] : out.items()) {
+    std::cout << pad_right(key, 34)
+              << (value.is_number_float() ? compact(value.get<double>(), 4) : value.dump()) << "\n";
+  }
+  return 0;
+}
+
+// The size of what is measured.
+void add_size_options(CLI::App& verb, BenchOptions& o) {
+  verb.add_option("--batch", o.am.batch, "samples or trajectories")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb.add_option("--item", o.am.item, "of them per piece of work")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb.add_option("--steps", o.am.steps, "am and sample: sampler steps")
+      ->check(CLI::Range(2, 10000))
+      ->capture_default_str();
+  verb.add_option("--loss-steps", o.am.loss_steps, "am: time steps in the loss")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb.add_option("--keep-graphs", o.am.keep_graphs,
+                  "am: the loss uses the rollout's graphs instead of calling the network again "
+                  "(true or false)")
+      ->capture_default_str();
+  verb.add_option("--adjoint-stride", o.am.adjoint_stride,
+                  "am: steps of the adjoint that one Jacobian of the base serves")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb.add_option("--repeats", o.am.repeats, "timed repetitions")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+}
+
+void add_assign_options(CLI::App& verb, BenchOptions& o) {
+  auto* config = verb.add_option(
+      "--config", o.config,
+      "assign: configuration of `tiltflow assign` (default: a generator with random weights)");
+  add_set_options(verb, o.changes);
+  for (const char* name : {"--set", "--unset"}) verb.get_option(name)->needs(config);
+  verb.add_option("--targets", o.assign.targets, "assign: targets")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb.add_option("--reference-targets", o.assign.reference_targets,
+                  "assign: targets of the one-by-one procedure it is compared with; 0 = none")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+}
+
 }  // namespace
 
 void add_bench(CLI::App& program, Action& action) {
-  struct Options {
-    std::string name = "am";
-    bool json = false;
-    AmBenchOptions am;
-    ComputeConfig compute;
-    std::vector<std::string> args;
-    SetOptions changes;
-    std::string config, isa;
-    AssignBenchOptions assign;
-  };
   auto* verb =
       program.add_subcommand("bench",
                              "measure: am (one Adjoint Matching iteration), forward, vjp, "
                              "train-step, pretrain (a step of the trainer), sample, assign (noise "
                              "of one-step generators), gemm (matrix products), startup");
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<BenchOptions>();
   verb->add_option("name", o->name,
                    "am, forward, vjp, train-step, pretrain, sample, assign, gemm or startup")
       ->check(CLI::IsMember({"am", "forward", "vjp", "train-step", "pretrain", "sample", "assign",
                              "gemm", "startup"}))
       ->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
-  verb->add_option("--batch", o->am.batch, "samples or trajectories")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  verb->add_option("--item", o->am.item, "of them per piece of work")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  verb->add_option("--steps", o->am.steps, "am and sample: sampler steps")
-      ->check(CLI::Range(2, 10000))
-      ->capture_default_str();
-  verb->add_option("--loss-steps", o->am.loss_steps, "am: time steps in the loss")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  verb->add_option("--keep-graphs", o->am.keep_graphs,
-                   "am: the loss uses the rollout's graphs instead of calling the network again "
-                   "(true or false)")
-      ->capture_default_str();
-  verb->add_option("--adjoint-stride", o->am.adjoint_stride,
-                   "am: steps of the adjoint that one Jacobian of the base serves")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  verb->add_option("--repeats", o->am.repeats, "timed repetitions")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  add_size_options(*verb, *o);
   verb->add_option("--policy", o->am.policy, "am: full or lora")
       ->check(CLI::IsMember({"full", "lora"}))
       ->capture_default_str();
@@ -109,71 +179,12 @@ void add_bench(CLI::App& program, Action& action) {
                    "SiT constructor argument, e.g. size=SiT-S/2 (repeatable)")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
-  auto* config = verb->add_option(
-      "--config", o->config,
-      "assign: configuration of `tiltflow assign` (default: a generator with random weights)");
-  add_set_options(*verb, o->changes);
-  for (const char* name : {"--set", "--unset"}) verb->get_option(name)->needs(config);
-  verb->add_option("--targets", o->assign.targets, "assign: targets")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  verb->add_option("--reference-targets", o->assign.reference_targets,
-                   "assign: targets of the one-by-one procedure it is compared with; 0 = none")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  add_assign_options(*verb, *o);
   verb->add_option("--isa", o->isa,
                    "restrict kernels to an instruction set: sse4, avx2, avx512 or avx512_bf16 "
                    "(ours, libtorch's, oneDNN's and MKL's)");
   add_compute_options(*verb, o->compute);
-  verb->callback([=, &action] {
-    action = [o, verb] {
-      if (!o->isa.empty()) restrict_to(o->isa);
-      if (o->name != "assign" && !o->config.empty()) {
-        fail(ErrorKind::kUsage,
-             cat("--config belongs to `bench assign`, not to `bench ", o->name, "`"));
-      }
-      o->am.runtime = apply(o->compute);
-      if (!o->args.empty()) o->am.model.args = key_values(o->args);
-      o->am.loss_steps = std::min(o->am.loss_steps, o->am.steps);
-      nlohmann::ordered_json out;
-      if (o->name == "gemm") {
-        const int workers = thread_policy().workers;
-        out = {{"bench", "gemm"},
-               {"workers", workers},
-               {"fp32_gflops_one_core", gemm_peak(1, false)},
-               {"fp32_gflops", gemm_peak(workers, false)},
-               {"bf16_gflops", gemm_peak(workers, true)},
-               {"copy_gb_per_second", copy_rate(workers)}};
-      } else if (o->name == "assign") {
-        if (!o->config.empty()) {
-          refuse_other_options(
-              *verb,
-              {"name", "--json", "--isa", "--config", "--set", "--unset", "--targets",
-               "--reference-targets"},
-              "on a configuration: --set changes its keys, e.g. --set compute.workers=1");
-        }
-        out = assign_speed(o->config, o->changes.overrides(), o->assign, o->compute);
-      } else if (o->name == "startup") {
-        out = bench_startup(o->am.repeats);
-      } else if (o->name != "am") {
-        const NetworkBenchOptions options{o->am.model,   o->am.batch, o->am.item,
-                                          o->am.repeats, o->am.steps, o->am.runtime};
-        out = o->name == "pretrain" ? bench_pretraining(options) : bench_network(o->name, options);
-      } else {
-        out = bench_adjoint_matching(o->am);
-      }
-      if (o->json) {
-        std::cout << out.dump() << std::endl;
-      } else {
-        for (const auto& [key, value] : out.items()) {
-          std::cout << pad_right(key, 34)
-                    << (value.is_number_float() ? compact(value.get<double>(), 4) : value.dump())
-                    << "\n";
-        }
-      }
-      return 0;
-    };
-  });
+  verb->callback([=, &action] { action = [o, verb] { return bench(*verb, *o); }; });
 }
 
 }  // namespace tiltflow::app

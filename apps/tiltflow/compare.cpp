@@ -11,23 +11,52 @@
 #include "verbs.h"
 
 namespace tiltflow::app {
+namespace {
+
+struct CompareOptions {
+  std::string recipe, out;
+  SetOptions changes;
+  SetOptions of_runs;
+  bool dry_run = false;
+  std::vector<Override> run_changes() const {
+    std::vector<Override> out = of_runs.overrides();
+    for (Override& change : out) change.origin += "-run";
+    return out;
+  }
+};
+
+int run_comparison(const CompareOptions& o) {
+  const std::filesystem::path recipe = o.recipe;
+  const std::filesystem::path out =
+      o.out.empty() ? std::filesystem::path("runs") / recipe.stem() : std::filesystem::path(o.out);
+  if (o.dry_run) {
+    for (const ComparedRun& run :
+         check_comparison(recipe, o.changes.overrides(), o.run_changes())) {
+      std::cout << run.folder << "\n";
+    }
+    log_info("ok");
+    return 0;
+  }
+  const StopKeeper keeper("the same command continues");
+  const Comparison c =
+      compare_methods(recipe, o.changes.overrides(), o.run_changes(), out,
+                      [](std::size_t i, std::size_t count, const ComparedRun& run) {
+                        log_info(cat("run ", i + 1, " of ", count, ": ", run.folder));
+                      });
+  std::cout << read_file(out / "compare.md") << std::flush;
+  log_info("page: " + (out / "compare.html").string());
+  const bool all_done = std::all_of(c.runs.begin(), c.runs.end(),
+                                    [](const ComparedRun& run) { return is_done(run.status); });
+  return all_done ? 0 : 1;
+}
+
+}  // namespace
 
 void add_compare(CLI::App& program, Action& action) {
-  struct Options {
-    std::string recipe, out;
-    SetOptions changes;
-    SetOptions of_runs;
-    bool dry_run = false;
-    std::vector<Override> run_changes() const {
-      std::vector<Override> out = of_runs.overrides();
-      for (Override& change : out) change.origin += "-run";
-      return out;
-    }
-  };
   auto* verb = program.add_subcommand("compare",
                                       "fine-tuning methods at equal cost, over seeds and reward "
                                       "scales: one page with trade-offs, tables and samples");
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<CompareOptions>();
   verb->add_option("recipe", o->recipe,
                    "TOML file: config, seeds, scales, budgets, [[run]] sections")
       ->required();
@@ -47,34 +76,7 @@ void add_compare(CLI::App& program, Action& action) {
   verb->footer(
       "Examples:\n  tiltflow compare recipes/compare-mixture.toml\n  tiltflow compare "
       "recipes/compare-mnist-ink.toml --set seeds=[0] --set evaluations=1e5 --out runs/look");
-  verb->callback([=, &action] {
-    action = [o] {
-      const std::filesystem::path recipe = o->recipe;
-      const std::filesystem::path out = o->out.empty()
-                                            ? std::filesystem::path("runs") / recipe.stem()
-                                            : std::filesystem::path(o->out);
-      if (o->dry_run) {
-        for (const ComparedRun& run :
-             check_comparison(recipe, o->changes.overrides(), o->run_changes())) {
-          std::cout << run.folder << "\n";
-        }
-        log_info("ok");
-        return 0;
-      }
-      const StopKeeper keeper("the same command continues");
-      const Comparison c =
-          compare_methods(recipe, o->changes.overrides(), o->run_changes(), out,
-                          [](std::size_t i, std::size_t count, const ComparedRun& run) {
-                            log_info(cat("run ", i + 1, " of ", count, ": ", run.folder));
-                          });
-      std::cout << read_file(out / "compare.md") << std::flush;
-      log_info("page: " + (out / "compare.html").string());
-      return std::all_of(c.runs.begin(), c.runs.end(),
-                         [](const ComparedRun& run) { return is_done(run.status); })
-                 ? 0
-                 : 1;
-    };
-  });
+  verb->callback([=, &action] { action = [o] { return run_comparison(*o); }; });
 }
 
 }  // namespace tiltflow::app

@@ -31,21 +31,45 @@ GeneratorEntry entry_of(const std::string& text) {
   return entry;
 }
 
+struct CompareGeneratorsOptions {
+  std::string file;
+  std::string out = "runs/comparison";
+  SetOptions changes;
+  std::vector<std::string> generators;
+  GeneratorComparisonOptions comparison;
+  bool json = false;
+};
+
+int compare_in_folder(CompareGeneratorsOptions& o) {
+  for (const std::string& text : o.generators) o.comparison.entries.push_back(entry_of(text));
+  const OneStepConfig config = load_config<OneStepConfig>(o.file, o.changes.overrides());
+  std::unique_ptr<Progress> progress;
+  o.comparison.progress = [&](std::int64_t done, std::int64_t total) {
+    if (!progress) progress = std::make_unique<Progress>("compare", total);
+    progress->update(done);
+  };
+  const GeneratorComparison result = compare_generators(config, o.comparison);
+  progress.reset();
+  const std::filesystem::path out = o.out;
+  make_directories(out);
+  write_file_atomic(out / "comparison.json", to_json(result).dump(1) + "\n");
+  write_file_atomic(out / "comparison.html", to_html(result));
+  if (o.json) {
+    std::cout << to_json(result).dump() << std::endl;
+  } else {
+    std::cout << table_text(result) << std::flush;
+  }
+  log_info(cat("wrote comparison.json and comparison.html to ", o.out));
+  return 0;
+}
+
 }  // namespace
 
 void add_compare_generators(CLI::App& program, Action& action) {
-  struct Options {
-    std::string file;
-    std::string out = "runs/comparison";
-    SetOptions changes;
-    std::vector<std::string> generators;
-    GeneratorComparisonOptions comparison;
-    bool json = false;
-  };
   auto* verb = program.add_subcommand(
       "compare-generators",
       "one-step generators side by side: reconstruction, accuracy, Frechet distance, collapse");
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<CompareGeneratorsOptions>();
   verb->add_option(
           "config", o->file,
           "configuration of `tiltflow assign`: how generators are read, targets, assignment")
@@ -76,30 +100,7 @@ void add_compare_generators(CLI::App& program, Action& action) {
       "assets/mnist-judge.safetensors --pairs runs/assign \\\n    --generator "
       "base=runs/pretrain-mnist-gan/model.safetensors --generator "
       "matched=runs/sft/model.safetensors");
-  verb->callback([=, &action] {
-    action = [o] {
-      for (const std::string& text : o->generators) o->comparison.entries.push_back(entry_of(text));
-      const OneStepConfig config = load_config<OneStepConfig>(o->file, o->changes.overrides());
-      std::unique_ptr<Progress> progress;
-      o->comparison.progress = [&](std::int64_t done, std::int64_t total) {
-        if (!progress) progress = std::make_unique<Progress>("compare", total);
-        progress->update(done);
-      };
-      const GeneratorComparison result = compare_generators(config, o->comparison);
-      progress.reset();
-      make_directories(o->out);
-      write_file_atomic(std::filesystem::path(o->out) / "comparison.json",
-                        to_json(result).dump(1) + "\n");
-      write_file_atomic(std::filesystem::path(o->out) / "comparison.html", to_html(result));
-      if (o->json) {
-        std::cout << to_json(result).dump() << std::endl;
-      } else {
-        std::cout << table_text(result) << std::flush;
-      }
-      log_info(cat("wrote comparison.json and comparison.html to ", o->out));
-      return 0;
-    };
-  });
+  verb->callback([=, &action] { action = [o] { return compare_in_folder(*o); }; });
 }
 
 }  // namespace tiltflow::app

@@ -205,7 +205,7 @@ FeatureMoments reference_moments(const EvalOptions& o, const FeatureNetwork& net
   return moments;
 }
 
-int evaluate_model(const EvalOptions& o) {
+void require_features(const EvalOptions& o) {
   if (o.judge.empty() && o.features.empty()) {
     fail(ErrorKind::kUsage,
          "eval --model needs --judge FILE (accuracy, features) or --features NETWORK");
@@ -219,28 +219,73 @@ int evaluate_model(const EvalOptions& o) {
              "FOLDER (held-out images)"),
          "--make-reference FILE beside --data writes such statistics");
   }
+}
+
+// What the samples of a model are judged by.
+struct Judges {
+  std::shared_ptr<const Classifier> classifier;  // null without --judge
+  FeatureNetwork network;
+  FeatureMoments reference;
+};
+
+// Class accuracy (conditional samples only) and Frechet distances of `draws`, added to `out`.
+void judge_draws(const Draws& draws, bool conditional, const Judges& judges, const Decoder& decode,
+                 const RandomStreams& streams, nlohmann::ordered_json& out) {
+  const auto& classifier = judges.classifier;
+  const std::int64_t classes = classifier ? classifier->config().num_classes : 0;
+  // One pass over the decoded pictures: features, and the judge's classes behind them.
+  const FeatureNetwork seen{
+      judges.network.name, [&](const at::Tensor& images) {
+        return classifier
+                   ? at::cat({judges.network.features(images), classifier->logits(images)}, 1)
+                   : judges.network.features(images);
+      }};
+  const at::Tensor both = features_of(seen, draws.x, decode);
+  const at::Tensor features = both.narrow(1, 0, both.size(1) - classes);
+  const std::string kind = conditional ? "conditional" : "unconditional";
+  if (conditional && classifier) {
+    const at::Tensor seen_classes = both.narrow(1, features.size(1), classes).argmax(1);
+    const Estimate hits = mean_estimate((seen_classes == draws.labels).to(at::kDouble));
+    out["class_accuracy"] = hits.value;
+    out["class_accuracy_se"] = hits.se;
+  }
+  out["frechet_" + kind] = frechet_distance(feature_moments(features), judges.reference);
+  if (draws.x.size(0) >= 100) {
+    const Estimate unbiased = frechet_extrapolated(features, judges.reference, streams);
+    out["frechet_" + kind + "_extrapolated"] = unbiased.value;
+    out["frechet_" + kind + "_extrapolated_se"] = unbiased.se;
+  }
+}
+
+// What was evaluated and against what.
+nlohmann::ordered_json evaluation_of(const EvalOptions& o, const SamplerConfig& sampler,
+                                     const FeatureNetwork& network) {
+  const std::string data =
+      cat(has_test_split(o.data) ? "test split of " : "pictures of ", o.data.path);
+  return {{"model", o.model.model.file},
+          {"sampler", sampler.name},
+          {"steps", sampler.steps},
+          {"samples", o.n},
+          {"guidance", o.guidance.scale},
+          {"features", network.name},
+          {"reference", o.reference.empty() ? data : o.reference}};
+}
+
+int evaluate_model(const EvalOptions& o) {
+  require_features(o);
   const FlowModel flow = o.model.load(apply(o.compute));
   const auto& model = flow.model;
-  const auto judge = o.judge.empty() ? nullptr : load_classifier(o.judge);
-  const FeatureNetwork network = make_feature_network(o.features.empty() ? o.judge : o.features);
+  Judges judges;
+  if (!o.judge.empty()) judges.classifier = load_classifier(o.judge);
+  judges.network = make_feature_network(o.features.empty() ? o.judge : o.features);
   const Decoder decode =
       decoder_of(flow, o.decoder.file.empty() ? nullptr : load_autoencoder(o.decoder));
-  const FeatureMoments reference = reference_moments(o, network);
+  judges.reference = reference_moments(o, judges.network);
   SamplerConfig sampler = o.sampler;
   sampler.prediction = flow.prediction;
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
-  require_same_features(network, reference, model->sample_shape(), decode);
-  nlohmann::ordered_json out{
-      {"model", o.model.model.file},
-      {"sampler", sampler.name},
-      {"steps", sampler.steps},
-      {"samples", o.n},
-      {"guidance", o.guidance.scale},
-      {"features", network.name},
-      {"reference",
-       o.reference.empty()
-           ? cat(has_test_split(o.data) ? "test split of " : "pictures of ", o.data.path)
-           : o.reference}};
+  require_same_features(judges.network, judges.reference, model->sample_shape(), decode);
+  nlohmann::ordered_json out = evaluation_of(o, sampler, judges.network);
   for (const bool conditional : {true, false}) {
     if (conditional && model->classes() == 0) continue;
     Progress progress(conditional ? "conditional" : "unconditional", o.n);
@@ -251,34 +296,80 @@ int evaluate_model(const EvalOptions& o) {
     const Draws draws =
         draw(*field, sampler, *flow.path, model->sample_shape(), streams,
              conditional ? uniform_labels(streams, 0, model->classes()) : no_labels(), options);
-    // One pass over the decoded pictures: features, and the judge's classes behind them.
-    const FeatureNetwork seen{
-        network.name, [&](const at::Tensor& images) {
-          return judge ? at::cat({network.features(images), judge->logits(images)}, 1)
-                       : network.features(images);
-        }};
-    const at::Tensor both = features_of(seen, draws.x, decode);
-    const at::Tensor features =
-        both.narrow(1, 0, both.size(1) - (judge ? judge->config().num_classes : 0));
-    const std::string kind = conditional ? "conditional" : "unconditional";
-    if (conditional && judge) {
-      const Estimate hits = mean_estimate(
-          (both.narrow(1, features.size(1), judge->config().num_classes).argmax(1) == draws.labels)
-              .to(at::kDouble));
-      out["class_accuracy"] = hits.value;
-      out["class_accuracy_se"] = hits.se;
-    }
-    out["frechet_" + kind] = frechet_distance(feature_moments(features), reference);
-    if (o.n >= 100) {
-      const Estimate unbiased = frechet_extrapolated(features, reference, streams);
-      out["frechet_" + kind + "_extrapolated"] = unbiased.value;
-      out["frechet_" + kind + "_extrapolated_se"] = unbiased.se;
-    }
+    judge_draws(draws, conditional, judges, decode, streams, out);
   }
   // What a perfect model would show: the distance is biased upwards by about tr(S)/N.
-  out["frechet_floor"] = (reference.covariance.trace().item<double>()) / static_cast<double>(o.n);
+  out["frechet_floor"] =
+      judges.reference.covariance.trace().item<double>() / static_cast<double>(o.n);
   std::cout << out.dump(o.json ? -1 : 1) << std::endl;
   return 0;
+}
+
+int check_or_compare(const CLI::App& verb, const EvalOptions& o) {
+  if (o.runs.size() > 1 && !o.table) {
+    fail(ErrorKind::kUsage, "several runs are compared with --table");
+  }
+  std::vector<std::string> known{"--run", "--json", "--set", "--unset", "--n"};
+  for (const KeyOption& k : key_options()) known.emplace_back(k.option);
+  if (!o.table) {
+    refuse_other_options(
+        verb, known,
+        "on the check of a run: it follows the run's configuration, which --set changes");
+    return check(o, changes_of_runs(verb, o, {}), verb.count("--n") > 0);
+  }
+  if (verb.count("--judge") > 0) {
+    fail(ErrorKind::kUsage, "--judge has no effect on --table",
+         "--features takes a classifier file");
+  }
+  for (const char* name :
+       {"--table", "--seeds", "--features", "--data", "--format", "--size", "--channels", "--alpha",
+        "--skip-bad", "--reference", "--make-reference", "--out"}) {
+    known.emplace_back(name);
+  }
+  refuse_other_options(verb, known, "on --table");
+  return compare(o, changes_of_runs(verb, o, {"--guidance"}), verb.count("--guidance") > 0);
+}
+
+int evaluate(const CLI::App& verb, const EvalOptions& o) {
+  if (o.runs.empty() == o.model.model.file.empty()) {
+    fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
+  }
+  if (!o.runs.empty()) return check_or_compare(verb, o);
+  if (verb.count("--seeds") + verb.count("--out") > 0) {
+    fail(ErrorKind::kUsage, "--seeds and --out belong to --run DIR --table");
+  }
+  return evaluate_model(o);
+}
+
+// Options of `--table`.
+void add_table_options(CLI::App& verb, EvalOptions& o, CLI::Option* run) {
+  verb.add_flag("--table", o.table,
+                "with --run: base against tuned, SDE and ODE, with the run's guidance and with "
+                "--guidance: rewards, diversity, Frechet distance, precision, recall")
+      ->needs(run);
+  verb.add_option("--features", o.features,
+                  "pixels, a classifier file or a CLIP image tower (default: pixels with --table, "
+                  "else the judge)");
+  verb.add_option("--seeds", o.seeds, "of --table: seeds with --n samples each")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  verb.add_option(
+      "--out", o.out,
+      "of --table: folder for comparison.json, .csv and .html (default: the first run)");
+}
+
+// Real pictures, or statistics of them.
+void add_reference_options(CLI::App& verb, EvalOptions& o) {
+  auto* data = add_data_options(
+      verb, o.data,
+      "real, held-out images: the test split, or all pictures of a folder that is not divided");
+  auto* reference = verb.add_option(
+      "--reference", o.reference,
+      "feature statistics instead of --data: a file of --make-reference, or npz with mu and sigma");
+  verb.add_option("--make-reference", o.make_reference,
+                  "write the statistics of --data to this file (.npz or safetensors)")
+      ->needs(data)
+      ->excludes(reference);
 }
 
 }  // namespace
@@ -299,16 +390,7 @@ void add_eval(CLI::App& program, Action& action) {
                    "otherwise; with --run in place of check.judge");
   verb->add_option("--decoder", o->decoder.file,
                    "autoencoder of a latent model (folder or file in the names of diffusers)");
-  auto* data = add_data_options(
-      *verb, o->data,
-      "real, held-out images: the test split, or all pictures of a folder that is not divided");
-  auto* reference = verb->add_option(
-      "--reference", o->reference,
-      "feature statistics instead of --data: a file of --make-reference, or npz with mu and sigma");
-  verb->add_option("--make-reference", o->make_reference,
-                   "write the statistics of --data to this file (.npz or safetensors)")
-      ->needs(data)
-      ->excludes(reference);
+  add_reference_options(*verb, *o);
   verb->add_option("--n", o->n, "samples")
       ->capture_default_str()
       ->check(CLI::Range(16, 10'000'000));
@@ -316,19 +398,7 @@ void add_eval(CLI::App& program, Action& action) {
   add_guidance_options(*verb, o->guidance);
   add_compute_options(*verb, o->compute);
   verb->add_option("--seed", o->seed, "seed")->capture_default_str()->check(CLI::NonNegativeNumber);
-  verb->add_flag("--table", o->table,
-                 "with --run: base against tuned, SDE and ODE, with the run's guidance and with "
-                 "--guidance: rewards, diversity, Frechet distance, precision, recall")
-      ->needs(run);
-  verb->add_option("--features", o->features,
-                   "pixels, a classifier file or a CLIP image tower (default: pixels with --table, "
-                   "else the judge)");
-  verb->add_option("--seeds", o->seeds, "of --table: seeds with --n samples each")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  verb->add_option(
-      "--out", o->out,
-      "of --table: folder for comparison.json, .csv and .html (default: the first run)");
+  add_table_options(*verb, *o, run);
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   add_set_options(*verb, *o);
   for (const char* name : {"--set", "--unset"}) verb->get_option(name)->needs(run);
@@ -336,41 +406,7 @@ void add_eval(CLI::App& program, Action& action) {
       "Examples:\n  tiltflow eval --run runs/demo --table --data data/mnist\n  tiltflow eval "
       "--model assets/mnist-sit.safetensors --judge assets/mnist-judge.safetensors --data "
       "data/mnist");
-  verb->callback([=, &action] {
-    action = [o, verb] {
-      if (o->runs.empty() == o->model.model.file.empty()) {
-        fail(ErrorKind::kUsage, "eval needs --run DIR or --model FILE");
-      }
-      if (o->runs.empty()) {
-        if (verb->count("--seeds") + verb->count("--out") > 0) {
-          fail(ErrorKind::kUsage, "--seeds and --out belong to --run DIR --table");
-        }
-        return evaluate_model(*o);
-      }
-      if (o->runs.size() > 1 && !o->table) {
-        fail(ErrorKind::kUsage, "several runs are compared with --table");
-      }
-      std::vector<std::string> known{"--run", "--json", "--set", "--unset", "--n"};
-      for (const KeyOption& k : key_options()) known.emplace_back(k.option);
-      if (!o->table) {
-        refuse_other_options(
-            *verb, known,
-            "on the check of a run: it follows the run's configuration, which --set changes");
-        return check(*o, changes_of_runs(*verb, *o, {}), verb->count("--n") > 0);
-      }
-      if (verb->count("--judge") > 0) {
-        fail(ErrorKind::kUsage, "--judge has no effect on --table",
-             "--features takes a classifier file");
-      }
-      for (const char* name :
-           {"--table", "--seeds", "--features", "--data", "--format", "--size", "--channels",
-            "--alpha", "--skip-bad", "--reference", "--make-reference", "--out"}) {
-        known.emplace_back(name);
-      }
-      refuse_other_options(*verb, known, "on --table");
-      return compare(*o, changes_of_runs(*verb, *o, {"--guidance"}), verb->count("--guidance") > 0);
-    };
-  });
+  verb->callback([=, &action] { action = [o, verb] { return evaluate(*verb, *o); }; });
 }
 
 }  // namespace tiltflow::app

@@ -91,6 +91,62 @@ void print_identity(const Model& model) {
   if (!model.problem.empty()) std::cout << "identity: " << model.problem << "\n";
 }
 
+nlohmann::ordered_json tensor_row(const std::string& name, const at::Tensor& tensor) {
+  const at::Tensor values = tensor.to(at::kDouble);
+  const std::int64_t bad = tensor.numel() - at::isfinite(values).sum().item<std::int64_t>();
+  nlohmann::ordered_json row{{"name", name},
+                             {"type", c10::toString(tensor.scalar_type())},
+                             {"shape", tensor.sizes().vec()},
+                             {"non_finite", bad}};
+  if (tensor.numel() > 0) {
+    row["mean"] = json_number(values.mean().item<double>());
+    row["deviation"] = json_number(values.std(false).item<double>());
+    row["largest"] = json_number(values.abs().max().item<double>());
+  }
+  return row;
+}
+
+void print_tensor_row(const nlohmann::ordered_json& row, std::size_t width) {
+  std::cout << pad_right(row["name"].get<std::string>(), width)
+            << pad_right(row["type"].get<std::string>(), 10) << pad_right(row["shape"].dump(), 20);
+  if (row.contains("mean")) {
+    std::cout << " mean " << pad_left(compact(number_from_json(row["mean"]), 4), 11)
+              << "  deviation " << pad_left(compact(number_from_json(row["deviation"]), 4), 10);
+  }
+  if (row["non_finite"].get<std::int64_t>() > 0) {
+    std::cout << "  NON-FINITE " << row["non_finite"];
+  }
+  std::cout << "\n";
+}
+
+int inspect(const std::string& file, bool as_json) {
+  const TensorFile content = read_everything(file);
+  const Model model = model_in(file);
+  const std::string family = model.family.empty() ? "unknown" : model.family;
+  nlohmann::ordered_json out{{"file", file},
+                             {"looks_like", family},
+                             {"tensors", nlohmann::ordered_json::array()},
+                             {"parameters", content.tensors.numel()},
+                             {"bytes", content.tensors.bytes()},
+                             {"metadata", content.metadata},
+                             {"identity", identity_json(model)}};
+  for (const auto& [name, tensor] : content.tensors) {
+    out["tensors"].push_back(tensor_row(name, tensor));
+  }
+  if (as_json) {
+    std::cout << out.dump() << std::endl;
+    return 0;
+  }
+  std::size_t width = 0;
+  for (const auto& [name, tensor] : content.tensors) width = std::max(width, name.size() + 2);
+  for (const auto& row : out["tensors"]) print_tensor_row(row, width);
+  for (const auto& [key, value] : content.metadata) std::cout << key << " = " << value << "\n";
+  print_identity(model);
+  std::cout << content.tensors.size() << " tensors, " << content.tensors.numel() << " numbers, "
+            << format_bytes(content.tensors.bytes()) << "; looks like: " << family << std::endl;
+  return 0;
+}
+
 }  // namespace
 
 void add_inspect(CLI::App& program, Action& action) {
@@ -102,60 +158,7 @@ void add_inspect(CLI::App& program, Action& action) {
                    "safetensors, sharded safetensors (index.json) or PyTorch checkpoint")
       ->required();
   verb->add_flag("--json", *json, "one JSON object on stdout");
-  verb->callback([=, &action] {
-    action = [file, json] {
-      const TensorFile content = read_everything(*file);
-      const Model model = model_in(*file);
-      const std::string& family = model.family;
-      nlohmann::ordered_json out{{"file", *file},
-                                 {"looks_like", family.empty() ? "unknown" : family},
-                                 {"tensors", nlohmann::ordered_json::array()},
-                                 {"parameters", content.tensors.numel()},
-                                 {"bytes", content.tensors.bytes()},
-                                 {"metadata", content.metadata},
-                                 {"identity", identity_json(model)}};
-      for (const auto& [name, tensor] : content.tensors) {
-        const at::Tensor values = tensor.to(at::kDouble);
-        const std::int64_t bad = tensor.numel() - at::isfinite(values).sum().item<std::int64_t>();
-        nlohmann::ordered_json row{{"name", name},
-                                   {"type", c10::toString(tensor.scalar_type())},
-                                   {"shape", tensor.sizes().vec()},
-                                   {"non_finite", bad}};
-        if (tensor.numel() > 0) {
-          row["mean"] = json_number(values.mean().item<double>());
-          row["deviation"] = json_number(values.std(false).item<double>());
-          row["largest"] = json_number(values.abs().max().item<double>());
-        }
-        out["tensors"].push_back(std::move(row));
-      }
-      if (*json) {
-        std::cout << out.dump() << std::endl;
-        return 0;
-      }
-      std::size_t width = 0;
-      for (const auto& [name, tensor] : content.tensors) width = std::max(width, name.size() + 2);
-      for (const auto& row : out["tensors"]) {
-        std::cout << pad_right(row["name"].get<std::string>(), width)
-                  << pad_right(row["type"].get<std::string>(), 10)
-                  << pad_right(row["shape"].dump(), 20);
-        if (row.contains("mean")) {
-          std::cout << " mean " << pad_left(compact(number_from_json(row["mean"]), 4), 11)
-                    << "  deviation "
-                    << pad_left(compact(number_from_json(row["deviation"]), 4), 10);
-        }
-        if (row["non_finite"].get<std::int64_t>() > 0) {
-          std::cout << "  NON-FINITE " << row["non_finite"];
-        }
-        std::cout << "\n";
-      }
-      for (const auto& [key, value] : content.metadata) std::cout << key << " = " << value << "\n";
-      print_identity(model);
-      std::cout << content.tensors.size() << " tensors, " << content.tensors.numel() << " numbers, "
-                << format_bytes(content.tensors.bytes())
-                << "; looks like: " << out["looks_like"].get<std::string>() << std::endl;
-      return 0;
-    };
-  });
+  verb->callback([=, &action] { action = [file, json] { return inspect(*file, *json); }; });
 }
 
 }  // namespace tiltflow::app

@@ -76,6 +76,37 @@ Points read_points(const LikelihoodOptions& o, const VelocityModel& model,
   return out;
 }
 
+// Log-likelihoods [N] in nats (double) and latents of all points, in chunks on all workers.
+Likelihood integrate(const LikelihoodOptions& o, const FlowModel& flow, const Points& points,
+                     const RandomStreams& streams) {
+  std::vector<double> grid = grid_of(o.sampler, *flow.path);
+  std::reverse(grid.begin(), grid.end());
+  const OdeOptions ode{parse_ode_method(o.sampler.name.substr(4)), o.sampler.rtol, o.sampler.atol};
+  const std::int64_t n = points.x.size(0);
+  Likelihood out;
+  out.log_prob = at::empty({n}, at::kDouble);
+  out.latent = at::empty_like(points.x);
+  Progress progress("likelihood", n);
+  std::mutex mutex;
+  std::int64_t done = 0;
+  parallel_chunks(n, o.chunk, [&](std::int64_t begin, std::int64_t end) {
+    const DivergenceRule rule = o.exact
+                                    ? exact_divergence()
+                                    : hutchinson(rademacher(streams, o.probes, begin, end - begin,
+                                                            flow.model->sample_shape()));
+    const Condition condition{points.labels.defined() ? points.labels.narrow(0, begin, end - begin)
+                                                      : at::Tensor()};
+    const Likelihood found = log_likelihood(*flow.model, points.x.narrow(0, begin, end - begin),
+                                            grid, condition, rule, ode);
+    const std::lock_guard lock(mutex);
+    out.log_prob.narrow(0, begin, end - begin).copy_(found.log_prob);
+    out.latent.narrow(0, begin, end - begin).copy_(found.latent);
+    out.evaluations = std::max(out.evaluations, found.evaluations);
+    progress.update(done += end - begin);
+  });
+  return out;
+}
+
 int likelihood(LikelihoodOptions o) {
   if (o.data.path.empty() == o.input.empty()) {
     fail(ErrorKind::kUsage, "likelihood needs --data FOLDER or --input FILE");
@@ -88,48 +119,25 @@ int likelihood(LikelihoodOptions o) {
   const RandomStreams streams(static_cast<std::uint64_t>(o.seed));
   const Points points = read_points(o, *flow.model, streams);
   o.sampler.prediction = flow.prediction;
-  std::vector<double> grid = grid_of(o.sampler, *flow.path);
-  std::reverse(grid.begin(), grid.end());
-  const OdeOptions ode{parse_ode_method(o.sampler.name.substr(4)), o.sampler.rtol, o.sampler.atol};
+  const Likelihood found = integrate(o, flow, points, streams);
   const std::int64_t n = points.x.size(0);
   const std::int64_t d = points.x.numel() / n;
-  const at::Tensor log_prob = at::empty({n}, at::kDouble);
-  at::Tensor latent = at::empty_like(points.x);
-  Progress progress("likelihood", n);
-  std::mutex mutex;
-  std::int64_t done = 0;
-  int evaluations = 0;
-  parallel_chunks(n, o.chunk, [&](std::int64_t begin, std::int64_t end) {
-    const DivergenceRule rule = o.exact
-                                    ? exact_divergence()
-                                    : hutchinson(rademacher(streams, o.probes, begin, end - begin,
-                                                            flow.model->sample_shape()));
-    const Condition condition{points.labels.defined() ? points.labels.narrow(0, begin, end - begin)
-                                                      : at::Tensor()};
-    const Likelihood found = log_likelihood(*flow.model, points.x.narrow(0, begin, end - begin),
-                                            grid, condition, rule, ode);
-    const std::lock_guard lock(mutex);
-    log_prob.narrow(0, begin, end - begin).copy_(found.log_prob);
-    latent.narrow(0, begin, end - begin).copy_(found.latent);
-    evaluations = std::max(evaluations, found.evaluations);
-    progress.update(done += end - begin);
-  });
-  const Estimate nats = mean_estimate(log_prob);
+  const Estimate nats = mean_estimate(found.log_prob);
   const double scale = 1 / (static_cast<double>(d) * std::numbers::ln2);
-  nlohmann::ordered_json out{
+  const nlohmann::ordered_json out{
       {"model", o.model.model.file},
       {"samples", n},
       {"divergence", o.exact ? "exact" : cat("hutchinson, ", o.probes, " probes")},
       {"solver", o.sampler.name},
-      {"evaluations", evaluations},
+      {"evaluations", found.evaluations},
       {"log_prob", nats.value},
       {"log_prob_se", nats.se},
       {"bits_per_dim", -nats.value * scale + (points.bytes ? 7 : 0)},
       {"bits_per_dim_se", nats.se * scale}};
   if (!o.out.empty()) {
     ParameterSet tensors;
-    tensors.add("log_prob", log_prob);
-    tensors.add("latent", latent);
+    tensors.add("log_prob", found.log_prob);
+    tensors.add("latent", found.latent);
     write_safetensors(o.out, tensors, {{"model", o.model.model.file}});
   }
   if (!std::isfinite(nats.value)) {

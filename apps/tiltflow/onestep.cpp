@@ -1,6 +1,7 @@
 // tiltflow assign, sft, em, align-noise: one-step generators. All read the same configuration.
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "options.h"
 #include "plan.h"
@@ -71,6 +72,52 @@ int finish_plan(const std::string& what, const fs::path& out) {
   return 0;
 }
 
+AssignedSet warm_start(const std::string& file, const Generator& generator) {
+  AssignedSet warm = read_assigned(file);
+  if (warm.noise.size(1) != noise_size(generator)) {
+    fail(ErrorKind::kBadFile, cat(file, ": its noise has ", warm.noise.size(1),
+                                  " numbers, the generator takes ", noise_size(generator)));
+  }
+  return warm;
+}
+
+RunStart assignment_start(const OneStepOptions& o, const ResolvedConfig& resolved) {
+  RunStart start = o.start(resolved, assign_keys(), reread_config<OneStepConfig>);
+  if (o.retry_failed) start.accept_inputs = true;  // the files that failed have been mended
+  if (!o.warm.empty()) {                           // a further input of the request
+    start.config = cat("warm = '", o.warm, "'\n", start.config);
+    start.inputs["warm"] = fingerprint_of(o.warm, PathKind::kAll);
+    start.reread = {};
+  }
+  return start;
+}
+
+int finish_assignment(const OneStepOptions& o, const fs::path& out, const AssignSummary& s) {
+  if (!s.complete) {
+    log_info(cat("shard ", o.shard, " of ", o.shards, " is finished; the last one packs ",
+                 (out / "assigned.safetensors").string()));
+    return 0;
+  }
+  log_info(cat(s.assigned, " of ", counted(s.targets, "target"), ": loss ", compact(s.loss), " +- ",
+               compact(s.loss_se, 2), " (", compact(s.start_loss), " with the first noise); ",
+               counted(s.forwards, "forward"), ", ", counted(s.backwards, "backward"),
+               " this time"));
+  if (!s.noise.verdict.empty()) std::cerr << to_text(s.noise);
+  log_info(
+      cat("wrote ",
+          s.assigned > 0
+              ? "assigned.safetensors, noise.json, pairs.png, manifest.jsonl and summary.json to "
+              : "failures.jsonl and summary.json to ",
+          out.string()));
+  if (o.json) std::cout << read_file(out / "summary.json") << std::flush;
+  if (s.failed > 0) {
+    fail(ErrorKind::kBadFile,
+         cat(counted(s.failed, "target"), " failed; see ", (out / "failures.jsonl").string()),
+         "mend them and run the same command with --retry-failed");
+  }
+  return 0;
+}
+
 int assign(const OneStepOptions& o) {
   const Loaded l = load(o, "-assign");
   const OneStepConfig& c = l.config;
@@ -94,22 +141,10 @@ int assign(const OneStepOptions& o) {
   }
   const StopKeeper keeper("continue with --resume");
   AssignRunOptions options;
-  std::unique_ptr<AssignedSet> warm;
-  if (!o.warm.empty()) {
-    warm = std::make_unique<AssignedSet>(read_assigned(o.warm));
-    if (warm->noise.size(1) != noise_size(*generator)) {
-      fail(ErrorKind::kBadFile, cat(o.warm, ": its noise has ", warm->noise.size(1),
-                                    " numbers, the generator takes ", noise_size(*generator)));
-    }
-    options.warm = warm.get();
-  }
-  options.start = o.start(l.resolved, assign_keys(), reread_config<OneStepConfig>);
-  if (o.retry_failed) options.start.accept_inputs = true;  // the files that failed have been mended
-  if (!o.warm.empty()) {                                   // a further input of the request
-    options.start.config = cat("warm = '", o.warm, "'\n", options.start.config);
-    options.start.inputs["warm"] = fingerprint_of(o.warm, PathKind::kAll);
-    options.start.reread = {};
-  }
+  std::optional<AssignedSet> warm;
+  if (!o.warm.empty()) warm = warm_start(o.warm, *generator);
+  if (warm) options.warm = &*warm;
+  options.start = assignment_start(o, l.resolved);
   options.out = l.out;
   options.shard = o.shard;
   options.shards = o.shards;
@@ -121,29 +156,7 @@ int assign(const OneStepOptions& o) {
     progress.update(done, cat("loss ", compact(loss, 3)));
   };
   const AssignSummary s = run_assignment(*generator, assigner, c.assign, targets, streams, options);
-  if (!s.complete) {
-    log_info(cat("shard ", o.shard, " of ", o.shards, " is finished; the last one packs ",
-                 (l.out / "assigned.safetensors").string()));
-    return 0;
-  }
-  log_info(cat(s.assigned, " of ", counted(s.targets, "target"), ": loss ", compact(s.loss), " +- ",
-               compact(s.loss_se, 2), " (", compact(s.start_loss), " with the first noise); ",
-               counted(s.forwards, "forward"), ", ", counted(s.backwards, "backward"),
-               " this time"));
-  if (!s.noise.verdict.empty()) std::cerr << to_text(s.noise);
-  log_info(
-      cat("wrote ",
-          s.assigned > 0
-              ? "assigned.safetensors, noise.json, pairs.png, manifest.jsonl and summary.json to "
-              : "failures.jsonl and summary.json to ",
-          l.out.string()));
-  if (o.json) std::cout << read_file(l.out / "summary.json") << std::flush;
-  if (s.failed > 0) {
-    fail(ErrorKind::kBadFile,
-         cat(counted(s.failed, "target"), " failed; see ", (l.out / "failures.jsonl").string()),
-         "mend them and run the same command with --retry-failed");
-  }
-  return 0;
+  return finish_assignment(o, l.out, s);
 }
 
 int tune(const OneStepOptions& o) {
@@ -223,6 +236,73 @@ int em(const OneStepOptions& o) {
   return 0;
 }
 
+void refuse_unknown_classes(const std::vector<std::int64_t>& labels) {
+  for (const std::int64_t label : labels) {
+    if (label < 0) {
+      fail(ErrorKind::kConfig, cat("align.labels: ", label, " is no class"),
+           "leave align.labels empty for all classes in turn");
+    }
+  }
+}
+
+// The turned noise of one label (or of all) as a file, and samples before and after as a picture.
+void write_alignment(const fs::path& out, const std::string& name, const AlignResult& r,
+                     const Generator& generator) {
+  ParameterSet tensors;
+  tensors.add("eps", r.eps);
+  tensors.add("noise", r.noise);
+  tensors.add("maps", r.maps);
+  if (r.labels.defined()) tensors.add("label", r.labels);
+  write_safetensors(out / (name + ".safetensors"), tensors);
+  if (!is_picture(generator.sample_shape())) return;
+  const at::NoGradGuard no_grad;
+  const at::Tensor both =
+      at::stack({generator.generate(r.eps, r.labels), generator.generate(r.noise, r.labels)}, 1)
+          .flatten(0, 1);
+  write_png(out / (name + "-before-after.png"), image_grid((both + 1) / 2, 16),
+            {{"Software", "tiltflow"}});
+}
+
+Json alignment_json(const AlignResult& r, std::int64_t label, const RandomStreams& streams) {
+  Json json = to_json(r);
+  json["label"] = label;
+  const at::Tensor turned = r.noise.flatten(1);
+  if (turned.size(0) >= 8 && turned.size(1) >= 2) {
+    json["noise"] = noise_report(turned, streams).verdict;
+  }
+  return json;
+}
+
+// The section of the report: the reward by step, and the picture where there is one.
+std::string alignment_section(const fs::path& out, const std::string& name, const AlignResult& r) {
+  Series series{"optimised", {}, r.reward};
+  Series watched{"held out", {}, r.held_out};
+  for (std::size_t k = 0; k < r.reward.size(); ++k) series.x.push_back(static_cast<double>(k));
+  watched.x = series.x;
+  std::vector<Series> lines{series};
+  if (!r.held_out.empty()) lines.push_back(watched);
+  std::string text = cat("<h2>", name, "</h2>",
+                         chart_figures({{cat("Mean reward, ", name),
+                                         {"optimiser step"},
+                                         {"mean reward, scaled", "nats"},
+                                         lines}}));
+  if (const fs::path file = out / (name + "-before-after.png"); fs::exists(file)) {
+    text += figure_grid(picture_figure(
+        read_file(file), "In pairs: a sample of the noise before it is turned, and after"));
+  }
+  return text;
+}
+
+void announce_alignment(const std::string& name, const AlignResult& r, double best) {
+  const std::string fresh =
+      r.has_fresh
+          ? cat("; on new noise ", compact(r.fresh_base), " +- ", compact(r.fresh_base_se, 2),
+                " -> ", compact(r.fresh_aligned), " +- ", compact(r.fresh_aligned_se, 2))
+          : "";
+  log_info(cat(name, ": reward ", compact(r.reward.front()), " -> ", compact(best), " at step ",
+               r.best_step, fresh));
+}
+
 int align(const OneStepOptions& o) {
   const Loaded l = load(o, "-align");
   const OneStepConfig& c = l.config;
@@ -241,12 +321,7 @@ int align(const OneStepOptions& o) {
   }
   const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
   std::vector<std::int64_t> labels = c.align.labels;
-  for (const std::int64_t label : labels) {
-    if (label < 0) {
-      fail(ErrorKind::kConfig, cat("align.labels: ", label, " is no class"),
-           "leave align.labels empty for all classes in turn");
-    }
-  }
+  refuse_unknown_classes(labels);
   const FolderClaim claim(l.out);
   if (labels.empty()) labels.push_back(-1);
   Json all = Json::array();
@@ -256,48 +331,10 @@ int align(const OneStepOptions& o) {
     const AlignResult r = align_noise(*generator, *reward, held_out.get(), c.align, label, streams);
     const std::string name = label < 0 ? "all" : cat("label-", label);
     make_directories(l.out);
-    Json json = to_json(r);
-    json["label"] = label;
-    const at::Tensor turned = r.noise.flatten(1);
-    if (turned.size(0) >= 8 && turned.size(1) >= 2) {
-      json["noise"] = noise_report(turned, streams).verdict;
-    }
-    ParameterSet tensors;
-    tensors.add("eps", r.eps);
-    tensors.add("noise", r.noise);
-    tensors.add("maps", r.maps);
-    if (r.labels.defined()) tensors.add("label", r.labels);
-    write_safetensors(l.out / (name + ".safetensors"), tensors);
-    if (is_picture(generator->sample_shape())) {
-      const at::NoGradGuard no_grad;
-      const at::Tensor both =
-          at::stack({generator->generate(r.eps, r.labels), generator->generate(r.noise, r.labels)},
-                    1)
-              .flatten(0, 1);
-      write_png(l.out / (name + "-before-after.png"), image_grid((both + 1) / 2, 16),
-                {{"Software", "tiltflow"}});
-    }
-    Series series{"optimised", {}, r.reward};
-    Series watched{"held out", {}, r.held_out};
-    for (std::size_t k = 0; k < r.reward.size(); ++k) series.x.push_back(static_cast<double>(k));
-    watched.x = series.x;
-    std::vector<Series> lines{series};
-    if (!r.held_out.empty()) lines.push_back(watched);
-    body += cat("<h2>", name, "</h2>",
-                chart_figures({{cat("Mean reward, ", name),
-                                {"optimiser step"},
-                                {"mean reward, scaled", "nats"},
-                                lines}}));
-    if (const fs::path file = l.out / (name + "-before-after.png"); fs::exists(file)) {
-      body += figure_grid(picture_figure(
-          read_file(file), "In pairs: a sample of the noise before it is turned, and after"));
-    }
-    log_info(cat(name, ": reward ", compact(r.reward.front()), " -> ",
-                 compact(json["best"].get<double>()), " at step ", r.best_step,
-                 r.has_fresh ? cat("; on new noise ", compact(r.fresh_base), " +- ",
-                                   compact(r.fresh_base_se, 2), " -> ", compact(r.fresh_aligned),
-                                   " +- ", compact(r.fresh_aligned_se, 2))
-                             : ""));
+    const Json json = alignment_json(r, label, streams);
+    write_alignment(l.out, name, r, *generator);
+    body += alignment_section(l.out, name, r);
+    announce_alignment(name, r, json["best"].get<double>());
     all.push_back(json);
     progress.update(static_cast<std::int64_t>(all.size()));
   }

@@ -100,50 +100,57 @@ void suggest_option(const CLI::App& program, const std::vector<std::string>& wor
   }
 }
 
-int run(int argc, char** argv) {
-  CLI::App program{
-      "tiltflow aligns flow and diffusion models with a reward: it samples p*(x) ~ p_base(x) "
-      "exp(r(x)) and shows it."};
+// Options of the whole program.
+struct ProgramOptions {
+  bool quiet = false;
+  bool debug = false;
+  int procs = 1;
+};
+
+void describe(CLI::App& program, ProgramOptions& o) {
   program.name("tiltflow");
   program.set_version_flag("--version", std::string("tiltflow ") + TILTFLOW_VERSION);
   program.require_subcommand(1);
   program.fallthrough();
-  bool quiet = false;
-  bool debug = false;
-  int procs = 1;
-  program.add_flag("-q,--quiet", quiet, "only warnings and errors on stderr");
-  program.add_flag("--debug", debug, "more messages on stderr");
+  program.add_flag("-q,--quiet", o.quiet, "only warnings and errors on stderr");
+  program.add_flag("--debug", o.debug, "more messages on stderr");
   program
-      .add_option("--procs", procs,
+      .add_option("--procs", o.procs,
                   "finetune, pretrain, sample: this many processes on this machine share the work; "
                   "torchrun, Slurm and MPI are recognised by their variables")
       ->check(CLI::Range(1, 1024));
-  Action action;
-  add_finetune(program, action);
-  add_pretrain(program, action);
-  add_sample(program, action);
-  add_sweep(program, action);
-  add_compare(program, action);
-  add_onestep(program, action);
-  add_noise_report(program, action);
-  add_compare_generators(program, action);
-  add_encode(program, action);
-  add_likelihood(program, action);
-  add_eval(program, action);
-  add_verify(program, action);
-  add_parity(program, action);
-  add_inspect(program, action);
-  add_convert(program, action);
-  add_report(program, action);
-  add_list(program, action);
-  add_config(program, action);
-  add_doctor(program, action);
-  add_bench(program, action);
-  add_cite(program, action);
   program.footer(
       "`tiltflow help VERB` explains a verb.\n\nExamples:\n  tiltflow finetune "
       "recipes/mnist-ink.toml --out runs/demo\n  tiltflow verify --suite quick\n  tiltflow sample "
       "--model assets/mnist-sit.safetensors --n 64 --out samples");
+}
+
+// In the order of the help.
+constexpr void (*kVerbs[])(CLI::App&, Action&) = {
+    add_finetune, add_pretrain,   add_sample,       add_sweep,
+    add_compare,  add_onestep,    add_noise_report, add_compare_generators,
+    add_encode,   add_likelihood, add_eval,         add_verify,
+    add_parity,   add_inspect,    add_convert,      add_report,
+    add_list,     add_config,     add_doctor,       add_bench,
+    add_cite};
+
+int launch_processes(const std::string& verb, int procs, int argc, char** argv) {
+  const std::vector<std::string> able{"finetune", "pretrain", "sample"};
+  if (std::find(able.begin(), able.end(), verb) == able.end()) {
+    fail(ErrorKind::kUsage, cat("--procs: ", verb, " runs in one process"),
+         "finetune, pretrain and sample share work");
+  }
+  return launch(procs, argc, argv);
+}
+
+int run(int argc, char** argv) {
+  CLI::App program{
+      "tiltflow aligns flow and diffusion models with a reward: it samples p*(x) ~ p_base(x) "
+      "exp(r(x)) and shows it."};
+  ProgramOptions options;
+  describe(program, options);
+  Action action;
+  for (const auto add : kVerbs) add(program, action);
   const std::vector<std::string> words = without_help_verb({argv + 1, argv + argc});
   reject_unknown_verb(program, words);
   std::vector<std::string> reversed(words.rbegin(), words.rend());  // as CLI11 wants them
@@ -154,16 +161,11 @@ int run(int argc, char** argv) {
     if (dynamic_cast<const CLI::ExtrasError*>(&error)) suggest_option(program, words);
     return code == 0 ? 0 : 2;
   }
-  if (quiet) set_log_level(LogLevel::kWarn);
-  if (debug) set_log_level(LogLevel::kDebug);
-  if (procs > 1) {
-    const std::vector<std::string> able{"finetune", "pretrain", "sample"};
-    const std::string verb = program.get_subcommands().front()->get_name();
-    if (std::find(able.begin(), able.end(), verb) == able.end()) {
-      fail(ErrorKind::kUsage, cat("--procs: ", verb, " runs in one process"),
-           "finetune, pretrain and sample share work");
-    }
-    return launch(procs, argc, argv);
+  if (options.quiet) set_log_level(LogLevel::kWarn);
+  if (options.debug) set_log_level(LogLevel::kDebug);
+  if (options.procs > 1) {
+    return launch_processes(program.get_subcommands().front()->get_name(), options.procs, argc,
+                            argv);
   }
   keep_freed_memory();
   return action();

@@ -55,6 +55,63 @@ std::vector<InputPath> inputs_of(const SampleOptions& o) {
   return out;
 }
 
+// Every flag that changes samples: parts of different requests must not mix.
+std::map<std::string, std::string> request_of(const SampleOptions& o, const FlowModel& flow,
+                                              const ModelRuntime& runtime) {
+  const SamplerConfig& s = o.sampler;
+  std::map<std::string, std::string> request{{"model", o.model.model.file},
+                                             {"weights", o.model.model.weights},
+                                             {"path", flow.path->name()},
+                                             {"prediction", flow.prediction},
+                                             {"sampler", s.name},
+                                             {"steps", std::to_string(s.steps)},
+                                             {"grid", s.grid},
+                                             {"seed", std::to_string(o.seed)},
+                                             {"labels", o.labels},
+                                             {"guidance", compact(o.guidance.scale)}};
+  request["sampler_details"] =
+      cat("shift ", s.shift, " eta ", s.parameter, " rtol ", s.rtol, " atol ", s.atol, " epsilon ",
+          s.epsilon, " diffusion ", s.sde.form, " ", s.sde.norm, " last step ", s.sde.last_step,
+          " ", s.sde.last_step_size);
+  request["guidance_details"] =
+      cat("channels ", o.guidance.channels, " from ", o.guidance.begin, " to ", o.guidance.end);
+  request["precision"] = precision_name(runtime);
+  request["model_args"] = join(o.model.args, " ");
+  if (!o.decoder.file.empty()) request["decoder"] = o.decoder.file;
+  if (!o.lora.empty()) {
+    request["lora"] = o.lora;
+    request["lora_strength"] = compact(o.strength);
+  }
+  return request;
+}
+
+// Which of the parts this process draws; no exchange is needed.
+void choose_shard(const std::string& shard, GenerateOptions& options) {
+  const WorldInfo world = world_from_environment();
+  options.shard = world.rank;
+  options.shards = world.size;
+  if (!shard.empty()) std::tie(options.shard, options.shards) = parse_shard(shard);
+  if (options.shards > 1 && options.overwrite) {
+    fail(ErrorKind::kUsage, "--overwrite: one shard would remove what another draws",
+         "remove the folder first, or choose another --out");
+  }
+}
+
+void announce_samples(const SampleOptions& o, const GenerateResult& result) {
+  if (is_ode(o.sampler) && result.drawn > 0) {
+    log_info(cat(o.sampler.name, ": ", result.evaluations, " evaluations a sample, ",
+                 counted(result.accepted, "step"),
+                 result.rejected ? cat(", ", result.rejected, " rejected") : ""));
+  }
+  if (result.kept > 0) {
+    log_info(
+        cat(counted(result.kept, "sample"), result.kept == 1 ? " was" : " were", " there already"));
+  }
+  log_info(result.complete ? cat("wrote ", counted(o.generate.n, "sample"), " to ", o.out)
+                           : cat("wrote ", counted(result.drawn, "sample"), " to ", o.out,
+                                 "; other shards are not ready"));
+}
+
 int sample_to_folder(SampleOptions o) {
   const int local = world_from_environment().local_size;
   if (o.compute.workers == 0 && local > 1) {
@@ -74,38 +131,11 @@ int sample_to_folder(SampleOptions o) {
   const auto field = guided(flow.model, o.guidance, flow.model->classes());
   const LabelSource labels = label_source(o.labels, flow.model->classes(), streams);
   GenerateOptions options = o.generate;
-  const WorldInfo world =
-      world_from_environment();  // no exchange is needed: every process draws its parts
-  options.shard = world.rank;
-  options.shards = world.size;
-  if (!o.shard.empty()) std::tie(options.shard, options.shards) = parse_shard(o.shard);
-  if (options.shards > 1 && options.overwrite) {
-    fail(ErrorKind::kUsage, "--overwrite: one shard would remove what another draws",
-         "remove the folder first, or choose another --out");
-  }
+  choose_shard(o.shard, options);
   options.out = o.out;
   options.png = !o.no_png;
   if (o.labels == "all") options.columns = std::min<std::int64_t>(16, flow.model->classes());
-  options.request = {{"model", o.model.model.file}, {"weights", o.model.model.weights},
-                     {"path", flow.path->name()},   {"prediction", flow.prediction},
-                     {"sampler", o.sampler.name},   {"steps", std::to_string(o.sampler.steps)},
-                     {"grid", o.sampler.grid},      {"seed", std::to_string(o.seed)},
-                     {"labels", o.labels},          {"guidance", compact(o.guidance.scale)}};
-  const SamplerConfig& s =
-      o.sampler;  // every flag that changes samples: parts of different requests must not mix
-  options.request["sampler_details"] =
-      cat("shift ", s.shift, " eta ", s.parameter, " rtol ", s.rtol, " atol ", s.atol, " epsilon ",
-          s.epsilon, " diffusion ", s.sde.form, " ", s.sde.norm, " last step ", s.sde.last_step,
-          " ", s.sde.last_step_size);
-  options.request["guidance_details"] =
-      cat("channels ", o.guidance.channels, " from ", o.guidance.begin, " to ", o.guidance.end);
-  options.request["precision"] = precision_name(runtime);
-  options.request["model_args"] = join(o.model.args, " ");
-  if (!o.decoder.file.empty()) options.request["decoder"] = o.decoder.file;
-  if (!o.lora.empty()) {
-    options.request["lora"] = o.lora;
-    options.request["lora_strength"] = compact(o.strength);
-  }
+  options.request = request_of(o, flow, runtime);
   options.inputs = fingerprints_of(inputs_of(o));
   Progress progress("sample", options.shards == 1
                                   ? options.n
@@ -115,18 +145,7 @@ int sample_to_folder(SampleOptions o) {
   const StopKeeper keeper("finished parts are kept: continue with --resume");
   const GenerateResult result = generate(*field, o.sampler, *flow.path, flow.model->sample_shape(),
                                          streams, labels, decoder_of(flow, autoencoder), options);
-  if (is_ode(o.sampler) && result.drawn > 0) {
-    log_info(cat(o.sampler.name, ": ", result.evaluations, " evaluations a sample, ",
-                 counted(result.accepted, "step"),
-                 result.rejected ? cat(", ", result.rejected, " rejected") : ""));
-  }
-  if (result.kept > 0) {
-    log_info(
-        cat(counted(result.kept, "sample"), result.kept == 1 ? " was" : " were", " there already"));
-  }
-  log_info(result.complete ? cat("wrote ", counted(options.n, "sample"), " to ", o.out)
-                           : cat("wrote ", counted(result.drawn, "sample"), " to ", o.out,
-                                 "; other shards are not ready"));
+  announce_samples(o, result);
   return 0;
 }
 

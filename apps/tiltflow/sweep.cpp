@@ -12,21 +12,49 @@
 #include "verbs.h"
 
 namespace tiltflow::app {
+namespace {
+
+struct SweepVerbOptions {
+  std::string config, out;
+  std::vector<std::string> vary;
+  SweepOptions sweep;
+  SetOptions changes;
+  bool no_check = false;
+  bool dry_run = false;
+  bool quick = false;
+};
+
+int run_sweep(SweepVerbOptions& o) {
+  SweepOptions& s = o.sweep;
+  s.config = o.config;
+  s.out = o.out.empty() ? std::filesystem::path("runs") / cat(s.config.stem().string(), "-sweep")
+                        : std::filesystem::path(o.out);
+  for (const std::string& text : o.vary) s.keys.push_back(parse_swept_key(text));
+  s.check = !o.no_check && !o.quick;
+  if (o.quick) s.set = {{"train.steps=10", "--quick"}, {"evaluation.every=10", "--quick"}};
+  for (const Override& change : o.changes.overrides()) s.set.push_back(change);
+  if (o.dry_run) {
+    for (const SweptRun& run : check_sweep(s)) std::cout << run.name << "\n";
+    log_info("ok");
+    return 0;
+  }
+  const StopKeeper keeper("the same command continues");
+  const std::vector<SweptRun> runs = sweep(
+      s, [](std::size_t i, const SweptRun& run) { log_info(cat("run ", i + 1, ": ", run.name)); });
+  std::cout << read_file(s.out / "sweep.md") << std::flush;
+  log_info("page: " + (s.out / "sweep.html").string());
+  const bool all_done = std::all_of(runs.begin(), runs.end(),
+                                    [](const SweptRun& run) { return is_done(run.status); });
+  return all_done ? 0 : 1;
+}
+
+}  // namespace
 
 void add_sweep(CLI::App& program, Action& action) {
-  struct Options {
-    std::string config, out;
-    std::vector<std::string> vary;
-    SweepOptions sweep;
-    SetOptions changes;
-    bool no_check = false;
-    bool dry_run = false;
-    bool quick = false;
-  };
   auto* verb = program.add_subcommand(
       "sweep",
       "fine-tune over values of configuration keys: one folder a run, one table and one page");
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<SweepVerbOptions>();
   verb->add_option("config", o->config, "TOML file of `tiltflow finetune`")->required();
   verb->add_option("--vary", o->vary, "a key and its values (repeatable)")
       ->type_name("KEY=V1,V2,...")
@@ -51,34 +79,7 @@ void add_sweep(CLI::App& program, Action& action) {
       "runs/lambda\n  tiltflow sweep recipes/methods-mnist-ink.toml --vary "
       "method.name=adjoint-matching,log-variance,draft --vary reward[0].scale=6,12 --budget "
       "400000");
-  verb->callback([=, &action] {
-    action = [o] {
-      SweepOptions& s = o->sweep;
-      s.config = o->config;
-      s.out = o->out.empty()
-                  ? std::filesystem::path("runs") / cat(s.config.stem().string(), "-sweep")
-                  : std::filesystem::path(o->out);
-      for (const std::string& text : o->vary) s.keys.push_back(parse_swept_key(text));
-      s.check = !o->no_check && !o->quick;
-      if (o->quick) s.set = {{"train.steps=10", "--quick"}, {"evaluation.every=10", "--quick"}};
-      for (const Override& change : o->changes.overrides()) s.set.push_back(change);
-      if (o->dry_run) {
-        for (const SweptRun& run : check_sweep(s)) std::cout << run.name << "\n";
-        log_info("ok");
-        return 0;
-      }
-      const StopKeeper keeper("the same command continues");
-      const std::vector<SweptRun> runs = sweep(s, [](std::size_t i, const SweptRun& run) {
-        log_info(cat("run ", i + 1, ": ", run.name));
-      });
-      std::cout << read_file(s.out / "sweep.md") << std::flush;
-      log_info("page: " + (s.out / "sweep.html").string());
-      return std::all_of(runs.begin(), runs.end(),
-                         [](const SweptRun& run) { return is_done(run.status); })
-                 ? 0
-                 : 1;
-    };
-  });
+  verb->callback([=, &action] { action = [o] { return run_sweep(*o); }; });
 }
 
 }  // namespace tiltflow::app

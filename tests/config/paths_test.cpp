@@ -1,14 +1,13 @@
 // Paths in configurations, and differences between two of them.
 #include "tiltflow/config/paths.h"
 #include "tests/support.h"
-#include "tiltflow/base/strings.h"
-#include "tiltflow/config/differences.h"
 #include "tiltflow/config/fields.h"
 
 namespace tiltflow {
 namespace {
 
 namespace fs = std::filesystem;
+
 using test::expect_error;
 
 struct Reads {
@@ -16,6 +15,7 @@ struct Reads {
   std::string network = "pixels";
   std::vector<std::string> files;
 };
+
 void bind(Fields& f, Reads& c) {
   f.path("file", c.file, PathKind::kAll, "a file");
   f.path("network", c.network, PathKind::kWeights, "a file or a word", {"pixels"});
@@ -30,6 +30,8 @@ class WorkingDirectory {
  private:
   fs::path before_ = fs::current_path();
 };
+
+}  // namespace
 
 TEST(config_paths, OfAFileAreRelativeToItThoseOfTheCommandLineToTheWorkingDirectory) {
   const test::TempDir dir;
@@ -83,16 +85,4 @@ TEST(config_paths, LinksAndHome) {
   EXPECT_EQ(located("./x/../y", root), (root / "y").string());
 }
 
-TEST(config_differences, CompareValuesByKey) {
-  const auto changes = config_differences("a = 0.10000000000000001\n[b]\nc = 1\n[[r]]\nx = 'p'\n",
-                                          "a = 0.1\n[b]\nc = 2\n[[r]]\nx = 'p'\n[[r]]\nx = 'q'\n");
-  ASSERT_EQ(changes.size(), 2u);
-  EXPECT_EQ(changes[0].key + " " + changes[0].before + " " + changes[0].now, "b.c 1 2");
-  EXPECT_EQ(changes[1].key, "r[1].x");
-  EXPECT_EQ(changes[1].before, "nothing");
-  EXPECT_EQ(config_differences("a = 2e-4", "a = 0.1")[0].before, "2e-04") << "as users wrote it";
-  expect_error(ErrorKind::kBadFile, "line 1", [] { config_differences("a b", "a = 1"); });
-}
-
-}  // namespace
 }  // namespace tiltflow

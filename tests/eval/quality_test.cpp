@@ -1,8 +1,5 @@
 // Feature statistics of other programs, and of too few pictures.
 #include "tiltflow/eval/quality.h"
-
-#include <cmath>
-
 #include "tests/support.h"
 #include "tiltflow/io/npz.h"
 
@@ -54,38 +51,6 @@ TEST(eval_quality, OtherFeaturesAreRefusedBeforeSampling) {
   require_same_features(pixels, moments(12), shape);
   test::expect_error(ErrorKind::kBadFile, "statistics of 2048 features, pixels makes 12",
                      [&] { require_same_features(pixels, moments(2048), shape); });
-}
-
-TEST(eval_quality, FrechetDistanceOfGaussians) {
-  const at::Tensor a = at::eye(3, at::kDouble);
-  const at::Tensor b = at::eye(3, at::kDouble) * 4;
-  EXPECT_NEAR(
-      frechet_distance({at::zeros({3}, at::kDouble), a, 1}, {at::ones({3}, at::kDouble), b, 1}),
-      3 + 3 * 1, 1e-9);  // |dm|^2 + sum (1-2)^2
-}
-
-// Two standard normals in d dimensions: mean distance 2 Gamma((d+1)/2) / Gamma(d/2); samples of one
-// law have precision and recall near one, samples of half of it lose recall alone.
-TEST(eval_quality, DiversityPrecisionRecallAndExtrapolation) {
-  const RandomStreams streams(6);
-  const at::Tensor x = streams.normal(Purpose::kProbe, 0, 0, 0, 800, {3}, at::kDouble);
-  const at::Tensor y = streams.normal(Purpose::kProbe, 1, 0, 0, 800, {3}, at::kDouble);
-  const Estimate spread = diversity(x);
-  EXPECT_NEAR(spread.value, 2 * std::tgamma(2) / std::tgamma(1.5), 4 * spread.se);
-  EXPECT_LT(spread.se, 0.06);
-  const PrecisionRecall same = precision_recall(x, y);
-  EXPECT_GT(same.precision.value, 0.85);
-  EXPECT_GT(same.recall.value, 0.85);
-  const at::Tensor half = x.index_select(0, (x.select(1, 0) > 0).nonzero().flatten());
-  const PrecisionRecall fewer = precision_recall(half, y);
-  EXPECT_GT(fewer.precision.value, 0.85);
-  EXPECT_NEAR(fewer.recall.value, 0.5, 0.12);
-  // The truth is zero; the plain distance is biased upwards, the extrapolated one is not.
-  const FeatureMoments truth{at::zeros({3}, at::kDouble), at::eye(3, at::kDouble), 1e9};
-  const at::Tensor few = streams.normal(Purpose::kProbe, 2, 0, 0, 400, {3}, at::kDouble);
-  const Estimate extrapolated = frechet_extrapolated(few, truth, streams);
-  EXPECT_LT(std::abs(extrapolated.value), frechet_distance(feature_moments(few), truth));
-  EXPECT_THROW(frechet_extrapolated(few.narrow(0, 0, 50), truth, streams), Error);
 }
 
 }  // namespace tiltflow

@@ -1,14 +1,13 @@
-#include "tiltflow/finetune/adjoint_matching.h"
-#include "tiltflow/flow/time_grid.h"
-#include "tiltflow/sampler/ode.h"
-#include "tiltflow/train/optimizer.h"
-
 #include <cmath>
 
 #include "tests/support.h"
+#include "tiltflow/finetune/adjoint_matching.h"
+#include "tiltflow/flow/time_grid.h"
 #include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/sampler/fields.h"
+#include "tiltflow/sampler/ode.h"
+#include "tiltflow/train/optimizer.h"
 #include "tiltflow/verify/problems.h"
 
 namespace tiltflow {
@@ -75,7 +74,7 @@ AdjointMatchingConfig exact(std::int64_t loss_steps) {
 
 }  // namespace
 
-TEST(finetune_am, KeptGraphsAndRecomputedVelocitiesAgree) {
+TEST(finetune_adjoint_matching, KeptGraphsAndRecomputedVelocitiesAgree) {
   Bench a, b;
   AdjointMatchingConfig kept = exact(5);
   AdjointMatchingConfig again = exact(5);
@@ -86,7 +85,7 @@ TEST(finetune_am, KeptGraphsAndRecomputedVelocitiesAgree) {
   for (std::size_t i = 0; i < g.size(); ++i) EXPECT_LT(test::relative_error(g[i], h[i]), 1e-4);
 }
 
-TEST(finetune_am, EvaluationsAreAtTheFloor) {
+TEST(finetune_adjoint_matching, EvaluationsAreAtTheFloor) {
   // K for the rollout, 2 (K-1) for the adjoint, one base velocity at t = 0 for the control cost;
   // nothing for the loss.
   Bench kept, again;
@@ -107,7 +106,7 @@ TEST(finetune_am, EvaluationsAreAtTheFloor) {
   EXPECT_EQ(coarse.base->count(), 12 * (2 * 4 + 8));
 }
 
-TEST(finetune_am, PiecesAddUpToTheWholeBatch) {
+TEST(finetune_adjoint_matching, PiecesAddUpToTheWholeBatch) {
   Bench whole, split;
   AdjointMatching first(exact(0)), second(exact(0));
   std::vector<at::Tensor> g, h;
@@ -115,7 +114,7 @@ TEST(finetune_am, PiecesAddUpToTheWholeBatch) {
   for (std::size_t i = 0; i < g.size(); ++i) EXPECT_LT(test::relative_error(g[i], h[i]), 1e-4);
 }
 
-TEST(finetune_am, FirstStepRaisesTheReward) {
+TEST(finetune_adjoint_matching, FirstStepRaisesTheReward) {
   // u = 0 at the start: the loss is |s a|^2, and a small step against its gradient must raise E r -
   // cost.
   const ExactProblem p = near_modes();
@@ -149,7 +148,7 @@ TEST(finetune_am, FirstStepRaisesTheReward) {
   EXPECT_GT(reward(), before + 1e-3);  // same noise: a paired comparison
 }
 
-TEST(finetune_am, SubsetsFollowThePreset) {
+TEST(finetune_adjoint_matching, SubsetsFollowThePreset) {
   Bench bench("euler-paper", 40);
   AdjointMatching paper(adjoint_matching_preset("paper", 40));
   for (std::int64_t step = 0; step < 20; ++step) {
@@ -171,7 +170,7 @@ TEST(finetune_am, SubsetsFollowThePreset) {
   EXPECT_GE(official.subset()[2], 30);
 }
 
-TEST(finetune_am, PresetsDifferAsTheyShould) {
+TEST(finetune_adjoint_matching, PresetsDifferAsTheyShould) {
   std::map<std::string, double> losses;
   for (const auto& [pairing, sampler] :
        {std::pair{"next", "euler-paper"}, {"same", "euler-paper"}, {"later", "euler-paper"}}) {
@@ -190,7 +189,7 @@ TEST(finetune_am, PresetsDifferAsTheyShould) {
   test::expect_error(ErrorKind::kConfig, "euler-paper", [&] { plain.run(method); });
 }
 
-TEST(finetune_am, TimeWeightingChangesTheSumOnly) {
+TEST(finetune_adjoint_matching, TimeWeightingChangesTheSumOnly) {
   Bench plain, weighted;
   AdjointMatchingConfig config = exact(0);
   AdjointMatching first(config);
@@ -205,7 +204,7 @@ TEST(finetune_am, TimeWeightingChangesTheSumOnly) {
 
 // Every sample has its own times; four passes of three show each of the twelve once, so their mean
 // is the full loss.
-TEST(finetune_am, StratifiedTimesCoverTheGridEvenly) {
+TEST(finetune_adjoint_matching, StratifiedTimesCoverTheGridEvenly) {
   Bench bench;
   AdjointMatchingConfig config = exact(0);
   config.keep_graphs = false;
@@ -245,7 +244,7 @@ TEST(finetune_am, StratifiedTimesCoverTheGridEvenly) {
 // linear reward, where the adjoint is the same on every path, weighting changes nothing; with a
 // quadratic one the uncontrolled paths regress on -grad log E exp r (weighted) or -grad E r (as
 // published), both known in closed form at the last step but one.
-TEST(finetune_am, PathWeightsTurnTheMeanIntoTheTiltedMean) {
+TEST(finetune_adjoint_matching, PathWeightsTurnTheMeanIntoTheTiltedMean) {
   const ExactProblem p = line_gaussian(true);
   const MlpConfig shape{1, 8, 1, 2};
   ParameterSet zero;
@@ -293,7 +292,7 @@ TEST(finetune_am, PathWeightsTurnTheMeanIntoTheTiltedMean) {
   EXPECT_GT(std::abs(plain - weighted), 5 * se) << "or the comparison says nothing";
 }
 
-TEST(finetune_am, ClippingDropsGradientsAndIsCounted) {
+TEST(finetune_adjoint_matching, ClippingDropsGradientsAndIsCounted) {
   Bench bench;
   AdjointMatchingConfig config = exact(0);
   config.clip_constant = 1e-9;  // everything is above
@@ -326,7 +325,7 @@ TEST(finetune_am, ClippingDropsGradientsAndIsCounted) {
   }
 }
 
-TEST(finetune_am, NoiselessTerminalAndSmoothing) {
+TEST(finetune_adjoint_matching, NoiselessTerminalAndSmoothing) {
   Bench bench;
   AdjointMatchingConfig config = exact(0);
   AdjointMatching last(config);
@@ -345,7 +344,7 @@ TEST(finetune_am, NoiselessTerminalAndSmoothing) {
 // state, so the optimal shift follows from two scalar recursions; trained on all steps it is
 // reached, and it is not the shift of the tilted law. With the last three steps alone nothing
 // before them is evaluated.
-TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
+TEST(finetune_adjoint_matching, DeterministicControlReachesItsOwnOptimum) {
   const ExactProblem p = line_gaussian(false);
   const std::vector<double> grid = uniform_grid(20);
   const TransitionTable table = deterministic_control(grid);
@@ -403,7 +402,7 @@ TEST(finetune_am, DeterministicControlReachesItsOwnOptimum) {
       << "two vector-Jacobian products and one velocity for three steps";
 }
 
-TEST(finetune_am, NoiselessStepsAreRefused) {
+TEST(finetune_adjoint_matching, NoiselessStepsAreRefused) {
   Bench bench;
   bench.table = ddim(*bench.problem.path, {0, 0.5, 1}, 1, FinalStep::kClean);
   AdjointMatching method(exact(0));
@@ -411,7 +410,7 @@ TEST(finetune_am, NoiselessStepsAreRefused) {
 }
 
 // Gradient of the loss against finite differences of the loss with the batch held fixed.
-TEST(finetune_am, GradientAgainstFiniteDifferences) {
+TEST(finetune_adjoint_matching, GradientAgainstFiniteDifferences) {
   const auto tuned = load_velocity_model(test::golden("sit_a_model.safetensors"),
                                          {{"num_heads", "4"}}, {}, at::kDouble);
   const auto base = load_velocity_model(test::golden("sit_a_ema.safetensors"), {{"num_heads", "4"}},

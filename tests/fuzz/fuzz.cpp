@@ -47,8 +47,9 @@ struct Target {
 
 Bytes file(const char* name) { return read_file(kSource / name); }
 
-std::map<std::string, Target> targets(const fs::path& folder) {
-  std::map<std::string, Target> out;
+using Targets = std::map<std::string, Target>;
+
+void add_models(Targets& out) {
   const Bytes tensors = file("tests/golden/sit/guided.safetensors");
   out["safetensors"] = {
       {tensors, file("tests/golden/lora/peft_linear_rslora/adapter_model.safetensors")},
@@ -67,6 +68,9 @@ std::map<std::string, Target> targets(const fs::path& folder) {
                         [](const fs::path& f, const Bytes&) { load_autoencoder(f); }};
   out["clip"] = {{file("tests/golden/clip/vision_gelu/model.safetensors")},
                  [](const fs::path& f, const Bytes&) { load_clip_vision(f); }};
+}
+
+void add_pictures(Targets& out) {
   const auto pictures = [](std::initializer_list<const char*> names) {
     Target target{{}, [](const fs::path&, const Bytes& b) { decode_picture(b, "x"); }};
     for (const char* name : names) {
@@ -80,16 +84,26 @@ std::map<std::string, Target> targets(const fs::path& folder) {
   out["webp"] = pictures({"lossy.webp", "lossless.webp", "alpha.webp", "animated.webp"});
   out["bmp"] = pictures(
       {"rgb.bmp", "bilevel.bmp", "rgb565.bmp", "four-bit-top-down.bmp", "masks-with-alpha.bmp"});
-  out["npy"] = {{file("tests/golden/numpy/version2.npy"), file("tests/golden/numpy/version3.npy")},
-                [](const fs::path&, const Bytes& b) { parse_npy(b, "x"); }};
+}
+
+void add_texts(Targets& out) {
   out["config"] = {{file("recipes/mnist-ink.toml"), file("recipes/mnist-class.toml")},
                    [](const fs::path& f, const Bytes&) { load_config<FinetuneConfig>(f, {}); }};
-  out["npz"] = {{file("tests/golden/numpy/statistics.npz"), file("tests/golden/numpy/arrays.npz")},
-                [](const fs::path& f, const Bytes&) { read_npz(f); }};
   out["json-lines"] = {{"{\"step\": 1, \"loss\": 0.5}\n{\"step\": 2}\n"},
                        [](const fs::path& f, const Bytes&) { read_json_lines(f); }};
   out["labels"] = {{"1, 2, 3\n4 5\n"},
                    [](const fs::path&, const Bytes& b) { parse_labels(b, "x"); }};
+}
+
+void add_arrays(Targets& out) {
+  out["npy"] = {{file("tests/golden/numpy/version2.npy"), file("tests/golden/numpy/version3.npy")},
+                [](const fs::path&, const Bytes& b) { parse_npy(b, "x"); }};
+  out["npz"] = {{file("tests/golden/numpy/statistics.npz"), file("tests/golden/numpy/arrays.npz")},
+                [](const fs::path& f, const Bytes&) { read_npz(f); }};
+}
+
+// Adapters are a folder: the tensors stand there, the configuration changes.
+void add_adapters(Targets& out, const fs::path& folder) {
   write_file_atomic(folder / "adapter_model.safetensors",
                     file("tests/golden/lora/peft_linear_rslora/adapter_model.safetensors"));
   out["peft"] = {{file("tests/golden/lora/peft_linear_rslora/adapter_config.json")},
@@ -97,6 +111,9 @@ std::map<std::string, Target> targets(const fs::path& folder) {
                    write_file_atomic(folder / "adapter_config.json", b);
                    read_adapters(folder, 1);
                  }};
+}
+
+void add_data(Targets& out, const fs::path& folder) {
   make_directories(folder / "idx");
   const Bytes images{
       "\0\0\x08\x03\0\0\0\x02\0\0\0\x02\0\0\0\x02"
@@ -112,6 +129,16 @@ std::map<std::string, Target> targets(const fs::path& folder) {
   write_latents(folder / "latents", latents);
   out["latents"] = {{read_file(folder / "latents")},
                     [](const fs::path& f, const Bytes&) { read_latents(f); }};
+}
+
+Targets targets(const fs::path& folder) {
+  Targets out;
+  add_models(out);
+  add_pictures(out);
+  add_texts(out);
+  add_arrays(out);
+  add_adapters(out, folder);
+  add_data(out, folder);
   return out;
 }
 

@@ -77,6 +77,60 @@ at::Tensor plain_attention(const at::Tensor& packed, std::int64_t heads) {
       .reshape({n, t, heads * d});
 }
 
+// Tensors of one shape with rows of factors for them, and how far results may be from exact ones.
+struct PartsCase {
+  std::int64_t n, t, c;
+  std::int64_t row_count;
+  std::int64_t offset;  // single columns: not from a row that 4 divides, so not aligned to 16 bytes
+  at::ScalarType type;
+
+  at::Tensor row(const at::Tensor& wide, std::int64_t which) const {
+    return wide.narrow(1, offset + which * c, c);
+  }
+  void check(const Function& fused, const Function& plain, const Tensors& inputs) const {
+    Tensors there, wider;
+    for (const at::Tensor& input : inputs) {
+      there.push_back(input.to(at::kCUDA));
+      wider.push_back(input.to(at::kDouble));
+    }
+    const Tensors found = with_gradients(fused, there);
+    const Tensors expected = with_gradients(plain, wider);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      EXPECT_LT(distance(found[i], expected[i]), type == at::kFloat ? 2e-6 : 6e-3)
+          << n << " x " << t << " x " << c << ", " << row_count << " rows at " << offset
+          << ", part " << i << ", " << type;
+    }
+  }
+};
+
+void check_parts(const PartsCase& p, const at::Tensor& x, const at::Tensor& y,
+                 const at::Tensor& wide) {
+  p.check(
+      [&](const Tensors& in) {
+        return fused::modulated_norm(in[0], p.row(in[1], 0), p.row(in[1], 1), p.type);
+      },
+      [&](const Tensors& in) { return plain_norm({in[0], p.row(in[1], 0), p.row(in[1], 1)}); },
+      {x, wide});
+  p.check(
+      [&](const Tensors& in) { return fused::gated_sum(in[0], p.row(in[1], 0), in[2].to(p.type)); },
+      [&](const Tensors& in) { return plain_gated({in[0], p.row(in[1], 0), in[2]}); },
+      {x, wide, y});
+  p.check(
+      [&](const Tensors& in) {
+        const auto [sum, normed] = fused::gated_norm(in[0], p.row(in[1], 0), in[2].to(p.type),
+                                                     p.row(in[1], 1), p.row(in[1], 2));
+        return at::cat({sum, normed.to(at::kFloat)}, 2);
+      },
+      [&](const Tensors& in) {
+        const at::Tensor sum = plain_gated({in[0], p.row(in[1], 0), in[2]});
+        return at::cat({sum, plain_norm({sum, p.row(in[1], 1), p.row(in[1], 2)})}, 2);
+      },
+      {x, wide, y});
+  if (p.offset != 0) return;
+  p.check([&](const Tensors& in) { return fused::gelu(in[0].to(p.type)); },
+          [&](const Tensors& in) { return at::gelu(in[0], "tanh"); }, {x});
+}
+
 }  // namespace
 
 TEST_F(gpu_parts, KernelsEqualThePlainOperators) {
@@ -86,64 +140,24 @@ TEST_F(gpu_parts, KernelsEqualThePlainOperators) {
   for (const auto& [n, t, c] :
        std::vector<Shape>{{1, 1, 4}, {3, 17, 36}, {2, 49, 96}, {5, 256, 384}, {2, 70, 1152}}) {
     for (const std::int64_t row_count : {n, std::int64_t{1}}) {
-      // single columns: not from a row that 4 divides, so not aligned to 16 bytes
       for (const std::int64_t offset : {std::int64_t{0}, c, std::int64_t{1}}) {
         const at::Tensor x = draw(1, {n, t, c}) * 2 + 1;
         const at::Tensor y = draw(3, {n, t, c});
         const at::Tensor wide = draw(2, {row_count, 4 * c + 1});
         for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
-          const double tolerance = type == at::kFloat ? 2e-6 : 6e-3;
-          const auto check = [&](const Function& fused, const Function& plain,
-                                 const Tensors& inputs) {
-            Tensors there, wider;
-            for (const at::Tensor& input : inputs) {
-              there.push_back(input.to(at::kCUDA));
-              wider.push_back(input.to(at::kDouble));
-            }
-            const Tensors found = with_gradients(fused, there);
-            const Tensors expected = with_gradients(plain, wider);
-            for (std::size_t i = 0; i < found.size(); ++i) {
-              EXPECT_LT(distance(found[i], expected[i]), tolerance)
-                  << n << " x " << t << " x " << c << ", " << row_count << " rows at " << offset
-                  << ", part " << i << ", " << type;
-            }
-          };
-          const auto row = [offset = offset, c = c](const at::Tensor& wide, std::int64_t which) {
-            return wide.narrow(1, offset + which * c, c);
-          };
           if (c == 4 && n * t == 1 && type == at::kBFloat16) {
             continue;  // a single row of bf16 has no average error
           }
-          check(
-              [&](const Tensors& in) {
-                return fused::modulated_norm(in[0], row(in[1], 0), row(in[1], 1), type);
-              },
-              [&](const Tensors& in) { return plain_norm({in[0], row(in[1], 0), row(in[1], 1)}); },
-              {x, wide});
-          check(
-              [&](const Tensors& in) {
-                return fused::gated_sum(in[0], row(in[1], 0), in[2].to(type));
-              },
-              [&](const Tensors& in) { return plain_gated({in[0], row(in[1], 0), in[2]}); },
-              {x, wide, y});
-          check(
-              [&](const Tensors& in) {
-                const auto [sum, normed] = fused::gated_norm(in[0], row(in[1], 0), in[2].to(type),
-                                                             row(in[1], 1), row(in[1], 2));
-                return at::cat({sum, normed.to(at::kFloat)}, 2);
-              },
-              [&](const Tensors& in) {
-                const at::Tensor sum = plain_gated({in[0], row(in[1], 0), in[2]});
-                return at::cat({sum, plain_norm({sum, row(in[1], 1), row(in[1], 2)})}, 2);
-              },
-              {x, wide, y});
-          if (offset != 0) continue;
-          check([&](const Tensors& in) { return fused::gelu(in[0].to(type)); },
-                [&](const Tensors& in) { return at::gelu(in[0], "tanh"); }, {x});
+          check_parts({n, t, c, row_count, offset, type}, x, y, wide);
         }
       }
     }
   }
+  EXPECT_TRUE(fused::takes(at::zeros({1, 2, 8}, at::kCUDA)));
+  EXPECT_FALSE(fused::takes(at::zeros({1, 2, 6}, at::kCUDA)));
+}
+
+TEST_F(gpu_parts, AttentionEqualsThePlainOne) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
     const at::Tensor packed = draw(8, {3, 70, 3 * 2 * 24});
     const Tensors found =
@@ -155,8 +169,6 @@ TEST_F(gpu_parts, KernelsEqualThePlainOperators) {
       EXPECT_LT(distance(found[i], expected[i]), type == at::kFloat ? 2e-6 : 6e-3) << i;
     }
   }
-  EXPECT_TRUE(fused::takes(at::zeros({1, 2, 8}, at::kCUDA)));
-  EXPECT_FALSE(fused::takes(at::zeros({1, 2, 6}, at::kCUDA)));
 }
 
 // Long enough for several blocks of keys, whose sums libtorch adds up as they come unless told
@@ -225,6 +237,38 @@ TEST_F(gpu_networks, EqualTheCpuInDouble) {
   }
 }
 
+namespace {
+
+// Gradients of several calls, each of the one before, and where they lead.
+Tensors chained_gradients(const VelocityModel& model, const ParameterSet& weights, at::Tensor x,
+                          int calls) {
+  const at::AutoGradMode grad(true);
+  const at::Tensor labels = at::tensor(std::vector<std::int64_t>{0, 3, 10});
+  for (int i = 0; i < calls; ++i) {
+    x = x + model.velocity(x, time_tensor(0.2 * (i + 1), x), {labels}) * 0.2;
+  }
+  Tensors out =
+      torch::autograd::grad({x.square().sum()}, weights.tensors(), {}, false, false, true);
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    if (!out[i].defined()) out[i] = at::zeros_like(weights.tensors()[i]);
+  }
+  out.push_back(x.detach());
+  return out;
+}
+
+// |found - expected| / |expected| over all tensors.
+double joint_error(const Tensors& found, const Tensors& expected) {
+  double error = 0;
+  double size = 0;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    error += (found[i].cpu().to(at::kDouble) - expected[i]).square().sum().item<double>();
+    size += expected[i].square().sum().item<double>();
+  }
+  return std::sqrt(error / size);
+}
+
+}  // namespace
+
 // Weights that change between calls, and several calls before the first backward pass.
 TEST_F(gpu_networks, TrainingGradientsEqualTheCpuInDouble) {
   const std::map<std::string, std::string> args{{"num_heads", "3"}};
@@ -239,34 +283,13 @@ TEST_F(gpu_networks, TrainingGradientsEqualTheCpuInDouble) {
     const ParameterSet here = clone(exact.model->parameters(), true);
     const auto trained = loaded.model->rebind(there, {});
     const auto reference = exact.model->rebind(here, {});
-    const auto gradients = [](const VelocityModel& model, const ParameterSet& weights, at::Tensor x,
-                              int calls) {
-      const at::AutoGradMode grad(true);
-      const at::Tensor labels = at::tensor(std::vector<std::int64_t>{0, 3, 10});
-      for (int i = 0; i < calls; ++i) {
-        x = x + model.velocity(x, time_tensor(0.2 * (i + 1), x), {labels}) * 0.2;
-      }
-      Tensors out =
-          torch::autograd::grad({x.square().sum()}, weights.tensors(), {}, false, false, true);
-      for (std::size_t i = 0; i < out.size(); ++i) {
-        if (!out[i].defined()) out[i] = at::zeros_like(weights.tensors()[i]);
-      }
-      out.push_back(x.detach());
-      return out;
-    };
     const std::int64_t before = RecordedNetwork::replays();
     for (int round = 0; round < 5; ++round) {
       const int calls = round < 3 ? 1 : 4;  // more than are recorded
       const at::Tensor x = draw(static_cast<std::uint32_t>(round), {3, 1, 28, 28});
-      const Tensors found = gradients(*trained, there, x, calls);
-      const Tensors expected = gradients(*reference, here, x.to(at::kDouble), calls);
-      double error = 0;
-      double size = 0;
-      for (std::size_t i = 0; i < found.size(); ++i) {
-        error += (found[i].cpu().to(at::kDouble) - expected[i]).square().sum().item<double>();
-        size += expected[i].square().sum().item<double>();
-      }
-      EXPECT_LT(std::sqrt(error / size), precision == MatmulPrecision::kFull ? 1e-5 : 0.03)
+      const Tensors found = chained_gradients(*trained, there, x, calls);
+      const Tensors expected = chained_gradients(*reference, here, x.to(at::kDouble), calls);
+      EXPECT_LT(joint_error(found, expected), precision == MatmulPrecision::kFull ? 1e-5 : 0.03)
           << "round " << round;
       const at::NoGradGuard no_grad;
       std::uint32_t key = 0;
@@ -280,11 +303,12 @@ TEST_F(gpu_networks, TrainingGradientsEqualTheCpuInDouble) {
     }
     EXPECT_GE(RecordedNetwork::replays() - before, 2 + 2);
     const at::Tensor x = draw(7, {3, 1, 28, 28});
-    EXPECT_GT(distance(gradients(*reference, here, x.to(at::kDouble), 1).back(),
-                       gradients(*exact.model->rebind(clone(exact.model->parameters(), true), {}),
-                                 clone(exact.model->parameters(), true), x.to(at::kDouble), 1)
-                           .back()),
-              0.1)
+    EXPECT_GT(
+        distance(chained_gradients(*reference, here, x.to(at::kDouble), 1).back(),
+                 chained_gradients(*exact.model->rebind(clone(exact.model->parameters(), true), {}),
+                                   clone(exact.model->parameters(), true), x.to(at::kDouble), 1)
+                     .back()),
+        0.1)
         << "the changes must matter";
   }
 }

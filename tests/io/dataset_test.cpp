@@ -10,6 +10,29 @@
 #include "tiltflow/tensor/random.h"
 
 namespace tiltflow {
+namespace {
+
+std::string idx_file(int type, const std::vector<int>& dims, const std::string& data) {
+  std::string out{0, 0, static_cast<char>(type), static_cast<char>(dims.size())};
+  for (const int n : dims) out += std::string{0, 0, 0, static_cast<char>(n)};
+  return out + data;
+}
+
+std::string gzip(const std::string& content) {
+  z_stream stream{};
+  EXPECT_EQ(deflateInit2(&stream, 6, Z_DEFLATED, 16 + MAX_WBITS, 8, Z_DEFAULT_STRATEGY), Z_OK);
+  std::string out(content.size() + 128, '\0');
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(content.data()));
+  stream.avail_in = static_cast<uInt>(content.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
+  out.resize(stream.total_out);
+  deflateEnd(&stream);
+  return out;
+}
+
+}  // namespace
 
 TEST(io_dataset, IdxFolderAndErrors) {
   const test::TempDir dir;
@@ -47,42 +70,6 @@ TEST(io_dataset, IdxFolderAndErrors) {
                      [&] { read_dataset({"cifar", (dir.path()).string()}, "train"); });
 }
 
-// Values of Pillow 12 (Image.resize with BOX and BICUBIC, as guided diffusion's center_crop_arr
-// applies them) on a picture made of a formula: sum of all bytes, a weighted sum and three pixels.
-TEST(io_resize, CenterCropEqualsPillow) {
-  struct Case {
-    std::int64_t height, width, size, sum, weighted;
-    std::vector<std::int64_t> first, inner, last;
-  };
-  for (const Case& c :
-       {Case{37, 53, 8, 24538, 1164571, {133, 135, 119}, {104, 125, 127}, {142, 120, 120}},
-        Case{16, 23, 12, 54696, 2464843, {98, 149, 143}, {99, 84, 85}, {134, 169, 112}},
-        Case{9, 11, 16, 102189, 4894746, {84, 136, 202}, {196, 102, 102}, {8, 143, 6}},
-        Case{31, 31, 31, 365989, 17483173, {0, 53, 106}, {13, 216, 163}, {110, 39, 224}}}) {
-    at::Tensor picture = at::empty({3, c.height, c.width}, at::kByte);
-    auto p = picture.accessor<std::uint8_t, 3>();
-    for (std::int64_t k = 0; k < 3; ++k) {
-      for (std::int64_t y = 0; y < c.height; ++y) {
-        for (std::int64_t x = 0; x < c.width; ++x) {
-          p[k][y][x] =
-              static_cast<std::uint8_t>((37 * y * y + 101 * x + 53 * k + x * y * (k + 1)) % 256);
-        }
-      }
-    }
-    const at::Tensor out = center_crop(picture, c.size).to(at::kLong);
-    ASSERT_EQ(out.sizes().vec(), (std::vector<std::int64_t>{3, c.size, c.size}));
-    EXPECT_EQ(out.sum().item<std::int64_t>(), c.sum);
-    EXPECT_EQ(
-        (out.flatten() * at::remainder(at::arange(out.numel()), 97)).sum().item<std::int64_t>(),
-        c.weighted);
-    EXPECT_TRUE(at::equal(out.select(1, 0).select(1, 0), at::tensor(c.first, at::kLong)));
-    EXPECT_TRUE(
-        at::equal(out.select(1, c.size / 2).select(1, c.size / 3), at::tensor(c.inner, at::kLong)));
-    EXPECT_TRUE(
-        at::equal(out.select(1, c.size - 1).select(1, c.size - 1), at::tensor(c.last, at::kLong)));
-  }
-}
-
 TEST(io_dataset, PicturesOfAnySizeInMemoryOrOnDisk) {
   const test::TempDir dir;
   std::filesystem::create_directories(dir / "a");
@@ -111,30 +98,6 @@ TEST(io_dataset, PicturesOfAnySizeInMemoryOrOnDisk) {
   test::expect_error(ErrorKind::kBadFile, "grey.png: 1 x 600 pixels are too narrow a strip",
                      [&] { read_dataset({"folder", path, 512}, "train"); });
 }
-
-namespace {
-
-std::string idx_file(int type, const std::vector<int>& dims, const std::string& data) {
-  std::string out{0, 0, static_cast<char>(type), static_cast<char>(dims.size())};
-  for (const int n : dims) out += std::string{0, 0, 0, static_cast<char>(n)};
-  return out + data;
-}
-
-std::string gzip(const std::string& content) {
-  z_stream stream{};
-  EXPECT_EQ(deflateInit2(&stream, 6, Z_DEFLATED, 16 + MAX_WBITS, 8, Z_DEFAULT_STRATEGY), Z_OK);
-  std::string out(content.size() + 128, '\0');
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(content.data()));
-  stream.avail_in = static_cast<uInt>(content.size());
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return out;
-}
-
-}  // namespace
 
 // The element types of the format's description; QMNIST has its labels as int32, for example.
 TEST(io_dataset, IdxOfOtherTypes) {
@@ -251,56 +214,6 @@ TEST(io_dataset, CifarFilesAreCountedOnce) {
       << data.notes.at(0);
   write_file_atomic(dir / "data_batch_5.bin", record);
   EXPECT_TRUE(read_dataset({"cifar", dir.path().string()}, "train").notes.empty());
-}
-
-// numpy.savez_compressed: deflated, one array in Fortran order.
-TEST(io_npz, ReadsWhatNumPyWrites) {
-  const ParameterSet t = read_npz(test::source_dir() / "tests/golden/numpy/statistics.npz");
-  EXPECT_TRUE(at::equal(t.at("mu"), at::arange(3, at::kDouble)));
-  EXPECT_TRUE(at::equal(t.at("sigma"),
-                        at::eye(3, at::kDouble) * 2 + at::arange(9, at::kDouble).view({3, 3}).t()));
-  const test::TempDir dir;
-  write_npz(dir / "x.npz", t);
-  EXPECT_TRUE(at::equal(read_npz(dir / "x.npz").at("sigma"), t.at("sigma")));
-}
-
-// tests/golden/numpy/make.py: [[0, 1, 2], [3, 250, 5]] in many types, byte orders and layouts.
-TEST(io_npz, EveryTypeAndOrder) {
-  const auto folder = test::source_dir() / "tests/golden/numpy";
-  const at::Tensor base = at::tensor({0, 1, 2, 3, 250, 5}, at::kDouble).view({2, 3});
-  const ParameterSet t = read_npz(folder / "arrays.npz");
-  EXPECT_GE(t.size(), 18u);
-  for (const auto& [name, x] : t) {
-    if (name == "scalar" || name == "empty" || name == "bool" || name == "i1") continue;
-    EXPECT_TRUE(at::equal(x.to(at::kDouble), base)) << name;
-  }
-  EXPECT_EQ(t.at("scalar").item<double>(), 2.5);
-  EXPECT_EQ(t.at("scalar").dim(), 0);
-  EXPECT_EQ(t.at("empty").sizes().vec(), (std::vector<std::int64_t>{0, 3}));
-  EXPECT_TRUE(at::equal(t.at("bool"), base > 2));
-  EXPECT_EQ(t.at("i1")[1][1].item<int>(), -6);
-  for (const char* name : {"version2.npy", "version3.npy"}) {
-    EXPECT_TRUE(at::equal(read_npz(folder / name).at("arr_0").to(at::kDouble), base)) << name;
-  }
-}
-
-TEST(io_npz, RefusalsSayWhyAndOnlyMatterWhenAskedFor) {
-  const auto file = test::source_dir() / "tests/golden/numpy/refused.npz";
-  const std::pair<const char*, const char*> refusals[] = {{"objects", "pickle"},
-                                                          {"records", "records"},
-                                                          {"text", "text"},
-                                                          {"complex", "complex"},
-                                                          {"huge", "2^63"}};
-  for (const auto& [name, why] : refusals) {
-    test::expect_error(ErrorKind::kBadFile, why, [&] { read_npz(file, {name}); });
-  }
-  EXPECT_EQ(read_npz(file, {"mu", "sigma"}).size(), 1u);
-  EXPECT_EQ(npz_names(file).size(), 6u);
-  const test::TempDir dir;
-  write_file_atomic(dir / "long.npy",
-                    read_file(test::source_dir() / "tests/golden/numpy/version2.npy") + "x");
-  test::expect_error(ErrorKind::kBadFile, "25 data bytes, the header promises 24",
-                     [&] { read_npz(dir / "long.npy"); });
 }
 
 }  // namespace tiltflow

@@ -4,8 +4,6 @@
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/io/tensor_file.h"
-#include "tiltflow/io/torch_file.h"
-#include "tiltflow/io/weight_files.h"
 #include "tiltflow/io/zip_archive.h"
 
 namespace tiltflow {
@@ -88,51 +86,6 @@ TEST(io_foreign_file, CutFilesSayBothSizes) {
   write_file_atomic(dir / "x.pt", archive.substr(0, archive.size() / 2));
   test::expect_error(ErrorKind::kBadFile, std::to_string(archive.size() / 2),
                      [&] { read_tensors(dir / "x.pt"); });
-}
-
-// The names that diffusers and transformers give their files, one at a time.
-TEST(io_weight_files, EverySpellingIsFound) {
-  const std::vector<std::string> names{"model.safetensors",
-                                       "model.safetensors.index.json",
-                                       "model.bin",
-                                       "model.bin.index.json",
-                                       "model.fp16.safetensors",
-                                       "model.safetensors.index.fp16.json",
-                                       "model.fp16.safetensors.index.json",
-                                       "model.bf16.bin"};
-  for (const std::string& name : names) {
-    const test::TempDir dir;
-    write_file_atomic(dir / name, "x");
-    write_file_atomic(dir / "model.non_ema.safetensors", "x");
-    EXPECT_EQ(find_weights(dir.path(), {"other", "model"}).filename().string(), name);
-  }
-  const test::TempDir dir;
-  write_file_atomic(dir / "model.fp16.safetensors", "x");
-  write_file_atomic(dir / "model.bin", "x");
-  EXPECT_EQ(find_weights(dir.path(), {"model"}).filename(),
-            "model.bin");  // no variant before variants
-  std::filesystem::remove(dir / "model.bin");
-  std::filesystem::rename(dir / "model.fp16.safetensors", dir / "model.non_ema.safetensors");
-  test::expect_error(ErrorKind::kBadFile, "has no model.safetensors or .bin",
-                     [&] { find_weights(dir.path(), {"model"}); });
-}
-
-TEST(io_tensor_file, ShardsMayBePyTorchFiles) {
-  const test::TempDir dir;
-  ParameterSet first, second;
-  first.add("a", at::full({2}, 1.5));
-  second.add("b.c", at::full({3}, -2.0));
-  write_torch_file(dir / "m-00001-of-00002.bin", {{"", first}});
-  write_torch_file(dir / "m-00002-of-00002.bin", {{"", second}});
-  const std::string map =
-      R"({"weight_map": {"a": "m-00001-of-00002.bin", "b.c": "m-00002-of-00002.bin"}})";
-  write_file_atomic(dir / "m.bin.index.fp16.json", map);
-  const ParameterSet tensors = read_tensors(dir / "m.bin.index.fp16.json").tensors;
-  EXPECT_EQ(tensors.at("a")[0].item<double>(), 1.5);
-  EXPECT_EQ(tensors.at("b.c")[2].item<double>(), -2);
-  std::filesystem::remove(dir / "m-00002-of-00002.bin");
-  test::expect_error(ErrorKind::kBadFile, "its shard m-00002-of-00002.bin is not there",
-                     [&] { read_tensors(dir / "m.bin.index.fp16.json"); });
 }
 
 }  // namespace tiltflow

@@ -1,5 +1,7 @@
 #include "tiltflow/io/latents.h"
 #include "tests/support.h"
+#include "tiltflow/io/dataset.h"
+#include "tiltflow/reward/state_reward.h"
 
 namespace tiltflow {
 
@@ -22,6 +24,28 @@ TEST(io_latents, UnfitTensorsAreNamed) {
   expect("not finite", {mean / 0, {}, labels, 1, 0, "these"});
   expect("no numbers to scale with", {mean, {}, labels, 0, 0, "these"});
   expect("labels reach from", {mean, {}, labels * 3'000'000'000, 1, 0, "these"});
+}
+
+TEST(io_latents, AreScaledDrawnAndVerified) {
+  const test::TempDir dir;
+  LatentFile file;
+  file.mean = at::full({2, 1, 2, 2}, 3.0F);
+  file.logvar = at::zeros({2, 1, 2, 2});
+  file.labels = at::arange(2);
+  file.scale = 0.5;
+  file.shift = 1;
+  file.source = "these";
+  write_latents(dir / "l.safetensors", file);
+  const ImageDataset data = read_dataset({"latents", (dir / "l.safetensors").string()}, "train");
+  EXPECT_EQ(data.shape(), (std::vector<std::int64_t>{1, 2, 2}));
+  const at::Tensor drawn = data.states(at::arange(2), [] { return at::full({2, 1, 2, 2}, 2.0F); });
+  EXPECT_LT((drawn - ((3 - 1) * 0.5 + 0.5 * 2)).abs().max().item<double>(), 1e-6);
+  EXPECT_EQ(latents_source(dir / "l.safetensors"), "these");
+  TensorFile t = read_safetensors(dir / "l.safetensors");
+  t.tensors.at("mean")[0][0][0][0] = 4;
+  write_safetensors(dir / "l.safetensors", t.tensors, t.metadata);
+  EXPECT_EQ(latents_source(dir / "l.safetensors"), "") << "changed content is not trusted";
+  test::expect_error(ErrorKind::kBadFile, "checksum", [&] { read_latents(dir / "l.safetensors"); });
 }
 
 }  // namespace tiltflow

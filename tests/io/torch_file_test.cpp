@@ -2,6 +2,7 @@
 #include <fstream>
 #include <random>
 
+#include "tests/io/prefixed_tensors.h"
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/io/tensor_file.h"
@@ -10,6 +11,8 @@
 
 namespace tiltflow {
 namespace {
+
+using test::prefixed_tensors;
 
 std::filesystem::path sample(const std::string& name) {
   return test::source_dir() / "tests/golden/torch" / name;
@@ -36,16 +39,28 @@ void expect_all_kinds(const ParameterSet& t) {
   EXPECT_TRUE(at::equal(t.at("parameter"), at::tensor(std::vector<float>{1, -1})));
 }
 
-std::string pickle_error(const std::string& bytes) {
-  try {
-    parse_pickle(bytes, "x");
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
 }  // namespace
+
+// Plain values beside the tensors, or as attributes of a bare state dict, come back as they were.
+TEST(io_torch_file, PlainValuesBesideTensors) {
+  const test::TempDir dir;
+  const PlainDicts beside{{"args",
+                           {{"path_type", "GVP"},
+                            {"num_heads", std::int64_t{70000}},
+                            {"learn_sigma", true},
+                            {"mlp_ratio", 2.5}}},
+                          {"metadata", {{"tiltflow.path", "gvp"}}}};
+  std::map<std::string, std::string> expected{
+      {"args.path_type", "GVP"}, {"args.num_heads", "70000"}, {"args.learn_sigma", "True"},
+      {"args.mlp_ratio", "2.5"}, {"tiltflow.path", "gvp"},    {"section", "ema"}};
+  write_torch_file(dir / "x.pt", {{"ema", prefixed_tensors({{"", 2}})}}, beside);
+  EXPECT_EQ(read_tensors(dir / "x.pt").metadata, expected);
+  EXPECT_EQ(read_tensors(dir / "x.pt").tensors.size(), 2u);
+  write_torch_file(dir / "bare.pt", {{"", prefixed_tensors({{"", 2}})}}, beside);  // as attributes
+  expected.erase("section");
+  EXPECT_EQ(read_tensors(dir / "bare.pt").metadata, expected);
+  EXPECT_EQ(read_tensors(dir / "bare.pt").tensors.size(), 2u);
+}
 
 TEST(io_torch_file, EveryKindOfTensorFromBothContainers) {
   expect_all_kinds(state_dict(read_torch_file(sample("zip.pt")), ""));
@@ -100,46 +115,6 @@ TEST(io_torch_file, RoundTrip) {
   expect_all_kinds(state_dict(two, "ema"));
 }
 
-// Nothing is executed: a pickle that would delete files in Python is a node with a name.
-TEST(io_torch_file, CallsStayInert) {
-  const PickleDocument document = parse_pickle(
-      "\x80\x02"
-      "cposix\nsystem\nU\x06rm -rf\x85R.",
-      "x");
-  EXPECT_EQ(pickle_text(*document.root), "posix.system('rm -rf')");
-}
-
-TEST(io_torch_file, HostilePickles) {
-  EXPECT_NE(pickle_error("").find("ends too early"), std::string::npos);
-  EXPECT_NE(pickle_error("\x80\x09.").find("protocol"), std::string::npos);
-  EXPECT_NE(pickle_error("h\x05.").find("memo"), std::string::npos);
-  EXPECT_NE(pickle_error("0.").find("mark"), std::string::npos);
-  EXPECT_NE(pickle_error("t.").find("mark"), std::string::npos);
-  EXPECT_NE(pickle_error("NNs.").find("empty stack"), std::string::npos);
-  EXPECT_NE(pickle_error("X\xff\xff\xff\xff"
-                         "a.")
-                .find("too long"),
-            std::string::npos);
-  EXPECT_NE(pickle_error("\xfe.").find("unknown opcode"), std::string::npos);
-  // a list that contains itself, and lists nested a million deep: printed up to a bound, freed
-  // without recursion
-  EXPECT_NE(pickle_text(*parse_pickle("]q\x01h\x01"
-                                      "a.",
-                                      "x")
-                             .root)
-                .find("..."),
-            std::string::npos);
-  std::string deep(1'000'000, ']');
-  deep += std::string(999'999, 'a') + ".";
-  EXPECT_NE(pickle_text(*parse_pickle(deep, "x").root).find("..."), std::string::npos);
-  // bytes that double with every call
-  std::string bomb = "(";
-  for (int i = 0; i < 200; ++i) bomb += "K\x01";
-  bomb += "tq\x01";
-  for (int i = 0; i < 1'000'000; ++i) bomb += "cbuiltins\nlist\nh\x01\x85R0";
-  EXPECT_NE(pickle_error(bomb + "N.").find("blows up"), std::string::npos);
-}
-
 // Every truncation, and thousands of files with one to four damaged bytes: an error or a value,
 // never a crash.
 TEST(io_torch_file, DamagedFilesAreErrors) {
@@ -173,33 +148,6 @@ TEST(io_torch_file, DamagedFilesAreErrors) {
       read_all(damaged);
     }
   }
-}
-
-TEST(io_zip, RefusesWhatPointsOutside) {
-  const test::TempDir dir;
-  write_zip(dir / "a.zip", {{"x/data", "hello"}, {"y", ""}});
-  const std::string bytes = read_file(dir / "a.zip");
-  EXPECT_EQ(bytes.find("hello") % 64, 0u);
-  const auto with = [&](std::size_t from_end, std::uint32_t value) {
-    std::string changed = bytes;
-    std::memcpy(changed.data() + changed.size() - from_end, &value, 4);
-    write_file_atomic(dir / "b.zip", changed);
-    const MappedFile file(dir / "b.zip");
-    ZipArchive(file, "b").stored("x/data");
-  };
-  test::expect_error(ErrorKind::kBadFile, "leaves the file",
-                     [&] { with(6, 1u << 30); });  // offset of the directory
-  test::expect_error(ErrorKind::kBadFile, "leaves the file",
-                     [&] { with(10, 1u << 30); });  // its size
-  std::string damaged = bytes;
-  damaged[damaged.find("hello")] = 'j';
-  write_file_atomic(dir / "c.zip", damaged);
-  const MappedFile file(dir / "c.zip");
-  test::expect_error(ErrorKind::kBadFile, "checksum",
-                     [&] { ZipArchive(file, "c").stored("x/data"); });
-  EXPECT_EQ(ZipArchive(file, "c").stored("y"), "");
-  test::expect_error(ErrorKind::kBadFile, "no entry 'z'",
-                     [&] { ZipArchive(file, "c").stored("z"); });
 }
 
 }  // namespace tiltflow

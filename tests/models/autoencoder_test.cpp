@@ -1,9 +1,7 @@
 #include "tiltflow/models/autoencoder/autoencoder.h"
-
 #include "tests/support.h"
 #include "tiltflow/eval/parity.h"
 #include "tiltflow/io/dataset.h"
-#include "tiltflow/io/latents.h"
 #include "tiltflow/reward/state_reward.h"
 
 namespace tiltflow {
@@ -12,9 +10,11 @@ namespace {
 std::filesystem::path folder(const std::string& name) {
   return test::source_dir() / "tests/golden/diffusers" / name;
 }
+
 ParameterSet io(const std::string& name) {
   return read_safetensors(folder(name + "_io.safetensors")).tensors;
 }
+
 at::Tensor latent(std::int64_t height, std::int64_t width) {
   return RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 2, {16, height, width});
 }
@@ -140,28 +140,6 @@ TEST(models_autoencoder, DecodedRewardHasTheRightGradient) {
   EXPECT_NEAR(numeric / slope, 1, 1e-6);
   test::expect_error(ErrorKind::kConfig, "16-channel latents",
                      [] { decoder_for({4, 8, 8}, load_autoencoder(folder("vae16"))); });
-}
-
-TEST(io_latents, AreScaledDrawnAndVerified) {
-  const test::TempDir dir;
-  LatentFile file;
-  file.mean = at::full({2, 1, 2, 2}, 3.0F);
-  file.logvar = at::zeros({2, 1, 2, 2});
-  file.labels = at::arange(2);
-  file.scale = 0.5;
-  file.shift = 1;
-  file.source = "these";
-  write_latents(dir / "l.safetensors", file);
-  const ImageDataset data = read_dataset({"latents", (dir / "l.safetensors").string()}, "train");
-  EXPECT_EQ(data.shape(), (std::vector<std::int64_t>{1, 2, 2}));
-  const at::Tensor drawn = data.states(at::arange(2), [] { return at::full({2, 1, 2, 2}, 2.0F); });
-  EXPECT_LT((drawn - ((3 - 1) * 0.5 + 0.5 * 2)).abs().max().item<double>(), 1e-6);
-  EXPECT_EQ(latents_source(dir / "l.safetensors"), "these");
-  TensorFile t = read_safetensors(dir / "l.safetensors");
-  t.tensors.at("mean")[0][0][0][0] = 4;
-  write_safetensors(dir / "l.safetensors", t.tensors, t.metadata);
-  EXPECT_EQ(latents_source(dir / "l.safetensors"), "") << "changed content is not trusted";
-  test::expect_error(ErrorKind::kBadFile, "checksum", [&] { read_latents(dir / "l.safetensors"); });
 }
 
 }  // namespace tiltflow

@@ -1,5 +1,4 @@
 #include "tiltflow/models/mixture/mixture_model.h"
-
 #include "tests/support.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/control/controlled_model.h"
@@ -17,7 +16,9 @@ FlowModelConfig modes() {
   return c;
 }
 
-TEST(models_mixture, IsTheExactFlowAndSurvivesItsFile) {
+}  // namespace
+
+TEST(models_mixture_model, IsTheExactFlowAndSurvivesItsFile) {
   const FlowModel flow = load_flow_model(modes());
   const at::Tensor x = RandomStreams(1).normal(Purpose::kProbe, 0, 0, 0, 16, {2});
   const at::Tensor t = at::linspace(0.05, 0.95, 16);
@@ -52,53 +53,7 @@ TEST(models_mixture, IsTheExactFlowAndSurvivesItsFile) {
                      [&] { load_flow_model(file); });
 }
 
-// The control of kind potential is the gradient of its scalar, and its own gradient in the weights
-// is right (second order).
-TEST(models_control, PotentialIsAGradientAndDifferentiable) {
-  const ControlConfig config{"potential", 8, 2};
-  ParameterSet weights;
-  std::uint32_t key = 0;
-  for (const auto& [name, tensor] : init_control(config, {3}, 2, RandomStreams(1))) {
-    weights.add(name, (tensor.to(at::kDouble) +
-                       0.3 * RandomStreams(2).normal(Purpose::kProbe, ++key, 0, 0, 1,
-                                                     tensor.sizes(), at::kDouble)[0])
-                          .set_requires_grad(true));
-  }
-  const at::Tensor x = RandomStreams(3).normal(Purpose::kProbe, 0, 0, 0, 4, {3}, at::kDouble);
-  const at::Tensor t = at::linspace(0.1, 0.9, 4, at::kDouble);
-  const Condition c{at::tensor({0, 1, 2, 2}, at::kLong)};
-  const auto output = [&](const at::Tensor& at_x) {
-    const at::NoGradGuard no_grad;
-    return control_output(config, weights, at_x, t, c);
-  };
-  const auto potential = [&](const at::Tensor& at_x) {
-    const at::NoGradGuard no_grad;
-    return control_potential(config, weights, at_x, t, c);
-  };
-  const double h = 1e-5;
-  for (std::int64_t i = 0; i < 3; ++i) {
-    const at::Tensor step = at::zeros({1, 3}, at::kDouble);
-    step[0][i] = h;
-    EXPECT_TRUE(at::allclose(output(x).select(1, i),
-                             (potential(x + step) - potential(x - step)) / (2 * h), 1e-6, 1e-8))
-        << i;
-  }
-  const at::AutoGradMode grad(true);
-  const at::Tensor probe = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 4, {3}, at::kDouble);
-  const at::Tensor& w = weights.at("layers.0.weight");
-  const at::Tensor g =
-      torch::autograd::grad({(control_output(config, weights, x, t, c) * probe).sum()}, {w})[0];
-  const auto moved = [&](double by) {
-    const at::NoGradGuard no_grad;
-    at::Tensor(w)[1][2] += by;
-    const double value = (output(x) * probe).sum().item<double>();
-    at::Tensor(w)[1][2] -= by;
-    return value;
-  };
-  EXPECT_NEAR(g[1][2].item<double>(), (moved(h) - moved(-h)) / (2 * h), 1e-6);
-}
-
-TEST(models_mixture, SaysWhatIsWrong) {
+TEST(models_mixture_model, SaysWhatIsWrong) {
   const auto refused = [](std::map<std::string, std::string> args, const std::string& why) {
     test::expect_error(ErrorKind::kConfig, why, [&] { mixture_from_args(args); });
   };
@@ -127,7 +82,7 @@ TEST(models_mixture, SaysWhatIsWrong) {
   EXPECT_THROW(make_policy(load_flow_model(modes()), PolicyConfig{}, 0), Error);
 }
 
-TEST(models_mixture, LogDensityRewardTiltsTheNormalIntoTheMixture) {
+TEST(models_mixture_model, LogDensityRewardTiltsTheNormalIntoTheMixture) {
   RewardTerm term;
   term.name = "log-density";
   term.args = {{"means", "1 0; -1 0"}, {"deviations", "0.5"}};
@@ -141,5 +96,4 @@ TEST(models_mixture, LogDensityRewardTiltsTheNormalIntoTheMixture) {
                      [&] { make_reward(term)->score(x.narrow(1, 0, 1), {}); });
 }
 
-}  // namespace
 }  // namespace tiltflow

@@ -1,10 +1,8 @@
 #include "tiltflow/models/product/product_model.h"
-
 #include "tests/support.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/safetensors.h"
 #include "tiltflow/models/mixture/mixture_model.h"
-#include "tiltflow/models/mlp/mlp.h"
 #include "tiltflow/models/sit/sit.h"
 #include "tiltflow/train/finetuning.h"
 
@@ -33,7 +31,9 @@ std::shared_ptr<const VelocityModel> sit(std::uint64_t seed) {
   return make_sit(small_sit(), weights);
 }
 
-TEST(models_product, EveryAgentMovesItsOwnPart) {
+}  // namespace
+
+TEST(models_product_model, EveryAgentMovesItsOwnPart) {
   const auto a = sit(1);
   const auto b = sit(2);
   const ProductModel both({a, b});
@@ -58,7 +58,7 @@ TEST(models_product, EveryAgentMovesItsOwnPart) {
   });
 }
 
-TEST(models_product, FilesPoliciesAndErrors) {
+TEST(models_product_model, FilesPoliciesAndErrors) {
   const test::TempDir dir;
   for (const std::uint64_t seed : {1U, 2U}) {
     const auto model = sit(seed);
@@ -103,7 +103,7 @@ TEST(models_product, FilesPoliciesAndErrors) {
 
 // Two Gaussians whose mean is rewarded: p* couples them, with the covariance of the joint law in
 // closed form.
-TEST(train_product, TwoGaussiansUnderOneControl) {
+TEST(models_product_model, TwoGaussiansUnderOneControl) {
   const test::TempDir dir;
   const GaussianMixture one =
       isotropic_mixture(at::ones({1}, at::kDouble), at::full({1, 1}, 0.3, at::kDouble), 0.8);
@@ -160,5 +160,4 @@ TEST(train_product, TwoGaussiansUnderOneControl) {
       << covariance_found << target.law.covariances[0];
 }
 
-}  // namespace
 }  // namespace tiltflow

@@ -289,76 +289,95 @@ TEST(nn_fused, CopiesFollowTheirTensors) {
   }
 }
 
+namespace {
+
+// An official fixture: weights, and recorded inputs and outputs.
+struct OfficialSit {
+  const char *weights, *forward, *heads;
+
+  // The output, and gradients of x, of the weights and (`adapted`) of adapters on them.
+  std::vector<at::Tensor> gradients(const ModelRuntime& runtime, bool adapted = false) const {
+    const ParameterSet g = read_safetensors(test::golden(forward)).tensors;
+    const LoadedModel model =
+        load_velocity_model(test::golden(weights), {{"num_heads", heads}}, runtime);
+    const at::AutoGradMode grad(true);
+    const ParameterSet all = clone(model.model->parameters(), true);
+    const AdapterSet adapters = adapted ? drawn_adapters(all) : AdapterSet{};
+    const auto trainable = model.model->rebind(all, adapters);
+    const at::Tensor x = g.at("x").clone().set_requires_grad(true);
+    std::vector<at::Tensor> wanted{x};
+    for (const auto& [name, tensor] : all) {
+      if (!model.model->is_buffer(name)) wanted.push_back(tensor);
+    }
+    for (const auto& [layer, adapter] : adapters) {
+      wanted.push_back(adapter.a);
+      wanted.push_back(adapter.b);
+    }
+    const at::Tensor out = trainable->velocity(x, g.at("t"), {g.at("y")});
+    std::vector<at::Tensor> found = torch::autograd::grad({(out * g.at("cot")).sum()}, wanted);
+    found.insert(found.begin(), out.detach());
+    return found;
+  }
+
+ private:
+  static AdapterSet drawn_adapters(const ParameterSet& all) {
+    AdapterSet out;
+    std::uint32_t key = 20;
+    for (const char* layer :
+         {"blocks.0.attn.qkv", "blocks.1.mlp.fc2", "blocks.0.adaLN_modulation.1"}) {
+      const at::Tensor& w = all.at(cat(layer, ".weight"));
+      out[layer] = {draw(++key, {2, w.size(1)}, 0.2).set_requires_grad(true),
+                    draw(++key, {w.size(0), 2}, 0.2).set_requires_grad(true), 1.5};
+    }
+    return out;
+  }
+};
+
+// The runtimes that are compared: plain and fused, in fp32 and in bf16.
+struct FourRuntimes {
+  ModelRuntime plain, fast, half, fast_half;
+
+  FourRuntimes() {
+    fast.fused = true;
+    half.precision = MatmulPrecision::kBf16;
+    half.attention = AttentionBackend::kFused;
+    fast_half.precision = MatmulPrecision::kBf16;
+    fast_half.fused = true;
+  }
+};
+
+void expect_close(const std::vector<at::Tensor>& exact, const std::vector<at::Tensor>& found,
+                  const std::vector<at::Tensor>& slow16, const std::vector<at::Tensor>& fast16) {
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    EXPECT_LT(test::relative_error(found[i], exact[i]), 1e-4) << i;
+    EXPECT_LT(test::relative_error(fast16[i], exact[i]),
+              1.5 * test::relative_error(slow16[i], exact[i]) + 0.01)
+        << i;
+  }
+}
+
+}  // namespace
+
 // Whole networks of the official fixtures, without and with checkpointed blocks; fp32 exact to
 // rounding, bf16 as close as operator by operator.
 TEST(nn_fused, SitEqualsThePlainModel) {
-  struct Case {
-    const char *weights, *forward, *heads;
-  };
-  for (const Case& c : {Case{"sit_a_ema.safetensors", "sit_a_forward.safetensors", "4"},
-                        Case{"sit_b_ema.safetensors", "sit_b_forward.safetensors", "3"}}) {
+  for (const OfficialSit& c :
+       {OfficialSit{"sit_a_ema.safetensors", "sit_a_forward.safetensors", "4"},
+        OfficialSit{"sit_b_ema.safetensors", "sit_b_forward.safetensors", "3"}}) {
     const ParameterSet g = read_safetensors(test::golden(c.forward)).tensors;
-    const auto gradients = [&](ModelRuntime runtime, bool adapted = false) {
-      const LoadedModel model =
-          load_velocity_model(test::golden(c.weights), {{"num_heads", c.heads}}, runtime);
-      const at::AutoGradMode grad(true);
-      const ParameterSet weights = clone(model.model->parameters(), true);
-      AdapterSet adapters;
-      std::uint32_t key = 20;
-      for (const char* layer :
-           {"blocks.0.attn.qkv", "blocks.1.mlp.fc2", "blocks.0.adaLN_modulation.1"}) {
-        const at::Tensor& w = weights.at(cat(layer, ".weight"));
-        if (adapted) {
-          adapters[layer] = {draw(++key, {2, w.size(1)}, 0.2).set_requires_grad(true),
-                             draw(++key, {w.size(0), 2}, 0.2).set_requires_grad(true), 1.5};
-        }
-      }
-      const auto trainable = model.model->rebind(weights, adapters);
-      const at::Tensor x = g.at("x").clone().set_requires_grad(true);
-      std::vector<at::Tensor> wanted{x};
-      for (const auto& [name, tensor] : weights) {
-        if (!model.model->is_buffer(name)) wanted.push_back(tensor);
-      }
-      for (const auto& [layer, adapter] : adapters) {
-        wanted.push_back(adapter.a);
-        wanted.push_back(adapter.b);
-      }
-      const at::Tensor out = trainable->velocity(x, g.at("t"), {g.at("y")});
-      std::vector<at::Tensor> found = torch::autograd::grad({(out * g.at("cot")).sum()}, wanted);
-      found.insert(found.begin(), out.detach());
-      return found;
-    };
-    const auto compare =
-        [&](const std::vector<at::Tensor>& exact, const std::vector<at::Tensor>& found,
-            const std::vector<at::Tensor>& slow16, const std::vector<at::Tensor>& fast16) {
-          for (std::size_t i = 0; i < exact.size(); ++i) {
-            EXPECT_LT(test::relative_error(found[i], exact[i]), 1e-4) << i;
-            EXPECT_LT(test::relative_error(fast16[i], exact[i]),
-                      1.5 * test::relative_error(slow16[i], exact[i]) + 0.01)
-                << i;
-          }
-        };
-    ModelRuntime plain, fast, half, fast_half;
-    fast.fused = true;
-    half.precision = MatmulPrecision::kBf16;
-    fast_half.precision = MatmulPrecision::kBf16;
-    fast_half.fused = true;
-    half.attention = AttentionBackend::kFused;
-    const auto exact = gradients(plain);
-    const auto found = gradients(fast);
-    const auto slow16 = gradients(half);
-    const auto fast16 = gradients(fast_half);
-    fast.activation_checkpointing = true;
-    const auto recomputed = gradients(fast);
+    FourRuntimes r;
+    const auto exact = c.gradients(r.plain);
+    const auto found = c.gradients(r.fast);
     EXPECT_LT(test::relative_error(found[0], g.at("out")), 1e-5);
     EXPECT_LT(test::relative_error(found[1], g.at("vjp_x")), 1e-5);
-    compare(exact, found, slow16, fast16);
+    expect_close(exact, found, c.gradients(r.half), c.gradients(r.fast_half));
+    expect_close(c.gradients(r.plain, true), c.gradients(r.fast, true), c.gradients(r.half, true),
+                 c.gradients(r.fast_half, true));
+    r.fast.activation_checkpointing = true;
+    const auto recomputed = c.gradients(r.fast);
     for (std::size_t i = 0; i < exact.size(); ++i) {
       EXPECT_TRUE(at::equal(found[i], recomputed[i])) << i;
     }
-    fast.activation_checkpointing = false;
-    compare(gradients(plain, true), gradients(fast, true), gradients(half, true),
-            gradients(fast_half, true));
   }
 }
 

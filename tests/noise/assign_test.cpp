@@ -1,79 +1,28 @@
-#include <algorithm>
-#include <numeric>
-
+#include "tiltflow/noise/assign.h"
+#include "tests/noise/toy_generator.h"
 #include "tests/same_bytes.h"
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
-#include "tiltflow/io/json_lines.h"
 #include "tiltflow/noise/assign_run.h"
-#include "tiltflow/noise/flow_generator.h"
-#include "tiltflow/noise/transport.h"
 #include "tiltflow/tensor/parallel.h"
 
 namespace tiltflow {
 namespace {
 
-const RandomStreams kAssignStreams(31);
+using test::kAssignStreams;
+using test::toy_generator;
+
 const bool kPolicy =
     (set_thread_policy({2, 1}), true);  // one libtorch thread a tile, as the program runs
-
-// G(z) = tanh(A z): an invertible toy whose optimum is known.
-std::unique_ptr<Generator> toy(std::int64_t d = 9, double gain = 0.3) {
-  ParameterSet p;
-  p.add("0.weight", kAssignStreams.normal(Purpose::kInit, 0, 0, 0, 16, {d}) * gain);
-  p.add("0.bias", at::zeros({16}));
-  return make_mlp_generator(p, {});
-}
 
 AssignTargets targets_of(const Generator& g, const at::Tensor& z) {
   return {g.generate(z, {}), {}, at::arange(z.size(0), at::kLong)};
 }
 
-TEST(noise_transport, EqualsBruteForceAndIsAPermutation) {
-  for (std::uint32_t key = 0; key < 20; ++key) {
-    const std::int64_t n = 1 + key % 7;
-    const std::int64_t m = n + key % 3;
-    const at::Tensor cost =
-        kAssignStreams.uniform(Purpose::kProbe, key, 0, n, {m}, at::kDouble)
-            .mul(key % 2 ? 1 : 4)
-            .floor()
-            .add(key % 2 ? kAssignStreams.uniform(Purpose::kProbe, key + 99, 0, n, {m}, at::kDouble)
-                         : at::zeros({n, m}, at::kDouble));  // with and without ties
-    std::vector<std::int64_t> columns(static_cast<std::size_t>(m));
-    std::iota(columns.begin(), columns.end(), 0);
-    double best = 1e300;
-    do best = std::min(best, assignment_cost(cost, {columns.begin(), columns.begin() + n}));
-    while (std::next_permutation(columns.begin(), columns.end()));
-    const std::vector<std::int64_t> found = linear_assignment(cost);
-    std::vector<std::int64_t> sorted = found;
-    std::sort(sorted.begin(), sorted.end());
-    EXPECT_EQ(std::unique(sorted.begin(), sorted.end()), sorted.end());
-    EXPECT_NEAR(assignment_cost(cost, found), best, 1e-12) << n << " x " << m;
-  }
-}
-
-TEST(noise_transport, LargeProblemsAndSinkhorn) {
-  const at::Tensor a = kAssignStreams.normal(Purpose::kProbe, 1, 0, 0, 300, {5}, at::kDouble);
-  const at::Tensor order =
-      at::tensor(kAssignStreams.permutation(Purpose::kProbe, 2, 300), at::kLong);
-  const at::Tensor cost =
-      at::cdist(a, a.index_select(0, order) + 1e-4);  // the optimum undoes the shuffle
-  const std::vector<std::int64_t> found = linear_assignment(cost);
-  for (std::int64_t i = 0; i < 300; ++i) {
-    EXPECT_EQ(order[found[static_cast<std::size_t>(i)]].item<std::int64_t>(), i);
-  }
-  const at::Tensor random = kAssignStreams.uniform(Purpose::kProbe, 3, 0, 64, {64}, at::kDouble);
-  const double exact = assignment_cost(random, linear_assignment(random));
-  const double approximate = assignment_cost(random, sinkhorn_assignment(random));
-  const double identity = random.trace().item<double>();
-  EXPECT_LE(exact, approximate);
-  EXPECT_LT(approximate, exact + 0.3 * (identity - exact));
-  test::expect_error(ErrorKind::kNonFinite, "not finite",
-                     [] { linear_assignment(at::full({2, 2}, NAN)); });
-}
+}  // namespace
 
 TEST(noise_assign, FindsTheNoiseThatMadeThePicture) {
-  const auto g = toy();
+  const auto g = toy_generator();
   const at::Tensor z = kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 12, {9});
   AssignConfig c;
   c.map = "free";
@@ -97,7 +46,7 @@ TEST(noise_assign, FindsTheNoiseThatMadeThePicture) {
 }
 
 TEST(noise_assign, EveryMapImprovesAndKeepsLengths) {
-  const auto g = toy(8);
+  const auto g = toy_generator(8);
   const AssignTargets targets =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 6, {8}));
   for (const char* map :
@@ -124,7 +73,7 @@ TEST(noise_assign, EveryMapImprovesAndKeepsLengths) {
 }
 
 TEST(noise_assign, ATargetDoesNotDependOnItsCompany) {
-  const auto g = toy(64);
+  const auto g = toy_generator(64);
   const AssignTargets all =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 11, {64}));
   AssignConfig c;
@@ -142,7 +91,7 @@ TEST(noise_assign, ATargetDoesNotDependOnItsCompany) {
 }
 
 TEST(noise_assign, RestartsScreeningPatienceAndBounds) {
-  const auto g = toy(9, 1.5);  // saturated: many local optima
+  const auto g = toy_generator(9, 1.5);  // saturated: many local optima
   const AssignTargets targets =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 40, {9}));
   AssignConfig one;
@@ -194,7 +143,7 @@ TEST(noise_assign, RestartsScreeningPatienceAndBounds) {
 }
 
 TEST(noise_assign, NoiseTermsAct) {
-  const auto g = toy();
+  const auto g = toy_generator();
   const AssignTargets targets =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 20, {9}));
   const auto run = [&](auto change) {
@@ -226,7 +175,7 @@ TEST(noise_assign, NoiseTermsAct) {
 }
 
 TEST(noise_assign, TransportUsesExactlyThePool) {
-  const auto g = toy(9, 1.0);
+  const auto g = toy_generator(9, 1.0);
   const AssignTargets targets =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 64, {9}));
   AssignConfig c;
@@ -244,7 +193,7 @@ TEST(noise_assign, TransportUsesExactlyThePool) {
 }
 
 TEST(noise_assign, TransportBlocksPoolsAndFeatures) {
-  const auto g = toy(9, 1.0);
+  const auto g = toy_generator(9, 1.0);
   const AssignTargets targets =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 64, {9}));
   const auto run = [&](auto change, const FeatureFunction& features = {}) {
@@ -315,165 +264,8 @@ TEST(noise_assign, TheReferenceCurveIsReproduced) {
   }
 }
 
-// ---- runs in folders
-
-struct Scene {
-  test::TempDir dir;
-  std::unique_ptr<Generator> generator = toy(64);
-  AssignConfig config;
-  std::vector<Target> targets;
-  Scene() {
-    config.steps = 15;
-    config.screen = 3;
-    config.restarts = 2;
-    config.chunk = 4;
-    config.tile = 4;
-    const at::Tensor images =
-        generator->generate(kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 13, {64}), {});
-    for (std::int64_t i = 0; i < 13; ++i) {
-      targets.push_back(
-          {i, "t", [images, i] { return images[i]; }, [] { return std::int64_t{0}; }});
-    }
-  }
-  AssignSummary run(const std::string& name, std::int64_t shard = 0, std::int64_t shards = 1,
-                    bool retry = false) {
-    const Assigner assigner(*generator, config, kAssignStreams);
-    AssignRunOptions o;
-    o.out = dir / name;
-    o.start.config = "a = 1\n";
-    o.shard = shard;
-    o.shards = shards;
-    o.retry_failed = retry;
-    return run_assignment(*generator, assigner, config, targets, kAssignStreams, o);
-  }
-  std::string text(const std::string& file) const { return read_file(dir / file); }
-};
-
-TEST(noise_assign_run, InterruptionsAndShardsLeaveNoTrace) {
-  Scene s;
-  EXPECT_EQ(s.run("whole").assigned, 13);
-  // Killed after the second chunk, with a log line cut off and a row half written.
-  std::filesystem::create_directories(s.dir / "cut/store");
-  for (const char* file : {"request.toml", "rows.bin"}) {
-    std::filesystem::copy_file(s.dir / "whole/store" / file, s.dir / "cut/store" / file);
-  }
-  const std::string log = s.text("whole/store/log.jsonl");
-  std::size_t end = 0;
-  for (int i = 0; i < 6; ++i) end = log.find('\n', end) + 1;
-  write_file_atomic(s.dir / "cut/store/log.jsonl", log.substr(0, end + 20));
-  std::filesystem::resize_file(s.dir / "cut/store/rows.bin", 6 * 2 * 64 * 4 + 10);
-  EXPECT_TRUE(s.run("cut").complete);
-  EXPECT_FALSE(s.run("shards", 1, 2).complete);
-  EXPECT_TRUE(s.run("shards", 0, 2).complete);
-  for (const char* file :
-       {"assigned.safetensors", "manifest.jsonl", "failures.jsonl", "summary.json", "noise.json"}) {
-    EXPECT_TRUE(
-        test::same_bytes(s.text(std::string("cut/") + file), s.text(std::string("whole/") + file)))
-        << file;
-    EXPECT_TRUE(test::same_bytes(s.text(std::string("shards/") + file),
-                                 s.text(std::string("whole/") + file)))
-        << file;
-  }
-  EXPECT_TRUE(test::same_bytes(s.text("cut/store/rows.bin"), s.text("whole/store/rows.bin")));
-  EXPECT_TRUE(test::same_bytes(s.text("cut/store/log.jsonl"), s.text("whole/store/log.jsonl")));
-  // A row that was damaged on disk is found by its checksum and made again.
-  std::string rows = s.text("cut/store/rows.bin");
-  rows[100] ^= 1;
-  write_file_atomic(s.dir / "cut/store/rows.bin", rows);
-  EXPECT_EQ(s.run("cut").assigned, 13);
-  EXPECT_TRUE(
-      test::same_bytes(s.text("cut/assigned.safetensors"), s.text("whole/assigned.safetensors")));
-  const Assigner assigner(*s.generator, s.config, kAssignStreams);
-  AssignRunOptions other;
-  other.out = s.dir / "cut";
-  other.start.config = "a = 2\n";
-  test::expect_error(ErrorKind::kConfig, "another configuration", [&] {
-    run_assignment(*s.generator, assigner, s.config, s.targets, kAssignStreams, other);
-  });
-}
-
-TEST(noise_assign_run, BadTargetsBecomeFailuresAndCanBeTriedAgain) {
-  Scene s;
-  s.run("good");
-  const std::vector<Target> good = s.targets;
-  s.targets[3].image = []() -> at::Tensor {
-    fail(ErrorKind::kBadFile, "the picture is truncated");
-  };
-  s.targets[5].image = [] { return at::zeros({1, 3, 3}); };
-  s.targets[6].image = [] { return at::full({1, 4, 4}, NAN); };
-  AssignSummary summary = s.run("bad");
-  EXPECT_TRUE(summary.complete);
-  EXPECT_EQ(summary.assigned, 10);
-  EXPECT_EQ(summary.failed, 3);
-  const auto failures = read_json_lines(s.dir / "bad/failures.jsonl");
-  ASSERT_EQ(failures.size(), 3U);
-  EXPECT_EQ(failures[0]["kind"], "bad-file");
-  EXPECT_NE(failures[1]["message"].get<std::string>().find("the generator makes [1, 4, 4]"),
-            std::string::npos);
-  s.targets = good;
-  EXPECT_EQ(s.run("bad").failed, 3);  // failures stay until they are asked for
-  summary = s.run("bad", 0, 1, true);
-  EXPECT_EQ(summary.failed, 0);
-  EXPECT_EQ(s.text("bad/assigned.safetensors"), s.text("good/assigned.safetensors"));
-}
-
-TEST(noise_assign_run, PairsAndFoldersAreListsOfSingleTargets) {
-  const test::TempDir dir;
-  write_file_atomic(dir / "pairs.jsonl",
-                    "{\"image\": \"a.png\", \"label\": 3}\n{\"image\": \"gone.png\", \"label\": "
-                    "1}\nnonsense\n{\"image\": \"a.png\"}\n");
-  const auto generator = load_generator(test::golden_onestep("cifar_generator.safetensors"));
-  write_file_atomic(dir / "a.png", "no picture");
-  TargetsConfig c;
-  c.format = "pairs";
-  c.path = dir.path().string();
-  const std::vector<Target> list = list_targets(c);
-  ASSERT_EQ(list.size(), 4U);
-  for (const Target& t : list) {
-    test::expect_error(ErrorKind::kBadFile, "", [&] { read_target(t, *generator); });
-  }
-  c.first = 9;
-  test::expect_error(ErrorKind::kConfig, "there are 4 targets", [&] { list_targets(c); });
-}
-
-TEST(noise_generators, OneStepOfDiscreteSchedules) {
-  const DiscreteSchedule sd("scaled-linear");
-  EXPECT_NEAR(sd.sigma(999), 14.6146412, 1e-6);
-  EXPECT_NEAR(sd.alpha_bar(999), 0.0046600985, 1e-9);
-  EXPECT_NEAR(std::sqrt(sd.alpha_bar(999)), 0.0682649, 1e-7);
-  EXPECT_NEAR(std::sqrt(1 - sd.alpha_bar(999)), 0.9976672, 1e-7);
-  EXPECT_NEAR(sd.alpha_bar(0), 0.99915, 1e-6);
-  EXPECT_NEAR(one_step(sd, "euler").input, 0.99767, 1e-5);
-  test::expect_error(ErrorKind::kConfig, "unknown", [] { DiscreteSchedule("cosine"); });
-  GeneratorConfig c;
-  c.file = (test::source_dir() / "assets/mnist-sit.safetensors").string();
-  c.schedule = "scaled-linear";
-  const at::Tensor eps = kAssignStreams.normal(Purpose::kPrior, 0, 0, 0, 3, {1, 28, 28});
-  const at::Tensor y = at::tensor({1, 2, 3}, at::kLong);
-  const at::Tensor t = at::full({3}, 999.0);
-  FlowModelConfig f;
-  f.file = c.file;
-  const auto network = load_flow_model(f).model;
-  const auto sample = [&](const std::string& kind) {
-    c.one_step = kind;
-    return open_generator(c)->generate(eps, y);
-  };
-  const double sigma = sd.sigma(999);
-  const double a = sd.alpha_bar(999);
-  const double first = sd.alpha_bar(0);
-  const at::Tensor seen =
-      network->velocity(sigma * eps / std::sqrt(sigma * sigma + 1), t, Condition{y});
-  const at::Tensor plain = network->velocity(eps, t, Condition{y});
-  const at::Tensor x0 = (eps - std::sqrt(1 - a) * plain) / std::sqrt(a);
-  EXPECT_LT(test::relative_error(sample("euler"), sigma * (eps - seen)), 1e-5);
-  EXPECT_LT(test::relative_error(sample("ddpm"), x0), 1e-5);
-  EXPECT_LT(
-      test::relative_error(sample("tcd"), std::sqrt(first) * x0 + std::sqrt(1 - first) * plain),
-      1e-5);
-}
-
 TEST(noise_assign, TheClosedFormRotationReproducesAFullOne) {
-  const auto g = toy(8);
+  const auto g = toy_generator(8);
   const AssignTargets targets =
       targets_of(*g, kAssignStreams.normal(Purpose::kExact, 0, 0, 0, 20, {8}));
   AssignConfig c;
@@ -496,25 +288,4 @@ TEST(noise_assign, TheClosedFormRotationReproducesAFullOne) {
             0.8 * r.loss.mean().item<double>());
 }
 
-TEST(noise_generators, AFlowModelIsAOneStepGenerator) {
-  GeneratorConfig c;
-  c.file = (test::source_dir() / "assets/mnist-sit.safetensors").string();
-  c.steps = 2;
-  const auto g = open_generator(c);
-  EXPECT_EQ(g->noise_shape(), (std::vector<std::int64_t>{1, 28, 28}));
-  const at::Tensor z =
-      kAssignStreams.normal(Purpose::kPrior, 0, 0, 0, 2, {1, 28, 28}).set_requires_grad(true);
-  const at::Tensor y = at::tensor({3, 4}, at::kLong);
-  const at::Tensor x = g->generate(z, y);
-  EXPECT_EQ(x.sizes(), z.sizes());
-  EXPECT_GT(torch::autograd::grad({x.sum()}, {z})[0].abs().max().item<double>(), 0);
-  const test::TempDir dir;
-  save_any_generator(dir / "g.safetensors", *g, g->parameters());
-  c.file = (dir / "g.safetensors").string();
-  EXPECT_TRUE(at::equal(open_generator(c)->generate(z.detach(), y), x.detach()));
-  c.solver = "ode-dopri5";
-  test::expect_error(ErrorKind::kConfig, "no one-step generator", [&] { open_generator(c); });
-}
-
-}  // namespace
 }  // namespace tiltflow

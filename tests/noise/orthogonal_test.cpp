@@ -1,13 +1,12 @@
+#include "tiltflow/noise/orthogonal.h"
+#include "tests/noise/normal_points.h"
 #include "tests/support.h"
-#include "tiltflow/base/strings.h"
 #include "tiltflow/noise/patches.h"
 
 namespace tiltflow {
 namespace {
 
-at::Tensor normal(std::int64_t n, at::IntArrayRef shape, std::uint32_t key = 0) {
-  return RandomStreams(11).normal(Purpose::kProbe, key, 0, 0, n, shape, at::kDouble);
-}
+using test::normal_points;
 
 std::vector<OrthogonalConfig> all_maps() {
   std::vector<OrthogonalConfig> out;
@@ -17,13 +16,15 @@ std::vector<OrthogonalConfig> all_maps() {
 
 // Random parameters far from the identity.
 at::Tensor some_parameters(const OrthogonalMap& map, std::int64_t groups, at::ScalarType type) {
-  const at::Tensor raw = normal(groups, map.parameter_shape(), 5);
+  const at::Tensor raw = normal_points(groups, map.parameter_shape(), 5);
   return (map.parameter_shape().back() == map.dimension() && map.parameter_shape().size() == 2 &&
                   map.parameter_shape()[0] == map.dimension()
               ? raw * 0.2
               : raw)
       .to(type);
 }
+
+}  // namespace
 
 TEST(noise_orthogonal, EveryMapIsOrthogonalAndTransposesExactly) {
   for (const OrthogonalConfig& config : all_maps()) {
@@ -35,7 +36,7 @@ TEST(noise_orthogonal, EveryMapIsOrthogonalAndTransposesExactly) {
             std::sqrt(static_cast<double>(d));
         const at::Tensor raw = some_parameters(*map, 2, type);
         const at::Tensor q = map->matrix(raw);
-        const at::Tensor rows = normal(2, {3, d}).to(type);
+        const at::Tensor rows = normal_points(2, {3, d}).to(type);
         for (int g = 0; g < 2; ++g) {
           EXPECT_LT(orthogonality(q[g]).error, bound) << config.kind << " " << d;
         }
@@ -73,7 +74,7 @@ TEST(noise_orthogonal, DeterminantsAndStartsAtTheIdentity) {
 TEST(noise_orthogonal, ExponentialAndCayleyAgreeToThirdOrder) {
   const auto expm = make_orthogonal_map({"expm"}, 16);
   const auto cayley = make_orthogonal_map({"cayley"}, 16);
-  const at::Tensor raw = normal(1, {16, 16});
+  const at::Tensor raw = normal_points(1, {16, 16});
   const auto difference = [&](double h) {
     return (expm->matrix(raw * h) - cayley->matrix(raw * (h / 2))).norm().item<double>();
   };
@@ -85,16 +86,16 @@ TEST(noise_orthogonal, GradientsAgreeWithCentralDifferences) {
     const auto map = make_orthogonal_map(config, 8);
     for (const bool transposed : {false, true}) {
       const at::Tensor raw = some_parameters(*map, 2, at::kDouble).set_requires_grad(true);
-      const at::Tensor rows = normal(2, {3, 8}, 1).set_requires_grad(true);
-      const at::Tensor weight = normal(2, {3, 8}, 2);
+      const at::Tensor rows = normal_points(2, {3, 8}, 1).set_requires_grad(true);
+      const at::Tensor weight = normal_points(2, {3, 8}, 2);
       const auto value = [&](const at::Tensor& r, const at::Tensor& x) {
         return ((transposed ? map->apply_transposed(r, x) : map->apply(r, x)) * weight).sum();
       };
       const auto g = torch::autograd::grad({value(raw, rows)}, {raw, rows});
       const at::NoGradGuard no_grad;
       const double h = 1e-5;
-      const at::Tensor dr = normal(2, raw.sizes().slice(1), 3);
-      const at::Tensor dx = normal(2, rows.sizes().slice(1), 4);
+      const at::Tensor dr = normal_points(2, raw.sizes().slice(1), 3);
+      const at::Tensor dx = normal_points(2, rows.sizes().slice(1), 4);
       const double by_raw =
           ((value(raw + h * dr, rows) - value(raw - h * dr, rows)) / (2 * h)).item<double>();
       const double by_rows =
@@ -109,8 +110,8 @@ TEST(noise_orthogonal, GradientsAgreeWithCentralDifferences) {
   for (const char* kind : {"cayley", "householder", "butterfly"}) {
     const auto map = make_orthogonal_map({kind}, 8);
     const at::Tensor raw = some_parameters(*map, 1, at::kDouble).set_requires_grad(true);
-    const at::Tensor rows = normal(3, {2, 8}, 1);
-    const at::Tensor weight = normal(3, {2, 8}, 2);
+    const at::Tensor rows = normal_points(3, {2, 8}, 1);
+    const at::Tensor weight = normal_points(3, {2, 8}, 2);
     const at::Tensor shared =
         torch::autograd::grad({(map->apply(raw, rows) * weight).sum()}, {raw})[0];
     at::Tensor sum = at::zeros_like(raw);
@@ -128,8 +129,8 @@ TEST(noise_orthogonal, TheCayleyBackwardIsThatOfTheExponentialAtTheIdentity) {
   const auto expm = make_orthogonal_map({"expm"}, 8);
   const auto cayley = make_orthogonal_map({"cayley"}, 8);
   const at::Tensor raw = at::zeros({1, 8, 8}, at::kDouble).set_requires_grad(true);
-  const at::Tensor rows = normal(1, {4, 8}, 1);
-  const at::Tensor weight = normal(1, {4, 8}, 2);
+  const at::Tensor rows = normal_points(1, {4, 8}, 1);
+  const at::Tensor weight = normal_points(1, {4, 8}, 2);
   const auto gradient = [&](const OrthogonalMap& map) {
     return torch::autograd::grad({(map.apply(raw, rows) * weight).sum()}, {raw})[0];
   };
@@ -137,8 +138,8 @@ TEST(noise_orthogonal, TheCayleyBackwardIsThatOfTheExponentialAtTheIdentity) {
 }
 
 TEST(noise_orthogonal, RotationBetweenTwoVectors) {
-  const at::Tensor eps = normal(6, {12});
-  const at::Tensor z = on_sphere(normal(6, {12}, 1), eps);
+  const at::Tensor eps = normal_points(6, {12});
+  const at::Tensor z = on_sphere(normal_points(6, {12}, 1), eps);
   const at::Tensor q = rotation_between(eps, z);
   EXPECT_LT(test::relative_error(at::matmul(q, eps.unsqueeze(2)).squeeze(2), z), 1e-12);
   for (int i = 0; i < 6; ++i) {
@@ -160,9 +161,9 @@ TEST(noise_orthogonal, RotationBetweenTwoVectors) {
 
 TEST(noise_orthogonal, RiemannianStepsFindTheTopEigenvector) {
   // Maximise (Q e)^T A (Q e) over rotations: the top eigenvector, however the angle is bounded.
-  const at::Tensor m = normal(6, {6});
+  const at::Tensor m = normal_points(6, {6});
   const at::Tensor a = m.matmul(m.t());
-  const at::Tensor e = normal(1, {6}, 1)[0];
+  const at::Tensor e = normal_points(1, {6}, 1)[0];
   at::Tensor q = at::eye(6, at::kDouble).unsqueeze(0);
   for (int i = 0; i < 400; ++i) {
     const at::Tensor gradient = -2 * at::outer(a.matmul(q[0].matmul(e)), e).unsqueeze(0);
@@ -188,70 +189,4 @@ TEST(noise_orthogonal, WrongSizesAreRefused) {
                      [] { make_orthogonal_map({"caley"}, 10); });
 }
 
-TEST(noise_patches, RoundTripOrderAndEnergy) {
-  for (const std::int64_t p : {1, 2, 4, 8}) {
-    const at::Tensor x = normal(3, {4, 8, 16});
-    EXPECT_TRUE(at::equal(from_patches(to_patches(x, p), p, {4, 8, 16}), x));
-    for (const bool per_sample : {false, true}) {
-      PatchConfig config{{"cayley"}, p, p == 8 ? 1 : 2, per_sample};
-      const PatchMap map(config, {4, 8, 16});
-      const at::Tensor raw = normal(map.maps(3), map.map().parameter_shape(), 2) * 0.3;
-      const at::Tensor y = map.apply(raw, x);
-      EXPECT_LT(test::relative_error(to_patches(y, p).norm(2, {2}), to_patches(x, p).norm(2, {2})),
-                1e-10);
-      EXPECT_LT(test::relative_error(map.apply_transposed(raw, y), x), 1e-10);
-      EXPECT_LT(test::relative_error(map.apply_matrices(map.map().matrix(raw), x), y), 1e-10);
-      // A shared map keeps the angles between patches of different samples, own maps do not.
-      const auto gram = [&](const at::Tensor& s) {
-        return to_patches(s, p).select(1, 0).matmul(to_patches(s, p).select(1, 0).t());
-      };
-      if (per_sample) {
-        EXPECT_GT(test::relative_error(gram(y), gram(x)), 1e-3);
-      } else {
-        EXPECT_LT(test::relative_error(gram(y), gram(x)), 1e-10);
-      }
-    }
-  }
-  const at::Tensor x =
-      at::arange(32, at::kDouble)
-          .view({1, 2, 4, 4});  // patch 1 of 2 x 2: channel 0 rows 0-1, columns 2-3; then channel 1
-  EXPECT_TRUE(at::equal(to_patches(x, 2)[0][1],
-                        at::tensor({2., 3., 6., 7., 18., 19., 22., 23.}, at::kDouble)));
-  test::expect_error(ErrorKind::kConfig, "do not tile",
-                     [] { PatchMap({{"cayley"}, 3}, {4, 8, 8}); });
-  test::expect_error(ErrorKind::kConfig, "do not divide",
-                     [] { PatchMap({{"cayley"}, 2, 3}, {4, 8, 8}); });
-}
-
-TEST(noise_patches, TheReferenceAdapterIsReproduced) {
-  for (const std::int64_t p : {2, 4, 8}) {
-    const ParameterSet t =
-        read_safetensors(test::golden_onestep(cat("patch_p", p, ".safetensors"))).tensors;
-    const PatchMap map({{"expm"}, p}, {4, 16, 16});
-    const at::Tensor raw = t.at("raw").unsqueeze(0).clone().set_requires_grad(true);
-    const at::Tensor eps = t.at("eps").clone().set_requires_grad(true);
-    const at::Tensor out = map.apply(raw, eps);
-    EXPECT_LT(test::relative_error(out.detach(), t.at("out")), 2e-5) << p;
-    const at::Tensor q = map.map().matrix(raw.detach())[0];
-    EXPECT_LT((p == 8 ? q.narrow(0, 0, 16) - t.at("Q_first16rows") : q - t.at("Q"))
-                  .abs()
-                  .max()
-                  .item<double>(),
-              1e-5);
-    const auto g = torch::autograd::grad({(out * t.at("cot")).sum()}, {raw, eps});
-    EXPECT_LT(test::relative_error(g[1], t.at("vjp_eps")), 2e-5);
-    EXPECT_LT(test::relative_error(p == 8 ? g[0][0].narrow(0, 0, 8) : g[0][0],
-                                   p == 8 ? t.at("vjp_raw_first8rows") : t.at("vjp_raw")),
-              1e-3);
-    if (p < 8) {
-      EXPECT_LT((map.map().matrix(raw.detach().to(at::kDouble))[0] - t.at("Q.f64"))
-                    .abs()
-                    .max()
-                    .item<double>(),
-                1e-12);
-    }
-  }
-}
-
-}  // namespace
 }  // namespace tiltflow

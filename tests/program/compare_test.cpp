@@ -8,11 +8,7 @@
 namespace tiltflow::test {
 namespace {
 
-TEST(program_compare, BudgetsFiguresAndWhatIsKept) {
-  const TempDir dir;
-  const std::string at = dir.path().string();
-  write_file_atomic(dir / "task.toml", read_file(source_dir() / "recipes/methods-mixture.toml"));
-  write_file_atomic(dir / "two.toml", R"(
+const char* const kTwoMethods = R"(
 title = "two <methods>"
 config = "task.toml"
 set = ["batch=16", "item=8", "sampler.steps=5", "evaluation.samples=16", "evaluation.base_samples=32", "evaluation.every=5", "train.checkpoint_every=5"]
@@ -29,18 +25,16 @@ set = ["method.name=log-variance"]
 [[run]]
 name = "draft"
 set = ["method.name=draft"]
-)");
-  const std::string ask = cat("compare ", at, "/two.toml --out ", at, "/out");
-  const Outcome plan = run(ask + " --dry-run");
-  EXPECT_EQ(std::count(plan.out.begin(), plan.out.end(), '\n'), 8) << plan.out << plan.err;
-  const Outcome first = run(ask);
-  ASSERT_EQ(first.code, 0) << first.err;
+)";
+
+// Files and figures of eight runs of two methods, two seeds and two scales.
+void expect_figures(const std::filesystem::path& out) {
   for (const char* file : {"compare.html", "compare.md", "compare.json", "base.safetensors",
                            "runs/variance_of_logs_x2_seed1/model.safetensors",
                            "runs/draft_x1_seed0/report.html", "runs/draft_x1_seed0/figures.json"}) {
-    EXPECT_TRUE(std::filesystem::exists(dir / "out" / file)) << file;
+    EXPECT_TRUE(std::filesystem::exists(out / file)) << file;
   }
-  const auto all = nlohmann::json::parse(read_file(dir / "out/compare.json"));
+  const auto all = nlohmann::json::parse(read_file(out / "compare.json"));
   ASSERT_EQ(all["runs"].size(), 8U);
   for (const auto& one : all["runs"]) {
     EXPECT_EQ(one["status"], "done");
@@ -55,6 +49,19 @@ set = ["method.name=draft"]
   // Before training the measured rewards are the base's; a run's own scale does not enter.
   EXPECT_NEAR(all["runs"][4]["curve"][0][2].get<double>(),
               all["runs"][0]["curve"][0][2].get<double>(), 1e-5);
+}
+
+TEST(program_compare, BudgetsFiguresAndWhatIsKept) {
+  const TempDir dir;
+  const std::string at = dir.path().string();
+  write_file_atomic(dir / "task.toml", read_file(source_dir() / "recipes/methods-mixture.toml"));
+  write_file_atomic(dir / "two.toml", kTwoMethods);
+  const std::string ask = cat("compare ", at, "/two.toml --out ", at, "/out");
+  const Outcome plan = run(ask + " --dry-run");
+  EXPECT_EQ(std::count(plan.out.begin(), plan.out.end(), '\n'), 8) << plan.out << plan.err;
+  const Outcome first = run(ask);
+  ASSERT_EQ(first.code, 0) << first.err;
+  expect_figures(dir / "out");
   EXPECT_NE(read_file(dir / "out/compare.html").find("two &lt;methods&gt;"), std::string::npos);
   EXPECT_NE(first.out.find("| variance of logs | "), std::string::npos) << first.out;
   // Again: nothing is trained; another measurement: measured again.

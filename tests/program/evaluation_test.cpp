@@ -135,27 +135,20 @@ TEST(program_options, EvaluationSamplerMemoryAndGuidanceMode) {
       "plan");
 }
 
-// Every kind of work is measured, and the kernels are those asked for: fused ones agree with plain
-// ones without being them.
-TEST(program_options, KernelsAndBenches) {
-  const std::string small =
-      " --json --batch 2 --item 1 --repeats 1 --workers 1 --model-arg input_size=16 --model-arg "
-      "patch_size=4 --model-arg in_channels=1 --model-arg hidden_size=32 --model-arg depth=6 "
-      "--model-arg num_heads=2 ";
-  for (const char* work : {"vjp", "am"}) {
-    for (const char* kernels : {"plain", "fused"}) {
-      const Outcome outcome = run(
-          cat("bench ", work, small, "--steps 3 --loss-steps 2 --threads 1 --kernels ", kernels));
-      ASSERT_EQ(outcome.code, 0) << outcome.err;
-      const auto found = nlohmann::json::parse(outcome.out);
-      EXPECT_EQ(found.at("bench"), work);
-      EXPECT_EQ(found.at("kernels") == "plain", std::string(kernels) == "plain");
-      EXPECT_GT(found.at("seconds_min").get<double>(), 0);
-    }
-  }
+namespace {
+
+// A network that is measured at once.
+const char* const kSmallBench =
+    " --json --batch 2 --item 1 --repeats 1 --workers 1 --model-arg input_size=16 --model-arg "
+    "patch_size=4 --model-arg in_channels=1 --model-arg hidden_size=32 --model-arg depth=6 "
+    "--model-arg num_heads=2 ";
+
+}  // namespace
+
+TEST(program_bench, EveryKindOfWorkIsMeasured) {
   for (const auto& [work, forwards] :
        {std::pair{"train-step", 3.0}, {"pretrain", 3.0}, {"sample", 3.0}}) {
-    const Outcome outcome = run(cat("bench ", work, small, "--steps 3"));
+    const Outcome outcome = run(cat("bench ", work, kSmallBench, "--steps 3"));
     ASSERT_EQ(outcome.code, 0) << outcome.err;
     const auto found = nlohmann::json::parse(outcome.out);
     EXPECT_EQ(found.at("network_evaluations_per_sample"), forwards) << work;
@@ -165,7 +158,7 @@ TEST(program_options, KernelsAndBenches) {
   // more without; 18 with strides of 3.
   const auto iteration = [&](const std::string& flags) {
     return nlohmann::json::parse(
-        run(cat("bench am", small, "--steps 6 --loss-steps 2 ", flags)).out);
+        run(cat("bench am", kSmallBench, "--steps 6 --loss-steps 2 ", flags)).out);
   };
   const auto again = iteration("--keep-graphs false --graphs false");
   const auto coarse = iteration("--adjoint-stride 3 --activation-checkpointing true");
@@ -182,12 +175,27 @@ TEST(program_options, KernelsAndBenches) {
   for (const char* command : {"help", "list", "config", "first_image"}) {
     EXPECT_GT(startup.at(cat(command, "_seconds_min")).get<double>(), 0) << command;
   }
+}
+
+// The kernels are those asked for.
+TEST(program_bench, KernelsAndInstructionSets) {
+  for (const char* work : {"vjp", "am"}) {
+    for (const char* kernels : {"plain", "fused"}) {
+      const Outcome outcome = run(cat("bench ", work, kSmallBench,
+                                      "--steps 3 --loss-steps 2 --threads 1 --kernels ", kernels));
+      ASSERT_EQ(outcome.code, 0) << outcome.err;
+      const auto found = nlohmann::json::parse(outcome.out);
+      EXPECT_EQ(found.at("bench"), work);
+      EXPECT_EQ(found.at("kernels") == "plain", std::string(kernels) == "plain");
+      EXPECT_GT(found.at("seconds_min").get<double>(), 0);
+    }
+  }
   expect_message(run("bench forward --device cuda:99"), 3, "is not usable");
   expect_message(run("bench forward --isa avx3"), 2, "'avx3' is unknown");
   for (const InstructionSet& set : instruction_sets()) {
     if (set.available && set.name != "sse4" && set.name != "avx2") continue;
     const Outcome restricted =
-        start(cat("bench forward", small, "--kernels fixed --isa ", set.name));
+        start(cat("bench forward", kSmallBench, "--kernels fixed --isa ", set.name));
     if (!set.available) {
       expect_message(restricted, 2, cat("no ", set.name));
     } else {
@@ -196,6 +204,10 @@ TEST(program_options, KernelsAndBenches) {
                 set.name == "sse4" ? "baseline" : "x86-64-v3");
     }
   }
+}
+
+// Fused kernels agree with plain ones without being them.
+TEST(program_options, KernelsOfARun) {
   const test::TempDir dir;
   const auto tuned = [&](const std::string& name) {
     const Outcome outcome = run(cat("finetune recipes/mnist-ink.toml", tiny(),

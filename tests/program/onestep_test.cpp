@@ -136,12 +136,9 @@ TEST(program_onestep, ShardsAndBadTargets) {
   expect_message(s.verb("sft", "none", "--set sft.assigned=" + s.at), 4, "assigned.safetensors");
 }
 
-TEST(program_onestep, EveryVerbAndWhatItLeaves) {
-  const Scene s;
-  for (const char* verb : {"assign", "em", "align-noise"}) {
-    EXPECT_EQ(s.verb(verb, "dry", "--dry-run").code, 0) << verb;
-  }
-  EXPECT_FALSE(std::filesystem::exists(s.dir / "dry"));
+namespace {
+
+void expect_assigned(const Scene& s) {
   Outcome outcome = s.verb("assign", "a",
                            "--json --set assign.init=transport --set assign.screen=1 --set "
                            "assign.map=cayley --set assign.learning_rate=0.02");
@@ -153,11 +150,16 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   EXPECT_LE(
       (read_assigned(s.dir / "warm").loss - read_assigned(s.dir / "a").loss).max().item<double>(),
       1e-6);
+}
+
+// On the noise of `expect_assigned`, as what follows.
+void expect_tuned(const Scene& s) {
   for (const char* change :
        {"--set sft.mode=direct",
         "--set sft.policy=lora --set sft.batch_norm=train --set sft.anchor=0.5"}) {
     static int number = 0;
-    outcome = s.verb("sft", cat("sft-", ++number), cat("--set sft.assigned=", s.at, "/a ", change));
+    const Outcome outcome =
+        s.verb("sft", cat("sft-", ++number), cat("--set sft.assigned=", s.at, "/a ", change));
     EXPECT_EQ(outcome.code, 0) << change << outcome.err;
   }
   ASSERT_EQ(
@@ -166,12 +168,15 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   EXPECT_EQ(nlohmann::json::parse(
                 run(cat("inspect ", s.at, "/tuned/model.safetensors --json")).out)["looks_like"],
             "gan");
+}
+
+void expect_compared(const Scene& s) {
   const std::string compare =
       cat("compare-generators ", s.at, "/c.toml --n 100 --held-out 4 --pairs ", s.at,
           "/a --generator base=", test::golden_onestep("mnist_generator.safetensors").string(),
           " --generator tuned=", s.at, "/tuned/model.safetensors,", s.at,
           "/a --judge assets/mnist-judge.safetensors --out ", s.at, "/cmp");
-  outcome = run(compare + " --json");
+  Outcome outcome = run(compare + " --json");
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   const auto table = nlohmann::json::parse(outcome.out);
   ASSERT_EQ(table["rows"].size(), 3U);
@@ -181,11 +186,10 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   EXPECT_NE(read_file(s.dir / "cmp/comparison.html").find("held-out error"), std::string::npos);
   expect_message(run(cat("compare-generators ", s.at, "/c.toml --generator nonsense")), 2,
                  "NAME=FILE");
-  expect_message(s.verb("align-noise", "no", "--set align.labels=[-2]"), 3, "is no class");
-  expect_message(s.verb("em", "no", "--set sft.batch=12"), 3, "exceeds the 10 targets");
-  expect_message(s.verb("assign", "no", "--set assign.feature=1"), 3, "feature network");
-  EXPECT_FALSE(std::filesystem::exists(s.dir / "no"));
-  outcome =
+}
+
+void expect_aligned(const Scene& s) {
+  Outcome outcome =
       s.verb("align-noise", "al",
              "--json --set align.labels=[1,2] --set align.optimizer=adamw --set align.map=givens");
   ASSERT_EQ(outcome.code, 0) << outcome.err;
@@ -198,7 +202,10 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
     EXPECT_TRUE(std::filesystem::exists(s.dir / file)) << file;
   }
   expect_message(s.verb("align-noise", "al"), 3, "already holds");
-  outcome =
+}
+
+void expect_noise_report(const Scene& s) {
+  Outcome outcome =
       run(cat("noise-report ", s.at, "/a/assigned.safetensors --json --out ", s.at, "/noise"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(nlohmann::json::parse(outcome.out)["statistics"]["num_samples"], 12);
@@ -208,7 +215,26 @@ TEST(program_onestep, EveryVerbAndWhatItLeaves) {
   EXPECT_EQ(nlohmann::json::parse(outcome.out)["verdict"], "consistent with N(0, I)");
   expect_message(run(cat("noise-report ", s.at, "/a/assigned.safetensors --tensor nois")), 4,
                  "did you mean 'noise'");
-  outcome =
+}
+
+}  // namespace
+
+TEST(program_onestep, EveryVerbAndWhatItLeaves) {
+  const Scene s;
+  for (const char* verb : {"assign", "em", "align-noise"}) {
+    EXPECT_EQ(s.verb(verb, "dry", "--dry-run").code, 0) << verb;
+  }
+  EXPECT_FALSE(std::filesystem::exists(s.dir / "dry"));
+  expect_assigned(s);
+  expect_tuned(s);
+  expect_compared(s);
+  expect_message(s.verb("align-noise", "no", "--set align.labels=[-2]"), 3, "is no class");
+  expect_message(s.verb("em", "no", "--set sft.batch=12"), 3, "exceeds the 10 targets");
+  expect_message(s.verb("assign", "no", "--set assign.feature=1"), 3, "feature network");
+  EXPECT_FALSE(std::filesystem::exists(s.dir / "no"));
+  expect_aligned(s);
+  expect_noise_report(s);
+  const Outcome outcome =
       run(cat("bench assign --json --targets 8 --reference-targets 1 --config ", s.at, "/c.toml"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_GT(nlohmann::json::parse(outcome.out)["times_as_fast"].get<double>(), 1);

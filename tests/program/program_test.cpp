@@ -256,6 +256,22 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
                  2, "has 2 values");
 }
 
+namespace {
+
+// What a run has logged of base and evaluation before its first step.
+std::map<std::string, double> first_evaluation(const std::filesystem::path& run) {
+  std::map<std::string, double> out;
+  for (const auto& line : read_json_lines(run / "metrics.jsonl")) {
+    if (line["step"] != 0) continue;
+    for (const auto& [key, value] : line.items()) {
+      if (starts_with(key, "base_") || starts_with(key, "eval_")) out[key] = value.get<double>();
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
 // Two real processes with half a batch each are one process with the whole batch: gradients,
 // clipping thresholds and metrics are shared. Were gradients not summed, each process would train a
 // model of its own on half the batch.
@@ -288,21 +304,8 @@ TEST(program_processes, TwoProcessesEqualOne) {
         << name << ": half a batch is something else";
   }
   // Evaluations are shared too, and are those of one process.
-  const auto evaluated = [&](const char* run) {
-    std::map<std::string, double> out;
-    for (const auto& line : read_json_lines(dir / run / "metrics.jsonl")) {
-      if (line["step"] == 0) {
-        for (const auto& [key, value] : line.items()) {
-          if (starts_with(key, "base_") || starts_with(key, "eval_")) {
-            out[key] = value.get<double>();
-          }
-        }
-      }
-    }
-    return out;
-  };
-  const auto alone = evaluated("one");
-  const auto shared = evaluated("two");
+  const auto alone = first_evaluation(dir / "one");
+  const auto shared = first_evaluation(dir / "two");
   EXPECT_TRUE(alone.count("eval_reward") && alone.count("eval_path_gap") &&
               alone.count("base_reward"));
   EXPECT_EQ(alone.size(), shared.size());

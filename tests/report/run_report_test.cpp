@@ -1,11 +1,10 @@
 // Reports of runs of different kinds and states, made by hand: what stands in them.
-#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "tests/report/hand_made_run.h"
 #include "tiltflow/io/image.h"
-#include "tiltflow/report/run_curves.h"
 #include "tiltflow/report/run_facts.h"
+#include "tiltflow/report/run_report.h"
 
 namespace tiltflow {
 namespace {
@@ -13,24 +12,15 @@ namespace {
 namespace fs = std::filesystem;
 
 using test::check_json;
-using test::estimate;
 using test::holds;
 using test::kFinetune;
 using test::kMetrics;
 using test::make_run;
 using test::report_of;
 
-std::string first_chart_titles(const std::vector<Chart>& charts) {
-  std::vector<std::string> out;
-  for (const Chart& chart : charts) {
-    if (has_points(chart)) out.push_back(chart.title);
-  }
-  return join(out, "|");
-}
-
 }  // namespace
 
-TEST(report_run, AFinishedRunIsToldFromResultToSettings) {
+TEST(report_run_report, AFinishedRunIsToldFromResultToSettings) {
   const test::TempDir dir;
   const fs::path run = dir / "mine & yours";
   make_run(run, kFinetune, kMetrics);
@@ -67,7 +57,7 @@ TEST(report_run, AFinishedRunIsToldFromResultToSettings) {
                     "verdict ok\">Passes the tilted-law check: all 1 statistics agree with p*."));
 }
 
-TEST(report_run, RunsInProgressAndOfOtherKindsAreMadeOfWhatIsThere) {
+TEST(report_run_report, RunsInProgressAndOfOtherKindsAreMadeOfWhatIsThere) {
   const test::TempDir dir;
   make_run(dir / "going", kFinetune, kMetrics);
   EXPECT_TRUE(holds(report_of(dir / "going"),
@@ -88,7 +78,7 @@ TEST(report_run, RunsInProgressAndOfOtherKindsAreMadeOfWhatIsThere) {
   EXPECT_FALSE(holds(page, "base model") || holds(page, "Before"));
 }
 
-TEST(report_run, WhatIsNoRunOrBrokenIsSaid) {
+TEST(report_run_report, WhatIsNoRunOrBrokenIsSaid) {
   const test::TempDir dir;
   fs::create_directories(dir / "empty");
   test::expect_error(ErrorKind::kBadFile, "is not a run directory",
@@ -102,32 +92,7 @@ TEST(report_run, WhatIsNoRunOrBrokenIsSaid) {
   }
 }
 
-TEST(report_run, CurvesCarryErrorsUnitsAndCompanions) {
-  std::vector<nlohmann::ordered_json> lines;
-  for (const std::string& line : split(kMetrics, '\n')) {
-    if (!line.empty()) lines.push_back(nlohmann::ordered_json::parse(line));
-  }
-  const RunCurves curves = curves_of(lines);
-  EXPECT_EQ(first_chart_titles(curves.main),
-            "Reward|Reward before its scale: ink|Control cost: KL of the tuned paths against the "
-            "base's|Gap: log Z − (E r − cost), zero only at the optimum|"
-            "Reward against control cost|Loss|Loss by time");
-  const Chart& reward = curves.main[0];
-  EXPECT_EQ(axis_text(reward.y), "mean reward, scaled (nats)");
-  EXPECT_EQ(reward.series[1].error, (std::vector<double>{0.1, 0.1}));
-  EXPECT_EQ(reward.series[3].y, (std::vector<double>{2.25, 2.25}))
-      << "the base's reward over the whole run";
-  EXPECT_EQ(reward.series[3].x, (std::vector<double>{0, 2}));
-  const auto against_time =
-      std::find_if(curves.cost.begin(), curves.cost.end(),
-                   [](const Chart& c) { return c.title == "Reward against time"; });
-  ASSERT_NE(against_time, curves.cost.end());
-  EXPECT_NEAR(against_time->series[0].x.back(), 4.0 / 60, 1e-12)
-      << "seconds of all steps until then, in minutes";
-  EXPECT_EQ(first_chart_titles(curves.other), "odd number");
-}
-
-TEST(report_run, SettingsOfADocument) {
+TEST(report_run_report, SettingsOfADocument) {
   const auto settings = settings_of(kFinetune);
   EXPECT_EQ(settings.at("reward[1].scale"), "0.10000000000000001");
   EXPECT_EQ(settings.at("sampler.inner.odd"), "[ 'a', 'b' ]");

@@ -1,6 +1,4 @@
 // A stop between two pieces of work.
-#include "tiltflow/tensor/parallel.h"
-
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -8,8 +6,28 @@
 
 #include "tests/support.h"
 #include "tiltflow/base/signals.h"
+#include "tiltflow/tensor/parallel.h"
 
 namespace tiltflow {
+
+TEST(tensor_parallel, RunsEverythingOnceAndRethrows) {
+  set_thread_policy({4, 1});
+  std::vector<std::atomic<int>> hits(100);
+  parallel_for(100, [&](std::int64_t i) { ++hits[static_cast<std::size_t>(i)]; });
+  for (const auto& hit : hits) EXPECT_EQ(hit.load(), 1);
+  EXPECT_THROW(parallel_for(10,
+                            [](std::int64_t i) {
+                              if (i == 5) fail(ErrorKind::kFailure, "x");
+                            }),
+               Error);
+  const at::NoGradGuard no_grad;
+  std::atomic<bool> grad{false};
+  parallel_for(8, [&](std::int64_t) {
+    if (at::GradMode::is_enabled()) grad = true;
+  });
+  EXPECT_FALSE(grad) << "workers must inherit the caller's grad mode";
+  set_thread_policy({1, 1});
+}
 
 TEST(tensor_parallel, AStopEndsTheWorkBetweenTwoPieces) {
   install_stop_handlers();

@@ -185,92 +185,119 @@ void add_figures(nlohmann::ordered_json& out, const Timing& timing, const ModelR
               {"allocated_mb", timing.allocations.bytes / 1e6}});
 }
 
+// A network with inputs for it; every kind of work runs over all rows in pieces.
+class NetworkWork {
+ public:
+  explicit NetworkWork(const NetworkBenchOptions& o)
+      : model(random_model(o.model, o.runtime)), options_(o) {
+    x_ = streams_.normal(Purpose::kProbe, 0, 0, 0, o.batch, model->sample_shape());
+    cotangent_ = streams_.normal(Purpose::kProbe, 1, 0, 0, o.batch, model->sample_shape());
+    t_ = streams_.uniform(Purpose::kTime, 0, 0, o.batch);
+    labels_ = at::remainder(at::arange(o.batch), std::max<std::int64_t>(1, model->classes()));
+  }
+
+  void forward() const {
+    parallel_chunks(options_.batch, options_.item, [&](std::int64_t begin, std::int64_t end) {
+      const at::NoGradGuard no_grad;
+      model->velocity(x_.narrow(0, begin, end - begin), t_.narrow(0, begin, end - begin),
+                      condition(begin, end - begin));
+    });
+  }
+
+  void vjp() const {
+    parallel_chunks(options_.batch, options_.item, [&](std::int64_t begin, std::int64_t end) {
+      model->vjp(x_.narrow(0, begin, end - begin), t_.narrow(0, begin, end - begin),
+                 condition(begin, end - begin), cotangent_.narrow(0, begin, end - begin));
+    });
+  }
+
+  void sample() const {
+    SamplerConfig sampler;
+    sampler.name = "ode-euler";
+    sampler.steps = options_.steps;
+    DrawOptions draws;
+    draws.n = options_.batch;
+    draws.chunk = options_.item;
+    draw(
+        *model, sampler, *path_, model->sample_shape(), streams_,
+        [&](std::int64_t first, std::int64_t n) { return labels_.narrow(0, first, n); }, draws);
+  }
+
+  // One optimiser step on the flow matching loss.
+  void train(std::int64_t step) {
+    const std::int64_t batch = options_.batch;
+    std::vector<std::vector<at::Tensor>> gradients(
+        static_cast<std::size_t>((batch + options_.item - 1) / options_.item));
+    const at::AutoGradMode grad(true);
+    parallel_chunks(batch, options_.item, [&](std::int64_t begin, std::int64_t end) {
+      const std::int64_t n = end - begin;
+      const at::Tensor loss =
+          flow_matching_losses(*trained_, *path_, {}, cotangent_.narrow(0, begin, n),
+                               x_.narrow(0, begin, n), t_.narrow(0, begin, n), condition(begin, n))
+              .sum() /
+          static_cast<double>(batch);
+      gradients[static_cast<std::size_t>(begin / options_.item)] =
+          torch::autograd::grad({loss}, weights_.tensors());
+    });
+    for (std::size_t i = 1; i < gradients.size(); ++i) {
+      at::_foreach_add_(gradients[0], gradients[i]);
+    }
+    optimizer_->step(gradients[0], 1e-4);
+    average_->update(step);
+  }
+
+  void prepare_training() {
+    const ParameterSet all = clone(model->parameters(), true);
+    for (const auto& [name, tensor] : all) {
+      if (!model->is_buffer(name)) weights_.add(name, tensor);
+    }
+    trained_ = model->rebind(all, {});
+    optimizer_ = std::make_unique<AdamW>(OptimizerConfig{}, weights_);
+    average_ = std::make_unique<WeightAverage>(weights_, 0.9999);
+  }
+
+  const std::shared_ptr<const VelocityModel> model;
+
+ private:
+  Condition condition(std::int64_t begin, std::int64_t n) const {
+    return Condition{model->classes() > 0 ? labels_.narrow(0, begin, n) : at::Tensor()};
+  }
+
+  const NetworkBenchOptions& options_;
+  RandomStreams streams_{1};
+  std::shared_ptr<const Path> path_ = make_path("linear");
+  at::Tensor x_, cotangent_, t_, labels_;
+  std::unique_ptr<VelocityModel> trained_;
+  ParameterSet weights_;
+  std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<WeightAverage> average_;
+};
+
 }  // namespace
 
 nlohmann::ordered_json bench_network(const std::string& what, const NetworkBenchOptions& o) {
-  const auto model = random_model(o.model, o.runtime);
-  const RandomStreams streams(1);
-  const at::Tensor x = streams.normal(Purpose::kProbe, 0, 0, 0, o.batch, model->sample_shape());
-  const at::Tensor cotangent =
-      streams.normal(Purpose::kProbe, 1, 0, 0, o.batch, model->sample_shape());
-  const at::Tensor t = streams.uniform(Purpose::kTime, 0, 0, o.batch);
-  const at::Tensor labels =
-      at::remainder(at::arange(o.batch), std::max<std::int64_t>(1, model->classes()));
-  const auto condition = [&](std::int64_t begin, std::int64_t n) {
-    return Condition{model->classes() > 0 ? labels.narrow(0, begin, n) : at::Tensor()};
-  };
+  NetworkWork network(o);
   std::function<void(std::int64_t)> work;
-  std::unique_ptr<VelocityModel> trained;
-  std::unique_ptr<AdamW> optimizer;
-  std::unique_ptr<WeightAverage> average;
-  ParameterSet weights;
-  double cost = 1;
+  double cost = 1;  // of one call, in forward passes
   if (what == "forward") {
-    work = [&](std::int64_t) {
-      parallel_chunks(o.batch, o.item, [&](std::int64_t begin, std::int64_t end) {
-        const at::NoGradGuard no_grad;
-        model->velocity(x.narrow(0, begin, end - begin), t.narrow(0, begin, end - begin),
-                        condition(begin, end - begin));
-      });
-    };
+    work = [&](std::int64_t) { network.forward(); };
   } else if (what == "vjp") {
     cost = 2;
-    work = [&](std::int64_t) {
-      parallel_chunks(o.batch, o.item, [&](std::int64_t begin, std::int64_t end) {
-        model->vjp(x.narrow(0, begin, end - begin), t.narrow(0, begin, end - begin),
-                   condition(begin, end - begin), cotangent.narrow(0, begin, end - begin));
-      });
-    };
+    work = [&](std::int64_t) { network.vjp(); };
   } else if (what == "sample") {
-    SamplerConfig sampler;
-    sampler.name = "ode-euler";
-    sampler.steps = o.steps;
     cost = static_cast<double>(o.steps);
-    DrawOptions options;
-    options.n = o.batch;
-    options.chunk = o.item;
-    work = [&, sampler, options, path = make_path("linear")](std::int64_t) {
-      draw(
-          *model, sampler, *path, model->sample_shape(), streams,
-          [&](std::int64_t first, std::int64_t n) { return labels.narrow(0, first, n); }, options);
-    };
+    work = [&](std::int64_t) { network.sample(); };
   } else if (what == "train-step") {
     cost = 3;
-    ParameterSet all = clone(model->parameters(), true);
-    for (const auto& [name, tensor] : all) {
-      if (!model->is_buffer(name)) weights.add(name, tensor);
-    }
-    trained = model->rebind(all, {});
-    optimizer = std::make_unique<AdamW>(OptimizerConfig{}, weights);
-    average = std::make_unique<WeightAverage>(weights, 0.9999);
-    const auto path = make_path("linear");
-    work = [&, path](std::int64_t repeat) {
-      std::vector<std::vector<at::Tensor>> gradients(
-          static_cast<std::size_t>((o.batch + o.item - 1) / o.item));
-      const at::AutoGradMode grad(true);
-      parallel_chunks(o.batch, o.item, [&](std::int64_t begin, std::int64_t end) {
-        const std::int64_t n = end - begin;
-        const at::Tensor loss =
-            flow_matching_losses(*trained, *path, {}, cotangent.narrow(0, begin, n),
-                                 x.narrow(0, begin, n), t.narrow(0, begin, n), condition(begin, n))
-                .sum() /
-            static_cast<double>(o.batch);
-        gradients[static_cast<std::size_t>(begin / o.item)] =
-            torch::autograd::grad({loss}, weights.tensors());
-      });
-      for (std::size_t i = 1; i < gradients.size(); ++i) {
-        at::_foreach_add_(gradients[0], gradients[i]);
-      }
-      optimizer->step(gradients[0], 1e-4);
-      average->update(repeat);
-    };
+    network.prepare_training();
+    work = [&](std::int64_t repeat) { network.train(repeat); };
   } else {
     fail(ErrorKind::kUsage, cat("nothing called '", what, "' is measured"));
   }
   const Timing timing = measure(o.repeats, o.runtime, work);
   nlohmann::ordered_json out{
       {"bench", what}, {"batch", o.batch}, {"item", o.item}, {"model_args", o.model.args}};
-  add_figures(out, timing, o.runtime, *model, cost, o.batch);
+  add_figures(out, timing, o.runtime, *network.model, cost, o.batch);
   return out;
 }
 
@@ -323,6 +350,50 @@ nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& o) {
   return out;
 }
 
+namespace {
+
+// A small reward with a gradient, whatever the model.
+StateReward quadratic_reward() {
+  RewardTerm term;
+  term.name = "quadratic";
+  term.center = {0.5};
+  term.scale = 0.1;
+  return StateReward(make_weighted_sum({term}), pixel_decoder());
+}
+
+AdjointMatchingConfig benched_method(const AmBenchOptions& o) {
+  AdjointMatchingConfig config = adjoint_matching_preset("exact", o.steps);
+  config.loss_steps = o.loss_steps;
+  config.keep_graphs = o.keep_graphs;
+  config.adjoint_stride = o.adjoint_stride;
+  return config;
+}
+
+// Gradients of one batch, summed over its pieces.
+std::vector<at::Tensor> batch_gradients(AdjointMatching& method, const FinetuneContext& context,
+                                        const std::vector<at::Tensor>& weights,
+                                        const AmBenchOptions& o, std::int64_t step) {
+  const at::AutoGradMode grad(true);
+  std::vector<std::vector<at::Tensor>> gradients(
+      static_cast<std::size_t>((o.batch + o.item - 1) / o.item));
+  parallel_chunks(o.batch, o.item, [&](std::int64_t first, std::int64_t end) {
+    const LossReport report =
+        method.loss(context, method.collect(context, step, first, end - first, false), o.batch);
+    std::vector<at::Tensor> found =
+        torch::autograd::grad({report.loss}, weights, {}, false, false, true);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (!found[i].defined()) found[i] = at::zeros_like(weights[i]);
+    }
+    gradients[static_cast<std::size_t>(first / o.item)] = std::move(found);
+  });
+  for (std::size_t i = 1; i < gradients.size(); ++i) {
+    at::_foreach_add_(gradients[0], gradients[i]);
+  }
+  return std::move(gradients[0]);
+}
+
+}  // namespace
+
 nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
   const auto model = random_model(o.model, o.runtime);
   PolicyConfig policy_config;
@@ -332,20 +403,12 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
   const auto tuned = std::make_shared<CountingField>(policy.tuned);
   policy.base = base;
   policy.tuned = tuned;
-  RewardTerm term;
-  term.name = "quadratic";
-  term.center = {0.5};
-  term.scale = 0.1;
-  const StateReward reward(make_weighted_sum({term}), pixel_decoder());
+  const StateReward reward = quadratic_reward();
   const auto path = make_path("linear");
   SamplerConfig sampler;
   sampler.steps = o.steps;
   const TransitionTable table = table_of(sampler, *path);
-  AdjointMatchingConfig config = adjoint_matching_preset("exact", o.steps);
-  config.loss_steps = o.loss_steps;
-  config.keep_graphs = o.keep_graphs;
-  config.adjoint_stride = o.adjoint_stride;
-  AdjointMatching method(config);
+  AdjointMatching method(benched_method(o));
   const RandomStreams streams(1);
   const LabelSource labels = no_labels();
   const FinetuneContext context{
@@ -356,23 +419,7 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
     base->reset();
     tuned->reset();
     method.begin_step(context, repeat, 0);
-    const at::AutoGradMode grad(true);
-    std::vector<std::vector<at::Tensor>> gradients(
-        static_cast<std::size_t>((o.batch + o.item - 1) / o.item));
-    parallel_chunks(o.batch, o.item, [&](std::int64_t first, std::int64_t end) {
-      const LossReport report =
-          method.loss(context, method.collect(context, repeat, first, end - first, false), o.batch);
-      std::vector<at::Tensor> found =
-          torch::autograd::grad({report.loss}, policy.trainable.tensors(), {}, false, false, true);
-      for (std::size_t i = 0; i < found.size(); ++i) {
-        if (!found[i].defined()) found[i] = at::zeros_like(policy.trainable.tensors()[i]);
-      }
-      gradients[static_cast<std::size_t>(first / o.item)] = std::move(found);
-    });
-    for (std::size_t i = 1; i < gradients.size(); ++i) {
-      at::_foreach_add_(gradients[0], gradients[i]);
-    }
-    optimizer.step(gradients[0], 1e-6);
+    optimizer.step(batch_gradients(method, context, policy.trainable.tensors(), o, repeat), 1e-6);
   });
   const double per_sample =
       static_cast<double>(base->count() + tuned->count()) / static_cast<double>(o.batch) +

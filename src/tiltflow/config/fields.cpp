@@ -17,38 +17,6 @@
 
 namespace tiltflow {
 
-Check<double> positive() {
-  return [](const double& v) {
-    return v > 0 && std::isfinite(v) ? "" : "must be positive and finite";
-  };
-}
-Check<double> at_least(double low) {
-  return [low](const double& v) {
-    return v >= low && std::isfinite(v) ? std::string() : cat("must be finite and at least ", low);
-  };
-}
-Check<double> between(double low, double high) {
-  return [=](const double& v) {
-    return v >= low && v <= high ? std::string() : cat("must lie in [", low, ", ", high, "]");
-  };
-}
-Check<std::int64_t> at_least_integer(std::int64_t low, std::int64_t high) {
-  return [low, high](const std::int64_t& v) -> std::string {
-    if (v < low) return cat("must be at least ", low);
-    return v <= high ? "" : cat("must be at most ", high);
-  };
-}
-
-Check<std::int64_t> any_seed() {
-  return at_least_integer(0, std::numeric_limits<std::int64_t>::max());
-}
-Check<std::string> one_of(std::vector<std::string> choices) {
-  return [choices](const std::string& v) {
-    if (std::find(choices.begin(), choices.end(), v) != choices.end()) return std::string();
-    return cat("must be one of ", join(choices, ", "), did_you_mean(v, choices));
-  };
-}
-
 struct Fields::Impl {
   struct Scope {
     std::string prefix;  // "train." or "reward[0]."
@@ -109,11 +77,9 @@ struct Fields::Impl {
     log_warn(
         cat(source_of(former), ": '", before, "' is now called '", scopes.back().prefix, key, "'"));
     if (!now) return &former;
+    seen.insert(now);
     const bool outside = override_nodes.count(&former) != 0;
-    if (outside != (override_nodes.count(now) != 0)) {
-      seen.insert(now);
-      return outside ? &former : now;
-    }
+    if (outside != (override_nodes.count(now) != 0)) return outside ? &former : now;
     complain(*now, key, cat("is given twice: ", before, " is its former name"));
     return now;
   }
@@ -230,18 +196,6 @@ toml::table parsed_value(const std::string& value, const std::string& where) {
     table.insert("v", value);
     return table;
   }
-}
-
-// reward[0].scale -> reward[].scale
-std::string without_indices(const std::string& key) {
-  std::string out;
-  bool inside = false;
-  for (const char c : key) {
-    if (c == ']') inside = false;
-    if (!inside) out += c;
-    if (c == '[') inside = true;
-  }
-  return out;
 }
 
 }  // namespace

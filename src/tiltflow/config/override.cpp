@@ -109,4 +109,15 @@ std::vector<KeyPart> key_parts(const std::string& text, const std::string& where
   return out;
 }
 
+std::string without_indices(const std::string& key) {
+  std::string out;
+  bool inside = false;
+  for (const char c : key) {
+    if (c == ']') inside = false;
+    if (!inside) out += c;
+    if (c == '[') inside = true;
+  }
+  return out;
+}
+
 }  // namespace tiltflow

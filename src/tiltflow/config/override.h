@@ -39,4 +39,7 @@ std::vector<KeyPart> key_parts(const std::string& key, const std::string& where)
 // Position of the '=' between key and value, outside quotes; npos when there is none.
 std::size_t equals_of(const std::string& text);
 
+// "reward[0].scale" -> "reward[].scale".
+std::string without_indices(const std::string& key);
+
 }  // namespace tiltflow

@@ -107,6 +107,55 @@ void pack(const std::vector<Part>& parts,
   }
 }
 
+// Draws one part, writes its pictures and its file.
+Draws draw_part(const VelocityField& field, const SamplerConfig& sampler, const Path& path,
+                at::IntArrayRef shape, const RandomStreams& streams, const LabelSource& labels,
+                const std::function<at::Tensor(const at::Tensor&)>& decode,
+                const GenerateOptions& o, const Part& part,
+                const std::function<void(std::int64_t)>& progress) {
+  const bool noisy = leaves_noise(sampler, path);
+  DrawOptions options;
+  options.n = part.n;
+  options.first = part.first;
+  options.chunk = o.chunk;
+  options.progress = progress;
+  options.keep_noise = o.keep_noise;
+  const std::int64_t shown = in_grid(part, o);  // whose predictions are kept
+  options.keep_prediction = noisy && (o.png || shown > 0);
+  Draws draws = draw(field, sampler, path, shape, streams, labels, options);
+  ParameterSet tensors;
+  tensors.add("samples", draws.x);
+  if (draws.noise.defined()) tensors.add("noise", draws.noise);
+  if (draws.labels.defined()) tensors.add("labels", draws.labels);
+  if (o.png) {
+    const at::NoGradGuard no_grad;
+    const at::Tensor images = decode(noisy ? draws.prediction : draws.x).clamp(0, 1);
+    if (is_image(images)) write_pictures(part, images, noisy, o);
+  }
+  if (noisy && shown > 0) {
+    tensors.add("prediction", draws.prediction.narrow(0, 0, shown).contiguous());
+  }
+  write_safetensors(part.file, tensors);
+  return draws;
+}
+
+// Whoever finds all parts packs them; a shard that comes later finds none. True when the samples
+// are complete.
+bool pack_if_complete(const std::vector<Part>& parts,
+                      const std::function<at::Tensor(const at::Tensor&)>& decode,
+                      const GenerateOptions& o) {
+  const ProcessLock lock(o.out / ".lock-pack");
+  if (!std::filesystem::exists(o.out / "parts")) return true;
+  const bool complete = std::all_of(parts.begin(), parts.end(), [](const Part& part) {
+    return std::filesystem::exists(part.file);
+  });
+  if (complete) {
+    pack(parts, decode, o);
+    std::filesystem::remove_all(o.out / "parts");
+  }
+  return complete;
+}
+
 }  // namespace
 
 GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler, const Path& path,
@@ -126,7 +175,6 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
     return result;
   }
   const std::vector<Part> parts = parts_of(o);
-  const bool noisy = leaves_noise(sampler, path);
   const auto progress = [&](std::int64_t within) {
     if (o.progress) o.progress(result.drawn + result.kept + within);
   };
@@ -138,28 +186,8 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
       progress(0);
       continue;
     }
-    DrawOptions options;
-    options.n = part.n;
-    options.first = part.first;
-    options.chunk = o.chunk;
-    options.progress = progress;
-    options.keep_noise = o.keep_noise;
-    const std::int64_t shown = in_grid(part, o);  // whose predictions are kept
-    options.keep_prediction = noisy && (o.png || shown > 0);
-    const Draws draws = draw(field, sampler, path, shape, streams, labels, options);
-    ParameterSet tensors;
-    tensors.add("samples", draws.x);
-    if (draws.noise.defined()) tensors.add("noise", draws.noise);
-    if (draws.labels.defined()) tensors.add("labels", draws.labels);
-    if (o.png) {
-      const at::NoGradGuard no_grad;
-      const at::Tensor images = decode(noisy ? draws.prediction : draws.x).clamp(0, 1);
-      if (is_image(images)) write_pictures(part, images, noisy, o);
-    }
-    if (noisy && shown > 0) {
-      tensors.add("prediction", draws.prediction.narrow(0, 0, shown).contiguous());
-    }
-    write_safetensors(part.file, tensors);
+    const Draws draws =
+        draw_part(field, sampler, path, shape, streams, labels, decode, o, part, progress);
     result.drawn += part.n;
     if (draws.evaluations > result.evaluations) {
       result.evaluations = draws.evaluations;
@@ -167,16 +195,7 @@ GenerateResult generate(const VelocityField& field, const SamplerConfig& sampler
       result.rejected = draws.rejected;
     }
   }
-  // Whoever finds all parts packs them; a shard that comes later finds none.
-  const ProcessLock lock(o.out / ".lock-pack");
-  result.complete = !std::filesystem::exists(o.out / "parts") ||
-                    std::all_of(parts.begin(), parts.end(), [](const Part& part) {
-                      return std::filesystem::exists(part.file);
-                    });
-  if (result.complete && std::filesystem::exists(o.out / "parts")) {
-    pack(parts, decode, o);
-    std::filesystem::remove_all(o.out / "parts");
-  }
+  result.complete = pack_if_complete(parts, decode, o);
   return result;
 }
 

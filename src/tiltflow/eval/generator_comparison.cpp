@@ -161,20 +161,24 @@ Estimate variance_within_classes(const at::Tensor& images, const at::Tensor& lab
   return {variance(all), parts.size() > 1 ? mean_estimate(at::tensor(parts, at::kDouble)).se : 0};
 }
 
-GeneratorComparison compare_generators(const OneStepConfig& config,
-                                       const GeneratorComparisonOptions& o) {
-  if (o.entries.empty()) {
-    fail(ErrorKind::kConfig, "nothing to compare", "give generators as NAME=FILE, the base first");
+namespace {
+
+void require_judge_fits(const GeneratorComparisonOptions& o, const Classifier& judge,
+                        const Generator& base) {
+  const ClassifierConfig& c = judge.config();
+  const std::vector<std::int64_t> seen{c.in_channels, c.input_size, c.input_size};
+  if (base.sample_shape() != seen) {
+    fail(ErrorKind::kConfig, cat("the judge ", o.judge, " takes pictures ", shape_text(seen),
+                                 ", the generator makes ", shape_text(base.sample_shape())));
   }
-  if (config.targets.format == "pairs") {
-    fail(ErrorKind::kConfig, "a list of pairs has no test split to compare on",
-         "use targets.format idx, cifar or folder");
+  if (base.classes() > c.num_classes) {
+    fail(ErrorKind::kConfig, cat("the judge ", o.judge, " knows ", c.num_classes,
+                                 " classes, the generator has ", base.classes()));
   }
-  const ModelRuntime runtime = apply(config.compute);
-  const auto open = [&](const GeneratorEntry& entry) {
-    return open_generator_file(config.generator, entry.file, "", runtime);
-  };
-  const auto base = open(o.entries.front());
+}
+
+Bench prepare_bench(const OneStepConfig& config, const GeneratorComparisonOptions& o,
+                    const Generator& base) {
   Bench b{config,
           o,
           o.judge.empty() ? nullptr : load_classifier(o.judge),
@@ -185,38 +189,35 @@ GeneratorComparison compare_generators(const OneStepConfig& config,
           {},
           {},
           1};
-  if (b.judge) {
-    const ClassifierConfig& judge = b.judge->config();
-    const std::vector<std::int64_t> seen{judge.in_channels, judge.input_size, judge.input_size};
-    if (base->sample_shape() != seen) {
-      fail(ErrorKind::kConfig, cat("the judge ", o.judge, " takes pictures ", shape_text(seen),
-                                   ", the generator makes ", shape_text(base->sample_shape())));
-    }
-    if (base->classes() > judge.num_classes) {
-      fail(ErrorKind::kConfig, cat("the judge ", o.judge, " knows ", judge.num_classes,
-                                   " classes, the generator has ", base->classes()));
-    }
-  }
-  const AssignTargets real = test_targets(config.targets, 2000, *base);
-  if (o.held_out > 0) b.held_out = test_targets(config.targets, o.held_out, *base);
+  if (b.judge) require_judge_fits(o, *b.judge, base);
+  const AssignTargets real = test_targets(config.targets, 2000, base);
+  if (o.held_out > 0) b.held_out = test_targets(config.targets, o.held_out, base);
   const at::Tensor real_images = (real.images + 1) / 2;
   if (b.judge) b.reference = feature_moments(judged(*b.judge, real_images, false));
   b.real_variance = variance_within_classes(real_images, real.labels).value;
-  b.z = b.streams.normal(Purpose::kPrior, 0, 1, 0, o.n, {noise_size(*base)});
-  if (base->classes() > 0) b.labels = at::remainder(at::arange(o.n, at::kLong), base->classes());
+  b.z = b.streams.normal(Purpose::kPrior, 0, 1, 0, o.n, {noise_size(base)});
+  if (base.classes() > 0) b.labels = at::remainder(at::arange(o.n, at::kLong), base.classes());
+  return b;
+}
 
-  GeneratorComparison out;
-  out.judge = o.judge;
-  out.n = o.n;
-  out.held_out = o.held_out;
+// What was measured of every name, in the order of the entries.
+struct MeasuredGenerators {
   std::vector<std::string> names;
-  std::map<std::string, std::vector<Figures>> measured;
-  std::map<std::string, at::Tensor> samples;
+  std::map<std::string, std::vector<Figures>> figures;
+  std::map<std::string, at::Tensor> samples;  // of the first repetition
+};
+
+// Every entry in turn; the first one is the base, whose images the others are compared with.
+MeasuredGenerators measure_entries(
+    Bench& b, const Generator& base,
+    const std::function<std::shared_ptr<const Generator>(const GeneratorEntry&)>& open) {
+  const GeneratorComparisonOptions& o = b.options;
+  MeasuredGenerators out;
   for (std::size_t i = 0; i < o.entries.size(); ++i) {
     const GeneratorEntry& entry = o.entries[i];
-    const auto g = open(entry);
-    if (g->sample_shape() != base->sample_shape() || noise_size(*g) != noise_size(*base) ||
-        g->classes() != base->classes()) {
+    const std::shared_ptr<const Generator> g = open(entry);
+    if (g->sample_shape() != base.sample_shape() || noise_size(*g) != noise_size(base) ||
+        g->classes() != base.classes()) {
       fail(ErrorKind::kConfig,
            cat(entry.file.string(), " takes other noise or makes other samples than ",
                o.entries.front().file.string()));
@@ -226,38 +227,70 @@ GeneratorComparison compare_generators(const OneStepConfig& config,
     Figures figures = measure(
         b, *g, folder.empty() ? std::nullopt : std::optional(read_assigned(folder)), images);
     if (i == 0) b.base_images = images;
-    if (measured[entry.name].empty()) {
-      names.push_back(entry.name);
-      samples[entry.name] = images;
+    if (out.figures[entry.name].empty()) {
+      out.names.push_back(entry.name);
+      out.samples[entry.name] = images;
     }
-    measured[entry.name].push_back(std::move(figures));
+    out.figures[entry.name].push_back(std::move(figures));
     if (o.progress) {
       o.progress(static_cast<std::int64_t>(i) + 1, static_cast<std::int64_t>(o.entries.size()));
     }
   }
-  // Real pictures on the same scales: training pictures against held-out ones.
-  TargetsConfig training = config.targets;
+  return out;
+}
+
+// Real pictures on the same scales: training pictures against held-out ones. `columns`: the
+// figures that the table shows.
+ComparedGenerator real_pictures(const Bench& b, const Generator& base, const Figures& columns) {
+  TargetsConfig training = b.config.targets;
   training.first = 0;
-  training.count = o.n;
-  const AssignTargets train = read_targets(training, *base);
+  training.count = b.options.n;
+  const AssignTargets train = read_targets(training, base);
   ComparedGenerator row{"real pictures", 1, {}, (train.images + 1) / 2};
   const Figures own = random_figures(b, row.samples, train.labels);
-  for (const auto& [name, value] : measured[names.front()].front()) {
+  for (const auto& [name, value] : columns) {
     const auto found = std::find_if(own.begin(), own.end(),
                                     [&, key = name](const auto& f) { return f.first == key; });
     row.figures.emplace_back(name, found == own.end() ? std::nullopt : found->second);
   }
-  out.rows.push_back(std::move(row));
-  const auto variance = [](const Figures& figures) {
-    for (const auto& [name, value] : figures) {
-      if (name == "variance within classes") return value->value;
-    }
-    return 0.0;
+  return row;
+}
+
+double variance_figure(const Figures& figures) {
+  for (const auto& [name, value] : figures) {
+    if (name == "variance within classes") return value->value;
+  }
+  return 0;
+}
+
+}  // namespace
+
+GeneratorComparison compare_generators(const OneStepConfig& config,
+                                       const GeneratorComparisonOptions& o) {
+  if (o.entries.empty()) {
+    fail(ErrorKind::kConfig, "nothing to compare", "give generators as NAME=FILE, the base first");
+  }
+  if (config.targets.format == "pairs") {
+    fail(ErrorKind::kConfig, "a list of pairs has no test split to compare on",
+         "use targets.format idx, cifar or folder");
+  }
+  const ModelRuntime runtime = apply(config.compute);
+  const auto open = [&](const GeneratorEntry& entry) -> std::shared_ptr<const Generator> {
+    return open_generator_file(config.generator, entry.file, "", runtime);
   };
-  for (const std::string& name : names) {
-    out.rows.push_back({name, static_cast<std::int64_t>(measured[name].size()),
-                        over_repetitions(measured[name]), samples[name]});
-    if (variance(out.rows.back().figures) < 0.5 * variance(out.rows[1].figures)) {
+  const auto base = open(o.entries.front());
+  Bench b = prepare_bench(config, o, *base);
+  MeasuredGenerators measured = measure_entries(b, *base, open);
+  GeneratorComparison out;
+  out.judge = o.judge;
+  out.n = o.n;
+  out.held_out = o.held_out;
+  out.rows.push_back(real_pictures(b, *base, measured.figures[measured.names.front()].front()));
+  for (const std::string& name : measured.names) {
+    const std::vector<Figures>& repetitions = measured.figures[name];
+    out.rows.push_back({name, static_cast<std::int64_t>(repetitions.size()),
+                        over_repetitions(repetitions), measured.samples[name]});
+    if (variance_figure(out.rows.back().figures) < 0.5 * variance_figure(out.rows[1].figures)) {
       out.collapsed.push_back(name);
     }
   }

@@ -335,66 +335,72 @@ std::vector<ComparedRun> check_comparison(const fs::path& recipe,
   return prepared.comparison.runs;
 }
 
-Comparison compare_methods(
-    const fs::path& file, const std::vector<Override>& overrides,
-    const std::vector<Override>& extra, const fs::path& out,
-    const std::function<void(std::size_t, std::size_t, const ComparedRun&)>& begins) {
-  Prepared prepared = prepare(file, overrides, extra);
-  Comparison c = std::move(prepared.comparison);
-  const std::vector<Override>& set = prepared.set;
-  const fs::path& config = prepared.config;
-  Yardstick yardstick{c.recipe, std::move(prepared.setup), {}, {}, {}};
-  const FinetuneSetup& setup = yardstick.setup;
-  for (const RewardTerm& term : c.recipe.held_out) {
-    yardstick.held_out.emplace_back(
-        term.name, StateReward(make_weighted_sum({term}),
-                               [&setup](const at::Tensor& s) { return setup.reward->decode(s); }));
+namespace {
+
+// The measuring of a comparison: one yardstick for the base and for every run.
+class ComparisonRunner {
+ public:
+  ComparisonRunner(Prepared prepared, fs::path out)
+      : comparison(std::move(prepared.comparison)),
+        config_(std::move(prepared.config)),
+        set_(std::move(prepared.set)),
+        out_(std::move(out)),
+        yardstick_{comparison.recipe, std::move(prepared.setup), {}, {}, {}} {
+    const ComparisonRecipe& recipe = comparison.recipe;
+    const FinetuneSetup& setup = yardstick_.setup;
+    for (const RewardTerm& term : recipe.held_out) {
+      yardstick_.held_out.emplace_back(
+          term.name, StateReward(make_weighted_sum({term}), [&setup](const at::Tensor& s) {
+            return setup.reward->decode(s);
+          }));
+      held_out_ += describe(term);
+    }
+    if (setup.flow.model->sample_shape().size() == 3) {
+      yardstick_.network = make_feature_network(recipe.features);
+    }
+    if (!recipe.reference.empty()) yardstick_.reference = read_moments(recipe.reference);
+    for (const InputPath& one : prepared.recipe.inputs) {
+      if (one.name != "config") files_[one.name] = fingerprint_of(one.path, one.kind).sha256;
+    }
   }
-  if (setup.flow.model->sample_shape().size() == 3) {
-    yardstick.network = make_feature_network(c.recipe.features);
+  ComparisonRunner(const ComparisonRunner&) = delete;  // the yardstick refers to the recipe
+
+  void measure_base() {
+    const FinetuneSetup& setup = yardstick_.setup;
+    comparison.base =
+        measure(yardstick_, *setup.for_check(setup.flow.model), nullptr, 1, out_ / "base");
   }
-  if (!c.recipe.reference.empty()) yardstick.reference = read_moments(c.recipe.reference);
-  std::string held_out;  // figures on disk belong to what they were measured with
-  for (const RewardTerm& term : c.recipe.held_out) held_out += describe(term);
-  Json content = Json::object();  // and to the files of that time
-  for (const InputPath& one : prepared.recipe.inputs) {
-    if (one.name != "config") content[one.name] = fingerprint_of(one.path, one.kind).sha256;
+
+  // Trains and measures a run, unless its figures are there; returns its status.
+  std::string carry_out(ComparedRun& run) {
+    const FinetuneSetup& setup = yardstick_.setup;
+    const ComparisonRecipe& recipe = comparison.recipe;
+    const fs::path folder = out_ / run.folder;
+    const Budget budget{run.timed ? 0 : recipe.evaluations, run.timed ? recipe.seconds : 0};
+    const PlannedRun planned =
+        plan_run(config_, overrides_of(run, recipe, setup.config, set_), budget, folder);
+    const bool trained = train_unless_there(planned, folder);
+    const fs::path kept = folder / "figures.json";
+    const Json request = request_of(folder);
+    const Json stored = !trained && fs::exists(kept) ? Json::parse(read_file(kept)) : Json();
+    if (stored.is_object() && stored.value("request", Json()) == request) {
+      run.figures = figures_from_json(stored);
+      return "there already";
+    }
+    const FinishedRun finished = load_finished_run(folder);
+    run.figures = measure(yardstick_, *finished.setup.for_check(finished.tuned.model),
+                          setup.for_check(setup.flow.model).get(), run.scale, folder / "measured");
+    read_curve(folder, run.scale, static_cast<double>(planned.config.batch), run.figures);
+    Json j = to_json(run.figures);
+    j["request"] = request;
+    write_file_atomic(kept, j.dump(1) + "\n");
+    write_report(folder);
+    return "done";
   }
-  const FolderClaim claim(out);
-  c.base = measure(yardstick, *setup.for_check(setup.flow.model), nullptr, 1, out / "base");
-  for (std::size_t i = 0; i < c.runs.size(); ++i) {
-    ComparedRun& run = c.runs[i];
-    if (begins) begins(i, c.runs.size(), run);
-    const fs::path folder = out / run.folder;
-    run.status = status_of(run.folder, [&]() -> std::string {
-      const Budget budget{run.timed ? 0 : c.recipe.evaluations, run.timed ? c.recipe.seconds : 0};
-      const PlannedRun planned =
-          plan_run(config, overrides_of(run, c.recipe, setup.config, set), budget, folder);
-      const bool trained = train_unless_there(planned, folder);
-      const fs::path kept = folder / "figures.json";
-      const Json request{
-          {"samples", c.recipe.samples},
-          {"features", c.recipe.features},
-          {"reference", c.recipe.reference},
-          {"held_out", held_out},
-          {"files", content},
-          {"model", fingerprint_of(folder / "model.safetensors", PathKind::kAll).sha256}};
-      const Json stored = !trained && fs::exists(kept) ? Json::parse(read_file(kept)) : Json();
-      if (stored.is_object() && stored.value("request", Json()) == request) {
-        run.figures = figures_from_json(stored);
-        return "there already";
-      }
-      const FinishedRun finished = load_finished_run(folder);
-      run.figures =
-          measure(yardstick, *finished.setup.for_check(finished.tuned.model),
-                  setup.for_check(setup.flow.model).get(), run.scale, folder / "measured");
-      read_curve(folder, run.scale, static_cast<double>(planned.config.batch), run.figures);
-      Json j = to_json(run.figures);
-      j["request"] = request;
-      write_file_atomic(kept, j.dump(1) + "\n");
-      write_report(folder);
-      return "done";
-    });
+
+  // All runs so far.
+  void write() const {
+    const Comparison& c = comparison;
     Json all{{"title", c.recipe.title}, {"base", to_json(c.base)}, {"runs", Json::array()}};
     for (const ComparedRun& each : c.runs) {
       Json j{{"method", each.method},
@@ -405,10 +411,48 @@ Comparison compare_methods(
       if (is_done(each.status)) j.update(to_json(each.figures));
       all["runs"].push_back(std::move(j));
     }
-    write_file_atomic(out / "compare.json", all.dump(1) + "\n");
-    write_comparison_page(c, out);
+    write_file_atomic(out_ / "compare.json", all.dump(1) + "\n");
+    write_comparison_page(c, out_);
   }
-  return c;
+
+  Comparison comparison;
+
+ private:
+  // Figures on disk belong to what they were measured with, and to the files of that time.
+  Json request_of(const fs::path& folder) const {
+    const ComparisonRecipe& recipe = comparison.recipe;
+    return {{"samples", recipe.samples},
+            {"features", recipe.features},
+            {"reference", recipe.reference},
+            {"held_out", held_out_},
+            {"files", files_},
+            {"model", fingerprint_of(folder / "model.safetensors", PathKind::kAll).sha256}};
+  }
+
+  fs::path config_;
+  std::vector<Override> set_;
+  fs::path out_;
+  Yardstick yardstick_;
+  std::string held_out_;
+  Json files_ = Json::object();
+};
+
+}  // namespace
+
+Comparison compare_methods(
+    const fs::path& file, const std::vector<Override>& overrides,
+    const std::vector<Override>& extra, const fs::path& out,
+    const std::function<void(std::size_t, std::size_t, const ComparedRun&)>& begins) {
+  ComparisonRunner runner(prepare(file, overrides, extra), out);
+  const FolderClaim claim(out);
+  runner.measure_base();
+  std::vector<ComparedRun>& runs = runner.comparison.runs;
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    if (begins) begins(i, runs.size(), runs[i]);
+    runs[i].status = status_of(runs[i].folder, [&] { return runner.carry_out(runs[i]); });
+    runner.write();
+  }
+  return std::move(runner.comparison);
 }
 
 }  // namespace tiltflow

@@ -42,6 +42,66 @@ at::Tensor official_guided(const VelocityModel& model, const at::Tensor& x, cons
   return at::cat({at::cat({mixed, mixed}), out.narrow(1, guided, out.size(1) - guided)}, 1);
 }
 
+// Where a recorded velocity model was called: x [N, ...], t [N], labels y.
+struct RecordedInputs {
+  at::Tensor x, t;
+  Condition condition;
+};
+
+RecordedInputs recorded_inputs(const VelocityModel& model, const ParameterSet& reference) {
+  RecordedInputs out{reference.at("x").to(at::kFloat), reference.at("t").to(at::kFloat), {}};
+  if (!reference.contains("y")) return out;
+  out.condition.labels = reference.at("y").to(at::kLong);
+  if (out.condition.labels.max().item<std::int64_t>() > model.classes() ||
+      out.condition.labels.min().item<std::int64_t>() < 0) {
+    fail(ErrorKind::kBadFile,
+         cat("reference labels y leave the model's range 0..", model.classes()));
+  }
+  return out;
+}
+
+// Gradients of <velocity, cot>: of the input and of the parameters pgrad.NAME.
+void compare_gradients(const VelocityModel& model, const RecordedInputs& in,
+                       const ParameterSet& reference, std::vector<ParityRow>& rows) {
+  const at::Tensor cotangent = reference.at("cot").to(at::kFloat);
+  if (reference.contains("vjp_x")) {
+    rows.push_back(compare("vjp_x", model.vjp(in.x, in.t, in.condition, cotangent).input_gradient,
+                           reference.at("vjp_x"), kForward));
+  }
+  const ParameterSet weights = clone(model.parameters(), true);
+  const auto trainable = model.rebind(weights, {});
+  std::vector<std::string> names;
+  std::vector<at::Tensor> wanted;
+  for (const auto& [name, tensor] : reference) {
+    if (starts_with(name, "pgrad.") && weights.contains(name.substr(6))) {
+      names.push_back(name);
+      wanted.push_back(weights.at(name.substr(6)));
+    }
+  }
+  if (names.empty()) return;
+  const at::AutoGradMode grad(true);
+  const auto found = torch::autograd::grad(
+      {(trainable->velocity(in.x, in.t, in.condition) * cotangent).sum()}, wanted);
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    rows.push_back(compare(names[i], found[i], reference.at(names[i]), kGradient));
+  }
+}
+
+// The derivative along the tangent, by central differences in double.
+ParityRow compare_directional(const VelocityModel& in_double, const RecordedInputs& in,
+                              const ParameterSet& reference) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor wide = in.x.to(at::kDouble);
+  const at::Tensor tangent = reference.at("tan").to(at::kDouble);
+  const at::Tensor time = in.t.to(at::kDouble);
+  const double h = 1e-5;
+  return compare("jvp",
+                 (in_double.velocity(wide + tangent * h, time, in.condition) -
+                  in_double.velocity(wide - tangent * h, time, in.condition)) /
+                     (2 * h),
+                 reference.at("jvp"), kForward);
+}
+
 }  // namespace
 
 std::vector<ParityRow> compare_with_reference(const VelocityModel& model,
@@ -50,56 +110,15 @@ std::vector<ParityRow> compare_with_reference(const VelocityModel& model,
   std::vector<ParityRow> rows;
   const auto has = [&](const char* name) { return reference.contains(name); };
   if (has("x") && has("t")) {
-    const at::Tensor x = reference.at("x").to(at::kFloat);
-    const at::Tensor t = reference.at("t").to(at::kFloat);
-    const Condition condition{has("y") ? reference.at("y").to(at::kLong) : at::Tensor()};
-    if (condition.labels.defined() &&
-        (condition.labels.max().item<std::int64_t>() > model.classes() ||
-         condition.labels.min().item<std::int64_t>() < 0)) {
-      fail(ErrorKind::kBadFile,
-           cat("reference labels y leave the model's range 0..", model.classes()));
-    }
+    const RecordedInputs in = recorded_inputs(model, reference);
     if (has("out")) {
       const at::NoGradGuard no_grad;
       rows.push_back(
-          compare("out", model.velocity(x, t, condition), reference.at("out"), kForward));
+          compare("out", model.velocity(in.x, in.t, in.condition), reference.at("out"), kForward));
     }
-    if (has("cot")) {
-      const at::Tensor cotangent = reference.at("cot").to(at::kFloat);
-      if (has("vjp_x")) {
-        rows.push_back(compare("vjp_x", model.vjp(x, t, condition, cotangent).input_gradient,
-                               reference.at("vjp_x"), kForward));
-      }
-      const ParameterSet weights = clone(model.parameters(), true);
-      const auto trainable = model.rebind(weights, {});
-      std::vector<std::string> names;
-      std::vector<at::Tensor> wanted;
-      for (const auto& [name, tensor] : reference) {
-        if (starts_with(name, "pgrad.") && weights.contains(name.substr(6))) {
-          names.push_back(name);
-          wanted.push_back(weights.at(name.substr(6)));
-        }
-      }
-      if (!names.empty()) {
-        const at::AutoGradMode grad(true);
-        const auto found = torch::autograd::grad(
-            {(trainable->velocity(x, t, condition) * cotangent).sum()}, wanted);
-        for (std::size_t i = 0; i < names.size(); ++i) {
-          rows.push_back(compare(names[i], found[i], reference.at(names[i]), kGradient));
-        }
-      }
-    }
+    if (has("cot")) compare_gradients(model, in, reference, rows);
     if (has("tan") && has("jvp") && in_double) {
-      const at::NoGradGuard no_grad;
-      const at::Tensor wide = x.to(at::kDouble);
-      const at::Tensor tangent = reference.at("tan").to(at::kDouble);
-      const at::Tensor time = t.to(at::kDouble);
-      const double h = 1e-5;
-      rows.push_back(compare("jvp",
-                             (in_double->velocity(wide + tangent * h, time, condition) -
-                              in_double->velocity(wide - tangent * h, time, condition)) /
-                                 (2 * h),
-                             reference.at("jvp"), kForward));
+      rows.push_back(compare_directional(*in_double, in, reference));
     }
   }
   if (has("cfg.x") && has("cfg.t") && has("cfg.y")) {

@@ -299,6 +299,64 @@ Batch AdjointMatching::collect(const FinetuneContext& context, std::int64_t step
   return batch;
 }
 
+namespace {
+
+// Metrics of the collecting policy over all K steps: exact for the chain.
+void add_path_metrics(const FinetuneContext& context, const Batch& batch,
+                      const at::Tensor& log_weight, LossReport& report) {
+  add_batch_metrics(report, batch);
+  const double n = static_cast<double>(batch.n);
+  const at::Tensor weight = log_weight.clamp(-50, 50).exp();
+  const at::Tensor full_weight = (batch.log_weights - context.log_z).clamp_max(50).exp();
+  report.metrics.add("path_weight", full_weight.sum().item<double>(), n);
+  report.metrics.add("path_weight_square", full_weight.square().sum().item<double>(), n);
+  report.metrics.add("weight", weight.sum().item<double>(), n);
+  report.metrics.add("weight_square", weight.square().sum().item<double>(), n);
+}
+
+}  // namespace
+
+at::Tensor AdjointMatching::kept_rows(std::size_t k, const at::Tensor& per_sample,
+                                      const at::Tensor& root) const {
+  at::Tensor keep = at::ones_like(root);
+  if (config_.clip_constant > 0) keep = keep * (per_sample.detach() <= config_.clip_constant);
+  const double threshold =
+      config_.clip_quantile > 0 ? thresholds_[config_.clip_per_time ? k : 0] : 0;
+  return threshold > 0 ? keep * (root < threshold) : keep;
+}
+
+void AdjointMatching::add_time_metrics(MetricSums& metrics, const Transition& step, const Drawn& d,
+                                       const Batch& batch, const at::Tensor& control,
+                                       const at::Tensor& per_sample) {
+  const double n = static_cast<double>(per_sample.size(0));
+  const std::string time = fixed(step.t, 2);
+  const auto norm = [](const at::Tensor& x) {
+    return x.flatten(1).norm(2, 1).sum().item<double>();
+  };
+  const double target = norm(d.of(batch.targets[d.k]));
+  metrics.add(cat("loss_t", time), per_sample.sum().item<double>(), n);
+  metrics.add(cat("control_norm_t", time), norm(control.detach()), n);
+  metrics.add(cat("state_norm_t", time), norm(d.of(batch.states[d.k])), n);
+  metrics.add(cat("target_norm_t", time), target * step.s, n);
+  metrics.add(cat("adjoint_norm_t", time), target, n);
+}
+
+// Adds what the current policy makes of a step's log density, against the collecting one.
+void AdjointMatching::add_density_change(const Transition& step, const Drawn& d, const Batch& batch,
+                                         const at::Tensor& velocity, at::Tensor& log_weight) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor x = d.of(batch.states[d.k]);
+  const at::Tensor next = d.of(batch.states[d.k + 1]);
+  const at::Tensor change =
+      transition_log_density(step, x, velocity.detach(), next).to(at::kDouble) -
+      transition_log_density(step, x, d.of(batch.tuned_velocities[d.k]), next).to(at::kDouble);
+  if (d.rows.defined()) {
+    log_weight.index_add_(0, d.rows, change);
+  } else {
+    log_weight += change;
+  }
+}
+
 LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& batch,
                                  std::int64_t total) {
   const std::vector<Transition>& steps = context.table.steps;
@@ -316,67 +374,32 @@ LossReport AdjointMatching::loss(const FinetuneContext& context, const Batch& ba
       at::zeros({batch.n}, at::kDouble);  // of the current policy against the collecting one
   for (std::size_t i = 0; i < draws.size(); ++i) {
     const Drawn& d = draws[i];
-    const std::size_t k = d.k;
-    const Transition& s = steps[k];
-    const at::Tensor control = (v[i] - d.of(batch.base_velocities[k])) * (s.c / s.s);  // u sqrt(h)
-    const at::Tensor residual = control + d.of(batch.targets[k]) * s.s;
+    const Transition& s = steps[d.k];
+    const at::Tensor control =
+        (v[i] - d.of(batch.base_velocities[d.k])) * (s.c / s.s);  // u sqrt(h)
+    const at::Tensor residual = control + d.of(batch.targets[d.k]) * s.s;
     const at::Tensor per_sample = residual.flatten(1).square().sum(1);  // [rows]
     const at::Tensor root = per_sample.detach().sqrt();
-    at::Tensor keep = at::ones_like(root);
-    if (config_.clip_constant > 0) keep = keep * (per_sample.detach() <= config_.clip_constant);
-    const double threshold =
-        config_.clip_quantile > 0 ? thresholds_[config_.clip_per_time ? k : 0] : 0;
-    if (threshold > 0) keep = keep * (root < threshold);
+    const at::Tensor keep = kept_rows(d.k, per_sample, root);
     const at::Tensor term = (per_sample * keep * d.of(path_weight)).sum() *
-                            (weights[k] / static_cast<double>(total * wanted_));
+                            (weights[d.k] / static_cast<double>(total * wanted_));
     report.loss = report.loss.defined() ? report.loss + term : term;
-
     const double n = static_cast<double>(per_sample.size(0));
     report.metrics.add("clip_rate", n - keep.sum().item<double>(), n);
-    report.metrics.add(cat("loss_t", fixed(s.t, 2)), per_sample.sum().item<double>(), n);
-    report.metrics.add(cat("control_norm_t", fixed(s.t, 2)),
-                       control.detach().flatten(1).norm(2, 1).sum().item<double>(), n);
-    report.metrics.add(cat("state_norm_t", fixed(s.t, 2)),
-                       d.of(batch.states[k]).flatten(1).norm(2, 1).sum().item<double>(), n);
-    report.metrics.add(cat("target_norm_t", fixed(s.t, 2)),
-                       d.of(batch.targets[k]).flatten(1).norm(2, 1).sum().item<double>() * s.s, n);
-    report.metrics.add(cat("adjoint_norm_t", fixed(s.t, 2)),
-                       d.of(batch.targets[k]).flatten(1).norm(2, 1).sum().item<double>(), n);
-    if (batch.with_graph.empty()) {
-      const at::NoGradGuard no_grad;
-      const at::Tensor x = d.of(batch.states[k]);
-      const at::Tensor next = d.of(batch.states[k + 1]);
-      const at::Tensor change =
-          transition_log_density(s, x, v[i].detach(), next).to(at::kDouble) -
-          transition_log_density(s, x, d.of(batch.tuned_velocities[k]), next).to(at::kDouble);
-      if (d.rows.defined()) {
-        log_weight.index_add_(0, d.rows, change);
-      } else {
-        log_weight += change;
-      }
-    }
+    add_time_metrics(report.metrics, s, d, batch, control, per_sample);
+    if (batch.with_graph.empty()) add_density_change(s, d, batch, v[i], log_weight);
     if (config_.clip_quantile > 0) {
       const at::Tensor values = root.to(at::kFloat).contiguous();
-      roots[k].assign(values.data_ptr<float>(), values.data_ptr<float>() + values.numel());
+      roots[d.k].assign(values.data_ptr<float>(), values.data_ptr<float>() + values.numel());
     }
   }
   if (config_.clip_quantile > 0) {
     const std::lock_guard lock(mutex_);
     observed_[batch.first] = std::move(roots);
   }
-
-  // Metrics of the collecting policy over all K steps: exact for the chain.
-  add_batch_metrics(report, batch);
-  const double n = static_cast<double>(batch.n);
-  const at::Tensor weight =
-      (log_weight * (static_cast<double>(steps.size()) / static_cast<double>(wanted_)))
-          .clamp(-50, 50)
-          .exp();
-  const at::Tensor full_weight = (batch.log_weights - context.log_z).clamp_max(50).exp();
-  report.metrics.add("path_weight", full_weight.sum().item<double>(), n);
-  report.metrics.add("path_weight_square", full_weight.square().sum().item<double>(), n);
-  report.metrics.add("weight", weight.sum().item<double>(), n);
-  report.metrics.add("weight_square", weight.square().sum().item<double>(), n);
+  add_path_metrics(context, batch,
+                   log_weight * (static_cast<double>(steps.size()) / static_cast<double>(wanted_)),
+                   report);
   return report;
 }
 

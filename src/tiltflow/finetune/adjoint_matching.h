@@ -77,6 +77,13 @@ class AdjointMatching final : public FinetuneMethod {
   std::vector<at::Tensor> velocities_with_graph(const FinetuneContext& context, const Batch& batch,
                                                 const std::vector<Drawn>& draws) const;
   std::vector<double> time_weights(const TransitionTable& table) const;
+  // 1 for rows [n] whose loss counts, 0 for those that are clipped; `root`: of the loss.
+  at::Tensor kept_rows(std::size_t k, const at::Tensor& per_sample, const at::Tensor& root) const;
+  static void add_time_metrics(MetricSums& metrics, const Transition& step, const Drawn& d,
+                               const Batch& batch, const at::Tensor& control,
+                               const at::Tensor& per_sample);
+  static void add_density_change(const Transition& step, const Drawn& d, const Batch& batch,
+                                 const at::Tensor& velocity, at::Tensor& log_weight);
   at::Tensor terminal_adjoint(const FinetuneContext& context, std::int64_t step, const Batch& batch,
                               const Condition& condition, at::Tensor& rewards) const;
 

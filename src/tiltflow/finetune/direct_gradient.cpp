@@ -166,65 +166,85 @@ Batch DirectGradient::collect(const FinetuneContext& context, std::int64_t step,
   return batch;
 }
 
-LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& batch,
-                                std::int64_t total) {
-  const Condition condition{batch.labels};
-  const std::vector<Transition>& steps = context.table.steps;
-  at::Tensor x = batch.states[0];
-  at::Tensor cost;
-  at::Tensor keep;
-  const auto add = [](at::Tensor& sum, const at::Tensor& term) {
-    sum = sum.defined() ? sum + term : term;
-  };
+namespace {
+
+void add_to(at::Tensor& sum, const at::Tensor& term) { sum = sum.defined() ? sum + term : term; }
+
+// The value of one tensor with the gradient of another.
+at::Tensor straight_through(const at::Tensor& value, const at::Tensor& gradient) {
+  return gradient + (value - gradient).detach();
+}
+
+}  // namespace
+
+struct DirectGradient::Pass {
+  const DirectGradient& method;
+  const FinetuneContext& context;
+  const Batch& batch;
+  const DirectGradientConfig& config{method.config_};
+  Condition condition{batch.labels};
+  at::Tensor cost{};  // path KL over the steps with a graph, [n]
+  at::Tensor keep{};  // squared distance to the base's velocity, [n]
+
+  bool is(const char* name) const { return method.method_ == name; }
+  const std::vector<Transition>& steps() const { return context.table.steps; }
+
   // v at (x, t_k), with the terms that tie it to the base.
-  const auto velocity = [&](const at::Tensor& state, double t, const Transition* s) {
+  at::Tensor velocity(const at::Tensor& state, double t, const Transition* s) {
     const at::Tensor time = time_tensor(t, state);
     const at::Tensor v = context.policy.tuned->velocity(state, time, condition);
-    if ((config_.kl <= 0 || !s) && config_.preserve <= 0) return v;
-    const at::Tensor base = context.policy.base->velocity(
-        state, time,
-        condition);  // with the graph of the state: its Jacobian is part of the gradient
-    if (config_.kl > 0 && s) add(cost, control_cost(*s, v, base));
-    if (config_.preserve > 0) add(keep, (v - base).flatten(1).square().mean(1));
+    if ((config.kl <= 0 || !s) && config.preserve <= 0) return v;
+    // With the graph of the state: its Jacobian is part of the gradient.
+    const at::Tensor base = context.policy.base->velocity(state, time, condition);
+    if (config.kl > 0 && s) add_to(cost, control_cost(*s, v, base));
+    if (config.preserve > 0) add_to(keep, (v - base).flatten(1).square().mean(1));
     return v;
-  };
-  at::Tensor jumped;  // leap-align: how far the jumps are from the path, [n]
-  if (method_ == "leap-align") {
-    const double t_k = steps[begin_].t;
-    const double t_j = steps[stop_].t;
-    const auto through = [](const at::Tensor& value, const at::Tensor& gradient) {
-      return gradient + (value - gradient).detach();
-    };  // straight-through
+  }
+
+  // leap-align: two jumps along the path; `jumped`: how far they are from it, [n].
+  at::Tensor leap(at::Tensor& jumped) {
+    const double t_k = steps()[method.begin_].t;
+    const double t_j = steps()[method.stop_].t;
     const auto distance = [&](const at::Tensor& a, const at::Tensor& b) {
-      return (a - b).detach().flatten(1).abs().mean(1).clamp_min(config_.tau);
+      return (a - b).detach().flatten(1).abs().mean(1).clamp_min(config.tau);
     };
+    const at::Tensor& x = batch.states[0];
     const at::Tensor jump = x + (t_j - t_k) * velocity(x, t_k, nullptr);
-    const at::Tensor x_j = through(batch.states[1], jump);
-    const at::Tensor input = config_.nested * x_j + (1 - config_.nested) * x_j.detach();
+    const at::Tensor x_j = straight_through(batch.states[1], jump);
+    const at::Tensor input = config.nested * x_j + (1 - config.nested) * x_j.detach();
     const at::Tensor end = x_j + (context.table.t_end - t_j) * velocity(input, t_j, nullptr);
     jumped = distance(jump, batch.states[1]) + distance(end, batch.states[2]);
-    x = through(batch.states[2], end);
+    return straight_through(batch.states[2], end);
   }
-  for (std::size_t k = begin_; k < (method_ == "leap-align" ? begin_ : stop_); ++k) {
-    const Transition& s = steps[k];
-    const at::Tensor seen = method_ == "drtune" ? x.detach() : x;
-    at::Tensor v;
-    if (graph_[k]) {
-      v = velocity(seen, s.t, &s);
-    } else {
-      const at::NoGradGuard no_grad;
-      v = context.policy.tuned->velocity(seen, time_tensor(s.t, x), condition);
+
+  // The steps [begin, stop) once more; velocities without a graph are constants.
+  at::Tensor walk() {
+    at::Tensor x = batch.states[0];
+    for (std::size_t k = method.begin_; k < method.stop_; ++k) {
+      const Transition& s = steps()[k];
+      const at::Tensor seen = is("drtune") ? x.detach() : x;
+      at::Tensor v;
+      if (method.graph_[k]) {
+        v = velocity(seen, s.t, &s);
+      } else {
+        const at::NoGradGuard no_grad;
+        v = context.policy.tuned->velocity(seen, time_tensor(s.t, x), condition);
+      }
+      x = x * s.p + v * s.c + batch.noises[k - method.begin_] * s.s;
     }
-    x = x * s.p + v * s.c + batch.noises[k - begin_] * s.s;
+    return x;
   }
-  std::vector<at::Tensor> ends{x};
-  if (method_ == "refl" || method_ == "drtune") {
-    const double t = steps[stop_].t;
-    ends[0] = data_from_velocity(context.path.at(t), x,
-                                 velocity(method_ == "drtune" ? x.detach() : x, t, nullptr));
+
+  // The data prediction at the stop.
+  at::Tensor predicted(const at::Tensor& x) {
+    const double t = steps()[method.stop_].t;
+    return data_from_velocity(context.path.at(t), x,
+                              velocity(is("drtune") ? x.detach() : x, t, nullptr));
   }
-  if (method_ == "draft-lv") {
-    const Transition& s = steps.back();
+
+  // draft-lv: the end noised back to the last step, and that step again, for every copy.
+  void add_copies(const at::Tensor& x, std::vector<at::Tensor>& ends) {
+    const Transition& s = steps().back();
     const PathPoint here = context.path.at(s.t);
     const PathPoint end = context.path.at(context.table.t_end);
     const double a = here.alpha / end.alpha;
@@ -234,16 +254,31 @@ LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& bat
       ends.push_back(back * s.p + velocity(back, s.t, &s) * s.c + batch.noises.back() * s.s);
     }
   }
-  at::Tensor rewards;
-  for (const at::Tensor& end : ends) {
-    add(rewards, context.reward.score_with_graph(end, batch.labels));
-    if (context.bonus) add(rewards, context.bonus(batch.start, end, batch.labels));
+
+  at::Tensor mean_reward(const std::vector<at::Tensor>& ends) const {
+    at::Tensor rewards;
+    for (const at::Tensor& end : ends) {
+      add_to(rewards, context.reward.score_with_graph(end, batch.labels));
+      if (context.bonus) add_to(rewards, context.bonus(batch.start, end, batch.labels));
+    }
+    return rewards / static_cast<double>(ends.size());
   }
-  rewards = rewards / static_cast<double>(ends.size());
+};
+
+LossReport DirectGradient::loss(const FinetuneContext& context, const Batch& batch,
+                                std::int64_t total) {
+  Pass pass{*this, context, batch};
+  at::Tensor jumped;
+  const at::Tensor x = method_ == "leap-align" ? pass.leap(jumped) : pass.walk();
+  std::vector<at::Tensor> ends{x};
+  if (method_ == "refl" || method_ == "drtune") ends[0] = pass.predicted(x);
+  if (method_ == "draft-lv") pass.add_copies(x, ends);
+  const at::Tensor rewards = pass.mean_reward(ends);
+  const at::Tensor& cost = pass.cost;
   at::Tensor each = config_.hinged ? (config_.hinge - rewards).clamp_min(0) : -rewards;
   if (jumped.defined()) each = each / jumped;
   if (cost.defined()) each = each + (method_ == "discrete-adjoint" ? 1.0 : config_.kl) * cost;
-  if (keep.defined()) each = each + config_.preserve * keep;
+  if (pass.keep.defined()) each = each + config_.preserve * pass.keep;
   LossReport report;
   report.loss = each.sum() / static_cast<double>(total);
   Batch seen;

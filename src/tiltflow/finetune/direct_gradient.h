@@ -56,6 +56,7 @@ class DirectGradient final : public FinetuneMethod {
   bool window() const {
     return method_ == "draft" || method_ == "alignprop" || method_ == "discrete-adjoint";
   }
+  struct Pass;  // of the loss through the steps with a graph
   std::string method_;
   DirectGradientConfig config_;
   std::size_t begin_ = 0;

@@ -184,10 +184,58 @@ at::Tensor EndpointRegression::stored_pairs(const FinetuneContext& context, std:
       .to(context.dtype);
 }
 
+EndpointRegression::EndPoints EndpointRegression::end_points(const FinetuneContext& context,
+                                                             const VelocityField& sampler,
+                                                             std::int64_t step, bool will_reuse,
+                                                             Batch& batch) {
+  const auto key = static_cast<std::uint32_t>(step);
+  const std::int64_t first = batch.first;
+  const std::int64_t n = batch.n;
+  EndPoints out;
+  if (!config_.pairs.empty()) {
+    out.x_1 = stored_pairs(context, key, batch);  // brings labels of its own
+  } else if (config_.weights == "path") {
+    Batch walked = collect_paths(context, step, first, n, batch.labels, {}, will_reuse);
+    out.log_ratio = measure_against_base(context, walked);
+    out.x_1 = walked.states.back();
+    batch.control_cost = walked.control_cost;
+  } else if (compares() && config_.screening.candidates > 0) {
+    out.x_1 = screened_end_points(context, sampler, key, first, n, config_.advantage.group,
+                                  batch.labels, config_.screening, batch.metrics, &batch.rewards);
+  } else {
+    out.x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
+    out.x_1 = rollout(sampler, context.table, out.x_0, Condition{batch.labels},
+                      keyed_noise(context.streams, key, first, out.x_0))
+                  .last;
+  }
+  return out;
+}
+
+// grad r + s_base + x_1 at the end point; undefined for methods without a linear base.
+at::Tensor EndpointRegression::score(const FinetuneContext& context, const EndPoints& ends,
+                                     Batch& batch) const {
+  const at::Tensor& x_1 = ends.x_1;
+  if (linear_base()) {
+    ScoreAndGradient result = context.reward.score_and_gradient(x_1, batch.labels);
+    constexpr double kScoreTime =
+        1 - 1e-2;  // where the base's score is read: at 1 itself the noise is gone
+    const at::Tensor v =
+        context.policy.base->velocity(x_1, time_tensor(kScoreTime, x_1), Condition{batch.labels});
+    batch.rewards = std::move(result.score);
+    return result.gradient + score_from_velocity(context.path.at(kScoreTime), x_1, v) + x_1;
+  }
+  if (!batch.rewards.defined()) {
+    batch.rewards = context.reward.score(x_1, batch.labels);
+    if (context.bonus && ends.x_0.defined()) {
+      batch.rewards += context.bonus(ends.x_0, x_1, batch.labels);
+    }
+  }
+  return {};
+}
+
 Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t step,
                                   std::int64_t first, std::int64_t n, bool will_reuse) {
   const at::NoGradGuard no_grad;
-  const auto key = static_cast<std::uint32_t>(step);
   Batch batch;
   batch.first = first;
   batch.n = n;
@@ -195,44 +243,16 @@ Batch EndpointRegression::collect(const FinetuneContext& context, std::int64_t s
                             : context.labels(first, n);
   const VelocityField& sampler =
       config_.rollouts == "base" ? *context.policy.base : context.policy.collector();
-  at::Tensor x_0, x_1, log_ratio;
-  if (!config_.pairs.empty()) {
-    x_1 = stored_pairs(context, key, batch);  // brings labels of its own
-  } else if (config_.weights == "path") {
-    Batch walked = collect_paths(context, step, first, n, batch.labels, {}, will_reuse);
-    log_ratio = measure_against_base(context, walked);
-    x_1 = walked.states.back();
-    batch.control_cost = walked.control_cost;
-  } else if (compares() && config_.screening.candidates > 0) {
-    x_1 = screened_end_points(context, sampler, key, first, n, config_.advantage.group,
-                              batch.labels, config_.screening, batch.metrics, &batch.rewards);
-  } else {
-    x_0 = prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
-    x_1 = rollout(sampler, context.table, x_0, Condition{batch.labels},
-                  keyed_noise(context.streams, key, first, x_0))
-              .last;
-  }
+  const EndPoints ends = end_points(context, sampler, step, will_reuse, batch);
   const Condition condition{batch.labels};
-  at::Tensor end_adjoint;  // grad r + s_base + x_1 at the end point: minus the adjoint of the
-                           // linear base there
-  if (linear_base()) {
-    ScoreAndGradient result = context.reward.score_and_gradient(x_1, batch.labels);
-    constexpr double kScoreTime =
-        1 - 1e-2;  // where the base's score is read: at 1 itself the noise is gone
-    const at::Tensor v =
-        context.policy.base->velocity(x_1, time_tensor(kScoreTime, x_1), condition);
-    end_adjoint = result.gradient + score_from_velocity(context.path.at(kScoreTime), x_1, v) + x_1;
-    batch.rewards = std::move(result.score);
-  } else if (!batch.rewards.defined()) {
-    batch.rewards = context.reward.score(x_1, batch.labels);
-    if (context.bonus && x_0.defined()) batch.rewards += context.bonus(x_0, x_1, batch.labels);
-  }
+  const at::Tensor end_adjoint = score(context, ends, batch);
   batch.log_weights = config_.tau * batch.rewards.to(at::kDouble);
-  if (log_ratio.defined()) batch.log_weights += log_ratio;
+  if (ends.log_ratio.defined()) batch.log_weights += ends.log_ratio;
   if (compares()) batch.advantages = advantages(batch.rewards, config_.advantage);
   const std::int64_t shared =
       method_ == "dpo" ? config_.advantage.group : 1;  // pairs share time and noise
-  for (const Noised& noised : noise_anew(context, key, first, x_1, config_.noisings, shared)) {
+  for (const Noised& noised : noise_anew(context, static_cast<std::uint32_t>(step), first, ends.x_1,
+                                         config_.noisings, shared)) {
     batch.times.push_back(noised.t);
     batch.states.push_back(noised.state);
     batch.targets.push_back(linear_base() ? linear_base_target(noised, end_adjoint)

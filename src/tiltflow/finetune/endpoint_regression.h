@@ -95,6 +95,14 @@ class EndpointRegression final : public FinetuneMethod {
   at::Tensor per_sample(const Batch& batch, std::size_t j, const at::Tensor& v,
                         const at::Tensor& weights) const;  // [n]; weights [n]: of rwr
   at::Tensor preference_loss(const at::Tensor& rewards, const at::Tensor& excess) const;
+  // End points of a batch, and what making them tells: where they start, path densities.
+  struct EndPoints {
+    at::Tensor x_0, x_1, log_ratio;
+  };
+  EndPoints end_points(const FinetuneContext& context, const VelocityField& sampler,
+                       std::int64_t step, bool will_reuse, Batch& batch);
+  // Scores the end points; minus the adjoint of a linear base there, where the method needs it.
+  at::Tensor score(const FinetuneContext& context, const EndPoints& ends, Batch& batch) const;
   at::Tensor stored_pairs(const FinetuneContext& context, std::uint32_t key, Batch& batch);
   std::string method_;
   EndpointConfig config_;

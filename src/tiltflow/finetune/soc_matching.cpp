@@ -52,31 +52,20 @@ void SocMatching::begin_step(const FinetuneContext& context, std::int64_t, std::
   if (gram_.defined()) solve();  // resumed
 }
 
-Batch SocMatching::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first,
-                           std::int64_t n, bool will_reuse) {
+// Along the path, for j = 1..K: q_j, and q_j - e_{j-1} (the gradient of r stands in for q_K).
+struct SocMatching::Pulled {
+  std::vector<at::Tensor> pulled, fresh;
+};
+
+// One product with the base's Jacobian a step; stores the base's velocities in the batch.
+SocMatching::Pulled SocMatching::pull_back(const FinetuneContext& context, Batch& batch,
+                                           const at::Tensor& gradient) const {
   const std::vector<Transition>& steps = context.table.steps;
   const std::size_t count = steps.size();
-  Batch batch = collect_paths(context, step, first, n, context.labels(first, n),
-                              std::vector<bool>(count, true), will_reuse);
-  const at::NoGradGuard no_grad;
   const Condition condition{batch.labels};
-  ScoreAndGradient end = context.reward.score_and_gradient(batch.states.back(), batch.labels);
-  batch.rewards = end.score;
-  const auto measure = [&] {
-    batch.log_weights = measure_against_base(context, batch) + batch.rewards.to(at::kDouble);
-  };
-  batch.targets.resize(count);
-  batch.base_velocities.resize(count);
-  if (adjoint()) {
-    AdjointPass pass =
-        lean_adjoint(*context.policy.base, context.table, batch.states, condition, -end.gradient);
-    batch.base_velocities = std::move(pass.base_velocities);
-    measure();
-    for (std::size_t k = 0; k < count; ++k) batch.targets[k] = -pass.adjoints[k + 1];
-    return batch;
-  }
-  // pulled[j] = q_j, fresh[j] = q_j - e_{j-1} (the gradient of r stands in for q_K); j = 1..K.
-  std::vector<at::Tensor> pulled(count + 1), fresh(count + 1);
+  Pulled out;
+  out.pulled.resize(count + 1);
+  out.fresh.resize(count + 1);
   at::Tensor before;  // e_{j-1}
   for (std::size_t j = 0; j <= count; ++j) {
     at::Tensor e;
@@ -93,27 +82,22 @@ Batch SocMatching::collect(const FinetuneContext& context, std::int64_t step, st
       } else {
         const Vjp pass = context.policy.base->vjp_of(
             x, t, condition, [&](const at::Tensor& v) { return noise_seen_by_base(v) * s.c; });
-        pulled[j] = e * s.p + pass.input_gradient;
+        out.pulled[j] = e * s.p + pass.input_gradient;
         batch.base_velocities[j] = pass.velocity;
       }
     } else {
-      pulled[j] = end.gradient;
+      out.pulled[j] = gradient;
     }
-    if (j > 0) fresh[j] = pulled[j] - before;
+    if (j > 0) out.fresh[j] = out.pulled[j] - before;
     before = e;
   }
-  measure();
-  for (std::size_t k = 0; k < count; ++k) {
-    batch.targets[k] = pulled[k + 1];
-    for (std::size_t j = k + 2; j <= count; ++j) {
-      batch.targets[k] =
-          batch.targets[k] +
-          fresh[j] *
-              matrices_[static_cast<std::int64_t>(k)][static_cast<std::int64_t>(j)].item<double>();
-    }
-  }
-  if (!learns()) return batch;
-  // Sums for the least-squares problem of the next step's matrices, weighted like the loss.
+  return out;
+}
+
+// Sums for the least-squares problem of the next step's matrices, weighted like the loss.
+void SocMatching::observe(const FinetuneContext& context, const Batch& batch, const Pulled& along) {
+  const std::vector<Transition>& steps = context.table.steps;
+  const std::size_t count = steps.size();
   const at::Tensor root =
       path_weights(batch.log_weights, config_.trust_region).weights.sqrt().unsqueeze(1);
   const auto flat = [&](const at::Tensor& x) {
@@ -121,16 +105,52 @@ Batch SocMatching::collect(const FinetuneContext& context, std::int64_t step, st
   };
   std::vector<at::Tensor> rows(count + 1, at::zeros({batch.states[0].numel()}, at::kDouble));
   std::vector<at::Tensor> wanted;
-  for (std::size_t j = 2; j <= count; ++j) rows[j] = flat(fresh[j]);
+  for (std::size_t j = 2; j <= count; ++j) rows[j] = flat(along.fresh[j]);
   for (std::size_t k = 0; k < count; ++k) {
-    wanted.push_back(flat(pulled[k + 1] - (batch.tuned_velocities[k] - batch.base_velocities[k]) *
-                                              (steps[k].c / (steps[k].s * steps[k].s))));
+    wanted.push_back(
+        flat(along.pulled[k + 1] - (batch.tuned_velocities[k] - batch.base_velocities[k]) *
+                                       (steps[k].c / (steps[k].s * steps[k].s))));
   }
   const at::Tensor d = at::stack(rows);
   const at::Tensor sums = at::cat({at::matmul(d, d.t()), at::matmul(at::stack(wanted), d.t())}) *
-                          static_cast<double>(n);
+                          static_cast<double>(batch.n);
   const std::lock_guard lock(mutex_);
-  observed_[first] = sums;
+  observed_[batch.first] = sums;
+}
+
+Batch SocMatching::collect(const FinetuneContext& context, std::int64_t step, std::int64_t first,
+                           std::int64_t n, bool will_reuse) {
+  const std::size_t count = context.table.steps.size();
+  Batch batch = collect_paths(context, step, first, n, context.labels(first, n),
+                              std::vector<bool>(count, true), will_reuse);
+  const at::NoGradGuard no_grad;
+  ScoreAndGradient end = context.reward.score_and_gradient(batch.states.back(), batch.labels);
+  batch.rewards = end.score;
+  const auto measure = [&] {
+    batch.log_weights = measure_against_base(context, batch) + batch.rewards.to(at::kDouble);
+  };
+  batch.targets.resize(count);
+  batch.base_velocities.resize(count);
+  if (adjoint()) {
+    AdjointPass pass = lean_adjoint(*context.policy.base, context.table, batch.states,
+                                    Condition{batch.labels}, -end.gradient);
+    batch.base_velocities = std::move(pass.base_velocities);
+    measure();
+    for (std::size_t k = 0; k < count; ++k) batch.targets[k] = -pass.adjoints[k + 1];
+    return batch;
+  }
+  const Pulled along = pull_back(context, batch, end.gradient);
+  measure();
+  for (std::size_t k = 0; k < count; ++k) {
+    batch.targets[k] = along.pulled[k + 1];
+    for (std::size_t j = k + 2; j <= count; ++j) {
+      batch.targets[k] =
+          batch.targets[k] +
+          along.fresh[j] *
+              matrices_[static_cast<std::int64_t>(k)][static_cast<std::int64_t>(j)].item<double>();
+    }
+  }
+  if (learns()) observe(context, batch, along);
   return batch;
 }
 

@@ -51,6 +51,9 @@ class SocMatching final : public FinetuneMethod {
  private:
   bool adjoint() const { return method_ == "socm-adjoint"; }
   bool learns() const { return !adjoint() && config_.matrices == "learned"; }
+  struct Pulled;
+  Pulled pull_back(const FinetuneContext& context, Batch& batch, const at::Tensor& gradient) const;
+  void observe(const FinetuneContext& context, const Batch& batch, const Pulled& along);
   void solve();
   std::string method_;
   SocMatchingConfig config_;

@@ -112,51 +112,43 @@ Entry parse_entry(const std::string& name, const nlohmann::json& value, const st
   return entry;
 }
 
-}  // namespace
-
-TensorFile read_safetensors(const std::filesystem::path& path) {
-  const std::string where = path.string();
-  const MappedFile file(path);
-  refuse_foreign_file(
-      {reinterpret_cast<const char*>(file.data()), std::min(file.size(), kForeignHead)}, where);
+// The length of the JSON header, from the first eight bytes; the header fits in the file.
+std::uint64_t header_length(const MappedFile& file, const std::string& where) {
   if (file.size() < 8) {
     fail(ErrorKind::kBadFile,
          cat(where, ": too short for a safetensors file (", file.size(), " bytes)"));
   }
-  std::uint64_t header_size = 0;
-  std::memcpy(&header_size, file.data(), 8);
-  if (header_size > kMaxHeader) {
-    fail(
-        ErrorKind::kBadFile,
-        cat(where, ": header length ", header_size, " exceeds the limit of ", kMaxHeader, " bytes"),
-        "is this a safetensors file?");
-  }
-  if (header_size > file.size() - 8) {
+  std::uint64_t length = 0;
+  std::memcpy(&length, file.data(), 8);
+  if (length > kMaxHeader) {
     fail(ErrorKind::kBadFile,
-         cat(where, ": its header of ", header_size, " bytes does not fit in the ", file.size(),
+         cat(where, ": header length ", length, " exceeds the limit of ", kMaxHeader, " bytes"),
+         "is this a safetensors file?");
+  }
+  if (length > file.size() - 8) {
+    fail(ErrorKind::kBadFile,
+         cat(where, ": its header of ", length, " bytes does not fit in the ", file.size(),
              " bytes of the file (truncated?)"),
          "copy or download it again");
   }
-  const std::uint64_t data_size = file.size() - 8 - header_size;
-  const nlohmann::json header =
-      parse_header(std::string(reinterpret_cast<const char*>(file.data()) + 8, header_size), where);
-  if (!header.is_object()) fail(ErrorKind::kBadFile, where + ": header is not a JSON object");
+  return length;
+}
 
-  TensorFile out;
-  std::vector<Entry> entries;
-  for (const auto& [name, value] : header.items()) {
-    if (name == "__metadata__") {
-      if (!value.is_object()) fail(ErrorKind::kBadFile, where + ": __metadata__ is not an object");
-      for (const auto& [key, text] : value.items()) {
-        if (!text.is_string()) {
-          fail(ErrorKind::kBadFile, cat(where, ": __metadata__ entry '", key, "' is not a string"));
-        }
-        out.metadata[key] = text.get<std::string>();
-      }
-    } else {
-      entries.push_back(parse_entry(name, value, where));
+std::map<std::string, std::string> parse_metadata(const nlohmann::json& value,
+                                                  const std::string& where) {
+  std::map<std::string, std::string> out;
+  if (!value.is_object()) fail(ErrorKind::kBadFile, where + ": __metadata__ is not an object");
+  for (const auto& [key, text] : value.items()) {
+    if (!text.is_string()) {
+      fail(ErrorKind::kBadFile, cat(where, ": __metadata__ entry '", key, "' is not a string"));
     }
+    out[key] = text.get<std::string>();
   }
+  return out;
+}
+
+// Sorts the entries by place and refuses gaps and overlaps; returns where the last one ends.
+std::uint64_t order_entries(std::vector<Entry>& entries, const std::string& where) {
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
     return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
   });
@@ -170,26 +162,53 @@ TensorFile read_safetensors(const std::filesystem::path& path) {
     }
     expected = entry.end;
   }
-  if (expected > data_size) {
+  return expected;
+}
+
+// Bytes other than 0 and 1 must not end up in a C++ bool.
+at::Tensor copied_tensor(const Entry& entry, const std::byte* data) {
+  const bool boolean = entry.type == at::kBool;
+  at::Tensor tensor = at::empty(entry.shape, boolean ? at::kByte : entry.type);
+  if (entry.end > entry.begin) {
+    std::memcpy(tensor.data_ptr(), data + entry.begin, entry.end - entry.begin);
+  }
+  return boolean ? tensor.ne(0) : tensor;
+}
+
+}  // namespace
+
+TensorFile read_safetensors(const std::filesystem::path& path) {
+  const std::string where = path.string();
+  const MappedFile file(path);
+  refuse_foreign_file(
+      {reinterpret_cast<const char*>(file.data()), std::min(file.size(), kForeignHead)}, where);
+  const std::uint64_t header_size = header_length(file, where);
+  const std::uint64_t data_size = file.size() - 8 - header_size;
+  const nlohmann::json header =
+      parse_header(std::string(reinterpret_cast<const char*>(file.data()) + 8, header_size), where);
+  if (!header.is_object()) fail(ErrorKind::kBadFile, where + ": header is not a JSON object");
+
+  TensorFile out;
+  std::vector<Entry> entries;
+  for (const auto& [name, value] : header.items()) {
+    if (name == "__metadata__") {
+      out.metadata = parse_metadata(value, where);
+    } else {
+      entries.push_back(parse_entry(name, value, where));
+    }
+  }
+  const std::uint64_t described = order_entries(entries, where);
+  if (described > data_size) {
     fail(ErrorKind::kBadFile,
-         cat(where, " is cut: its header describes ", 8 + header_size + expected,
+         cat(where, " is cut: its header describes ", 8 + header_size + described,
              " bytes, the file has ", file.size()),
          "copy or download it again");
   }
-  if (expected != data_size) {
-    fail(ErrorKind::kBadFile, cat(where, ": ", data_size - expected, " unused bytes at the end"));
+  if (described != data_size) {
+    fail(ErrorKind::kBadFile, cat(where, ": ", data_size - described, " unused bytes at the end"));
   }
-
   const std::byte* data = file.data() + 8 + header_size;
-  for (const Entry& entry : entries) {
-    const bool boolean =
-        entry.type == at::kBool;  // bytes other than 0 and 1 must not end up in a C++ bool
-    at::Tensor tensor = at::empty(entry.shape, boolean ? at::kByte : entry.type);
-    if (entry.end > entry.begin) {
-      std::memcpy(tensor.data_ptr(), data + entry.begin, entry.end - entry.begin);
-    }
-    out.tensors.add(entry.name, boolean ? tensor.ne(0) : tensor);
-  }
+  for (const Entry& entry : entries) out.tensors.add(entry.name, copied_tensor(entry, data));
   return out;
 }
 

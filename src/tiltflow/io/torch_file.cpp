@@ -307,6 +307,64 @@ bool is_tensor(const PickleNode& node) {
 
 namespace {
 
+// The element type: of the storage, or named by the seventh argument of _rebuild_tensor_v3.
+at::ScalarType element_type(const TorchFile& file, const std::string& name, const StorageId& id,
+                            const PickleNode* dtype) {
+  if (!dtype) {
+    if (id.untyped) bad(file, name, "has a storage without a type");
+    return id.type;
+  }
+  const auto* found =
+      std::find_if(std::begin(kTorchTypes), std::end(kTorchTypes),
+                   [&](const TorchType& t) { return dtype->text == cat("torch.", t.dtype); });
+  if (found == std::end(kTorchTypes)) {
+    bad(file, name, cat("has the unsupported type ", pickle_text(*dtype, 40)));
+  }
+  return found->type;
+}
+
+// How a tensor lies in its storage, in elements.
+struct TensorLayout {
+  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> steps;
+  std::int64_t offset = 0;
+  std::uint64_t last = 0;   // index of the last element
+  std::uint64_t count = 1;  // number of elements
+};
+
+TensorLayout layout_of(const TorchFile& file, const std::string& name, const PickleNode& offset,
+                       const PickleNode& sizes, const PickleNode& strides) {
+  constexpr std::uint64_t kLimit = std::uint64_t{1} << 62;
+  TensorLayout out;
+  out.last = natural(file, name, offset);
+  out.offset = static_cast<std::int64_t>(offset.integer);
+  for (std::size_t i = 0; i < sizes.items.size(); ++i) {
+    const std::uint64_t n = natural(file, name, *sizes.items[i]);
+    const std::uint64_t step = natural(file, name, *strides.items[i]);
+    if (n > kLimit || step > kLimit || (n > 0 && out.count > kLimit / n) ||
+        (n > 1 && step > (kLimit - std::min(out.last, kLimit)) / (n - 1))) {
+      bad(file, name, "has a size that overflows");
+    }
+    out.count *= n;
+    if (n > 1) out.last += (n - 1) * step;
+    out.shape.push_back(static_cast<std::int64_t>(n));
+    out.steps.push_back(static_cast<std::int64_t>(step));
+  }
+  return out;
+}
+
+// The storage as one row of `available` elements; old files are not aligned.
+at::Tensor whole_storage(std::string_view data, std::uint64_t available, at::ScalarType type) {
+  const std::uint64_t width = c10::elementSize(type);
+  const auto n = static_cast<std::int64_t>(available);
+  if (reinterpret_cast<std::uintptr_t>(data.data()) % width == 0) {
+    return at::from_blob(const_cast<char*>(data.data()), {n}, at::TensorOptions().dtype(type));
+  }
+  at::Tensor copy = at::empty({n}, type);
+  std::memcpy(copy.data_ptr(), data.data(), available * width);
+  return copy;
+}
+
 at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std::string& name,
                        std::uint64_t& made) {
   std::string function;
@@ -315,72 +373,34 @@ at::Tensor make_tensor(const TorchFile& file, const PickleNode& node, const std:
     fail(ErrorKind::kBadFile,
          cat(file.where, ": '", name, "' is ", pickle_text(node, 40), ", not a plain tensor"));
   }
-  if (arguments->size() < 4 || (ends_with(function, "_v3") && arguments->size() < 7)) {
+  const bool names_type = ends_with(function, "_v3");
+  if (arguments->size() < 4 || (names_type && arguments->size() < 7)) {
     bad(file, name, "is built in an unknown way");
   }
   const StorageId id = storage_id(file, name, *(*arguments)[0]);
-  at::ScalarType type = id.type;
-  if (ends_with(function, "_v3")) {
-    const PickleNode& dtype = *(*arguments)[6];
-    const auto* found =
-        std::find_if(std::begin(kTorchTypes), std::end(kTorchTypes),
-                     [&](const TorchType& t) { return dtype.text == cat("torch.", t.dtype); });
-    if (found == std::end(kTorchTypes)) {
-      bad(file, name, cat("has the unsupported type ", pickle_text(dtype, 40)));
-    }
-    type = found->type;
-  } else if (id.untyped) {
-    bad(file, name, "has a storage without a type");
-  }
+  const at::ScalarType type = element_type(file, name, id, names_type ? (*arguments)[6] : nullptr);
   const PickleNode& sizes = *(*arguments)[2];
   const PickleNode& strides = *(*arguments)[3];
   if (!sizes.is(Kind::kTuple) || !strides.is(Kind::kTuple) ||
       sizes.items.size() != strides.items.size() || sizes.items.size() > 64) {
     bad(file, name, "has malformed sizes or strides");
   }
-
   const std::string_view data = storage_bytes(file, name, id);
   const std::uint64_t width = c10::elementSize(type);
   const std::uint64_t available = data.size() / width;
-  constexpr std::uint64_t kLimit = std::uint64_t{1} << 62;
-  std::uint64_t last = natural(file, name, *(*arguments)[1]);
-  std::uint64_t count = 1;  // index of the last element; number of elements
-  std::vector<std::int64_t> shape;
-  std::vector<std::int64_t> steps;
-  for (std::size_t i = 0; i < sizes.items.size(); ++i) {
-    const std::uint64_t n = natural(file, name, *sizes.items[i]);
-    const std::uint64_t step = natural(file, name, *strides.items[i]);
-    if (n > kLimit || step > kLimit || (n > 0 && count > kLimit / n) ||
-        (n > 1 && step > (kLimit - std::min(last, kLimit)) / (n - 1))) {
-      bad(file, name, "has a size that overflows");
-    }
-    count *= n;
-    if (n > 1) last += (n - 1) * step;
-    shape.push_back(static_cast<std::int64_t>(n));
-    steps.push_back(static_cast<std::int64_t>(step));
+  const TensorLayout layout = layout_of(file, name, *(*arguments)[1], sizes, strides);
+  if (layout.count == 0) return at::empty(layout.shape, type);
+  if (layout.last >= available) {
+    bad(file, name, cat("reaches element ", layout.last, " of a storage of ", available));
   }
-  const auto offset = static_cast<std::int64_t>((*arguments)[1]->integer);
-  if (count == 0) return at::empty(shape, type);
-  if (last >= available) {
-    bad(file, name, cat("reaches element ", last, " of a storage of ", available));
-  }
-  made += count * width;  // strides of zero must not turn a small file into a large tensor
+  made += layout.count * width;  // strides of zero must not turn a small file into a large tensor
   if (made >
       8 * static_cast<std::uint64_t>(file.storages->file.size()) + (std::uint64_t{1} << 26)) {
     bad(file, name, "repeats its storage too often");
   }
-
-  // Boolean bytes other than 0 and 1 must not end up in a C++ bool; old files are not aligned.
-  const at::ScalarType read_as = type == at::kBool ? at::kByte : type;
-  at::Tensor whole;
-  if (reinterpret_cast<std::uintptr_t>(data.data()) % width == 0) {
-    whole = at::from_blob(const_cast<char*>(data.data()), {static_cast<std::int64_t>(available)},
-                          at::TensorOptions().dtype(read_as));
-  } else {
-    whole = at::empty({static_cast<std::int64_t>(available)}, read_as);
-    std::memcpy(whole.data_ptr(), data.data(), available * width);
-  }
-  const at::Tensor view = whole.as_strided(shape, steps, offset);
+  // Boolean bytes other than 0 and 1 must not end up in a C++ bool.
+  const at::Tensor whole = whole_storage(data, available, type == at::kBool ? at::kByte : type);
+  const at::Tensor view = whole.as_strided(layout.shape, layout.steps, layout.offset);
   return type == at::kBool ? view.ne(0) : view.clone(at::MemoryFormat::Contiguous);
 }
 

@@ -71,6 +71,50 @@ class Writer {
   }
 };
 
+// An OrderedDict of tensors; their contiguous copies are added to `kept`, one storage each.
+void write_tensors(Writer& w, const ParameterSet& tensors, std::vector<at::Tensor>& kept) {
+  w.global("collections", "OrderedDict");
+  w.out += ")R(";
+  for (const auto& [name, original] : tensors) {
+    const at::Tensor tensor = original.detach().to(at::kCPU).contiguous();
+    const TorchType* type = torch_type(tensor.scalar_type());
+    if (!type) {
+      fail(ErrorKind::kFailure,
+           cat("tensor '", name, "' has a type that a PyTorch file cannot hold here"));
+    }
+    w.text(name);
+    w.global("torch._utils", "_rebuild_tensor_v2");
+    w.out += "((";
+    w.text("storage");
+    w.global("torch", cat(type->storage, "Storage"));
+    w.text(std::to_string(kept.size()));
+    w.text("cpu");
+    w.integer(tensor.numel());
+    w.out += "tQ";
+    w.integer(0);
+    w.integers(tensor.sizes());
+    w.integers(tensor.strides());
+    w.out += '\x89';
+    w.global("collections", "OrderedDict");
+    w.out += ")RtR";
+    kept.push_back(tensor);
+  }
+  w.out += 'u';
+}
+
+// The items of a dict that is open.
+void write_plain_dicts(Writer& w, const PlainDicts& dicts) {
+  for (const auto& [name, values] : dicts) {
+    w.text(name);
+    w.out += "}(";
+    for (const auto& [key, value] : values) {
+      w.text(key);
+      w.value(value);
+    }
+    w.out += 'u';
+  }
+}
+
 }  // namespace
 
 void write_torch_file(const std::filesystem::path& path,
@@ -78,60 +122,20 @@ void write_torch_file(const std::filesystem::path& path,
                       const PlainDicts& beside) {
   Writer w;
   std::vector<at::Tensor> kept;
-  const auto dict = [&](const ParameterSet& tensors) {
-    w.global("collections", "OrderedDict");
-    w.out += ")R(";
-    for (const auto& [name, original] : tensors) {
-      const at::Tensor tensor = original.detach().to(at::kCPU).contiguous();
-      const TorchType* type = torch_type(tensor.scalar_type());
-      if (!type) {
-        fail(ErrorKind::kFailure,
-             cat("tensor '", name, "' has a type that a PyTorch file cannot hold here"));
-      }
-      w.text(name);
-      w.global("torch._utils", "_rebuild_tensor_v2");
-      w.out += "((";
-      w.text("storage");
-      w.global("torch", cat(type->storage, "Storage"));
-      w.text(std::to_string(kept.size()));
-      w.text("cpu");
-      w.integer(tensor.numel());
-      w.out += "tQ";
-      w.integer(0);
-      w.integers(tensor.sizes());
-      w.integers(tensor.strides());
-      w.out += '\x89';
-      w.global("collections", "OrderedDict");
-      w.out += ")RtR";
-      kept.push_back(tensor);
-    }
-    w.out += 'u';
-  };
-  const auto plain = [&] {  // the items of `beside`
-    for (const auto& [name, values] : beside) {
-      w.text(name);
-      w.out += "}(";
-      for (const auto& [key, value] : values) {
-        w.text(key);
-        w.value(value);
-      }
-      w.out += 'u';
-    }
-  };
   if (sections.size() == 1 && sections[0].first.empty()) {
-    dict(sections[0].second);
+    write_tensors(w, sections[0].second, kept);
     if (!beside.empty()) {
       w.out += "}(";
-      plain();
+      write_plain_dicts(w, beside);
       w.out += "ub";
     }
   } else {
     w.out += "}(";
     for (const auto& [name, tensors] : sections) {
       w.text(name);
-      dict(tensors);
+      write_tensors(w, tensors, kept);
     }
-    plain();
+    write_plain_dicts(w, beside);
     w.out += 'u';
   }
   w.out += '.';

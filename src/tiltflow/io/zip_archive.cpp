@@ -52,14 +52,26 @@ bool looks_like_zip(std::string_view bytes) {
 
 ZipArchive::ZipArchive(const MappedFile& file, std::string where)
     : bytes_(reinterpret_cast<const char*>(file.data()), file.size()), where_(std::move(where)) {
-  const auto bad = [&](const std::string& why) {
-    fail(ErrorKind::kBadFile, cat(where_, ": ", why), "is the file complete?");
-  };
-  const auto need = [&](std::uint64_t offset, std::uint64_t n) {
-    if (offset > bytes_.size() || n > bytes_.size() - offset) {
-      bad("the zip directory leaves the file");
-    }
-  };
+  const Directory directory = find_directory();
+  need(directory.offset, directory.size);
+  if (directory.count > kMaxEntries) bad("lists too many zip entries");
+  std::uint64_t offset = directory.offset;
+  for (std::uint64_t i = 0; i < directory.count; ++i) offset = read_entry(offset);
+}
+
+void ZipArchive::bad(const std::string& why) const {
+  fail(ErrorKind::kBadFile, cat(where_, ": ", why), "is the file complete?");
+}
+
+// Refuses records that leave the file.
+void ZipArchive::need(std::uint64_t offset, std::uint64_t n) const {
+  if (offset > bytes_.size() || n > bytes_.size() - offset) {
+    bad("the zip directory leaves the file");
+  }
+}
+
+// The end record: behind it stands a comment of at most 65535 bytes.
+std::size_t ZipArchive::find_end() const {
   if (bytes_.size() < 22) bad("too short for a zip archive");
   std::size_t end = bytes_.size() - 22;
   const std::size_t lowest = end > 65535 ? end - 65535 : 0;
@@ -69,48 +81,59 @@ ZipArchive::ZipArchive(const MappedFile& file, std::string where)
     }
     --end;
   }
-  std::uint64_t count = little(bytes_, end + 10, 2);
-  std::uint64_t size = little(bytes_, end + 12, 4);
-  std::uint64_t offset = little(bytes_, end + 16, 4);
+  return end;
+}
+
+ZipArchive::Directory ZipArchive::find_directory() const {
+  const std::size_t end = find_end();
+  Directory directory{little(bytes_, end + 10, 2), little(bytes_, end + 12, 4),
+                      little(bytes_, end + 16, 4)};
   if (end >= 20 && little(bytes_, end - 20, 4) == kLocator64) {
     const std::uint64_t at = little(bytes_, end - 12, 8);
     need(at, 56);
     if (little(bytes_, at, 4) != kEnd64) bad("has a broken zip64 directory");
-    count = little(bytes_, at + 32, 8);
-    size = little(bytes_, at + 40, 8);
-    offset = little(bytes_, at + 48, 8);
+    directory.count = little(bytes_, at + 32, 8);
+    directory.size = little(bytes_, at + 40, 8);
+    directory.offset = little(bytes_, at + 48, 8);
   }
-  need(offset, size);
-  if (count > kMaxEntries) bad("lists too many zip entries");
-  for (std::uint64_t i = 0; i < count; ++i) {
-    need(offset, 46);
-    if (little(bytes_, offset, 4) != kCentral) bad("has a broken zip directory");
-    const std::uint64_t name_size = little(bytes_, offset + 28, 2);
-    const std::uint64_t extra_size = little(bytes_, offset + 30, 2);
-    const std::uint64_t comment_size = little(bytes_, offset + 32, 2);
-    need(offset + 46, name_size + extra_size + comment_size);
-    Entry entry{little(bytes_, offset + 42, 4), little(bytes_, offset + 20, 4),
-                little(bytes_, offset + 24, 4),
-                static_cast<std::uint32_t>(little(bytes_, offset + 16, 4)),
-                static_cast<std::uint16_t>(little(bytes_, offset + 10, 2))};
-    if (little(bytes_, offset + 8, 2) & 1) bad("holds encrypted zip entries");
-    const std::string name(bytes_.substr(offset + 46, name_size));
-    // zip64 extra field: the 64-bit values of those that read 0xffffffff, in this order
-    for (std::uint64_t at = offset + 46 + name_size, stop = at + extra_size; at + 4 <= stop;) {
-      const std::uint64_t id = little(bytes_, at, 2);
-      const std::uint64_t length = little(bytes_, at + 2, 2);
-      if (length > stop - at - 4) bad(cat("has a broken extra field of zip entry '", name, "'"));
-      std::uint64_t field = at + 4;
-      const std::uint64_t field_end = field + length;
-      for (std::uint64_t* value : {&entry.size, &entry.packed, &entry.offset}) {
-        if (id != 1 || *value != kMax32 || field + 8 > field_end) continue;
-        *value = little(bytes_, field, 8);
-        field += 8;
-      }
-      at = field_end;
+  return directory;
+}
+
+// One record of the directory; returns where the next one begins.
+std::uint64_t ZipArchive::read_entry(std::uint64_t offset) {
+  need(offset, 46);
+  if (little(bytes_, offset, 4) != kCentral) bad("has a broken zip directory");
+  const std::uint64_t name_size = little(bytes_, offset + 28, 2);
+  const std::uint64_t extra_size = little(bytes_, offset + 30, 2);
+  const std::uint64_t comment_size = little(bytes_, offset + 32, 2);
+  need(offset + 46, name_size + extra_size + comment_size);
+  Entry entry{little(bytes_, offset + 42, 4), little(bytes_, offset + 20, 4),
+              little(bytes_, offset + 24, 4),
+              static_cast<std::uint32_t>(little(bytes_, offset + 16, 4)),
+              static_cast<std::uint16_t>(little(bytes_, offset + 10, 2))};
+  if (little(bytes_, offset + 8, 2) & 1) bad("holds encrypted zip entries");
+  const std::string name(bytes_.substr(offset + 46, name_size));
+  const std::uint64_t extra = offset + 46 + name_size;
+  widen(entry, name, extra, extra + extra_size);
+  if (!entries_.emplace(name, entry).second) bad(cat("has two zip entries named '", name, "'"));
+  return extra + extra_size + comment_size;
+}
+
+// zip64 extra field: the 64-bit values of those that read 0xffffffff, in this order.
+void ZipArchive::widen(Entry& entry, const std::string& name, std::uint64_t at,
+                       std::uint64_t stop) const {
+  while (at + 4 <= stop) {
+    const std::uint64_t id = little(bytes_, at, 2);
+    const std::uint64_t length = little(bytes_, at + 2, 2);
+    if (length > stop - at - 4) bad(cat("has a broken extra field of zip entry '", name, "'"));
+    std::uint64_t field = at + 4;
+    const std::uint64_t field_end = field + length;
+    for (std::uint64_t* value : {&entry.size, &entry.packed, &entry.offset}) {
+      if (id != 1 || *value != kMax32 || field + 8 > field_end) continue;
+      *value = little(bytes_, field, 8);
+      field += 8;
     }
-    if (!entries_.emplace(name, entry).second) bad(cat("has two zip entries named '", name, "'"));
-    offset += 46 + name_size + extra_size + comment_size;
+    at = field_end;
   }
 }
 
@@ -191,77 +214,83 @@ std::string ZipArchive::read(const std::string& name, std::size_t limit) const {
   return out;
 }
 
-void write_zip(const std::filesystem::path& path, const std::vector<ZipPiece>& pieces) {
-  std::deque<std::string> headers;  // stay alive until the file is written
-  std::vector<std::string_view> content;
-  std::string directory;
-  std::uint64_t position = 0;
-  for (const ZipPiece& piece : pieces) {
-    const std::uint64_t size = piece.data.size();
-    const std::uint64_t offset = position;
-    const std::uint32_t checksum = crc32_of(piece.data);
-    const bool wide = size >= kMax32;
-    std::string header;
-    put(header, kLocal, 4);
-    put(header, wide ? 45 : 20, 2);
-    put(header, 0x800, 2);
-    put(header, 0, 2);
-    put(header, 0, 4);
-    put(header, checksum, 4);
-    put(header, wide ? kMax32 : size, 4);
-    put(header, wide ? kMax32 : size, 4);
-    put(header, piece.name.size(), 2);
-    const std::size_t fixed =
-        30 + piece.name.size() + (wide ? 20 : 0) + 4;  // up to the padding of the extra field "FB"
-    const std::size_t padding = (kAlignment - (position + fixed) % kAlignment) % kAlignment;
-    put(header, (wide ? 20 : 0) + 4 + padding, 2);
-    header += piece.name;
-    if (wide) {
-      put(header, 1, 2);
-      put(header, 16, 2);
-      put(header, size, 8);
-      put(header, size, 8);
-    }
-    header += "FB";
-    put(header, padding, 2);
-    header.append(padding, 'Z');
-    position += header.size() + size;
-    headers.push_back(std::move(header));
-    content.push_back(headers.back());
-    content.push_back(piece.data);
+namespace {
 
-    const bool far = offset >= kMax32;
-    const std::size_t extra = wide || far ? 4 + (wide ? 16 : 0) + (far ? 8 : 0) : 0;
-    put(directory, kCentral, 4);
-    put(directory, 45, 2);
-    put(directory, wide || far ? 45 : 20, 2);
-    put(directory, 0x800, 2);
-    put(directory, 0, 2);
-    put(directory, 0, 4);
-    put(directory, checksum, 4);
-    put(directory, wide ? kMax32 : size, 4);
-    put(directory, wide ? kMax32 : size, 4);
-    put(directory, piece.name.size(), 2);
-    put(directory, extra, 2);
-    put(directory, 0, 2);
-    put(directory, 0, 2);
-    put(directory, 0, 2);
-    put(directory, 0, 4);
-    put(directory, far ? kMax32 : offset, 4);
-    directory += piece.name;
-    if (extra) {
-      put(directory, 1, 2);
-      put(directory, extra - 4, 2);
-      if (wide) {
-        put(directory, size, 8);
-        put(directory, size, 8);
-      }
-      if (far) put(directory, offset, 8);
-    }
+// One entry of an archive that is being written.
+struct WrittenEntry {
+  const std::string& name;
+  std::uint64_t size;
+  std::uint64_t offset;
+  std::uint32_t checksum;
+
+  bool wide() const { return size >= kMax32; }
+  bool far() const { return offset >= kMax32; }
+  std::uint64_t short_size() const { return wide() ? kMax32 : size; }
+  std::uint64_t short_offset() const { return far() ? kMax32 : offset; }
+};
+
+// What the local header and the directory say alike: flags, no date, checksum and sizes.
+void put_description(std::string& out, const WrittenEntry& entry) {
+  put(out, 0x800, 2);
+  put(out, 0, 2);
+  put(out, 0, 4);
+  put(out, entry.checksum, 4);
+  put(out, entry.short_size(), 4);
+  put(out, entry.short_size(), 4);
+  put(out, entry.name.size(), 2);
+}
+
+// The header before the data; the extra field "FB" fills up to the alignment.
+std::string local_header(const WrittenEntry& entry) {
+  const bool wide = entry.wide();
+  const std::size_t fixed = 30 + entry.name.size() + (wide ? 20 : 0) + 4;
+  const std::size_t padding = (kAlignment - (entry.offset + fixed) % kAlignment) % kAlignment;
+  std::string out;
+  put(out, kLocal, 4);
+  put(out, wide ? 45 : 20, 2);
+  put_description(out, entry);
+  put(out, (wide ? 20 : 0) + 4 + padding, 2);
+  out += entry.name;
+  if (wide) {
+    put(out, 1, 2);
+    put(out, 16, 2);
+    put(out, entry.size, 8);
+    put(out, entry.size, 8);
   }
-  const std::uint64_t begin = position;
+  out += "FB";
+  put(out, padding, 2);
+  out.append(padding, 'Z');
+  return out;
+}
+
+void put_directory_entry(std::string& out, const WrittenEntry& entry) {
+  const bool wide = entry.wide();
+  const bool far = entry.far();
+  const std::size_t extra = wide || far ? 4 + (wide ? 16 : 0) + (far ? 8 : 0) : 0;
+  put(out, kCentral, 4);
+  put(out, 45, 2);
+  put(out, wide || far ? 45 : 20, 2);
+  put_description(out, entry);
+  put(out, extra, 2);
+  put(out, 0, 2);
+  put(out, 0, 2);
+  put(out, 0, 2);
+  put(out, 0, 4);
+  put(out, entry.short_offset(), 4);
+  out += entry.name;
+  if (!extra) return;
+  put(out, 1, 2);
+  put(out, extra - 4, 2);
+  if (wide) {
+    put(out, entry.size, 8);
+    put(out, entry.size, 8);
+  }
+  if (far) put(out, entry.offset, 8);
+}
+
+// Closes the directory of `count` entries, which begins at `begin`.
+void put_directory_end(std::string& directory, std::uint64_t begin, std::uint64_t count) {
   const std::uint64_t length = directory.size();
-  const std::uint64_t count = pieces.size();
   if (begin >= kMax32 || length >= kMax32 || count >= 0xffff) {
     put(directory, kEnd64, 4);
     put(directory, 44, 8);
@@ -285,6 +314,24 @@ void write_zip(const std::filesystem::path& path, const std::vector<ZipPiece>& p
   put(directory, std::min<std::uint64_t>(length, kMax32), 4);
   put(directory, std::min<std::uint64_t>(begin, kMax32), 4);
   put(directory, 0, 2);
+}
+
+}  // namespace
+
+void write_zip(const std::filesystem::path& path, const std::vector<ZipPiece>& pieces) {
+  std::deque<std::string> headers;  // stay alive until the file is written
+  std::vector<std::string_view> content;
+  std::string directory;
+  std::uint64_t position = 0;
+  for (const ZipPiece& piece : pieces) {
+    const WrittenEntry entry{piece.name, piece.data.size(), position, crc32_of(piece.data)};
+    headers.push_back(local_header(entry));
+    content.push_back(headers.back());
+    content.push_back(piece.data);
+    position += headers.back().size() + entry.size;
+    put_directory_entry(directory, entry);
+  }
+  put_directory_end(directory, position, pieces.size());
   content.push_back(directory);
   write_file_atomic(path, content);
 }

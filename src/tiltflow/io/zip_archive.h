@@ -32,6 +32,16 @@ class ZipArchive {
     std::uint32_t checksum;
     std::uint16_t method;
   };
+  // Where the central directory stands, in bytes of the file.
+  struct Directory {
+    std::uint64_t count, size, offset;
+  };
+  [[noreturn]] void bad(const std::string& why) const;
+  void need(std::uint64_t offset, std::uint64_t n) const;
+  std::size_t find_end() const;
+  Directory find_directory() const;
+  std::uint64_t read_entry(std::uint64_t offset);
+  void widen(Entry& entry, const std::string& name, std::uint64_t at, std::uint64_t stop) const;
   const Entry& entry(const std::string& name) const;
   std::string_view packed_bytes(const std::string& name, const Entry& entry) const;
   std::string_view bytes_;

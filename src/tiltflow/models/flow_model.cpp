@@ -82,49 +82,73 @@ void bind(Fields& f, FlowModelConfig& c) {
   f.table("args", c.args, "constructor arguments that override what the file says, e.g. num_heads");
 }
 
+namespace {
+
+// Models that are steered together: their samples are stacked.
+FlowModel load_agents(const FlowModelConfig& config, ModelRuntime runtime, at::ScalarType dtype) {
+  if (!config.file.empty() || !config.family.empty()) {
+    fail(ErrorKind::kConfig, "model.agents beside model.file or model.family: give one of them");
+  }
+  FlowModel out;
+  std::vector<std::shared_ptr<const VelocityModel>> parts;
+  for (const std::string& file : config.agents) {
+    FlowModelConfig one = config;
+    one.agents.clear();
+    one.file = file;
+    const FlowModel part = load_flow_model(one, runtime, dtype);
+    if (part.prediction != "velocity") {
+      fail(ErrorKind::kConfig,
+           cat(file, " predicts ", part.prediction, ": agents must predict velocities"));
+    }
+    if (out.path && out.path->name() != part.path->name()) {
+      fail(ErrorKind::kConfig,
+           cat("model.agents: ", config.agents[0], " has the ", out.path->name(), " path, ", file,
+               " the ", part.path->name(), " path"));
+    }
+    out.path = part.path;
+    out.prediction = part.prediction;
+    parts.push_back(part.model);
+  }
+  out.model = std::make_shared<ProductModel>(std::move(parts));
+  if (!config.aggregate.empty()) out.aggregate = config.aggregate;
+  return out;
+}
+
+// A model that needs no file.
+FlowModel create_family(const FlowModelConfig& config, ModelRuntime runtime) {
+  if (!config.file.empty()) {
+    fail(ErrorKind::kConfig, "model.file and model.family: give one of them");
+  }
+  if (!config.prediction.empty() && config.prediction != "velocity") {
+    fail(ErrorKind::kConfig, cat("model.prediction = \"", config.prediction,
+                                 "\": a Gaussian mixture answers with velocities"));
+  }
+  ModelSpec spec{config.family, config.args};
+  spec.args["path"] = config.path.empty() ? "linear" : config.path;
+  return {create_velocity_model(spec, 0, runtime), make_path(spec.args["path"]), "velocity",
+          "mean"};
+}
+
+std::string aggregate_of(const FlowModelConfig& config, const LoadedModel& loaded,
+                         const std::string& usual) {
+  std::string out = usual;
+  if (const auto said = loaded.metadata.find("tiltflow.aggregate"); said != loaded.metadata.end()) {
+    out = said->second;
+  }
+  if (!config.aggregate.empty()) out = config.aggregate;
+  if (std::find(aggregates().begin(), aggregates().end(), out) == aggregates().end()) {
+    fail(ErrorKind::kBadFile, cat(config.file, ": tiltflow.aggregate = '", out, "' is unknown"),
+         "known: " + join(aggregates(), ", "));
+  }
+  return out;
+}
+
+}  // namespace
+
 FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime,
                           at::ScalarType dtype) {
-  if (!config.agents.empty()) {
-    if (!config.file.empty() || !config.family.empty()) {
-      fail(ErrorKind::kConfig, "model.agents beside model.file or model.family: give one of them");
-    }
-    FlowModel out;
-    std::vector<std::shared_ptr<const VelocityModel>> parts;
-    for (const std::string& file : config.agents) {
-      FlowModelConfig one = config;
-      one.agents.clear();
-      one.file = file;
-      const FlowModel part = load_flow_model(one, runtime, dtype);
-      if (part.prediction != "velocity") {
-        fail(ErrorKind::kConfig,
-             cat(file, " predicts ", part.prediction, ": agents must predict velocities"));
-      }
-      if (out.path && out.path->name() != part.path->name()) {
-        fail(ErrorKind::kConfig,
-             cat("model.agents: ", config.agents[0], " has the ", out.path->name(), " path, ", file,
-                 " the ", part.path->name(), " path"));
-      }
-      out.path = part.path;
-      out.prediction = part.prediction;
-      parts.push_back(part.model);
-    }
-    out.model = std::make_shared<ProductModel>(std::move(parts));
-    if (!config.aggregate.empty()) out.aggregate = config.aggregate;
-    return out;
-  }
-  if (!config.family.empty()) {
-    if (!config.file.empty()) {
-      fail(ErrorKind::kConfig, "model.file and model.family: give one of them");
-    }
-    if (!config.prediction.empty() && config.prediction != "velocity") {
-      fail(ErrorKind::kConfig, cat("model.prediction = \"", config.prediction,
-                                   "\": a Gaussian mixture answers with velocities"));
-    }
-    ModelSpec spec{config.family, config.args};
-    spec.args["path"] = config.path.empty() ? "linear" : config.path;
-    return {create_velocity_model(spec, 0, runtime), make_path(spec.args["path"]), "velocity",
-            "mean"};
-  }
+  if (!config.agents.empty()) return load_agents(config, runtime, dtype);
+  if (!config.family.empty()) return create_family(config, runtime);
   if (config.file.empty()) {
     fail(ErrorKind::kConfig, "model.file is missing",
          "the base model, e.g. model.file = \"assets/mnist-sit.safetensors\"");
@@ -143,15 +167,7 @@ FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime,
   out.prediction =
       decide(config.prediction, loaded.prediction, "velocity", config.file,
              cat("decide with --prediction or model.prediction: ", join(predictions(), ", ")));
-  if (const auto said = loaded.metadata.find("tiltflow.aggregate"); said != loaded.metadata.end()) {
-    out.aggregate = said->second;
-  }
-  if (!config.aggregate.empty()) out.aggregate = config.aggregate;
-  if (std::find(aggregates().begin(), aggregates().end(), out.aggregate) == aggregates().end()) {
-    fail(ErrorKind::kBadFile,
-         cat(config.file, ": tiltflow.aggregate = '", out.aggregate, "' is unknown"),
-         "known: " + join(aggregates(), ", "));
-  }
+  out.aggregate = aggregate_of(config, loaded, out.aggregate);
   out.model = with_prediction(std::move(loaded.model), out.path, out.prediction);
   return out;
 }

@@ -78,6 +78,23 @@ struct Lease : torch::CustomClassHolder {
   ~Lease() override { end_(); }
   std::function<void()> end_;
 };
+
+// Records `work` into a graph whose memory is that of `pool`.
+void capture(at::cuda::CUDAGraph& into, at::cuda::MempoolId_t pool,
+             const std::function<void()>& work) {
+  into.capture_begin(pool, cudaStreamCaptureModeThreadLocal);
+  try {
+    work();
+  } catch (...) {
+    const std::exception_ptr reason = std::current_exception();
+    try {
+      into.capture_end();
+    } catch (const std::exception&) {  // broken off; the reason is the first error
+    }
+    std::rethrow_exception(reason);
+  }
+  into.capture_end();
+}
 }  // namespace
 
 struct RecordedCall : torch::autograd::Function<RecordedCall> {
@@ -166,28 +183,44 @@ std::shared_ptr<RecordedNetwork::Recording> RecordedNetwork::record(
   }
   c10::cuda::device_synchronize();
   const double before = reserved();
-  const auto recorded = [&](at::cuda::CUDAGraph& into, const std::function<void()>& work) {
-    into.capture_begin(&into == &out->forward ? at::cuda::MempoolId_t{0, 0} : out->forward.pool(),
-                       cudaStreamCaptureModeThreadLocal);
-    try {
-      work();
-    } catch (...) {
-      const std::exception_ptr reason = std::current_exception();
-      try {
-        into.capture_end();
-      } catch (const std::exception&) {  // broken off; the reason is the first error
-      }
-      std::rethrow_exception(reason);
-    }
-    into.capture_end();
-  };
-  recorded(out->forward, [&] { out->output = network_(out->inputs); });
-  if (graph) recorded(out->backward, [&] { out->gradients = gradients(out->output); });
+  capture(out->forward, {0, 0}, [&] { out->output = network_(out->inputs); });
+  if (graph) {
+    capture(out->backward, out->forward.pool(), [&] { out->gradients = gradients(out->output); });
+  }
   out->output = out->output.detach();
   for (at::Tensor& input : out->inputs) input = input.detach();
   out->bytes = std::max(0.0, reserved() - before);
   g_recorded_bytes += out->bytes;
   return out;
+}
+
+std::shared_ptr<RecordedNetwork::Recording> RecordedNetwork::free_recording(
+    Kind& kind, const std::vector<at::Tensor>& inputs, bool graph) const {
+  const auto idle = [](const std::shared_ptr<Recording>& recording) { return !recording->busy; };
+  const auto free = std::find_if(kind.recordings.begin(), kind.recordings.end(), idle);
+  if (free != kind.recordings.end()) return *free;
+  if (kind.recordings.size() >= kind.most ||
+      g_recorded_bytes > kMemoryShare * device_total_bytes()) {
+    return nullptr;
+  }
+  if (kinds_.size() > kKinds) {
+    const auto oldest = std::min_element(
+        kinds_.begin(), kinds_.end(),
+        [](const auto& a, const auto& b) { return a.second.last < b.second.last; });
+    if (std::all_of(oldest->second.recordings.begin(), oldest->second.recordings.end(), idle)) {
+      kinds_.erase(oldest);
+    }
+  }
+  try {
+    kind.recordings.push_back(record(inputs, graph));
+  } catch (const std::exception& error) {
+    const std::string text = error.what();
+    log_warn(cat("a network call cannot be recorded as a CUDA graph and runs kernel by kernel: ",
+                 text.substr(0, text.find('\n'))));
+    kind.most = kind.recordings.size();
+    return nullptr;
+  }
+  return kind.recordings.back();
 }
 
 at::Tensor RecordedNetwork::operator()(const std::vector<at::Tensor>& inputs) const {
@@ -214,33 +247,8 @@ at::Tensor RecordedNetwork::operator()(const std::vector<at::Tensor>& inputs) co
   kind.last = ++calls_;
   if (++kind.calls == 1) return network_(inputs);
 
-  const auto idle = [](const std::shared_ptr<Recording>& recording) { return !recording->busy; };
-  auto free = std::find_if(kind.recordings.begin(), kind.recordings.end(), idle);
-  if (free == kind.recordings.end()) {
-    if (kind.recordings.size() >= kind.most ||
-        g_recorded_bytes > kMemoryShare * device_total_bytes()) {
-      return network_(inputs);
-    }
-    if (kinds_.size() > kKinds) {
-      const auto oldest = std::min_element(
-          kinds_.begin(), kinds_.end(),
-          [](const auto& a, const auto& b) { return a.second.last < b.second.last; });
-      if (std::all_of(oldest->second.recordings.begin(), oldest->second.recordings.end(), idle)) {
-        kinds_.erase(oldest);
-      }
-    }
-    try {
-      kind.recordings.push_back(record(inputs, graph));
-    } catch (const std::exception& error) {
-      const std::string text = error.what();
-      log_warn(cat("a network call cannot be recorded as a CUDA graph and runs kernel by kernel: ",
-                   text.substr(0, text.find('\n'))));
-      kind.most = kind.recordings.size();
-      return network_(inputs);
-    }
-    free = kind.recordings.end() - 1;
-  }
-  const std::shared_ptr<Recording>& recording = *free;
+  const std::shared_ptr<Recording> recording = free_recording(kind, inputs, graph);
+  if (!recording) return network_(inputs);
   refresh_();
   {
     const at::NoGradGuard no_grad;

@@ -39,6 +39,9 @@ class RecordedNetwork {
   struct Kind;
   friend struct RecordedCall;
   std::shared_ptr<Recording> record(const std::vector<at::Tensor>& inputs, bool graph) const;
+  // A recording of this kind that is free, made when there is none; null: the call must be plain.
+  std::shared_ptr<Recording> free_recording(Kind& kind, const std::vector<at::Tensor>& inputs,
+                                            bool graph) const;
 
   Function network_;
   std::vector<at::Tensor> weights_;

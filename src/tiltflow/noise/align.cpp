@@ -80,8 +80,9 @@ void bind(Fields& f, AlignConfig& c) {
           at_least_integer(0));
 }
 
-AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* held_out,
-                        const AlignConfig& c, std::int64_t label, const RandomStreams& streams) {
+namespace {
+
+void require_alignable(const Generator& g, const Reward& reward, std::int64_t label) {
   if (!reward.info().has_gradient) {
     fail(ErrorKind::kConfig,
          cat("reward ", reward.info().name, " has no gradient; aligning noise needs one"));
@@ -91,34 +92,94 @@ AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* 
     fail(ErrorKind::kConfig,
          cat("align.labels: class ", label, ", the generator has ", g.classes()));
   }
+}
+
+at::Tensor labels_of(const Generator& g, std::int64_t label, std::int64_t n) {
+  if (g.classes() == 0) return at::Tensor();
+  return label >= 0 ? at::full({n}, label, at::kLong)
+                    : at::remainder(at::arange(n, at::kLong), g.classes());
+}
+
+at::Tensor scores_of(const Generator& g, const Reward& r, const at::Tensor& z,
+                     const at::Tensor& labels) {
+  const at::Tensor scores = r.score((g.generate(z, labels) + 1) / 2, r.prepare(labels));
+  require_finite(scores, "the reward");
+  return scores;
+}
+
+// What the steps move: the map's parameters under adamw, its matrices under riemannian.
+class MapSteps {
+ public:
+  MapSteps(const AlignConfig& c, const NoiseMap& map, const RandomStreams& streams)
+      : config_(c), map_(map), adam_(c.optimizer == "adamw") {
+    point_ = map.initial(streams, c.batch);
+    first_ = at::zeros_like(point_);
+    second_ = at::zeros_like(point_);
+    if (!adam_) point_ = map.matrices(point_);
+  }
+  at::Tensor leaf() const { return point_.detach().set_requires_grad(true); }
+  at::Tensor matrices(const at::Tensor& leaf) const { return adam_ ? map_.matrices(leaf) : leaf; }
+
+  void step(const at::Tensor& gradient, std::int64_t k) {
+    if (!adam_) {
+      point_ = riemannian_step(point_, gradient,
+                               config_.angle * 0.5 *
+                                   (1 + std::cos(std::numbers::pi * static_cast<double>(k) /
+                                                 static_cast<double>(config_.steps))));
+      return;
+    }
+    first_ = 0.9 * first_ + 0.1 * gradient;
+    second_ = 0.999 * second_ + 0.001 * gradient.square();
+    const double n = static_cast<double>(k + 1);
+    point_ = point_ - config_.learning_rate * (first_ / (1 - std::pow(0.9, n))) /
+                          ((second_ / (1 - std::pow(0.999, n))).sqrt() + 1e-8);
+  }
+
+ private:
+  const AlignConfig& config_;
+  const NoiseMap& map_;
+  bool adam_;
+  at::Tensor point_, first_, second_;
+};
+
+// The shared map on noise it was not fitted to.
+void score_fresh_noise(const Generator& g, const Reward& reward, const NoiseMap& map,
+                       const AlignConfig& c, std::int64_t label, const RandomStreams& streams,
+                       AlignResult& out) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor noise = streams.normal(Purpose::kExact, 0, static_cast<std::uint32_t>(label + 1),
+                                          0, c.fresh, g.noise_shape());
+  const at::Tensor labels = labels_of(g, label, c.fresh);
+  const at::Tensor base = scores_of(g, reward, noise, labels);
+  const at::Tensor aligned = scores_of(g, reward, map.apply(out.maps, noise), labels);
+  const double root = std::sqrt(static_cast<double>(c.fresh));
+  out.fresh_base = base.mean().item<double>();
+  out.fresh_aligned = aligned.mean().item<double>();
+  out.has_fresh = true;
+  if (c.fresh > 1) {
+    out.fresh_base_se = base.std().item<double>() / root;
+    out.fresh_aligned_se = aligned.std().item<double>() / root;
+  }
+}
+
+}  // namespace
+
+AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* held_out,
+                        const AlignConfig& c, std::int64_t label, const RandomStreams& streams) {
+  require_alignable(g, reward, label);
   const NoiseMap map(c.patches, g.noise_shape());
-  const auto labels_of = [&](std::int64_t n) {
-    if (g.classes() == 0) return at::Tensor();
-    return label >= 0 ? at::full({n}, label, at::kLong)
-                      : at::remainder(at::arange(n, at::kLong), g.classes());
-  };
-  const auto score = [&](const Reward& r, const at::Tensor& z, const at::Tensor& labels) {
-    const at::Tensor scores = r.score((g.generate(z, labels) + 1) / 2, r.prepare(labels));
-    require_finite(scores, "the reward");
-    return scores;
-  };
   AlignResult out;
-  out.labels = labels_of(c.batch);
+  out.labels = labels_of(g, label, c.batch);
   out.eps = streams.normal(Purpose::kPrior, 0, static_cast<std::uint32_t>(label + 1), 0, c.batch,
                            g.noise_shape());
-  const bool adam = c.optimizer == "adamw";
-  at::Tensor raw = map.initial(streams, c.batch);
-  at::Tensor q = adam ? at::Tensor() : map.matrices(raw);
-  at::Tensor first = at::zeros_like(raw);
-  at::Tensor second = at::zeros_like(raw);
-  at::Tensor best_scores;
+  MapSteps steps(c, map, streams);
   for (std::int64_t k = 0; k <= c.steps; ++k) {
     check_stop();
     const at::AutoGradMode grad(true);
-    const at::Tensor leaf = (adam ? raw : q).detach().set_requires_grad(true);
-    const at::Tensor matrices = adam ? map.matrices(leaf) : leaf;
+    const at::Tensor leaf = steps.leaf();
+    const at::Tensor matrices = steps.matrices(leaf);
     const at::Tensor z = map.apply(matrices, out.eps);
-    const at::Tensor scores = score(reward, z, out.labels);
+    const at::Tensor scores = scores_of(g, reward, z, out.labels);
     const at::Tensor drift = (z - out.eps).square().flatten(1).mean(1);
     if (!scores.requires_grad()) {
       fail(ErrorKind::kConfig,
@@ -135,39 +196,15 @@ AlignResult align_noise(const Generator& g, const Reward& reward, const Reward* 
     out.drift.push_back(drift.mean().item<double>());
     if (held_out) {
       const at::NoGradGuard no_grad;
-      out.held_out.push_back(score(*held_out, z.detach(), out.labels).mean().item<double>());
+      out.held_out.push_back(scores_of(g, *held_out, z.detach(), out.labels).mean().item<double>());
     }
     if (k == c.steps) break;
     const at::Tensor gradient = torch::autograd::grad({(c.l2 * drift - scores).mean()}, {leaf})[0];
     require_finite(gradient, "the gradient of the alignment");
-    if (adam) {
-      first = 0.9 * first + 0.1 * gradient;
-      second = 0.999 * second + 0.001 * gradient.square();
-      const double n = static_cast<double>(k + 1);
-      raw = raw - c.learning_rate * (first / (1 - std::pow(0.9, n))) /
-                      ((second / (1 - std::pow(0.999, n))).sqrt() + 1e-8);
-    } else {
-      q = riemannian_step(q, gradient,
-                          c.angle * 0.5 *
-                              (1 + std::cos(std::numbers::pi * static_cast<double>(k) /
-                                            static_cast<double>(c.steps))));
-    }
+    steps.step(gradient, k);
   }
   if (!c.patches.per_sample && c.fresh > 0) {
-    const at::NoGradGuard no_grad;
-    const at::Tensor noise = streams.normal(
-        Purpose::kExact, 0, static_cast<std::uint32_t>(label + 1), 0, c.fresh, g.noise_shape());
-    const at::Tensor labels = labels_of(c.fresh);
-    const at::Tensor base = score(reward, noise, labels);
-    const at::Tensor aligned = score(reward, map.apply(out.maps, noise), labels);
-    const double root = std::sqrt(static_cast<double>(c.fresh));
-    out.fresh_base = base.mean().item<double>();
-    out.fresh_aligned = aligned.mean().item<double>();
-    out.has_fresh = true;
-    if (c.fresh > 1) {
-      out.fresh_base_se = base.std().item<double>() / root;
-      out.fresh_aligned_se = aligned.std().item<double>() / root;
-    }
+    score_fresh_noise(g, reward, map, c, label, streams, out);
   }
   return out;
 }

@@ -136,6 +136,7 @@ struct Assigner::Rows {
   at::Tensor target;                 // [M] index into the targets
   at::Tensor eps, parameters;        // [M, d], [M, ...]
   at::Tensor best_loss, best_noise;  // [M] double, [M, d]
+  std::int64_t starts = 1;           // of each target, one after the other
 };
 
 Assigner::Assigner(const Generator& generator, AssignConfig config, RandomStreams streams,
@@ -196,134 +197,177 @@ at::Tensor Assigner::map(const at::Tensor& parameters, const at::Tensor& eps) co
   return rotation_->apply(parameters, eps.unsqueeze(1)).squeeze(1);
 }
 
-// Every row by its own numbers; network calls are shared. Losses are looked at before each update
-// and after the last.
-void Assigner::refine(Rows& rows, const AssignTargets& targets, AssignResult& counts) const {
-  const std::int64_t m = rows.eps.size(0);
-  const std::int64_t tile = config_.tile;
-  const at::Tensor flat = rows.parameters.view({m, -1});  // contiguous fp32
-  std::vector<std::unique_ptr<RowOptimizer>> optimizers;
-  for (std::int64_t i = 0; i < m; ++i) {
-    const Retraction retract =
-        config_.map == "sphere"
-            ? sphere_around(numbers_of(rows.eps[i]), config_.max_angle * std::numbers::pi / 180)
-            : Retraction{};
+// The search from all starts: every row by its own numbers; network calls are shared.
+struct Assigner::Search {
+  const Assigner& assigner;
+  Rows& rows;
+  const AssignTargets& targets;
+  const AssignConfig& config{assigner.config_};
+  at::Tensor flat{rows.parameters.view({rows.eps.size(0), -1})};  // contiguous fp32
+  std::vector<std::unique_ptr<RowOptimizer>> optimizers{make_optimizers()};
+  at::Tensor active{at::arange(rows.eps.size(0), at::kLong)};
+  at::Tensor since{at::zeros({rows.eps.size(0)}, at::kLong)};
+  at::Tensor loss{}, noise{}, gradient{};  // of the active rows
+
+  std::vector<std::unique_ptr<RowOptimizer>> make_optimizers() const {
     // A step of L-BFGS is measured against the length of the noise (rotations: against that of an
     // angle of one radian).
-    const double scale = rotation_ ? 1 : std::sqrt(static_cast<double>(size_)) / 4;
-    optimizers.push_back(config_.optimizer == "adam"
-                             ? make_row_adam(config_.learning_rate, retract)
-                             : make_row_lbfgs({8, 0.15 * scale, scale}, retract));
+    const double scale =
+        assigner.rotation_ ? 1 : std::sqrt(static_cast<double>(assigner.size_)) / 4;
+    std::vector<std::unique_ptr<RowOptimizer>> out;
+    for (std::int64_t i = 0; i < rows.eps.size(0); ++i) {
+      const Retraction retract =
+          config.map == "sphere"
+              ? sphere_around(numbers_of(rows.eps[i]), config.max_angle * std::numbers::pi / 180)
+              : Retraction{};
+      out.push_back(config.optimizer == "adam" ? make_row_adam(config.learning_rate, retract)
+                                               : make_row_lbfgs({8, 0.15 * scale, scale}, retract));
+    }
+    return out;
   }
-  at::Tensor active = at::arange(m, at::kLong);
-  at::Tensor since = at::zeros({m}, at::kLong);
-  for (std::int64_t step = 0; step <= config_.steps && active.size(0) > 0; ++step) {
-    const bool last = step == config_.steps;
+
+  // Losses and noises of the active rows, and gradients where they are asked for.
+  void look(bool with_gradient) {
     const std::int64_t n = active.size(0);
-    const at::Tensor loss = at::empty({n}, at::kDouble);
-    const at::Tensor noise = at::empty({n, size_});
-    const at::Tensor gradient = last ? at::Tensor() : at::empty({n, flat.size(1)});
+    const std::int64_t tile = config.tile;
+    loss = at::empty({n}, at::kDouble);
+    noise = at::empty({n, assigner.size_});
+    gradient = with_gradient ? at::empty({n, flat.size(1)}) : at::Tensor();
     parallel_chunks(n, tile, [&](std::int64_t begin, std::int64_t end) {
       const at::Tensor index = tile_of(active, begin, tile);
       const at::Tensor eps = rows.eps.index_select(0, index);
       const at::Tensor parameters =
-          rows.parameters.index_select(0, index).detach().set_requires_grad(!last);
-      const at::AutoGradMode grad(!last);
-      const at::Tensor z = map(parameters, eps);
-      const at::Tensor each = losses(z, eps, select(targets, rows.target.index_select(0, index)));
+          rows.parameters.index_select(0, index).detach().set_requires_grad(with_gradient);
+      const at::AutoGradMode grad(with_gradient);
+      const at::Tensor z = assigner.map(parameters, eps);
+      const at::Tensor each =
+          assigner.losses(z, eps, select(targets, rows.target.index_select(0, index)));
       loss.narrow(0, begin, end - begin).copy_(each.detach().narrow(0, 0, end - begin));
       noise.narrow(0, begin, end - begin).copy_(z.detach().narrow(0, 0, end - begin));
-      if (!last) {
+      if (with_gradient) {
         gradient.narrow(0, begin, end - begin)
             .copy_(torch::autograd::grad({each.sum()}, {parameters})[0]
                        .narrow(0, 0, end - begin)
                        .flatten(1));
       }
     });
-    counts.forwards += n;
-    counts.backwards += last ? 0 : n;
-    const at::Tensor before = rows.best_loss.index_select(0, active);
+  }
+
+  void keep_better(const at::Tensor& before) {
     const at::Tensor better = loss < before;
     const at::Tensor index = active.masked_select(better);
     rows.best_loss.index_copy_(0, index, loss.masked_select(better));
     rows.best_noise.index_copy_(0, index, noise.index_select(0, better.nonzero().squeeze(1)));
-    if (last) break;
+  }
+
+  // One step of every active row's optimiser; which of them go on. Plain numbers: a tensor
+  // operation a row would cost more than the network.
+  at::Tensor update(double progress) {
+    const std::int64_t n = active.size(0);
+    const std::int64_t width = flat.size(1);
     const at::Tensor go_on = at::ones({n}, at::kBool);
     const auto* row_of = active.data_ptr<std::int64_t>();
     const auto* losses_now = loss.data_ptr<double>();
     auto* goes_on = go_on.data_ptr<bool>();
-    parallel_chunks(
-        n, 256, [&](std::int64_t begin, std::int64_t end) {  // plain numbers: a tensor operation a
-                                                             // row would cost more than the network
-          const std::int64_t width = flat.size(1);
-          std::vector<double> x(static_cast<std::size_t>(width)),
-              g(static_cast<std::size_t>(width));
-          for (std::int64_t i = begin; i < end; ++i) {
-            float* point = flat.data_ptr<float>() + row_of[i] * width;
-            const float* slope = gradient.data_ptr<float>() + i * width;
-            x.assign(point, point + width);
-            g.assign(slope, slope + width);
-            goes_on[i] = optimizers[static_cast<std::size_t>(row_of[i])]->step(
-                losses_now[i], g, x,
-                static_cast<double>(step) / static_cast<double>(config_.steps));
-            std::copy(x.begin(), x.end(), point);
-          }
-        });
-    at::Tensor kept = go_on;
-    if (config_.patience > 0) {
-      const at::Tensor waited = at::where(loss < before * (1 - 1e-3), at::zeros({n}, at::kLong),
-                                          since.index_select(0, active) + 1);
-      since.index_copy_(0, active, waited);
-      kept = kept.logical_and(waited < config_.patience);
-    }
-    active = active.masked_select(kept);
+    parallel_chunks(n, 256, [&](std::int64_t begin, std::int64_t end) {
+      std::vector<double> x(static_cast<std::size_t>(width));
+      std::vector<double> g(static_cast<std::size_t>(width));
+      for (std::int64_t i = begin; i < end; ++i) {
+        float* point = flat.data_ptr<float>() + row_of[i] * width;
+        const float* slope = gradient.data_ptr<float>() + i * width;
+        x.assign(point, point + width);
+        g.assign(slope, slope + width);
+        goes_on[i] =
+            optimizers[static_cast<std::size_t>(row_of[i])]->step(losses_now[i], g, x, progress);
+        std::copy(x.begin(), x.end(), point);
+      }
+    });
+    return go_on;
   }
+
+  // Drops rows whose loss has not fallen for long.
+  at::Tensor patient(const at::Tensor& go_on, const at::Tensor& before) {
+    if (config.patience <= 0) return go_on;
+    const at::Tensor waited =
+        at::where(loss < before * (1 - 1e-3), at::zeros({active.size(0)}, at::kLong),
+                  since.index_select(0, active) + 1);
+    since.index_copy_(0, active, waited);
+    return go_on.logical_and(waited < config.patience);
+  }
+
+  // Losses are looked at before each update and after the last.
+  void run(AssignResult& counts) {
+    for (std::int64_t step = 0; step <= config.steps && active.size(0) > 0; ++step) {
+      const bool last = step == config.steps;
+      look(!last);
+      counts.forwards += active.size(0);
+      counts.backwards += last ? 0 : active.size(0);
+      const at::Tensor before = rows.best_loss.index_select(0, active);
+      keep_better(before);
+      if (last) break;
+      const at::Tensor go_on =
+          update(static_cast<double>(step) / static_cast<double>(config.steps));
+      active = active.masked_select(patient(go_on, before));
+    }
+  }
+};
+
+// One start a target: given noises, with losses known before the search, which only replaces them
+// by better ones.
+Assigner::Rows Assigner::given_starts(const AssignTargets& targets, const at::Tensor& base,
+                                      const at::Tensor& warm, AssignResult& out) const {
+  Rows rows;
+  rows.eps = base.to(at::kFloat).contiguous();
+  out.start_loss = evaluate(warm.defined() ? warm : rows.eps, rows.eps, targets);
+  out.forwards += targets.images.size(0);
+  rows.best_loss = out.start_loss.unsqueeze(1);
+  return rows;
+}
+
+// The best of `screen` random noises a target.
+Assigner::Rows Assigner::random_starts(const AssignTargets& targets, std::uint32_t round,
+                                       AssignResult& out) const {
+  const std::int64_t n = targets.images.size(0);
+  Rows rows;
+  rows.starts = std::min(config_.restarts, config_.screen);
+  std::vector<at::Tensor> each;  // noise of target i and start s: keyed by the target alone
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t id = targets.ids[i].item<std::int64_t>();
+    std::vector<at::Tensor> candidates;
+    for (std::int64_t s = 0; s < config_.screen; ++s) {
+      candidates.push_back(
+          streams_.normal(Purpose::kPrior, round, static_cast<std::uint32_t>(s), id, 1, {size_}));
+    }
+    each.push_back(at::cat(candidates));
+  }
+  const at::Tensor all = at::stack(each);  // [n, screen, d]
+  const at::Tensor owner = at::arange(n, at::kLong).repeat_interleave(config_.screen);
+  const at::Tensor flat = all.view({n * config_.screen, size_});
+  const at::Tensor loss = evaluate(flat, flat, select(targets, owner)).view({n, config_.screen});
+  out.forwards += n * config_.screen;
+  out.start_loss = loss.select(1, 0).clone();
+  const at::Tensor chosen =
+      std::get<1>(loss.sort(std::optional<bool>(true), 1, /*descending=*/false))
+          .narrow(1, 0, rows.starts);  // [n, starts]
+  rows.best_loss = loss.gather(1, chosen);
+  rows.eps = all.gather(1, chosen.unsqueeze(2).expand({n, rows.starts, size_}))
+                 .view({n * rows.starts, size_})
+                 .contiguous();
+  return rows;
 }
 
 AssignResult Assigner::assign(const AssignTargets& targets, std::uint32_t round,
                               const at::Tensor& base, const at::Tensor& warm) const {
   const std::int64_t n = targets.images.size(0);
   AssignResult out;
-  // Starts: given ones, or the best of `screen` random ones. Their losses are known before the
-  // search, which only replaces them by better ones.
-  at::Tensor start_loss;  // [n, starts]
-  const std::int64_t starts = base.defined() ? 1 : std::min(config_.restarts, config_.screen);
-  Rows rows;
+  Rows rows =
+      base.defined() ? given_starts(targets, base, warm, out) : random_starts(targets, round, out);
+  const std::int64_t starts = rows.starts;
   rows.target = at::arange(n, at::kLong).repeat_interleave(starts);
-  if (base.defined()) {
-    rows.eps = base.to(at::kFloat).contiguous();
-    out.start_loss = evaluate(warm.defined() ? warm : rows.eps, rows.eps, targets);
-    out.forwards += n;
-    start_loss = out.start_loss.unsqueeze(1);
-  } else {
-    std::vector<at::Tensor> each;  // noise of target i and start s: keyed by the target alone
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t id = targets.ids[i].item<std::int64_t>();
-      std::vector<at::Tensor> candidates;
-      for (std::int64_t s = 0; s < config_.screen; ++s) {
-        candidates.push_back(
-            streams_.normal(Purpose::kPrior, round, static_cast<std::uint32_t>(s), id, 1, {size_}));
-      }
-      each.push_back(at::cat(candidates));
-    }
-    const at::Tensor all = at::stack(each);  // [n, screen, d]
-    const at::Tensor owner = at::arange(n, at::kLong).repeat_interleave(config_.screen);
-    const at::Tensor flat = all.view({n * config_.screen, size_});
-    const at::Tensor loss = evaluate(flat, flat, select(targets, owner)).view({n, config_.screen});
-    out.forwards += n * config_.screen;
-    out.start_loss = loss.select(1, 0).clone();
-    const at::Tensor chosen =
-        std::get<1>(loss.sort(std::optional<bool>(true), 1, /*descending=*/false))
-            .narrow(1, 0, starts);  // [n, starts]
-    start_loss = loss.gather(1, chosen);
-    rows.eps = all.gather(1, chosen.unsqueeze(2).expand({n, starts, size_}))
-                   .view({n * starts, size_})
-                   .contiguous();
-  }
   const at::Tensor start = warm.defined() ? warm.to(at::kFloat) : rows.eps;
   rows.best_noise = start.clone();
-  rows.best_loss = at::where(at::isfinite(start_loss), start_loss,
-                             at::full_like(start_loss, std::numeric_limits<double>::infinity()))
+  rows.best_loss = at::where(at::isfinite(rows.best_loss), rows.best_loss,
+                             at::full_like(rows.best_loss, std::numeric_limits<double>::infinity()))
                        .reshape({n * starts})
                        .contiguous();
   if (rotation_ && warm.defined()) {
@@ -335,7 +379,7 @@ AssignResult Assigner::assign(const AssignTargets& targets, std::uint32_t round,
                       .expand(at::IntArrayRef(rotation_->initial(streams_, 0, n * starts).sizes()))
                       .contiguous()
                 : start.clone();
-  if (config_.steps > 0) refine(rows, targets, out);
+  if (config_.steps > 0) Search{*this, rows, targets}.run(out);
   const at::Tensor table = rows.best_loss.view({n, starts});
   const at::Tensor best = table.argmin(1, true);
   const at::Tensor pick = (best.squeeze(1) + at::arange(n, at::kLong) * starts);
@@ -345,10 +389,48 @@ AssignResult Assigner::assign(const AssignTargets& targets, std::uint32_t round,
   return out;
 }
 
+// What the generator makes of a pool of noises, in tiles on all cores.
+at::Tensor Assigner::pool_images(const at::Tensor& pool, std::optional<std::int64_t> label) const {
+  const std::int64_t count = pool.size(0);
+  std::vector<std::int64_t> shape = generator_.sample_shape();
+  shape.insert(shape.begin(), count);
+  const at::Tensor images = at::empty(shape);
+  const at::Tensor all = at::arange(count, at::kLong);
+  parallel_chunks(count, config_.tile, [&](std::int64_t first, std::int64_t end) {
+    const at::Tensor labels = label ? at::full({config_.tile}, *label, at::kLong) : at::Tensor();
+    images.narrow(0, first, end - first)
+        .copy_(generate_rows(generator_, pool.index_select(0, tile_of(all, first, config_.tile)),
+                             labels)
+                   .narrow(0, 0, end - first));
+  });
+  return images;
+}
+
+// Image terms of the loss for every pair, [targets, images] double.
+at::Tensor Assigner::pair_costs(const at::Tensor& wanted, const at::Tensor& images) const {
+  const AssignLossConfig& w = config_.loss;
+  const auto squared = [](const at::Tensor& a, const at::Tensor& b) {  // mean over an image
+    const at::Tensor x = a.flatten(1).to(at::kDouble);
+    const at::Tensor y = b.flatten(1).to(at::kDouble);
+    return (x.square().sum(1, true) + y.square().sum(1).unsqueeze(0) - 2 * x.matmul(y.t())) /
+           static_cast<double>(x.size(1));
+  };
+  at::Tensor cost = at::zeros({wanted.size(0), images.size(0)}, at::kDouble);
+  if (w.mse > 0) cost += w.mse * squared(wanted, images);
+  if (w.l1 > 0) {
+    cost += w.l1 *
+            at::cdist(wanted.flatten(1).to(at::kDouble), images.flatten(1).to(at::kDouble), 1) /
+            static_cast<double>(images[0].numel());
+  }
+  if (w.feature > 0) {
+    cost += w.feature * squared(features_((wanted + 1) / 2), features_((images + 1) / 2));
+  }
+  return cost;
+}
+
 at::Tensor Assigner::transport(const AssignTargets& targets, std::uint32_t round) const {
   const at::NoGradGuard no_grad;
   const std::int64_t n = targets.images.size(0);
-  const AssignLossConfig& w = config_.loss;
   at::Tensor out = at::empty({n, size_});
   const std::int64_t groups =
       generator_.classes() > 0 && targets.labels.defined() ? generator_.classes() : 1;
@@ -364,37 +446,8 @@ at::Tensor Assigner::transport(const AssignTargets& targets, std::uint32_t round
       // it.
       const at::Tensor pool = streams_.normal(
           Purpose::kPrior, round, static_cast<std::uint32_t>(1 + label), begin * 8, count, {size_});
-      std::vector<std::int64_t> shape = generator_.sample_shape();
-      shape.insert(shape.begin(), count);
-      const at::Tensor images = at::empty(shape);
-      const at::Tensor all = at::arange(count, at::kLong);
-      parallel_chunks(count, config_.tile, [&](std::int64_t first, std::int64_t end) {
-        const at::Tensor labels =
-            groups > 1 ? at::full({config_.tile}, label, at::kLong) : at::Tensor();
-        images.narrow(0, first, end - first)
-            .copy_(generate_rows(generator_,
-                                 pool.index_select(0, tile_of(all, first, config_.tile)), labels)
-                       .narrow(0, 0, end - first));
-      });
-      const AssignTargets part = select(targets, block);
-      const auto squared = [](const at::Tensor& a,
-                              const at::Tensor& b) {  // mean squared difference of every pair
-        const at::Tensor x = a.flatten(1).to(at::kDouble);
-        const at::Tensor y = b.flatten(1).to(at::kDouble);
-        return (x.square().sum(1, true) + y.square().sum(1).unsqueeze(0) - 2 * x.matmul(y.t())) /
-               static_cast<double>(x.size(1));
-      };
-      at::Tensor cost = at::zeros({block.size(0), count}, at::kDouble);
-      if (w.mse > 0) cost += w.mse * squared(part.images, images);
-      if (w.l1 > 0) {
-        cost += w.l1 *
-                at::cdist(part.images.flatten(1).to(at::kDouble), images.flatten(1).to(at::kDouble),
-                          1) /
-                static_cast<double>(images[0].numel());
-      }
-      if (w.feature > 0) {
-        cost += w.feature * squared(features_((part.images + 1) / 2), features_((images + 1) / 2));
-      }
+      const at::Tensor images = pool_images(pool, groups > 1 ? std::optional(label) : std::nullopt);
+      const at::Tensor cost = pair_costs(select(targets, block).images, images);
       const std::vector<std::int64_t> columns =
           config_.init == "sinkhorn" ? sinkhorn_assignment(cost) : linear_assignment(cost);
       out.index_copy_(0, block, pool.index_select(0, at::tensor(columns, at::kLong)));

@@ -4,6 +4,9 @@
 // what it is computed beside.
 #pragma once
 
+#include <memory>
+#include <optional>
+
 #include <functional>
 #include <string>
 
@@ -84,8 +87,13 @@ class Assigner {
 
  private:
   struct Rows;
+  struct Search;
   at::Tensor map(const at::Tensor& parameters, const at::Tensor& eps) const;
-  void refine(Rows& rows, const AssignTargets& targets, AssignResult& counts) const;
+  Rows given_starts(const AssignTargets& targets, const at::Tensor& base, const at::Tensor& warm,
+                    AssignResult& out) const;
+  Rows random_starts(const AssignTargets& targets, std::uint32_t round, AssignResult& out) const;
+  at::Tensor pool_images(const at::Tensor& pool, std::optional<std::int64_t> label) const;
+  at::Tensor pair_costs(const at::Tensor& wanted, const at::Tensor& images) const;
 
   const Generator& generator_;
   AssignConfig config_;

@@ -100,73 +100,96 @@ at::Tensor reconstruct(const Generator& generator, const at::Tensor& noise,
   return generate_rows(generator, noise, labels);
 }
 
-void pack(const Generator& generator, const std::vector<Target>& targets,
-          const std::vector<AssignStore>& stores, const AssignRunOptions& o,
-          const RandomStreams& streams, AssignSummary& summary) {
+// The rows of all stores in the order of the targets.
+struct PackedRows {
   std::vector<at::Tensor> images, base, noise;
   std::vector<std::int64_t> labels, ids;
   std::vector<double> losses, starts;
   std::string manifest, failures;
+  std::int64_t failed = 0;
+
+  void add_failure(const Target& target, const StoredResult& r) {
+    failures +=
+        Json{{"id", target.id}, {"name", target.name}, {"kind", r.kind}, {"message", r.message}}
+            .dump() +
+        "\n";
+    ++failed;
+  }
+  void add(const Target& target, const StoredResult& r, const at::Tensor& row,
+           const Generator& generator) {
+    base.push_back(row[0]);
+    noise.push_back(row[1]);
+    labels.push_back(r.label);
+    ids.push_back(target.id);
+    losses.push_back(r.loss);
+    starts.push_back(r.start_loss);
+    images.push_back(bytes_of_state(read_target(target, generator).image));
+    manifest += Json{{"id", target.id},
+                     {"name", target.name},
+                     {"label", r.label},
+                     {"loss", json_number(r.loss)},
+                     {"start_loss", json_number(r.start_loss)}}
+                    .dump() +
+                "\n";
+  }
+  AssignedSet set() const {
+    return {at::stack(noise),           at::stack(base),
+            at::stack(images),          at::tensor(labels, at::kLong),
+            at::tensor(ids, at::kLong), at::tensor(losses, at::kDouble)};
+  }
+};
+
+PackedRows packed_rows(const Generator& generator, const std::vector<Target>& targets,
+                       const std::vector<AssignStore>& stores) {
+  PackedRows out;
   for (std::size_t i = 0; i < targets.size(); ++i) {
     for (const AssignStore& each : stores) {
-      const auto found = each.results().find(static_cast<std::int64_t>(i));
+      const auto position = static_cast<std::int64_t>(i);
+      const auto found = each.results().find(position);
       if (found == each.results().end()) continue;
-      const StoredResult& r = found->second;
-      if (r.failed) {
-        failures += Json{{"id", targets[i].id},
-                         {"name", targets[i].name},
-                         {"kind", r.kind},
-                         {"message", r.message}}
-                        .dump() +
-                    "\n";
-        ++summary.failed;
-        continue;
+      if (found->second.failed) {
+        out.add_failure(targets[i], found->second);
+      } else {
+        out.add(targets[i], found->second, each.row(position), generator);
       }
-      const at::Tensor both = each.row(static_cast<std::int64_t>(i));
-      base.push_back(both[0]);
-      noise.push_back(both[1]);
-      labels.push_back(r.label);
-      ids.push_back(targets[i].id);
-      losses.push_back(r.loss);
-      starts.push_back(r.start_loss);
-      images.push_back(bytes_of_state(read_target(targets[i], generator).image));
-      manifest += Json{{"id", targets[i].id},
-                       {"name", targets[i].name},
-                       {"label", r.label},
-                       {"loss", json_number(r.loss)},
-                       {"start_loss", json_number(r.start_loss)}}
-                      .dump() +
-                  "\n";
     }
   }
-  write_file_atomic(o.out / "manifest.jsonl", manifest);
-  write_file_atomic(o.out / "failures.jsonl", failures);
-  summary.assigned = static_cast<std::int64_t>(ids.size());
+  return out;
+}
+
+// Targets beside their reconstructions: target, its reconstruction, the next target, ...
+void write_pairs_picture(const fs::path& out, const Generator& generator, const AssignedSet& set) {
+  const std::int64_t shown = std::min<std::int64_t>(32, set.size());
+  const at::Tensor made =
+      reconstruct(generator, set.noise.narrow(0, 0, shown), set.labels.narrow(0, 0, shown));
+  const at::Tensor wanted = state_of_bytes(set.images.narrow(0, 0, shown));
+  if (!is_picture(generator.sample_shape())) return;
+  const at::Tensor both = at::stack({wanted, made}, 1).flatten(0, 1);
+  write_png(out / "pairs.png", image_grid((both + 1) / 2, 16), {{"Software", "tiltflow"}});
+}
+
+void pack(const Generator& generator, const std::vector<Target>& targets,
+          const std::vector<AssignStore>& stores, const AssignRunOptions& o,
+          const RandomStreams& streams, AssignSummary& summary) {
+  const PackedRows rows = packed_rows(generator, targets, stores);
+  write_file_atomic(o.out / "manifest.jsonl", rows.manifest);
+  write_file_atomic(o.out / "failures.jsonl", rows.failures);
+  summary.failed = rows.failed;
+  summary.assigned = static_cast<std::int64_t>(rows.ids.size());
   Json json{
       {"targets", summary.targets}, {"assigned", summary.assigned}, {"failed", summary.failed}};
   if (summary.assigned > 0) {
-    AssignedSet set{at::stack(noise),           at::stack(base),
-                    at::stack(images),          at::tensor(labels, at::kLong),
-                    at::tensor(ids, at::kLong), at::tensor(losses, at::kDouble)};
+    const AssignedSet set = rows.set();
     write_assigned(o.out / "assigned.safetensors", set);
     summary.loss = set.loss.mean().item<double>();
-    summary.start_loss = at::tensor(starts, at::kDouble).mean().item<double>();
+    summary.start_loss = at::tensor(rows.starts, at::kDouble).mean().item<double>();
     summary.loss_se = summary.assigned > 1 ? set.loss.std().item<double>() /
                                                  std::sqrt(static_cast<double>(summary.assigned))
                                            : 0;
     json["loss"] = summary.loss;
     json["loss_se"] = summary.loss_se;
     json["start_loss"] = summary.start_loss;
-    const std::int64_t shown = std::min<std::int64_t>(32, summary.assigned);
-    const at::Tensor made =
-        reconstruct(generator, set.noise.narrow(0, 0, shown), set.labels.narrow(0, 0, shown));
-    const at::Tensor wanted = state_of_bytes(set.images.narrow(0, 0, shown));
-    if (is_picture(generator.sample_shape())) {
-      const at::Tensor both =
-          at::stack({wanted, made}, 1)
-              .flatten(0, 1);  // target, its reconstruction, the next target, ...
-      write_png(o.out / "pairs.png", image_grid((both + 1) / 2, 16), {{"Software", "tiltflow"}});
-    }
+    write_pairs_picture(o.out, generator, set);
     if (summary.assigned >= 8) {
       summary.noise = noise_report(set.noise, streams);
       write_file_atomic(
@@ -237,6 +260,103 @@ AssignTargets read_targets(const TargetsConfig& config, const Generator& generat
           at::tensor(ids, at::kLong)};
 }
 
+namespace {
+
+// The search of one shard, chunk by chunk into its store.
+class ShardSearch {
+ public:
+  ShardSearch(const Generator& generator, const Assigner& assigner, const AssignConfig& config,
+              const std::vector<Target>& targets, const AssignRunOptions& options,
+              AssignStore& store)
+      : generator_(generator),
+        assigner_(assigner),
+        config_(config),
+        targets_(targets),
+        options_(options),
+        store_(store) {
+    for (const auto& [position, result] : store.results()) {
+      if (!result.failed) count(result.loss);
+    }
+  }
+
+  // Positions of a chunk that have no result yet.
+  std::vector<std::int64_t> open_positions(std::int64_t chunk) const {
+    const auto targets = static_cast<std::int64_t>(targets_.size());
+    std::vector<std::int64_t> out;
+    for (std::int64_t i = chunk * config_.chunk; i < std::min(targets, (chunk + 1) * config_.chunk);
+         ++i) {
+      if (!store_.done(i) && (options_.retry_failed || !store_.failed(i))) out.push_back(i);
+    }
+    return out;
+  }
+
+  void search(const std::vector<std::int64_t>& positions, AssignSummary& summary) {
+    const Chunk chunk = read_chunk(targets_, positions, generator_, store_);
+    if (!chunk.positions.empty()) {
+      const AssignResult result = assign(chunk);
+      summary.forwards += result.forwards;
+      summary.backwards += result.backwards;
+      store(chunk, result);
+    }
+    store_.sync();
+    if (options_.progress) {
+      options_.progress(static_cast<std::int64_t>(store_.results().size()),
+                        done_ > 0 ? sum_ / static_cast<double>(done_) : 0);
+    }
+  }
+
+ private:
+  void count(double loss) {
+    sum_ += loss;
+    ++done_;
+  }
+
+  AssignResult assign(const Chunk& chunk) {
+    at::Tensor base;
+    at::Tensor warm;
+    if (options_.warm) {
+      base = rows_of(*options_.warm, options_.warm->base, chunk.targets.ids);
+      warm = rows_of(*options_.warm, options_.warm->noise, chunk.targets.ids);
+    } else if (config_.init != "random") {
+      if (!transport_.defined()) {
+        transport_ = transported(generator_, assigner_, targets_, options_.round);
+      }
+      base = transport_.index_select(0, at::tensor(chunk.positions, at::kLong));
+    }
+    return assigner_.assign(chunk.targets, options_.round, base, warm);
+  }
+
+  void store(const Chunk& chunk, const AssignResult& result) {
+    for (std::size_t k = 0; k < chunk.positions.size(); ++k) {
+      const auto i = static_cast<std::int64_t>(k);
+      StoredResult one;
+      one.loss = result.loss[i].item<double>();
+      one.start_loss = result.start_loss[i].item<double>();
+      if (chunk.targets.labels.defined()) {
+        one.label = chunk.targets.labels[i].item<std::int64_t>();
+      }
+      if (!std::isfinite(one.loss)) {
+        store_.add_failure(chunk.positions[k], "non-finite", "the loss is never finite");
+        continue;
+      }
+      store_.add(chunk.positions[k], one, result.base[i], result.noise[i]);
+      count(one.loss);
+    }
+  }
+
+  const Generator& generator_;
+  const Assigner& assigner_;
+  const AssignConfig& config_;
+  const std::vector<Target>& targets_;
+  const AssignRunOptions& options_;
+  AssignStore& store_;
+  at::Tensor transport_;   // base noises of all targets, made when the first chunk asks
+  double sum_ = 0;         // of the losses so far
+  std::int64_t done_ = 0;  // targets with a loss
+};
+
+}  // namespace
+
 AssignSummary run_assignment(const Generator& generator, const Assigner& assigner,
                              const AssignConfig& config, const std::vector<Target>& targets,
                              const RandomStreams& streams, const AssignRunOptions& o) {
@@ -249,57 +369,11 @@ AssignSummary run_assignment(const Generator& generator, const Assigner& assigne
     return AssignStore(o.out / "store", o.start, size, summary.targets, lane(shard, o.shards));
   };
   AssignStore store = open(o.shard);
-  at::Tensor transport;
-  double sum = 0;
-  std::int64_t done = 0;
-  for (const auto& [position, result] : store.results()) {
-    if (!result.failed) {
-      sum += result.loss;
-      ++done;
-    }
-  }
+  ShardSearch search(generator, assigner, config, targets, o, store);
   for (std::int64_t c = o.shard; c < chunks; c += o.shards) {
-    std::vector<std::int64_t> open_positions;
-    for (std::int64_t i = c * config.chunk; i < std::min(summary.targets, (c + 1) * config.chunk);
-         ++i) {
-      if (!store.done(i) && (o.retry_failed || !store.failed(i))) open_positions.push_back(i);
-    }
-    if (open_positions.empty()) continue;
-    const Chunk chunk = read_chunk(targets, open_positions, generator, store);
-    if (!chunk.positions.empty()) {
-      at::Tensor base, warm;
-      if (o.warm) {
-        base = rows_of(*o.warm, o.warm->base, chunk.targets.ids);
-        warm = rows_of(*o.warm, o.warm->noise, chunk.targets.ids);
-      } else if (config.init != "random") {
-        if (!transport.defined()) transport = transported(generator, assigner, targets, o.round);
-        base = transport.index_select(0, at::tensor(chunk.positions, at::kLong));
-      }
-      const AssignResult result = assigner.assign(chunk.targets, o.round, base, warm);
-      summary.forwards += result.forwards;
-      summary.backwards += result.backwards;
-      for (std::size_t k = 0; k < chunk.positions.size(); ++k) {
-        const auto i = static_cast<std::int64_t>(k);
-        StoredResult one;
-        one.loss = result.loss[i].item<double>();
-        one.start_loss = result.start_loss[i].item<double>();
-        if (chunk.targets.labels.defined()) {
-          one.label = chunk.targets.labels[i].item<std::int64_t>();
-        }
-        if (!std::isfinite(one.loss)) {
-          store.add_failure(chunk.positions[k], "non-finite", "the loss is never finite");
-          continue;
-        }
-        store.add(chunk.positions[k], one, result.base[i], result.noise[i]);
-        sum += one.loss;
-        ++done;
-      }
-    }
-    store.sync();
-    if (o.progress) {
-      o.progress(static_cast<std::int64_t>(store.results().size()),
-                 done > 0 ? sum / static_cast<double>(done) : 0);
-    }
+    const std::vector<std::int64_t> positions = search.open_positions(c);
+    if (positions.empty()) continue;
+    search.search(positions, summary);
     check_stop();
   }
   std::vector<AssignStore> stores;

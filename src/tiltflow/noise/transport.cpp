@@ -24,80 +24,52 @@ at::Tensor checked(const at::Tensor& cost) {
   return c;
 }
 
-}  // namespace
+// Shortest augmenting paths over the rows of a cost matrix [n, m] with n <= m.
+class AugmentingPaths {
+ public:
+  AugmentingPaths(const double* cost, std::size_t n, std::size_t m)
+      : cost(cost),
+        n(n),
+        m(m),
+        price(m, 0),
+        slack(m),
+        row_of(m, kNone),
+        column_of(n, kNone),
+        before(m),
+        order(m) {}
 
-std::vector<std::int64_t> linear_assignment(const at::Tensor& cost) {
-  const at::Tensor matrix = checked(cost);
-  const std::size_t n = static_cast<std::size_t>(matrix.size(0));
-  const std::size_t m = static_cast<std::size_t>(matrix.size(1));
-  const double* c = matrix.const_data_ptr<double>();
-  constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
-  // Prices of columns by column reduction (square problems only: a column left free must keep price
-  // 0), then one shortest augmenting path per row left over.
-  std::vector<double> price(m, 0), slack(m);
-  std::vector<std::size_t> row_of(m, kNone), column_of(n, kNone), before(m);
-  if (n == m) {
+  // Prices of columns by column reduction: for square problems only, since a column that stays free
+  // must keep price 0.
+  void reduce_columns() {
     for (std::size_t j = m; j-- > 0;) {
       std::size_t best = 0;
       for (std::size_t i = 1; i < n; ++i) {
-        if (c[i * m + j] < c[best * m + j]) best = i;
+        if (cost[i * m + j] < cost[best * m + j]) best = i;
       }
-      price[j] = c[best * m + j];
+      price[j] = cost[best * m + j];
       if (column_of[best] == kNone) {
         column_of[best] = j;
         row_of[j] = best;
       }
     }
   }
-  std::vector<std::size_t> order(m);
-  for (std::size_t start = 0; start < n; ++start) {
-    if (column_of[start] != kNone) continue;
-    // Dijkstra over columns; order[0, done) are final, [done, front) have the least distance, the
-    // rest is open.
+
+  bool matched(std::size_t row) const { return column_of[row] != kNone; }
+
+  // Matches one more row: Dijkstra over columns until one of them is free.
+  void augment(std::size_t start) {
     for (std::size_t j = 0; j < m; ++j) {
-      slack[j] = c[start * m + j] - price[j];
+      slack[j] = cost[start * m + j] - price[j];
       before[j] = start;
       order[j] = j;
     }
-    std::size_t done = 0;
-    std::size_t front = 0;
+    done = 0;
+    front = 0;
+    least = 0;
     std::size_t last = kNone;
-    double least = 0;
     while (last == kNone) {
-      if (done == front) {
-        least = slack[order[front]];
-        std::size_t end = front;
-        for (std::size_t k = front; k < m; ++k) {
-          const std::size_t j = order[k];
-          if (slack[j] > least) continue;
-          if (slack[j] < least) {
-            end = front;
-            least = slack[j];
-          }
-          std::swap(order[k], order[end++]);
-        }
-        front = end;
-        for (std::size_t k = done; k < front && last == kNone; ++k) {
-          if (row_of[order[k]] == kNone) last = order[k];
-        }
-        if (last != kNone) break;
-      }
-      const std::size_t column = order[done++];
-      const std::size_t row = row_of[column];
-      const double offset = c[row * m + column] - price[column] - least;
-      for (std::size_t k = front; k < m; ++k) {
-        const std::size_t j = order[k];
-        const double distance = c[row * m + j] - price[j] - offset;
-        if (distance >= slack[j]) continue;
-        slack[j] = distance;
-        before[j] = row;
-        if (distance > least) continue;
-        if (row_of[j] == kNone) {
-          last = j;
-          break;
-        }
-        std::swap(order[k], order[front++]);
-      }
+      if (done == front) last = find_nearest();
+      if (last == kNone) last = pass_column();
     }
     for (std::size_t k = 0; k < done; ++k) price[order[k]] += slack[order[k]] - least;
     for (std::size_t j = last;;) {
@@ -107,7 +79,73 @@ std::vector<std::int64_t> linear_assignment(const at::Tensor& cost) {
       if (row == start) break;
     }
   }
-  return {column_of.begin(), column_of.end()};
+
+  std::vector<std::int64_t> columns() const { return {column_of.begin(), column_of.end()}; }
+
+ private:
+  static constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
+
+  // Moves the open columns of least distance to the front; a free one among them, or kNone.
+  std::size_t find_nearest() {
+    least = slack[order[front]];
+    std::size_t end = front;
+    for (std::size_t k = front; k < m; ++k) {
+      const std::size_t j = order[k];
+      if (slack[j] > least) continue;
+      if (slack[j] < least) {
+        end = front;
+        least = slack[j];
+      }
+      std::swap(order[k], order[end++]);
+    }
+    front = end;
+    for (std::size_t k = done; k < front; ++k) {
+      if (row_of[order[k]] == kNone) return order[k];
+    }
+    return kNone;
+  }
+
+  // Shortens the ways through the next final column; a free column at the least distance, or kNone.
+  std::size_t pass_column() {
+    const std::size_t column = order[done++];
+    const std::size_t row = row_of[column];
+    const double offset = cost[row * m + column] - price[column] - least;
+    for (std::size_t k = front; k < m; ++k) {
+      const std::size_t j = order[k];
+      const double distance = cost[row * m + j] - price[j] - offset;
+      if (distance >= slack[j]) continue;
+      slack[j] = distance;
+      before[j] = row;
+      if (distance > least) continue;
+      if (row_of[j] == kNone) return j;
+      std::swap(order[k], order[front++]);
+    }
+    return kNone;
+  }
+
+  const double* cost;
+  std::size_t n, m;
+  std::vector<double> price, slack;
+  std::vector<std::size_t> row_of, column_of, before;
+  // order[0, done) are final, [done, front) have the least distance, the rest is open.
+  std::vector<std::size_t> order;
+  std::size_t done = 0;
+  std::size_t front = 0;
+  double least = 0;
+};
+
+}  // namespace
+
+std::vector<std::int64_t> linear_assignment(const at::Tensor& cost) {
+  const at::Tensor matrix = checked(cost);
+  const std::size_t n = static_cast<std::size_t>(matrix.size(0));
+  const std::size_t m = static_cast<std::size_t>(matrix.size(1));
+  AugmentingPaths paths(matrix.const_data_ptr<double>(), n, m);
+  if (n == m) paths.reduce_columns();
+  for (std::size_t row = 0; row < n; ++row) {
+    if (!paths.matched(row)) paths.augment(row);
+  }
+  return paths.columns();
 }
 
 std::vector<std::int64_t> sinkhorn_assignment(const at::Tensor& cost, const SinkhornOptions& o) {

@@ -161,78 +161,94 @@ Chart single(const Lines& lines, const std::string& key, const std::string& titl
   return {title, kSteps, {label, unit, logarithmic}, {over_steps(lines, key, "")}};
 }
 
-}  // namespace
+bool any_has(const Lines& lines, const std::string& key) {
+  return std::any_of(lines.begin(), lines.end(),
+                     [&](const Json& line) { return line.contains(key); });
+}
 
-RunCurves curves_of(const Lines& lines) {
-  RunCurves out;
-  out.main.push_back({"Reward",
-                      kSteps,
-                      {"mean reward, scaled", "nats"},
-                      {over_steps(lines, "reward", "training batches"),
-                       over_steps(lines, "eval_reward", "averaged weights"),
-                       over_steps(lines, "eval_ode_reward", "averaged weights, ODE"),
-                       level(lines, "base_reward", "base model")}});
+void add_reward_charts(const Lines& lines, std::vector<Chart>& out) {
+  out.push_back({"Reward",
+                 kSteps,
+                 {"mean reward, scaled", "nats"},
+                 {over_steps(lines, "reward", "training batches"),
+                  over_steps(lines, "eval_reward", "averaged weights"),
+                  over_steps(lines, "eval_ode_reward", "averaged weights, ODE"),
+                  level(lines, "base_reward", "base model")}});
   for (const std::string& term : unscaled_terms(lines)) {
     const std::string key = "reward_unscaled" + term;
     const std::string name = term.empty() ? "" : ": " + term.substr(1);
-    out.main.push_back({cat("Reward before its scale", name),
-                        kSteps,
-                        {"mean reward, unscaled", "its own unit"},
-                        {over_steps(lines, key, "training batches"),
-                         over_steps(lines, "eval_" + key, "averaged weights"),
-                         level(lines, "base_" + key, "base model")}});
+    out.push_back({cat("Reward before its scale", name),
+                   kSteps,
+                   {"mean reward, unscaled", "its own unit"},
+                   {over_steps(lines, key, "training batches"),
+                    over_steps(lines, "eval_" + key, "averaged weights"),
+                    level(lines, "base_" + key, "base model")}});
   }
-  out.main.push_back({"Control cost: KL of the tuned paths against the base's",
-                      kSteps,
-                      {"control cost", "nats"},
-                      {over_steps(lines, "control_cost", "training batches"),
-                       over_steps(lines, "eval_control_cost", "averaged weights")}});
-  out.main.push_back({"Gap: log Z − (E r − cost), zero only at the optimum",
-                      kSteps,
-                      {"gap", "nats"},
-                      {over_steps(lines, "eval_gap", "log Z of base samples"),
-                       over_steps(lines, "eval_path_gap", "log Z of the tuned paths")}});
+}
+
+void add_control_charts(const Lines& lines, std::vector<Chart>& out) {
+  out.push_back({"Control cost: KL of the tuned paths against the base's",
+                 kSteps,
+                 {"control cost", "nats"},
+                 {over_steps(lines, "control_cost", "training batches"),
+                  over_steps(lines, "eval_control_cost", "averaged weights")}});
+  out.push_back({"Gap: log Z − (E r − cost), zero only at the optimum",
+                 kSteps,
+                 {"gap", "nats"},
+                 {over_steps(lines, "eval_gap", "log Z of base samples"),
+                  over_steps(lines, "eval_path_gap", "log Z of the tuned paths")}});
   Chart trade{"Reward against control cost",
               {"control cost", "nats"},
               {"mean reward, scaled", "nats"},
               {rewards_against(lines, "eval_control_cost", false, 1)}};
   trade.note = "One mark an evaluation of the averaged weights.";
-  const bool has_cost = std::any_of(lines.begin(), lines.end(), [](const Json& line) {
-    return line.contains("eval_control_cost");
-  });
-  if (has_cost) out.main.push_back(trade);
-  out.main.push_back(single(lines, "eval_gain_per_cost", "Reward gained per nat of control",
-                            "gain over cost", "nats per nat", false));
-  const bool validated = std::any_of(lines.begin(), lines.end(), [](const Json& line) {
-    return line.contains("validation_loss");
-  });
-  out.main.push_back({"Loss",
-                      kSteps,
-                      {"loss", "", true},
-                      {over_steps(lines, "loss", validated ? "training batches" : ""),
-                       over_steps(lines, "validation_loss", "validation")}});
+  if (any_has(lines, "eval_control_cost")) out.push_back(trade);
+  out.push_back(single(lines, "eval_gain_per_cost", "Reward gained per nat of control",
+                       "gain over cost", "nats per nat", false));
+}
+
+void add_loss_charts(const Lines& lines, std::vector<Chart>& out) {
+  const bool validated = any_has(lines, "validation_loss");
+  out.push_back({"Loss",
+                 kSteps,
+                 {"loss", "", true},
+                 {over_steps(lines, "loss", validated ? "training batches" : ""),
+                  over_steps(lines, "validation_loss", "validation")}});
   for (const auto& [prefix, title, label] : {std::tuple{"loss_t", "Loss by time", "loss"},
                                              {"control_norm_t", "Control by time", "norm of u √h"},
                                              {"target_norm_t", "Target by time", "norm of s a"},
                                              {"state_norm_t", "State by time", "norm of x"},
                                              {"adjoint_norm_t", "Adjoint by time", "norm of a"}}) {
-    out.main.push_back({title, kSteps, {label, "", true}, per_time(lines, prefix)});
+    out.push_back({title, kSteps, {label, "", true}, per_time(lines, prefix)});
   }
-  out.cost.push_back(single(lines, "gradient_norm", "Gradient norm",
-                            "norm of the gradient before clipping", "", true));
-  out.cost.push_back(single(lines, "learning_rate", "Learning rate", "learning rate", "", false));
-  out.cost.push_back({"Reward against time",
-                      {"training time", "minutes"},
-                      {"mean reward, scaled", "nats"},
-                      {rewards_against(lines, "seconds", true, 60)}});
-  out.cost.push_back(single(lines, "seconds", "Time of a step", "time", "seconds", false));
-  out.cost.push_back(single(lines, "evaluations", "Network evaluations of a step", "evaluations",
-                            "per sample", false));
-  out.cost.push_back({"Largest memory so far",
-                      kSteps,
-                      {"memory", "MB"},
-                      {over_steps(lines, "peak_memory_mb", "main memory"),
-                       over_steps(lines, "peak_device_memory_mb", "device")}});
+}
+
+void add_cost_charts(const Lines& lines, std::vector<Chart>& out) {
+  out.push_back(single(lines, "gradient_norm", "Gradient norm",
+                       "norm of the gradient before clipping", "", true));
+  out.push_back(single(lines, "learning_rate", "Learning rate", "learning rate", "", false));
+  out.push_back({"Reward against time",
+                 {"training time", "minutes"},
+                 {"mean reward, scaled", "nats"},
+                 {rewards_against(lines, "seconds", true, 60)}});
+  out.push_back(single(lines, "seconds", "Time of a step", "time", "seconds", false));
+  out.push_back(single(lines, "evaluations", "Network evaluations of a step", "evaluations",
+                       "per sample", false));
+  out.push_back({"Largest memory so far",
+                 kSteps,
+                 {"memory", "MB"},
+                 {over_steps(lines, "peak_memory_mb", "main memory"),
+                  over_steps(lines, "peak_device_memory_mb", "device")}});
+}
+
+}  // namespace
+
+RunCurves curves_of(const Lines& lines) {
+  RunCurves out;
+  add_reward_charts(lines, out.main);
+  add_control_charts(lines, out.main);
+  add_loss_charts(lines, out.main);
+  add_cost_charts(lines, out.cost);
   for (const std::string& key : unnamed_keys(lines)) {
     out.other.push_back(single(lines, key, spaced(key), spaced(key), "", false));
   }

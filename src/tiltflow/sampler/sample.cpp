@@ -136,17 +136,128 @@ bool leaves_noise(const SamplerConfig& config, const Path& path) {
   return table_of(config, path).steps.back().s > 0;
 }
 
+namespace {
+
+// What all pieces of one draw share.
+struct Drawing {
+  const VelocityField& field;
+  const SamplerConfig& config;
+  const Path& path;
+  at::IntArrayRef shape;
+  const RandomStreams& streams;
+  const DrawOptions& options;
+  std::vector<double> grid;
+  TransitionTable table;  // of samplers that have one
+  OdeOptions ode;
+  bool costs = false;  // path costs against options.reference are asked for
+
+  Draws piece(std::int64_t begin, std::int64_t n, at::Tensor labels) const {
+    Draws part;
+    part.labels = std::move(labels);
+    const Condition condition{part.labels};
+    const at::Tensor x_0 = prior_sample(streams, options.step, begin, n, shape);
+    if (options.keep_noise) part.noise = x_0;
+    if (is_ode(config)) {
+      by_ode(x_0, condition, part);
+    } else if (is_sde(config)) {
+      draw_sde(field, config, path, x_0, keyed_noise(streams, options.step, begin, x_0), condition,
+               options.keep_prediction, part);
+    } else {
+      by_table(x_0, keyed_noise(streams, options.step, begin, x_0), condition, part);
+    }
+    return part;
+  }
+
+ private:
+  void by_ode(const at::Tensor& x_0, const Condition& condition, Draws& part) const {
+    const OdeResult end = solve_ode(field, x_0, grid, condition, ode);
+    if (options.keep_prediction) part.prediction = end.x;
+    part.x = end.x;
+    part.evaluations = end.evaluations;
+    part.accepted = end.accepted;
+    part.rejected = end.rejected;
+  }
+
+  void by_table(const at::Tensor& x_0, const NoiseSource& noise, const Condition& condition,
+                Draws& part) const {
+    RolloutOptions keep;
+    keep.keep_states = keep.keep_velocities = keep.keep_noises = costs;
+    const Trajectory taken = rollout(field, table, x_0, condition, noise, keep);
+    part.x = taken.last;
+    if (options.keep_prediction) {
+      const Transition& last = table.steps.back();
+      part.prediction =
+          last.s > 0 ? data_from_velocity(path.at(last.t), taken.before_last, taken.last_velocity)
+                     : part.x;
+    }
+    if (costs) add_path_costs(taken, condition, part);
+  }
+
+  // Control cost and log density ratio of the path against the reference field.
+  void add_path_costs(const Trajectory& taken, const Condition& condition, Draws& part) const {
+    const std::int64_t n = taken.last.size(0);
+    part.cost = at::zeros({n});
+    part.log_ratio = at::zeros({n});
+    for (std::size_t k = 0; k < table.steps.size(); ++k) {
+      const Transition& step = table.steps[k];
+      if (!(step.s > 0)) continue;
+      const at::Tensor v = options.reference->velocity(
+          taken.states[k], time_tensor(step.t, taken.states[k]), condition);
+      part.cost += control_cost(step, taken.velocities[k], v);
+      part.log_ratio += path_log_ratio(step, taken.velocities[k], v, taken.noises[k]);
+    }
+  }
+};
+
+// All pieces in their order; evaluations are those of the piece that took most.
+Draws joined(const std::vector<Draws>& parts) {
+  Draws out;
+  std::vector<at::Tensor> x, labels, noise, prediction, cost, log_ratio;
+  for (const Draws& part : parts) {
+    x.push_back(part.x);
+    if (part.noise.defined()) noise.push_back(part.noise);
+    if (part.prediction.defined()) prediction.push_back(part.prediction);
+    if (part.evaluations > out.evaluations) {
+      out.evaluations = part.evaluations;
+      out.accepted = part.accepted;
+      out.rejected = part.rejected;
+    }
+    if (part.labels.defined()) labels.push_back(part.labels);
+    if (part.cost.defined()) {
+      cost.push_back(part.cost);
+      log_ratio.push_back(part.log_ratio);
+    }
+  }
+  out.x = at::cat(x);
+  if (!labels.empty()) out.labels = at::cat(labels);
+  if (!noise.empty()) out.noise = at::cat(noise);
+  if (!prediction.empty()) out.prediction = at::cat(prediction);
+  if (!cost.empty()) {
+    out.cost = at::cat(cost);
+    out.log_ratio = at::cat(log_ratio);
+  }
+  return out;
+}
+
+}  // namespace
+
 Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& path,
            at::IntArrayRef shape, const RandomStreams& streams, const LabelSource& labels,
            const DrawOptions& options) {
   const at::NoGradGuard no_grad;
   const bool ode = is_ode(config);
-  const bool sde = is_sde(config);
-  const bool costs = options.reference && !ode && !sde;
-  const std::vector<double> grid = grid_of(config, path);
-  const TransitionTable table = ode || sde ? TransitionTable{} : table_of(config, path);
-  const OdeOptions ode_options{ode ? parse_ode_method(config.name.substr(4)) : OdeMethod::kHeun,
-                               config.rtol, config.atol};
+  const bool has_table = !ode && !is_sde(config);
+  const Drawing drawing{
+      field,
+      config,
+      path,
+      shape,
+      streams,
+      options,
+      grid_of(config, path),
+      has_table ? table_of(config, path) : TransitionTable{},
+      {ode ? parse_ode_method(config.name.substr(4)) : OdeMethod::kHeun, config.rtol, config.atol},
+      options.reference && has_table};
   const std::int64_t pieces = (options.n + options.chunk - 1) / options.chunk;
   std::vector<Draws> parts(static_cast<std::size_t>(pieces));
   std::mutex mutex;
@@ -157,76 +268,13 @@ Draws draw(const VelocityField& field, const SamplerConfig& config, const Path& 
     const std::int64_t i = rank + mine * size;
     const std::int64_t begin = options.first + i * options.chunk;
     const std::int64_t n = std::min(options.chunk, options.n - i * options.chunk);
-    Draws& part = parts[static_cast<std::size_t>(i)];
-    part.labels = labels(begin, n);
-    const Condition condition{part.labels};
-    const at::Tensor x_0 = prior_sample(streams, options.step, begin, n, shape);
-    if (options.keep_noise) part.noise = x_0;
-    if (ode) {
-      const OdeResult end = solve_ode(field, x_0, grid, condition, ode_options);
-      if (options.keep_prediction) part.prediction = end.x;
-      part.x = end.x;
-      part.evaluations = end.evaluations;
-      part.accepted = end.accepted;
-      part.rejected = end.rejected;
-    } else if (sde) {
-      draw_sde(field, config, path, x_0, keyed_noise(streams, options.step, begin, x_0), condition,
-               options.keep_prediction, part);
-    } else {
-      RolloutOptions keep;
-      keep.keep_states = keep.keep_velocities = keep.keep_noises = costs;
-      const Trajectory path_taken = rollout(field, table, x_0, condition,
-                                            keyed_noise(streams, options.step, begin, x_0), keep);
-      part.x = path_taken.last;
-      if (options.keep_prediction) {
-        const Transition& last = table.steps.back();
-        part.prediction = last.s > 0 ? data_from_velocity(path.at(last.t), path_taken.before_last,
-                                                          path_taken.last_velocity)
-                                     : part.x;
-      }
-      if (costs) {
-        part.cost = at::zeros({n});
-        part.log_ratio = at::zeros({n});
-        for (std::size_t k = 0; k < table.steps.size(); ++k) {
-          const Transition& step = table.steps[k];
-          if (!(step.s > 0)) continue;
-          const at::Tensor v = options.reference->velocity(path_taken.states[k],
-                                                           time_tensor(step.t, x_0), condition);
-          part.cost += control_cost(step, path_taken.velocities[k], v);
-          part.log_ratio += path_log_ratio(step, path_taken.velocities[k], v, path_taken.noises[k]);
-        }
-      }
-    }
+    parts[static_cast<std::size_t>(i)] = drawing.piece(begin, n, labels(begin, n));
     const std::lock_guard lock(mutex);
     done = std::min(options.n, done + n * size);
     if (options.progress) options.progress(done);
   });
-  if (size > 1) exchange(parts, options, shape, labels, costs);
-  Draws out;
-  std::vector<at::Tensor> x, y, noise, prediction, cost, log_ratio;
-  for (const Draws& part : parts) {
-    x.push_back(part.x);
-    if (part.noise.defined()) noise.push_back(part.noise);
-    if (part.prediction.defined()) prediction.push_back(part.prediction);
-    if (part.evaluations > out.evaluations) {
-      out.evaluations = part.evaluations;
-      out.accepted = part.accepted;
-      out.rejected = part.rejected;
-    }
-    if (part.labels.defined()) y.push_back(part.labels);
-    if (part.cost.defined()) {
-      cost.push_back(part.cost);
-      log_ratio.push_back(part.log_ratio);
-    }
-  }
-  out.x = at::cat(x);
-  if (!y.empty()) out.labels = at::cat(y);
-  if (!noise.empty()) out.noise = at::cat(noise);
-  if (!prediction.empty()) out.prediction = at::cat(prediction);
-  if (!cost.empty()) {
-    out.cost = at::cat(cost);
-    out.log_ratio = at::cat(log_ratio);
-  }
+  if (size > 1) exchange(parts, options, shape, labels, drawing.costs);
+  Draws out = joined(parts);
   if (!at::isfinite(out.x).all().item<bool>()) {
     fail(ErrorKind::kNonFinite, cat("sampler ", config.name, " produced NaN or infinity"),
          "use more steps or another sampler");

@@ -74,21 +74,116 @@ FeatureFunction feature_function(const std::string& file) {
   };
 }
 
-std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out,
-                            const RunStart& start) {
-  const ModelRuntime runtime = apply(config.compute);
-  const std::vector<Target> targets = list_targets(config.targets);
-  if (const auto training = static_cast<std::int64_t>(static_cast<double>(targets.size()) *
-                                                      (1 - config.sft.validation));
-      training < config.sft.batch) {
+namespace {
+
+void require_training_targets(const OneStepConfig& config, std::size_t targets) {
+  const auto training =
+      static_cast<std::int64_t>(static_cast<double>(targets) * (1 - config.sft.validation));
+  if (training < config.sft.batch) {
     fail(ErrorKind::kConfig,
          cat("sft.batch = ", config.sft.batch, " exceeds the ", training,
              " targets that are not held out"),
          "more targets (targets.count), or a smaller sft.batch");
   }
-  std::shared_ptr<const Generator> first = open_generator(config.generator, runtime);
-  std::shared_ptr<const Generator> current = first;
-  const FolderClaim claim(out);
+}
+
+// Rounds of assigning noise and training the generator on it.
+class EmLoop {
+ public:
+  EmLoop(const OneStepConfig& config, const fs::path& out, const RunStart& start)
+      : config_(config), out_(out), runtime_(apply(config.compute)), inner_(start) {
+    targets_ = list_targets(config.targets);
+    require_training_targets(config, targets_.size());
+    current_ = open_generator(config.generator, runtime_);
+    // Of the halves of a round, whose inputs are those of the loop and each other's results.
+    inner_.inputs.clear();
+    inner_.resume = true;
+  }
+
+  void open_anchor() {
+    anchor_ = config_.sft.anchor_file.empty()
+                  ? current_
+                  : open_generator_file(config_.generator, config_.sft.anchor_file,
+                                        config_.generator.section, runtime_);
+  }
+
+  EmRound carry_out(std::int64_t r) {
+    const fs::path folder = out_ / cat("round-", r < 10 ? "0" : "", r);
+    OneStepConfig c = config_;
+    c.seed = config_.seed + r;
+    assign_noise(c, r, folder / "assign");
+    EmRound round;
+    round.after_assign = objective(*current_, c, *pairs_);
+    const fs::path tuned = folder / "model.safetensors";
+    const fs::path note = folder / "m-step.json";
+    if (!fs::exists(note)) {
+      train_weights(c, folder, round);
+      write_file_atomic(
+          note, Json{{"after_train", round.after_train}, {"step", round.step}}.dump(1) + "\n");
+    } else {
+      const Json json = Json::parse(read_file(note));
+      round.after_train = json.at("after_train").get<double>();
+      round.step = json.at("step").get<double>();
+    }
+    current_ = open_generator_file(config_.generator, tuned, "", runtime_);
+    return round;
+  }
+
+  const Generator& current() const { return *current_; }
+
+ private:
+  void assign_noise(const OneStepConfig& c, std::int64_t r, const fs::path& folder) {
+    const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
+    const Assigner assigner(*current_, c.assign, streams, feature_function(c.features));
+    AssignRunOptions options;
+    options.out = folder;
+    options.start = inner_;
+    options.round = static_cast<std::uint32_t>(r);
+    if (pairs_ && config_.em.warm_start) options.warm = pairs_.get();
+    {
+      Progress progress(cat("round ", r, ", assign"), static_cast<std::int64_t>(targets_.size()));
+      options.progress = [&](std::int64_t done, double loss) {
+        progress.update(done, cat("loss ", compact(loss, 3)));
+      };
+      run_assignment(*current_, assigner, c.assign, targets_, streams, options);
+    }
+    pairs_ = std::make_unique<AssignedSet>(read_assigned(folder));
+  }
+
+  // Trains on the pairs, and halves the step of the weights until the objective falls.
+  void train_weights(const OneStepConfig& c, const fs::path& folder, EmRound& round) const {
+    Run run(folder / "sft", inner_);
+    const SftResult result = sft(current_, anchor_, *pairs_, c, run);
+    const auto proposal = open_generator_file(config_.generator, result.file, "", runtime_);
+    ParameterSet accepted = current_->parameters();
+    round.after_train = round.after_assign;
+    round.step = 0;
+    double share = 1;
+    for (std::int64_t i = 0; i < config_.em.line_search; ++i) {
+      const ParameterSet weights = between(*current_, proposal->parameters(), share);
+      const double j = objective(*current_->rebind(weights), c, *pairs_);
+      if (j < round.after_assign) {
+        accepted = weights;
+        round.after_train = j;
+        round.step = share;
+        break;
+      }
+      share /= 2;
+    }
+    save_any_generator(folder / "model.safetensors", *current_, accepted);
+  }
+
+  const OneStepConfig& config_;
+  const fs::path& out_;
+  ModelRuntime runtime_;
+  RunStart inner_;
+  std::vector<Target> targets_;
+  std::shared_ptr<const Generator> current_, anchor_;
+  std::unique_ptr<AssignedSet> pairs_;  // of the round before
+};
+
+// The configuration and inputs that the folder's rounds were begun with.
+void store_loop(const fs::path& out, const RunStart& start) {
   const StoredStart stored{cat("the loop in ", out.string()), out / "config.toml",
                            out / "inputs.json"};
   std::vector<KeyChange> changes;
@@ -97,67 +192,20 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out,
   }
   store_start(stored, start, changes);
   record_choices(choices_in(out));
-  std::shared_ptr<const Generator> anchor = first;
-  if (!config.sft.anchor_file.empty()) {
-    anchor = open_generator_file(config.generator, config.sft.anchor_file, config.generator.section,
-                                 runtime);
-  }
-  RunStart inner = start;  // of the halves of a round, whose inputs are those of the loop and each
-                           // other's results
-  inner.inputs.clear();
-  inner.resume = true;
+}
+
+}  // namespace
+
+std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out,
+                            const RunStart& start) {
+  EmLoop loop(config, out, start);
+  const FolderClaim claim(out);
+  store_loop(out, start);
+  loop.open_anchor();
   std::vector<EmRound> rounds;
-  std::unique_ptr<AssignedSet> before;
   Json table = Json::array();
   for (std::int64_t r = 1; r <= config.em.rounds; ++r) {
-    const fs::path folder = out / cat("round-", r < 10 ? "0" : "", r);
-    OneStepConfig c = config;
-    c.seed = config.seed + r;
-    const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
-    const Assigner assigner(*current, c.assign, streams, feature_function(c.features));
-    AssignRunOptions options;
-    options.out = folder / "assign";
-    options.start = inner;
-    options.round = static_cast<std::uint32_t>(r);
-    if (before && config.em.warm_start) options.warm = before.get();
-    {
-      Progress progress(cat("round ", r, ", assign"), static_cast<std::int64_t>(targets.size()));
-      options.progress = [&](std::int64_t done, double loss) {
-        progress.update(done, cat("loss ", compact(loss, 3)));
-      };
-      run_assignment(*current, assigner, c.assign, targets, streams, options);
-    }
-    before = std::make_unique<AssignedSet>(read_assigned(folder / "assign"));
-    EmRound round;
-    round.after_assign = objective(*current, c, *before);
-    const fs::path tuned = folder / "model.safetensors";
-    const fs::path note = folder / "m-step.json";
-    if (!fs::exists(note)) {
-      Run run(folder / "sft", inner);
-      const SftResult result = sft(current, anchor, *before, c, run);
-      const auto proposal = open_generator_file(config.generator, result.file, "", runtime);
-      ParameterSet accepted = current->parameters();
-      round.after_train = round.after_assign;
-      round.step = 0;
-      double share = 1;
-      for (std::int64_t i = 0; i < config.em.line_search; ++i, share /= 2) {
-        const ParameterSet weights = between(*current, proposal->parameters(), share);
-        const double j = objective(*current->rebind(weights), c, *before);
-        if (j >= round.after_assign) continue;
-        accepted = weights;
-        round.after_train = j;
-        round.step = share;
-        break;
-      }
-      save_any_generator(tuned, *current, accepted);
-      write_file_atomic(
-          note, Json{{"after_train", round.after_train}, {"step", round.step}}.dump(1) + "\n");
-    } else {
-      const Json json = Json::parse(read_file(note));
-      round.after_train = json.at("after_train").get<double>();
-      round.step = json.at("step").get<double>();
-    }
-    current = open_generator_file(config.generator, tuned, "", runtime);
+    const EmRound round = loop.carry_out(r);
     rounds.push_back(round);
     table.push_back({{"round", r},
                      {"after_assign", round.after_assign},
@@ -170,7 +218,8 @@ std::vector<EmRound> run_em(const OneStepConfig& config, const fs::path& out,
                  : round.step < 1 ? cat(" (", compact(round.step), " of the step)")
                                   : ""));
   }
-  save_any_generator(out / "model.safetensors", *current, current->parameters());
+  const Generator& last = loop.current();
+  save_any_generator(out / "model.safetensors", last, last.parameters());
   return rounds;
 }
 

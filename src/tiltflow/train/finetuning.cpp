@@ -336,62 +336,49 @@ void retire_check(Run& run, std::int64_t steps) {
   }
 }
 
-}  // namespace
-
-TrainResult finetune(const FinetuneSetup& setup, Run& run) {
-  Policy policy =
-      make_policy(setup.flow, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
+void announce_setup(const FinetuneSetup& setup, const Policy& policy) {
   log_info(cat("policy ", setup.config.policy.kind, ": ", policy.trainable.numel(),
                " trainable of ", counted(setup.flow.model->parameters().numel(), "parameter"), " (",
                format_bytes(policy.trainable.bytes()), ")"));
   log_info(cat("sampler ", setup.table.name, ", ", counted(setup.table.size(), "step"), ", ",
                setup.flow.path->name(), " path; ", setup.config.compute.precision,
                " products, attention ", setup.config.compute.attention));
-  const bool fresh = !run.has_checkpoint();
-  if (fresh) {
-    run.latest();  // forgets what a start that never reached its first checkpoint has logged
-  }
-  const BaseStatistics base = fresh ? base_statistics(setup, *setup.for_evaluation(policy.base))
-                                    : stored_base_statistics(run);
-  const std::vector<std::string> suffixes = term_suffixes(setup.config.reward);
+}
+
+void announce_base(const FinetuneSetup& setup, const BaseStatistics& base,
+                   const std::vector<std::string>& suffixes) {
   log_info(cat("base: reward ", compact(base.reward), " +- ", compact(base.reward_se, 2),
                unscaled_text(base.unscaled, suffixes, "base_"), ", log Z ", compact(base.log_z),
                " +- ", compact(base.log_z_se, 2), " (ESS ", fixed(base.ess, 0), " of ",
                base.samples, base.conditions > 1 ? cat(", ", base.conditions, " labels") : "",
                ")"));
+}
 
-  const Policy plain = policy;  // without counters, for evaluation
-  Monitor monitor(setup, plain, base, run);
-  FinetuneObjective objective(setup, std::move(policy), make_method(setup.config.method),
-                              base.log_z);
-  TrainHooks hooks;
-  hooks.label = "finetune";
-  hooks.facts = facts_of(setup, base);
-  hooks.note = [&](const std::map<std::string, double>& m) {
-    const auto cost = m.find("control_cost");
-    return cat("reward ", compact(m.at("reward")), unscaled_text(m, suffixes),
-               cost == m.end() ? ""
-                               : cat("  cost ", compact(cost->second, 3), "  gap ",
-                                     compact(base.log_z - m.at("reward") + cost->second, 3)),
-               "  loss ", compact(m.at("loss"), 3));
-  };
-  const std::int64_t every = setup.config.evaluation.every;
-  if (fresh) {
-    run.log(0, metrics_of(base));
-    for (const RunWarning& warning : base.warnings) warn(run, 0, warning);
-    if (every > 0) run.log(0, monitor.evaluate(plain.trainable, 0));
-    run.save({0,
-              {{"weights", plain.trainable},
-               {"average", plain.trainable},
-               {"optimizer", AdamW(setup.config.train.optimizer, plain.trainable).state()}}},
-             setup.config.train.keep_checkpoints);
-  }
-  hooks.evaluate = [&](std::int64_t step, const ParameterSet& average) {
-    const bool due = every > 0 && (step % every == 0 || step == setup.config.train.steps);
-    return due ? monitor.evaluate(average, step) : std::map<std::string, double>{};
-  };
-  const TrainResult result = train(setup.config.train, objective, run, hooks);
-  if (!run.writes()) return result;
+// The text beside the progress of a step.
+std::string step_note(const std::map<std::string, double>& m, double log_z,
+                      const std::vector<std::string>& suffixes) {
+  const auto cost = m.find("control_cost");
+  return cat("reward ", compact(m.at("reward")), unscaled_text(m, suffixes),
+             cost == m.end() ? ""
+                             : cat("  cost ", compact(cost->second, 3), "  gap ",
+                                   compact(log_z - m.at("reward") + cost->second, 3)),
+             "  loss ", compact(m.at("loss"), 3));
+}
+
+// What a run has logged and saved before its first step.
+void begin_run(const FinetuneSetup& setup, const Policy& policy, const BaseStatistics& base,
+               Monitor& monitor, Run& run) {
+  run.log(0, metrics_of(base));
+  for (const RunWarning& warning : base.warnings) warn(run, 0, warning);
+  if (setup.config.evaluation.every > 0) run.log(0, monitor.evaluate(policy.trainable, 0));
+  run.save({0,
+            {{"weights", policy.trainable},
+             {"average", policy.trainable},
+             {"optimizer", AdamW(setup.config.train.optimizer, policy.trainable).state()}}},
+           setup.config.train.keep_checkpoints);
+}
+
+void write_model(const FinetuneSetup& setup, const TrainResult& result, Run& run) {
   std::map<std::string, std::string> metadata = setup.flow.metadata();
   metadata["tiltflow.reward"] = setup.reward->reward().info().name;
   metadata["tiltflow.steps"] = std::to_string(result.steps);
@@ -406,6 +393,41 @@ TrainResult finetune(const FinetuneSetup& setup, Run& run) {
     write_adapters(run.directory() / "adapter", result.average, setup.config.policy.rank,
                    setup.config.policy.alpha);
   }
+}
+
+}  // namespace
+
+TrainResult finetune(const FinetuneSetup& setup, Run& run) {
+  Policy policy =
+      make_policy(setup.flow, setup.config.policy, static_cast<std::uint64_t>(setup.config.seed));
+  announce_setup(setup, policy);
+  const bool fresh = !run.has_checkpoint();
+  if (fresh) {
+    run.latest();  // forgets what a start that never reached its first checkpoint has logged
+  }
+  const BaseStatistics base = fresh ? base_statistics(setup, *setup.for_evaluation(policy.base))
+                                    : stored_base_statistics(run);
+  const std::vector<std::string> suffixes = term_suffixes(setup.config.reward);
+  announce_base(setup, base, suffixes);
+
+  const Policy plain = policy;  // without counters, for evaluation
+  Monitor monitor(setup, plain, base, run);
+  FinetuneObjective objective(setup, std::move(policy), make_method(setup.config.method),
+                              base.log_z);
+  TrainHooks hooks;
+  hooks.label = "finetune";
+  hooks.facts = facts_of(setup, base);
+  hooks.note = [&](const std::map<std::string, double>& m) {
+    return step_note(m, base.log_z, suffixes);
+  };
+  if (fresh) begin_run(setup, plain, base, monitor, run);
+  hooks.evaluate = [&](std::int64_t step, const ParameterSet& average) {
+    const std::int64_t every = setup.config.evaluation.every;
+    const bool due = every > 0 && (step % every == 0 || step == setup.config.train.steps);
+    return due ? monitor.evaluate(average, step) : std::map<std::string, double>{};
+  };
+  const TrainResult result = train(setup.config.train, objective, run, hooks);
+  if (run.writes()) write_model(setup, result, run);
   return result;
 }
 

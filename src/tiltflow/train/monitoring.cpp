@@ -204,13 +204,49 @@ LabelSource Monitor::labels() const {
 
 std::int64_t Monitor::samples() const { return groups_.whole(setup_.config.evaluation.samples); }
 
+namespace {
+
+// Of a stochastic sampler's paths: rewards against the cost of control.
+std::map<std::string, double> gap_metrics(const Draws& draws, const at::Tensor& rewards,
+                                          const BaseStatistics& base) {
+  const at::Tensor net = rewards - draws.cost.to(at::kDouble);
+  const double cost = draws.cost.mean().item<double>();
+  const double gain = rewards.mean().item<double>() - base.reward;
+  const PathGap sharp = path_gap(rewards, draws.log_ratio, draws.labels);
+  return {{"eval_control_cost", cost},
+          {"eval_gap", base.log_z - net.mean().item<double>()},
+          {"eval_gap_se", std::hypot(standard_error(net), base.log_z_se)},
+          {"eval_path_gap", sharp.gap},
+          {"eval_path_gap_se", sharp.gap_se},
+          {"eval_path_ess", sharp.ess},
+          {"eval_gain_per_cost", cost > 0 ? gain / cost : 0}};
+}
+
+}  // namespace
+
+// Under evaluation.ode, from the same noise as the stochastic sampler's; undefined without one.
+at::Tensor Monitor::rewards_of_ode(const std::shared_ptr<const VelocityField>& tuned,
+                                   DrawOptions options) const {
+  const EvaluationConfig& config = setup_.config.evaluation;
+  if (config.ode.empty()) return {};
+  SamplerConfig ode = setup_.config.sampler;
+  ode.name = config.ode;
+  ode.steps = config.ode_steps;
+  options.reference = nullptr;
+  const Guidance own{config.ode_guidance};
+  const auto field =
+      own.active() ? guided(policy_.tuned, own, setup_.flow.model->classes()) : tuned;
+  const Draws draws = draw(*field, ode, *setup_.flow.path, setup_.flow.model->sample_shape(),
+                           setup_.streams, labels(), options);
+  return setup_.reward->score(draws.x, draws.labels, /*shared=*/true).to(at::kDouble);
+}
+
 std::map<std::string, double> Monitor::evaluate(const ParameterSet& average, std::int64_t step) {
   const FinetuneConfig& config = setup_.config;
   const SwappedWeights swapped(policy_.trainable, average);
   const auto tuned = setup_.for_evaluation(policy_.tuned);
   const auto base = setup_.for_evaluation(policy_.base);
   const std::vector<std::int64_t> shape = setup_.flow.model->sample_shape();
-  const LabelSource labels = this->labels();
   DrawOptions options;
   options.n = samples();
   options.step = RunKey::kEvaluation;
@@ -218,25 +254,10 @@ std::map<std::string, double> Monitor::evaluate(const ParameterSet& average, std
   options.shared = true;
   options.keep_prediction = shape.size() == 3;  // pictures
   const Draws draws =
-      draw(*tuned, config.sampler, *setup_.flow.path, shape, setup_.streams, labels, options);
-  at::Tensor ode_samples;  // from the same noise
-  if (!config.evaluation.ode.empty()) {
-    SamplerConfig ode = config.sampler;
-    ode.name = config.evaluation.ode;
-    ode.steps = config.evaluation.ode_steps;
-    DrawOptions same = options;
-    same.reference = nullptr;
-    const Guidance own{config.evaluation.ode_guidance};
-    const auto field =
-        own.active() ? guided(policy_.tuned, own, setup_.flow.model->classes()) : tuned;
-    ode_samples = draw(*field, ode, *setup_.flow.path, shape, setup_.streams, labels, same).x;
-  }
+      draw(*tuned, config.sampler, *setup_.flow.path, shape, setup_.streams, labels(), options);
   const TermScores scores = setup_.reward->score_terms(draws.x, draws.labels, /*shared=*/true);
   const at::Tensor r = scores.score.to(at::kDouble);
-  const at::Tensor ode_rewards =
-      ode_samples.defined()
-          ? setup_.reward->score(ode_samples, draws.labels, /*shared=*/true).to(at::kDouble)
-          : at::Tensor();
+  const at::Tensor ode_rewards = rewards_of_ode(tuned, options);
   if (!run_.writes()) return {};  // the rest is for one process
   std::map<std::string, double> metrics{{"eval_reward", r.mean().item<double>()},
                                         {"eval_reward_se", standard_error(r)},
@@ -244,19 +265,7 @@ std::map<std::string, double> Monitor::evaluate(const ParameterSet& average, std
                                         {"eval_sample_max", draws.x.max().item<double>()},
                                         {"eval_sample_mean", draws.x.mean().item<double>()},
                                         {"eval_sample_deviation", draws.x.std().item<double>()}};
-  if (draws.cost.defined()) {  // a stochastic sampler
-    const at::Tensor net = r - draws.cost.to(at::kDouble);
-    const double cost = draws.cost.mean().item<double>();
-    const PathGap sharp = path_gap(r, draws.log_ratio, draws.labels);
-    metrics.insert(
-        {{"eval_control_cost", cost},
-         {"eval_gap", base_.log_z - net.mean().item<double>()},
-         {"eval_gap_se", std::hypot(standard_error(net), base_.log_z_se)},
-         {"eval_path_gap", sharp.gap},
-         {"eval_path_gap_se", sharp.gap_se},
-         {"eval_path_ess", sharp.ess},
-         {"eval_gain_per_cost", cost > 0 ? (r.mean().item<double>() - base_.reward) / cost : 0}});
-  }
+  if (draws.cost.defined()) metrics.merge(gap_metrics(draws, r, base_));
   if (ode_rewards.defined()) {
     metrics["eval_ode_reward"] = ode_rewards.mean().item<double>();
     metrics["eval_ode_reward_se"] = standard_error(ode_rewards);

@@ -49,6 +49,8 @@ class Monitor {
   void compare_pictures(const Draws& tuned, const at::Tensor& rewards, const VelocityField& base,
                         std::int64_t step);
   void heat_maps(const VelocityField& tuned, const VelocityField& base, std::int64_t step);
+  at::Tensor rewards_of_ode(const std::shared_ptr<const VelocityField>& tuned,
+                            DrawOptions options) const;
   LabelSource labels() const;
   std::int64_t samples() const;
   const FinetuneSetup& setup_;

@@ -55,6 +55,7 @@ class InOrder {
 struct StepGradients {
   std::vector<at::Tensor> gradients;
   double loss = 0;
+  double norm = 0;  // of the gradients before they are clipped
   MetricSums metrics;
 };
 
@@ -209,23 +210,22 @@ void bind(Fields& f, TrainConfig& c) {
   bind(f, c.optimizer);
 }
 
-TrainResult train(const TrainConfig& config, Objective& objective, Run& run,
-                  const TrainHooks& hooks) {
-  const ParameterSet& trainable = objective.trainable();
-  AdamW optimizer(config.optimizer, trainable);
-  WeightAverage average(trainable, config.average_decay);
-  const Start start = restore(objective, optimizer, average, run);
-  std::int64_t step = start.step;
-  announce_length(config, step, run);
-  broadcast_from_first(trainable.tensors());
-  LastStep last(objective, optimizer, average, step, start.followed);
-  RunFacts facts = hooks.facts;
-  facts.gradient_clip = config.optimizer.gradient_clip;
-  Watch watch(parse_stop_conditions(config.stop_when), facts, config.steps, run);
-  if (step == 0) {
-    for (const RunWarning& warning : hooks.warnings) warn(run, 0, warning);
-  }
-  const auto follow = [&] {
+namespace {
+
+// The steps of one call of `train`.
+struct Training {
+  const TrainConfig& config;
+  const TrainHooks& hooks;
+  Objective& objective;
+  Run& run;
+  AdamW& optimizer;
+  WeightAverage& average;
+  LastStep& last;
+  Watch& watch;
+  std::int64_t step;  // that are done
+
+  // What comes after a step: evaluation, and whatever the caller adds.
+  void follow() {
     const std::map<std::string, double> figures =
         hooks.evaluate ? hooks.evaluate(step, average.values()) : std::map<std::string, double>{};
     if (!figures.empty()) {
@@ -234,48 +234,61 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run,
     }
     if (hooks.after_step) hooks.after_step(step, average.values());
     last.followed(hooks.changes_state);
-  };
-  const auto work = [&] {
-    if (!start.followed) follow();
+  }
+
+  // Gradients of the next step, clipped; their norm before that is a metric.
+  StepGradients finite_gradients() {
+    const std::int64_t items = objective.begin_step(step);
+    StepGradients result = accumulate(objective, items, objective.trainable());
+    if (!std::isfinite(result.loss)) {
+      fail(ErrorKind::kNonFinite, cat("the loss is not finite at step ", step + 1),
+           "lower the learning rate or the reward scale; the last checkpoint is intact");
+    }
+    result.norm = clip_gradients(result.gradients, config.optimizer.gradient_clip);
+    if (!std::isfinite(result.norm)) {
+      fail(ErrorKind::kNonFinite, cat("a gradient is not finite at step ", step + 1),
+           "lower the learning rate; the last checkpoint is intact");
+    }
+    return result;
+  }
+
+  // One step and what follows it; true when the objective could be saved behind it.
+  bool advance(Progress& progress) {
+    const auto begin = std::chrono::steady_clock::now();
+    const StepGradients result = finite_gradients();
+    const double rate =
+        config.optimizer.learning_rate * schedule_factor(config.optimizer, step, config.steps);
+    std::map<std::string, double> metrics = result.metrics.averages();
+    metrics["loss"] = result.loss;
+    metrics["gradient_norm"] = result.norm;
+    metrics["learning_rate"] = rate;
+    objective.end_step(metrics);
+    const bool complete = objective.at_checkpoint() || step + 1 == config.steps;
+    last.advance(complete, [&] {
+      optimizer.step(result.gradients, rate);
+      average.update(step);
+      metrics["seconds"] =
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      metrics["peak_memory_mb"] = peak_memory_bytes() / 1e6;
+      if (const double bytes = device_peak_bytes(); bytes > 0) {
+        metrics["peak_device_memory_mb"] = bytes / 1e6;
+      }
+      run.log(step + 1, metrics);
+    });
+    ++step;
+    watch.observe(step, metrics);
+    progress.update(step, hooks.note ? hooks.note(metrics) : cat("loss ", compact(result.loss)));
+    follow();
+    return complete;
+  }
+
+  void run_to_end(bool followed) {
+    if (!followed) follow();
     bool due = false;  // a checkpoint is waiting for the objective
     Progress progress(hooks.label, config.steps, step);
     while (step < config.steps) {
       check_stop();
-      const auto begin = std::chrono::steady_clock::now();
-      const std::int64_t items = objective.begin_step(step);
-      StepGradients result = accumulate(objective, items, trainable);
-      if (!std::isfinite(result.loss)) {
-        fail(ErrorKind::kNonFinite, cat("the loss is not finite at step ", step + 1),
-             "lower the learning rate or the reward scale; the last checkpoint is intact");
-      }
-      const double norm = clip_gradients(result.gradients, config.optimizer.gradient_clip);
-      if (!std::isfinite(norm)) {
-        fail(ErrorKind::kNonFinite, cat("a gradient is not finite at step ", step + 1),
-             "lower the learning rate; the last checkpoint is intact");
-      }
-      const double rate =
-          config.optimizer.learning_rate * schedule_factor(config.optimizer, step, config.steps);
-      std::map<std::string, double> metrics = result.metrics.averages();
-      metrics["loss"] = result.loss;
-      metrics["gradient_norm"] = norm;
-      metrics["learning_rate"] = rate;
-      objective.end_step(metrics);
-      const bool complete = objective.at_checkpoint() || step + 1 == config.steps;
-      last.advance(complete, [&] {
-        optimizer.step(result.gradients, rate);
-        average.update(step);
-        metrics["seconds"] =
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-        metrics["peak_memory_mb"] = peak_memory_bytes() / 1e6;
-        if (const double bytes = device_peak_bytes(); bytes > 0) {
-          metrics["peak_device_memory_mb"] = bytes / 1e6;
-        }
-        run.log(step + 1, metrics);
-      });
-      ++step;
-      watch.observe(step, metrics);
-      progress.update(step, hooks.note ? hooks.note(metrics) : cat("loss ", compact(result.loss)));
-      follow();
+      const bool complete = advance(progress);
       const std::string reason = all_gather(watch.stop_reason()).front();
       due = due || step % config.checkpoint_every == 0 || step == config.steps || !reason.empty();
       if (!due || !complete) continue;
@@ -283,13 +296,34 @@ TrainResult train(const TrainConfig& config, Objective& objective, Run& run,
       if (!reason.empty()) fail_diverged(run, step, reason);
       due = false;
     }
-  };
+  }
+};
+
+}  // namespace
+
+TrainResult train(const TrainConfig& config, Objective& objective, Run& run,
+                  const TrainHooks& hooks) {
+  const ParameterSet& trainable = objective.trainable();
+  AdamW optimizer(config.optimizer, trainable);
+  WeightAverage average(trainable, config.average_decay);
+  const Start start = restore(objective, optimizer, average, run);
+  announce_length(config, start.step, run);
+  broadcast_from_first(trainable.tensors());
+  LastStep last(objective, optimizer, average, start.step, start.followed);
+  RunFacts facts = hooks.facts;
+  facts.gradient_clip = config.optimizer.gradient_clip;
+  Watch watch(parse_stop_conditions(config.stop_when), facts, config.steps, run);
+  if (start.step == 0) {
+    for (const RunWarning& warning : hooks.warnings) warn(run, 0, warning);
+  }
+  Training training{config, hooks, objective, run, optimizer, average, last, watch, start.step};
+  const auto work = [&] { training.run_to_end(start.followed); };
   if (hooks.lasting) {
     saving_on_stop(last, run, config.keep_checkpoints, work);
   } else {
     work();
   }
-  return {trainable, average.values(), step};
+  return {trainable, average.values(), training.step};
 }
 
 }  // namespace tiltflow

@@ -101,6 +101,29 @@ std::vector<VerifyTask> path_checks(bool full, std::uint64_t seed) {
   return tasks;
 }
 
+namespace {
+
+// Tolerances of the acceptance list: K=40 weight 0.03, mean 5 %; K=100 weight 0.015, mean 3 %,
+// cost 4 %, gap 0.03.
+LawTolerances mixture_tolerances(int steps) {
+  LawTolerances t;
+  if (steps >= 100) {
+    t.weight = 0.015;
+    t.mean_fraction = 0.03;
+  }
+  t.covariance_fraction = steps >= 100 ? 0.08 : 0.12;
+  return t;
+}
+
+LawTolerances gaussian_tolerances(int steps) {
+  LawTolerances t = mixture_tolerances(steps);
+  t.mean_fraction = steps >= 100 ? 0.02 : 0.05;
+  t.covariance_fraction = steps >= 100 ? 0.05 : 0.08;
+  return t;
+}
+
+}  // namespace
+
 std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed) {
   std::vector<VerifyTask> tasks;
   const auto add = [&](ExactProblem (*make)(), TrainedOptions options, LawTolerances tolerances) {
@@ -109,56 +132,41 @@ std::vector<VerifyTask> trained_checks(bool full, std::uint64_t seed) {
     tasks.push_back({trained_name(problem, options),
                      [=] { return trained_rows(problem, options, tolerances, full); }});
   };
-  // Tolerances of the acceptance list: K=40 weight 0.03, mean 5 %; K=100 weight 0.015, mean 3 %,
-  // cost 4 %, gap 0.03.
-  const auto tolerances = [](int steps) {
-    LawTolerances t;
-    if (steps >= 100) {
-      t.weight = 0.015;
-      t.mean_fraction = 0.03;
-    }
-    t.covariance_fraction = steps >= 100 ? 0.08 : 0.12;
-    return t;
-  };
-  const auto gaussian = [&](int steps) {
-    LawTolerances t = tolerances(steps);
-    t.mean_fraction = steps >= 100 ? 0.02 : 0.05;
-    t.covariance_fraction = steps >= 100 ? 0.05 : 0.08;
-    return t;
-  };
   TrainedOptions quick;
   quick.iterations = 450;
   quick.batch = 256;
   quick.loss_steps = 0;
   if (!full) {
-    add(near_modes, quick, tolerances(40));
+    add(near_modes, quick, mixture_tolerances(40));
     TrainedOptions wide = quick;
     wide.iterations = 150;
     wide.batch = 128;
-    add([] { return wide_gaussian(16, false); }, wide, gaussian(40));
+    add([] { return wide_gaussian(16, false); }, wide, gaussian_tolerances(40));
     return tasks;
   }
   for (const int steps : {40, 100}) {
+    const LawTolerances mixture = mixture_tolerances(steps);
+    const LawTolerances gaussian = gaussian_tolerances(steps);
     TrainedOptions options;
     options.steps = steps;
     options.iterations = 1200;
     options.batch = 512;
     options.loss_steps = steps == 100 ? 50 : 0;
-    add(near_modes, options, tolerances(steps));
-    add(near_modes_quadratic, options, tolerances(steps));
-    add([] { return plane_modes(false); }, options, tolerances(steps));
-    add([] { return plane_modes(true); }, options, tolerances(steps));
-    add([] { return line_gaussian(true); }, options, gaussian(steps));
-    add([] { return wide_gaussian(16, false); }, options, gaussian(steps));
-    add([] { return wide_gaussian(16, true); }, options, gaussian(steps));
+    add(near_modes, options, mixture);
+    add(near_modes_quadratic, options, mixture);
+    add([] { return plane_modes(false); }, options, mixture);
+    add([] { return plane_modes(true); }, options, mixture);
+    add([] { return line_gaussian(true); }, options, gaussian);
+    add([] { return wide_gaussian(16, false); }, options, gaussian);
+    add([] { return wide_gaussian(16, true); }, options, gaussian);
     if (steps == 40) {
       TrainedOptions weighted = options;
       weighted.path_weighting = 1;
-      add(near_modes, weighted, tolerances(steps));
+      add(near_modes, weighted, mixture);
     }
     options.hidden = 96;
-    add([] { return wide_gaussian(64, false); }, options, gaussian(steps));
-    add([] { return wide_gaussian(64, true); }, options, gaussian(steps));
+    add([] { return wide_gaussian(64, false); }, options, gaussian);
+    add([] { return wide_gaussian(64, true); }, options, gaussian);
   }
   return tasks;
 }

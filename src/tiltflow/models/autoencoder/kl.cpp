@@ -115,68 +115,82 @@ class AutoencoderKl final : public Autoencoder {
   ParameterSet p_;
 };
 
-ParameterSet expected_tensors(const KlLayout& l) {
-  ParameterSet out;
-  const auto meta = [](at::IntArrayRef shape) {
-    return at::empty({1}).expand(shape);
-  };  // shapes only, no memory
-  const auto conv = [&](const std::string& name, std::int64_t to, std::int64_t from,
-                        std::int64_t side) {
+// Names and shapes of the tensors that a layout needs, without memory of their own.
+struct KlShapes {
+  const KlLayout& layout;
+  ParameterSet out{};
+
+  static at::Tensor meta(at::IntArrayRef shape) { return at::empty({1}).expand(shape); }
+
+  void conv(const std::string& name, std::int64_t to, std::int64_t from, std::int64_t side) {
     out.add(name + ".weight", meta({to, from, side, side}));
     out.add(name + ".bias", meta({to}));
-  };
-  const auto norm = [&](const std::string& name, std::int64_t width) {
+  }
+  void norm(const std::string& name, std::int64_t width) {
     out.add(name + ".weight", meta({width}));
     out.add(name + ".bias", meta({width}));
-  };
-  const auto residual = [&](const std::string& name, std::int64_t from, std::int64_t to) {
+  }
+  void residual(const std::string& name, std::int64_t from, std::int64_t to) {
     norm(name + ".norm1", from);
     conv(name + ".conv1", to, from, 3);
     norm(name + ".norm2", to);
     conv(name + ".conv2", to, to, 3);
     if (from != to) conv(name + ".conv_shortcut", to, from, 1);
-  };
-  const std::size_t stages = l.widths.size();
-  const auto middle = [&](const std::string& half) {
-    const std::int64_t width = l.widths.back();
+  }
+  void middle(const std::string& half) {
+    const std::int64_t width = layout.widths.back();
     residual(half + ".mid_block.resnets.0", width, width);
     residual(half + ".mid_block.resnets.1", width, width);
-    if (!l.mid_attention) return;
+    if (!layout.mid_attention) return;
     const std::string name = half + ".mid_block.attentions.0";
     norm(name + ".group_norm", width);
     for (const char* part : {"to_q", "to_k", "to_v", "to_out.0"}) {
       out.add(cat(name, ".", part, ".weight"), meta({width, width}));
       out.add(cat(name, ".", part, ".bias"), meta({width}));
     }
-  };
-  conv("encoder.conv_in", l.widths[0], l.in, 3);
-  std::int64_t from = l.widths[0];
-  for (std::size_t i = 0; i < stages; ++i) {
-    for (std::int64_t j = 0; j < l.blocks; ++j) {
-      residual(cat("encoder.down_blocks.", i, ".resnets.", j), from, l.widths[i]);
-      from = l.widths[i];
-    }
-    if (i + 1 < stages) conv(cat("encoder.down_blocks.", i, ".downsamplers.0.conv"), from, from, 3);
   }
-  middle("encoder");
-  norm("encoder.conv_norm_out", from);
-  conv("encoder.conv_out", 2 * l.latent, from, 3);
-  if (l.quant) conv("quant_conv", 2 * l.latent, 2 * l.latent, 1);
-  if (l.post_quant) conv("post_quant_conv", l.latent, l.latent, 1);
-  conv("decoder.conv_in", l.widths.back(), l.latent, 3);
-  middle("decoder");
-  from = l.widths.back();
-  for (std::size_t i = 0; i < stages; ++i) {
-    const std::int64_t to = l.widths[stages - 1 - i];
-    for (std::int64_t j = 0; j <= l.blocks; ++j) {
-      residual(cat("decoder.up_blocks.", i, ".resnets.", j), from, to);
-      from = to;
+  void encoder() {
+    const std::size_t stages = layout.widths.size();
+    std::int64_t from = layout.widths[0];
+    conv("encoder.conv_in", from, layout.in, 3);
+    for (std::size_t i = 0; i < stages; ++i) {
+      for (std::int64_t j = 0; j < layout.blocks; ++j) {
+        residual(cat("encoder.down_blocks.", i, ".resnets.", j), from, layout.widths[i]);
+        from = layout.widths[i];
+      }
+      if (i + 1 < stages) {
+        conv(cat("encoder.down_blocks.", i, ".downsamplers.0.conv"), from, from, 3);
+      }
     }
-    if (i + 1 < stages) conv(cat("decoder.up_blocks.", i, ".upsamplers.0.conv"), to, to, 3);
+    middle("encoder");
+    norm("encoder.conv_norm_out", from);
+    conv("encoder.conv_out", 2 * layout.latent, from, 3);
   }
-  norm("decoder.conv_norm_out", from);
-  conv("decoder.conv_out", l.out, from, 3);
-  return out;
+  void decoder() {
+    const std::size_t stages = layout.widths.size();
+    std::int64_t from = layout.widths.back();
+    conv("decoder.conv_in", from, layout.latent, 3);
+    middle("decoder");
+    for (std::size_t i = 0; i < stages; ++i) {
+      const std::int64_t to = layout.widths[stages - 1 - i];
+      for (std::int64_t j = 0; j <= layout.blocks; ++j) {
+        residual(cat("decoder.up_blocks.", i, ".resnets.", j), from, to);
+        from = to;
+      }
+      if (i + 1 < stages) conv(cat("decoder.up_blocks.", i, ".upsamplers.0.conv"), to, to, 3);
+    }
+    norm("decoder.conv_norm_out", from);
+    conv("decoder.conv_out", layout.out, from, 3);
+  }
+};
+
+ParameterSet expected_tensors(const KlLayout& layout) {
+  KlShapes shapes{layout};
+  shapes.encoder();
+  if (layout.quant) shapes.conv("quant_conv", 2 * layout.latent, 2 * layout.latent, 1);
+  if (layout.post_quant) shapes.conv("post_quant_conv", layout.latent, layout.latent, 1);
+  shapes.decoder();
+  return std::move(shapes.out);
 }
 
 // Published files of the first generation call the attention's layers query, key, value, proj_attn;

@@ -49,14 +49,74 @@ ParameterSet expected_tensors(const ClipVisionConfig& c) {
   return out;
 }
 
-// The image tower of any of the known files, by Hugging Face's names; tensors of the text tower are
-// left out.
-ParameterSet vision_tensors(const ParameterSet& file) {
+// Old names and what Hugging Face calls them.
+using Renames = std::vector<std::pair<std::string, std::string>>;
+
+const Renames& openai_tower() {
+  static const Renames names{{"class_embedding", "embeddings.class_embedding"},
+                             {"positional_embedding", "embeddings.position_embedding.weight"},
+                             {"conv1.weight", "embeddings.patch_embedding.weight"},
+                             {"ln_pre.weight", "pre_layrnorm.weight"},
+                             {"ln_pre.bias", "pre_layrnorm.bias"},
+                             {"ln_post.weight", "post_layernorm.weight"},
+                             {"ln_post.bias", "post_layernorm.bias"}};
+  return names;
+}
+
+// Beginnings of the names inside a block.
+const Renames& openai_block() {
+  static const Renames names{{"attn.out_proj.", "self_attn.out_proj."},
+                             {"ln_1.", "layer_norm1."},
+                             {"ln_2.", "layer_norm2."},
+                             {"mlp.c_fc.", "mlp.fc1."},
+                             {"mlp.c_proj.", "mlp.fc2."}};
+  return names;
+}
+
+// Tensors by Hugging Face's names, in fp32 on the compute device.
+struct RenamedTensors {
   ParameterSet out;
-  const auto add = [&](const std::string& name, const at::Tensor& tensor) {
+
+  void add(const std::string& name, const at::Tensor& tensor) {
     out.add(name, to_compute_device(tensor.to(at::kFloat)));
-  };
-  if (!file.contains("visual.class_embedding")) {
+  }
+
+  // `rest`: what stands behind "visual.transformer.resblocks.".
+  void add_block(const std::string& rest, const at::Tensor& tensor) {
+    const std::string index = rest.substr(0, rest.find('.'));
+    const std::string part = rest.substr(std::min(rest.size(), index.size() + 1));
+    const std::string target = cat(kTower, "encoder.layers.", index, ".");
+    if (starts_with(part, "attn.in_proj_")) {
+      const std::vector<at::Tensor> qkv = tensor.chunk(3, 0);
+      const char* const names[3] = {"q_proj", "k_proj", "v_proj"};
+      for (std::size_t j = 0; qkv.size() == 3 && j < 3; ++j) {
+        add(cat(target, "self_attn.", names[j], ".", part.substr(13)), qkv[j]);
+      }
+      return;
+    }
+    for (const auto& [old, now] : openai_block()) {
+      if (starts_with(part, old)) add(target + now + part.substr(old.size()), tensor);
+    }
+  }
+
+  void add_openai(const ParameterSet& file) {
+    const std::string visual = "visual.";
+    const std::string blocks = "visual.transformer.resblocks.";
+    for (const auto& [name, tensor] : file) {
+      if (!starts_with(name, visual)) continue;
+      if (name == "visual.proj") {
+        add("visual_projection.weight", tensor.t());
+      } else if (starts_with(name, blocks)) {
+        add_block(name.substr(blocks.size()), tensor);
+      } else {
+        for (const auto& [old, now] : openai_tower()) {
+          if (name == visual + old) add(kTower + now, tensor);
+        }
+      }
+    }
+  }
+
+  void add_hugging_face(const ParameterSet& file) {
     const bool bare =
         file.contains("embeddings.patch_embedding.weight");  // newer files leave the prefix out
     for (const auto& [name, tensor] : file) {
@@ -67,52 +127,19 @@ ParameterSet vision_tensors(const ParameterSet& file) {
         add(kTower + name, tensor);
       }
     }
-    return out;
   }
-  const std::string visual = "visual.";
-  const std::string blocks = "visual.transformer.resblocks.";
-  for (const auto& [name, tensor] : file) {
-    if (!starts_with(name, visual)) continue;
-    if (name == "visual.proj") {
-      add("visual_projection.weight", tensor.t());
-      continue;
-    }
-    if (!starts_with(name, blocks)) {
-      for (const auto& [old, now] :
-           {std::pair{"class_embedding", "embeddings.class_embedding"},
-            {"positional_embedding", "embeddings.position_embedding.weight"},
-            {"conv1.weight", "embeddings.patch_embedding.weight"},
-            {"ln_pre.weight", "pre_layrnorm.weight"},
-            {"ln_pre.bias", "pre_layrnorm.bias"},
-            {"ln_post.weight", "post_layernorm.weight"},
-            {"ln_post.bias", "post_layernorm.bias"}}) {
-        if (name == visual + old) add(kTower + now, tensor);
-      }
-      continue;
-    }
-    const std::string rest = name.substr(blocks.size());
-    const std::string index = rest.substr(0, rest.find('.'));
-    const std::string part = rest.substr(std::min(rest.size(), index.size() + 1));
-    const std::string target = cat(kTower, "encoder.layers.", index, ".");
-    if (starts_with(part, "attn.in_proj_")) {
-      const std::vector<at::Tensor> qkv = tensor.chunk(3, 0);
-      const char* const names[3] = {"q_proj", "k_proj", "v_proj"};
-      if (qkv.size() == 3) {
-        for (std::size_t j = 0; j < 3; ++j) {
-          add(cat(target, "self_attn.", names[j], ".", part.substr(13)), qkv[j]);
-        }
-      }
-      continue;
-    }
-    for (const auto& [old, now] : {std::pair{"attn.out_proj.", "self_attn.out_proj."},
-                                   {"ln_1.", "layer_norm1."},
-                                   {"ln_2.", "layer_norm2."},
-                                   {"mlp.c_fc.", "mlp.fc1."},
-                                   {"mlp.c_proj.", "mlp.fc2."}}) {
-      if (starts_with(part, old)) add(target + now + part.substr(std::string(old).size()), tensor);
-    }
+};
+
+// The image tower of any of the known files, by Hugging Face's names; tensors of the text tower are
+// left out.
+ParameterSet vision_tensors(const ParameterSet& file) {
+  RenamedTensors renamed;
+  if (file.contains("visual.class_embedding")) {
+    renamed.add_openai(file);
+  } else {
+    renamed.add_hugging_face(file);
   }
-  return out;
+  return std::move(renamed.out);
 }
 
 at::Tensor norm(const ParameterSet& p, const std::string& name, const at::Tensor& x) {
@@ -210,9 +237,9 @@ at::Tensor clip_preprocess(const at::Tensor& images, std::int64_t size) {
   return (x - row(kMean)) / row(kDeviation);
 }
 
-std::shared_ptr<const ClipVision> load_clip_vision(const std::filesystem::path& path,
-                                                   const std::map<std::string, std::string>& args,
-                                                   MatmulPrecision precision) {
+namespace {
+
+void refuse_unknown_arguments(const std::map<std::string, std::string>& args) {
   for (const auto& [key, value] : args) {
     if (key != "num_heads" && key != "activation") {
       fail(ErrorKind::kConfig,
@@ -220,21 +247,10 @@ std::shared_ptr<const ClipVision> load_clip_vision(const std::filesystem::path& 
            "known: num_heads, activation");
     }
   }
-  std::filesystem::path file = path;
-  if (std::filesystem::is_directory(path)) {
-    file = find_weights(path,
-                        {"model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model"});
-  }
-  const std::string where = file.string();
-  const TensorFile content = read_tensors(file);
-  const ParameterSet tensors = vision_tensors(content.tensors);
-  if (tensors.empty()) {
-    refuse_model(file, content, "a CLIP image tower",
-                 "names of Hugging Face, OpenAI and open_clip are known");
-  }
-  for (const auto& [name, tensor] : tensors) {
-    require_finite(tensor, cat(where, ": tensor '", name, "'"));
-  }
+}
+
+// Sizes that the tensors tell.
+ClipVisionConfig config_of(const ParameterSet& tensors, const std::string& where) {
   const auto tensor = [&](const std::string& name, std::int64_t dim) {
     if (!tensors.contains(name) || tensors.at(name).dim() != dim) {
       fail(ErrorKind::kBadFile, cat(where, ": no CLIP image tower ('", name, "' is missing)"),
@@ -256,23 +272,51 @@ std::shared_ptr<const ClipVision> load_clip_vision(const std::filesystem::path& 
   }
   c.mlp = tensor(kTower + "encoder.layers.0.mlp.fc1.weight", 2).size(0);
   c.heads = std::max<std::int64_t>(1, c.width / 64);
+  return c;
+}
+
+// What a published configuration beside the file tells. Keys that it leaves out take the library's
+// defaults, 12 heads and quick_gelu.
+void follow_published_config(const std::filesystem::path& file, ClipVisionConfig& c) {
   const std::filesystem::path beside = file.parent_path() / "config.json";
   const std::string name = file.filename().string();
   const bool published =
       starts_with(name, "model.") ||
       starts_with(name, "pytorch_model.");  // with the name of a variant, or none
-  if (published && std::filesystem::exists(beside)) {
-    nlohmann::json config =
-        nlohmann::json::parse(read_file(beside, std::size_t{1} << 24), nullptr, false);
-    if (config.is_object() && config.contains("vision_config")) config = config["vision_config"];
-    if (!config.is_object()) {
-      fail(ErrorKind::kBadFile, cat(beside.string(), ": not a CLIP configuration"));
-    }
-    // Keys a published configuration leaves out take the library's defaults, 12 heads and
-    // quick_gelu.
-    c.heads = config.value("num_attention_heads", std::int64_t{12});
-    c.activation = config.value("hidden_act", "quick_gelu");
+  if (!published || !std::filesystem::exists(beside)) return;
+  nlohmann::json config =
+      nlohmann::json::parse(read_file(beside, std::size_t{1} << 24), nullptr, false);
+  if (config.is_object() && config.contains("vision_config")) config = config["vision_config"];
+  if (!config.is_object()) {
+    fail(ErrorKind::kBadFile, cat(beside.string(), ": not a CLIP configuration"));
   }
+  c.heads = config.value("num_attention_heads", std::int64_t{12});
+  c.activation = config.value("hidden_act", "quick_gelu");
+}
+
+}  // namespace
+
+std::shared_ptr<const ClipVision> load_clip_vision(const std::filesystem::path& path,
+                                                   const std::map<std::string, std::string>& args,
+                                                   MatmulPrecision precision) {
+  refuse_unknown_arguments(args);
+  std::filesystem::path file = path;
+  if (std::filesystem::is_directory(path)) {
+    file = find_weights(path,
+                        {"model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model"});
+  }
+  const std::string where = file.string();
+  const TensorFile content = read_tensors(file);
+  const ParameterSet tensors = vision_tensors(content.tensors);
+  if (tensors.empty()) {
+    refuse_model(file, content, "a CLIP image tower",
+                 "names of Hugging Face, OpenAI and open_clip are known");
+  }
+  for (const auto& [name, tensor] : tensors) {
+    require_finite(tensor, cat(where, ": tensor '", name, "'"));
+  }
+  ClipVisionConfig c = config_of(tensors, where);
+  follow_published_config(file, c);
   if (const auto found = args.find("num_heads"); found != args.end()) {
     c.heads = std::strtoll(found->second.c_str(), nullptr, 10);
   }

@@ -156,6 +156,23 @@ void half_attention(const Bf16* packed, Bf16* out, float* log_sum, float* scratc
   }
 }
 
+void clear_rows(float* __restrict p, float* __restrict m, std::int64_t tp) {
+  for (std::int64_t j = 0; j < tp; ++j) p[j] = m[j] = 0;
+}
+
+// A row of scores p and of products m = <g, v> becomes the softmax's shares and its slopes; the
+// slopes are rounded into `slope_row`, too.
+void shares_and_slopes(float* __restrict p, float* __restrict m, std::int64_t tp, float factor,
+                       float log_sum, float inner, Pair* slope_row) {
+  for (std::int64_t j = 0; j < tp; ++j) {
+    p[j] = exp_of(p[j] * factor - log_sum);
+    m[j] = p[j] * (m[j] - inner) * factor;
+  }
+  for (std::int64_t j = 0; j < tp; j += 16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(slope_row + j / 2), rounded(m + j));
+  }
+}
+
 void half_attention_backward(const Bf16* packed, const Bf16* out, const Bf16* g,
                              const float* log_sum, Bf16* g_packed, float* scratch,
                              std::int64_t first, std::int64_t last, std::int64_t t, std::int64_t h,
@@ -194,23 +211,14 @@ void half_attention_backward(const Bf16* packed, const Bf16* out, const Bf16* g,
       pair_product(pairs(cotangent + begin * out_row), out_row / 2, 1, values, tp, products, tp, n,
                    d / 2, tp);
       for (std::int64_t i = 0; i < even; ++i) {
-        float* __restrict p = scores + i * tp;
-        float* __restrict m = products + i * tp;
         if (i == n) {  // the other half of the last pair
-          for (std::int64_t j = 0; j < tp; ++j) p[j] = m[j] = 0;
+          clear_rows(scores + i * tp, products + i * tp, tp);
           continue;
         }
-        const float l = log_sum[s * t + begin + i];
         const float inner =
             inner_product(cotangent + (begin + i) * out_row, made + (begin + i) * out_row, d);
-        for (std::int64_t j = 0; j < tp; ++j) {
-          p[j] = exp_of(p[j] * factor - l);
-          m[j] = p[j] * (m[j] - inner) * factor;
-        }
-        for (std::int64_t j = 0; j < tp; j += 16) {
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(slope_rows + i * (tp / 2) + j / 2),
-                              rounded(m + j));
-        }
+        shares_and_slopes(scores + i * tp, products + i * tp, tp, factor,
+                          log_sum[s * t + begin + i], inner, slope_rows + i * (tp / 2));
       }
       for (std::int64_t i = 0; i < even; i += 2) {
         interleave(scores + i * tp, scores + (i + 1) * tp, shares + i / 2 * tp, tp);
