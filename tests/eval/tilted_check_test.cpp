@@ -114,4 +114,23 @@ TEST(eval_tilted_check, ManyConditionsAreCheckedOnAFew) {
   test::expect_error(ErrorKind::kConfig, "check.base_samples = 20", [&] { run(exact); });
 }
 
+// A tuned model that is still the base misses the whole shift: six tenths of it are no allowance
+// for that.
+TEST(eval_tilted_check, NothingBeyondTheToleranceAgrees) {
+  const ExactProblem p = near_modes();
+  TiltedCheckOptions options;
+  options.base_samples = options.tuned_samples = 500;
+  options.standard_errors = 0;
+  options.allowance = 0.6;
+  SamplerConfig sampler;
+  sampler.steps = 5;
+  options.samplers = {sampler};
+  const TiltedCheck check = check_tilted_law(*p.base, *p.base, *p.path, *p.reward, {1},
+                                             RandomStreams(5), no_labels(), options);
+  for (const ComparedStatistic& s : check.samplers[0].statistics) {
+    EXPECT_NEAR(s.tolerance, 0.6 * std::abs(s.difference.value), 1e-9) << s.name;
+    EXPECT_FALSE(s.agrees) << s.name;
+  }
+}
+
 }  // namespace tiltflow

@@ -95,19 +95,23 @@ TEST(finetune_policy_gradient, GuardPullsAlikeAtEveryStep) {
                              1e-6, 1e-9))
         << k;
   }
-  // Far along the gradient, log-ratios of +-2 with the sign of the advantage, every ratio is
-  // clipped.
-  std::vector<at::Tensor> moved;
-  for (std::size_t k = 0; k < 5; ++k) {
-    const at::Tensor& xi = batch.noises[k];
-    const at::Tensor sign = batch.advantages.sign().unsqueeze(1).to(at::kDouble);
-    moved.push_back(batch.tuned_velocities[k] +
-                    sign * xi * (2 / b.table.steps[k].c) / xi.square().sum(1, true));
-  }
-  b.leaf->v = at::cat(moved).requires_grad_(true);
-  const at::Tensor far =
-      torch::autograd::grad({guard.loss(b.context(), batch, 8).loss}, {b.leaf->v})[0];
-  EXPECT_LT(far.abs().max().item<double>(), 1e-12);
+  // Along the gradient, log-ratios with the sign of the advantage: beyond 0.1 every ratio is
+  // clipped, below none is.
+  const auto slope_at = [&](double log_ratio) {
+    std::vector<at::Tensor> moved;
+    for (std::size_t k = 0; k < 5; ++k) {
+      const at::Tensor& xi = batch.noises[k];
+      const at::Tensor sign = batch.advantages.sign().unsqueeze(1).to(at::kDouble);
+      moved.push_back(batch.tuned_velocities[k] +
+                      sign * xi * (log_ratio / b.table.steps[k].c) / xi.square().sum(1, true));
+    }
+    b.leaf->v = at::cat(moved).requires_grad_(true);
+    const at::Tensor loss = guard.loss(b.context(), batch, 8).loss;
+    return torch::autograd::grad({loss}, {b.leaf->v})[0].abs().max().item<double>();
+  };
+  EXPECT_LT(slope_at(2), 1e-12);
+  EXPECT_LT(slope_at(0.15), 1e-12);
+  EXPECT_GT(slope_at(0.05), 1e-3);
 }
 
 }  // namespace tiltflow

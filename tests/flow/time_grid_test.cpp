@@ -11,6 +11,8 @@ TEST(flow_time_grid, EndsAndOrder) {
     EXPECT_EQ(grid.back(), 1);
     EXPECT_TRUE(std::is_sorted(grid.begin(), grid.end()));
   }
+  EXPECT_NEAR(make_grid("shifted", 2, 3)[1], 0.25, 1e-12)
+      << "a shift above 1 spends steps near the noise";
   test::expect_error(ErrorKind::kConfig, "at least one", [] { make_grid("uniform", 0); });
 }
 

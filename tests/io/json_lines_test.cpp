@@ -1,6 +1,8 @@
-#include "tiltflow/io/json_lines.h"
+#include <limits>
+
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
+#include "tiltflow/io/json_lines.h"
 #include "tiltflow/io/tensorboard.h"
 
 namespace tiltflow {
@@ -15,6 +17,12 @@ TEST(io_json_lines, HalfALineIsForgotten) {
   const auto lines = read_json_lines(dir / "m.jsonl");
   ASSERT_EQ(lines.size(), 1u);
   EXPECT_TRUE(std::isnan(number_from_json(lines[0]["x"])));
+}
+
+TEST(io_json_lines, InfinitiesKeepTheirSign) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(number_from_json(json_number(infinity)), infinity);
+  EXPECT_EQ(number_from_json(json_number(-infinity)), -infinity);
 }
 
 }  // namespace tiltflow

@@ -1,4 +1,6 @@
 #include "tiltflow/io/latents.h"
+#include <cmath>
+
 #include "tests/support.h"
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/reward/state_reward.h"
@@ -30,7 +32,7 @@ TEST(io_latents, AreScaledDrawnAndVerified) {
   const test::TempDir dir;
   LatentFile file;
   file.mean = at::full({2, 1, 2, 2}, 3.0F);
-  file.logvar = at::zeros({2, 1, 2, 2});
+  file.logvar = at::full({2, 1, 2, 2}, std::log(9.0F));
   file.labels = at::arange(2);
   file.scale = 0.5;
   file.shift = 1;
@@ -39,7 +41,7 @@ TEST(io_latents, AreScaledDrawnAndVerified) {
   const ImageDataset data = read_dataset({"latents", (dir / "l.safetensors").string()}, "train");
   EXPECT_EQ(data.shape(), (std::vector<std::int64_t>{1, 2, 2}));
   const at::Tensor drawn = data.states(at::arange(2), [] { return at::full({2, 1, 2, 2}, 2.0F); });
-  EXPECT_LT((drawn - ((3 - 1) * 0.5 + 0.5 * 2)).abs().max().item<double>(), 1e-6);
+  EXPECT_LT((drawn - ((3 - 1) * 0.5 + 3 * 0.5 * 2)).abs().max().item<double>(), 1e-6);
   EXPECT_EQ(latents_source(dir / "l.safetensors"), "these");
   TensorFile t = read_safetensors(dir / "l.safetensors");
   t.tensors.at("mean")[0][0][0][0] = 4;

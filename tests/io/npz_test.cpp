@@ -57,4 +57,16 @@ TEST(io_npz, RefusalsSayWhyAndOnlyMatterWhenAskedFor) {
                      [&] { read_npz(dir / "long.npy"); });
 }
 
+// The format wants the data of an array at a multiple of 64 bytes, for memory maps.
+TEST(io_npz, DataAreAligned) {
+  const test::TempDir dir;
+  for (const std::int64_t n : {6, 7}) {
+    ParameterSet set;
+    set.add(std::string(static_cast<std::size_t>(n), 'a'), at::full({n}, 0x41, at::kByte));
+    write_npz(dir / "x.npz", set);
+    EXPECT_EQ(read_file(dir / "x.npz").find(std::string(static_cast<std::size_t>(n), 'A')) % 64, 0u)
+        << n;
+  }
+}
+
 }  // namespace tiltflow

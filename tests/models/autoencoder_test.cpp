@@ -138,6 +138,11 @@ TEST(models_autoencoder, DecodedRewardHasTheRightGradient) {
                              .item<double>() /
                          (2 * h);
   EXPECT_NEAR(numeric / slope, 1, 1e-6);
+  const auto plain = load_autoencoder(folder("vae16"), {}, {}, at::kDouble);
+  ASSERT_NE(plain->scale, 1) << "or scaled latents would be plain ones";
+  const at::Tensor ink =
+      (plain->decode(z / plain->scale + plain->shift) + 1).flatten(1).mean(1) / 2;
+  EXPECT_LT((reward.score(z, {}) - ink).abs().max().item<double>(), 1e-9);
   test::expect_error(ErrorKind::kConfig, "16-channel latents",
                      [] { decoder_for({4, 8, 8}, load_autoencoder(folder("vae16"))); });
 }

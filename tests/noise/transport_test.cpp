@@ -55,4 +55,16 @@ TEST(noise_transport, LargeProblemsAndSinkhorn) {
                      [] { linear_assignment(at::full({2, 2}, NAN)); });
 }
 
+// Squared distances on a line: the optimum pairs the sorted points, and rows compete for the same
+// columns all the time.
+TEST(noise_transport, PointsOnALineArePairedInOrder) {
+  for (std::uint32_t key = 0; key < 5; ++key) {
+    const at::Tensor points = kAssignStreams.uniform(Purpose::kProbe, key, 0, 2, {64}, at::kDouble);
+    const at::Tensor cost = (points[0].unsqueeze(1) - points[1].unsqueeze(0)).square();
+    const at::Tensor sorted = std::get<0>(points.sort(1));
+    const double best = (sorted[0] - sorted[1]).square().sum().item<double>();
+    EXPECT_NEAR(assignment_cost(cost, linear_assignment(cost)), best, 1e-12);
+  }
+}
+
 }  // namespace tiltflow

@@ -47,12 +47,18 @@ TEST(program_eval, StatisticsOfAnyNetwork) {
     EXPECT_EQ(o.code, 0) << o.err;
     return nlohmann::json::parse(o.out).at("frechet_unconditional").get<double>();
   };
+  const auto floor_of = [](const Outcome& o) {
+    return nlohmann::json::parse(o.out).at("frechet_floor").get<double>();
+  };
   const std::string data = cat("--features assets/mnist-judge.safetensors --data ", at,
                                "/real --format folder --size 28 ");
-  const double live = distance(run(cat(ask, data, "--make-reference ", at, "/r.npz")));
+  const Outcome first = run(cat(ask, data, "--make-reference ", at, "/r.npz"));
+  const double live = distance(first);
   const double again = distance(run(cat(ask, data, "--make-reference ", at, "/r.safetensors")));
   EXPECT_EQ(live, again);
   EXPECT_EQ(read_npz(dir / "r.npz").at("sigma").sizes().vec(), (std::vector<std::int64_t>{84, 84}));
+  const double trace = read_npz(dir / "r.npz").at("sigma").trace().item<double>();
+  EXPECT_NEAR(floor_of(first), trace / 100, 1e-9 * trace);
   for (const char* file : {"r.npz", "r.safetensors"}) {
     EXPECT_EQ(live, distance(run(cat(ask, "--features assets/mnist-judge.safetensors --reference ",
                                      at, "/", file))))

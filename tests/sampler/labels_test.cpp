@@ -70,4 +70,19 @@ TEST(sampler_labels, FilesOfOtherEditors) {
                      [&] { make_labels(config, 10, RandomStreams(1), 0, 0); });
 }
 
+// Which samples lose their label says nothing about the label they had.
+TEST(sampler_labels, DropoutIsIndependentOfTheLabel) {
+  LabelConfig config;
+  config.dropout = 0.5;
+  config.weights = {1, 1};
+  for (const char* kind : {"uniform", "weighted"}) {
+    config.kind = kind;
+    const at::Tensor drawn = make_labels(config, 2, RandomStreams(3), 0, 0)(0, 4000);
+    const at::Tensor shares = drawn.bincount({}, 3).to(at::kDouble) / 4000;
+    EXPECT_NEAR(shares[0].item<double>(), 0.25, 0.03) << kind;  // four standard errors
+    EXPECT_NEAR(shares[1].item<double>(), 0.25, 0.03) << kind;
+    EXPECT_NEAR(shares[2].item<double>(), 0.5, 0.03) << kind << ": the null class";
+  }
+}
+
 }  // namespace tiltflow

@@ -97,4 +97,20 @@ TEST(sampler_likelihood, ExactForAMixture) {
   }
 }
 
+// Along Euler's path the divergence enters linearly: two probes give the mean of what each gives.
+TEST(sampler_likelihood, ProbesAreAveraged) {
+  const ExactProblem p = plane_modes(false);
+  const at::Tensor x = RandomStreams(4).normal(Purpose::kProbe, 0, 0, 0, 5, {2}, at::kDouble);
+  const at::Tensor probes = rademacher(RandomStreams(5), 2, 0, 5, {2}).to(at::kDouble);
+  const auto log_prob = [&](const at::Tensor& some) {
+    const std::vector<double> back{0.95, 0.7, 0.4, 0.1};
+    const OdeOptions euler{OdeMethod::kEuler};
+    return log_likelihood(*p.base, x, back, {}, hutchinson(some), euler).log_prob;
+  };
+  const at::Tensor first = log_prob(probes.narrow(0, 0, 1));
+  const at::Tensor second = log_prob(probes.narrow(0, 1, 1));
+  EXPECT_FALSE(at::allclose(first, second, 1e-3, 1e-3)) << "or their mean says nothing";
+  EXPECT_TRUE(at::allclose(log_prob(probes), (first + second) / 2, 1e-9, 1e-9));
+}
+
 }  // namespace tiltflow

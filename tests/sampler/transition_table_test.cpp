@@ -60,4 +60,12 @@ TEST(sampler_transition_table, BadInputIsRefused) {
                      [&] { exponential_integrator(*path, {0, 0.5, 0.5, 1}); });
 }
 
+// On the linear path beta = 1 - t: the last of ten steps leaves 0.1 / sqrt 2 of the noise.
+TEST(sampler_transition_table, AncestralStepsEndWhereTheNoiseHasFallenByRootTwo) {
+  const auto path = make_path("linear");
+  const TransitionTable table = ddim(*path, uniform_grid(10), 1, FinalStep::kHalfway);
+  EXPECT_NEAR(table.t_end, 1 - 0.1 / std::sqrt(2.0), 1e-12);
+  EXPECT_EQ(ddim(*path, uniform_grid(10), 1, FinalStep::kClean).t_end, 1);
+}
+
 }  // namespace tiltflow

@@ -70,6 +70,18 @@ TEST(structure_includes, ArrowsPointDownwards) {
   EXPECT_GT(seen, 100);
 }
 
+// ctest runs the tests folder by folder, by the beginning of their suites' names.
+TEST(structure_tests, EverySuiteBelongsToAFolder) {
+  const ::testing::UnitTest& all = *::testing::UnitTest::GetInstance();
+  EXPECT_GT(all.total_test_suite_count(), 100);
+  for (int i = 0; i < all.total_test_suite_count(); ++i) {
+    const std::string suite = all.GetTestSuite(i)->name();
+    const std::string folder = suite.substr(0, suite.find('_'));
+    EXPECT_TRUE(std::filesystem::is_directory(test::source_dir() / "tests" / folder))
+        << suite << " is run by no entry of ctest";
+  }
+}
+
 namespace {
 
 std::vector<std::filesystem::path> sources(const std::vector<std::string>& roots) {
@@ -290,6 +302,7 @@ TEST(structure_mutants, EveryFaultAppliesToTheSources) {
     const bool measures_time = folder == "bench";  // what no test may judge
     EXPECT_TRUE(measures_time || folders.count(folder)) << "no fault in src/tiltflow/" << folder;
   }
+  EXPECT_TRUE(folders.count("apps")) << "no fault in apps";
 }
 
 }  // namespace tiltflow

@@ -36,4 +36,13 @@ TEST(tensor_random, PermutationsAndSubsets) {
   EXPECT_LT(some.back(), 20);
 }
 
+// Words of an implementation in Python that reproduces the published vectors of Philox4x32-10.
+TEST(tensor_random, StreamsAreThoseOfPhilox) {
+  const RandomStreams streams(0x299f31d0a4093822ULL);
+  const at::Tensor found = streams.uniform(Purpose::kPrior, 7, 5, 1, {5}, at::kDouble)[0] * 0x1p24;
+  const at::Tensor words =
+      at::tensor({0x1552e3, 0x024e63, 0x7ec28e, 0x95821e, 0x861ffb}, at::kDouble);
+  EXPECT_TRUE(at::equal(found, words)) << found;
+}
+
 }  // namespace tiltflow

@@ -69,4 +69,14 @@ TEST(tensor_statistics, DiversityPrecisionRecallAndExtrapolation) {
   EXPECT_THROW(frechet_extrapolated(few.narrow(0, 0, 50), truth, streams), Error);
 }
 
+TEST(tensor_statistics, SeedsThatAgreeByChanceKeepTheErrorOfTheirValues) {
+  const at::Tensor x = at::tensor({-1.0, 1.0, -1.0, 1.0}, at::kDouble);
+  const Estimate agreeing = estimate_over_seeds({x, x});
+  EXPECT_EQ(agreeing.value, 0);
+  EXPECT_NEAR(agreeing.se, 1 / std::sqrt(7), 1e-12);  // deviation sqrt(8 / 7) of eight values
+  const Estimate apart = estimate_over_seeds({x - 10, x + 10});
+  EXPECT_NEAR(apart.se, 10, 1e-12);
+  EXPECT_EQ(estimate_over_seeds({x}).se, mean_estimate(x).se);
+}
+
 }  // namespace tiltflow

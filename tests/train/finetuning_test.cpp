@@ -59,6 +59,14 @@ void expect_resumes(const FinetuneConfig& config, const test::TempDir& dir) {
   EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "killed", true), whole));
 }
 
+std::vector<double> evaluations_logged(const std::filesystem::path& run) {
+  std::vector<double> out;
+  for (const auto& line : read_json_lines(run / "metrics.jsonl")) {
+    if (line.contains("evaluations")) out.push_back(line["evaluations"].get<double>());
+  }
+  return out;
+}
+
 }  // namespace
 
 TEST(train_finetuning, ResumeIsBitExact) {
@@ -230,11 +238,9 @@ TEST(train_finetuning, EvaluationsPerIterationAreLogged) {
   for (const auto& [policy, backward] : {std::pair{"full", 2}, {"lora", 1}}) {
     const FinetuneConfig config = ink_run(dir, policy);
     run_to_end(config, dir / policy);
-    for (const auto& line : read_json_lines(dir / policy / "metrics.jsonl")) {
-      if (line.contains("evaluations")) {
-        EXPECT_NEAR(line["evaluations"].get<double>(), 5 + 2 * 4 + 1 + 3 * backward, 1e-9);
-      }
-    }
+    const std::vector<double> logged = evaluations_logged(dir / policy);
+    EXPECT_EQ(logged.size(), 7u) << "one figure a step";
+    for (const double one : logged) EXPECT_NEAR(one, 5 + 2 * 4 + 1 + 3 * backward, 1e-9);
   }
 }
 
@@ -272,11 +278,9 @@ TEST(train_finetuning, EvaluationsOfEveryMethodAreThoseDocumented) {
     config.evaluation.every = 0;
     config.train.steps = 1;
     run_to_end(config, dir / name);
-    for (const auto& line : read_json_lines(dir / name / "metrics.jsonl")) {
-      if (line.contains("evaluations")) {
-        EXPECT_NEAR(line["evaluations"].get<double>(), evaluations, 1e-9) << name;
-      }
-    }
+    const std::vector<double> logged = evaluations_logged(dir / name);
+    ASSERT_EQ(logged.size(), 1u) << name;
+    EXPECT_NEAR(logged[0], evaluations, 1e-9) << name;
   }
 }
 

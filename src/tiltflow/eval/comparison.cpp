@@ -40,17 +40,6 @@ RealImages real_images(const ComparisonOptions& o, const FeatureNetwork& network
   return out;
 }
 
-// Over seeds when there are several: their scatter contains what differs between runs of the
-// sampler.
-Estimate over_seeds(const std::vector<at::Tensor>& rewards) {
-  if (rewards.size() < 2) return mean_estimate(rewards[0]);
-  std::vector<double> means;
-  for (const at::Tensor& r : rewards) means.push_back(r.mean().item<double>());
-  const Estimate e = mean_estimate(at::tensor(means, at::kDouble));
-  const Estimate pooled = mean_estimate(at::cat(rewards));
-  return {e.value, std::max(e.se, pooled.se)};  // two or three seeds may agree by chance
-}
-
 // What one model made of one seed, and how it looks to the feature network.
 struct Sampled {
   Draws draws;
@@ -132,7 +121,7 @@ ComparedModel compare(const Compared& c, bool is_tuned, const SamplerConfig& sam
   const auto add = [&](const char* name, std::optional<Estimate> value) {
     row.figures.emplace_back(name, value);
   };
-  add("reward", over_seeds(rewards));
+  add("reward", estimate_over_seeds(rewards));
   add("control cost (nats)",
       costs.empty() ? std::nullopt : std::optional(mean_estimate(at::cat(costs).to(at::kDouble))));
   add("diversity", diversity(all));

@@ -1,5 +1,6 @@
 #include "tiltflow/tensor/statistics.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tiltflow/base/error.h"
@@ -14,6 +15,15 @@ Estimate mean_estimate(const at::Tensor& x) {
           values.size(0) > 1
               ? values.std().item<double>() / std::sqrt(static_cast<double>(values.size(0)))
               : 0};
+}
+
+Estimate estimate_over_seeds(const std::vector<at::Tensor>& values) {
+  if (values.size() < 2) return mean_estimate(values.at(0));
+  std::vector<double> means;
+  for (const at::Tensor& of_one_seed : values) means.push_back(of_one_seed.mean().item<double>());
+  const Estimate of_means = mean_estimate(at::tensor(means, at::kDouble));
+  const Estimate pooled = mean_estimate(at::cat(values));
+  return {of_means.value, std::max(of_means.se, pooled.se)};
 }
 
 std::vector<Estimate> jackknife(std::int64_t first, std::int64_t second,

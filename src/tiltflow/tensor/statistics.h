@@ -17,6 +17,11 @@ struct Estimate {
 
 Estimate mean_estimate(const at::Tensor& x);  // [N]
 
+// Mean over several seeds, each with its values [N]. The standard error is the larger of two: that
+// of the seeds' means, which contains what differs between seeds, and that of all values, because
+// two or three seeds may agree by chance.
+Estimate estimate_over_seeds(const std::vector<at::Tensor>& values);
+
 // statistic(indices, indices) -> values of two sets of samples, the second of which may be empty.
 // The standard error of every value comes from leaving out one of `groups` interleaved groups at a
 // time; it is right for weighted means, ratios and variances, too. Samples of the same number
