@@ -1,7 +1,6 @@
 #include "tiltflow/io/latents.h"
 #include "tests/support.h"
 #include "tiltflow/io/dataset.h"
-#include "tiltflow/reward/state_reward.h"
 
 namespace tiltflow {
 
