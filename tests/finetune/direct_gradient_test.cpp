@@ -5,8 +5,6 @@
 #include "tests/finetune/method_bench.h"
 #include "tests/support.h"
 #include "tiltflow/finetune/direct_gradient.h"
-#include "tiltflow/models/mixture/mixture_model.h"
-#include "tiltflow/sampler/fields.h"
 #include "tiltflow/verify/control_problems.h"
 
 namespace tiltflow {

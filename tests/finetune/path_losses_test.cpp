@@ -1,6 +1,7 @@
 #include "tiltflow/finetune/path_losses.h"
 #include "tests/finetune/method_bench.h"
 #include "tests/support.h"
+#include "tiltflow/finetune/direct_gradient.h"
 #include "tiltflow/tensor/statistics.h"
 
 namespace tiltflow {

@@ -2,8 +2,6 @@
 #include "tests/finetune/control_bench.h"
 #include "tests/finetune/method_bench.h"
 #include "tests/support.h"
-#include "tiltflow/models/mixture/mixture_model.h"
-#include "tiltflow/sampler/fields.h"
 #include "tiltflow/verify/control_problems.h"
 
 namespace tiltflow {

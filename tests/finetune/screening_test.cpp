@@ -2,8 +2,6 @@
 #include "tests/finetune/wrapper_bench.h"
 #include "tests/support.h"
 #include "tiltflow/finetune/endpoint_regression.h"
-#include "tiltflow/sampler/fields.h"
-#include "tiltflow/train/finetuning.h"
 
 namespace tiltflow {
 namespace {

@@ -6,7 +6,6 @@
 #include "tiltflow/io/dataset.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/npz.h"
-#include "tiltflow/io/resize.h"
 #include "tiltflow/tensor/random.h"
 
 namespace tiltflow {

@@ -3,7 +3,6 @@
 
 #include "tests/support.h"
 #include "tiltflow/io/dataset.h"
-#include "tiltflow/reward/state_reward.h"
 
 namespace tiltflow {
 

@@ -2,7 +2,6 @@
 
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
-#include "tiltflow/io/dataset.h"
 #include "tiltflow/io/npz.h"
 
 namespace tiltflow {

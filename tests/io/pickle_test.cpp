@@ -2,7 +2,6 @@
 
 #include "tests/support.h"
 #include "tiltflow/io/pickle.h"
-#include "tiltflow/io/zip_archive.h"
 
 namespace tiltflow {
 namespace {

@@ -3,7 +3,6 @@
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/io/safetensors.h"
-#include "tiltflow/io/tensorboard.h"
 
 namespace tiltflow {
 namespace {

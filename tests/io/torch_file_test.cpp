@@ -7,7 +7,6 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/io/tensor_file.h"
 #include "tiltflow/io/torch_file.h"
-#include "tiltflow/io/zip_archive.h"
 
 namespace tiltflow {
 namespace {

@@ -1,7 +1,6 @@
 #include "tiltflow/models/autoencoder/autoencoder.h"
 #include "tests/support.h"
 #include "tiltflow/eval/parity.h"
-#include "tiltflow/io/dataset.h"
 #include "tiltflow/reward/state_reward.h"
 
 namespace tiltflow {

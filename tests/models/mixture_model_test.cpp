@@ -1,7 +1,6 @@
 #include "tiltflow/models/mixture/mixture_model.h"
 #include "tests/support.h"
 #include "tiltflow/io/safetensors.h"
-#include "tiltflow/models/control/controlled_model.h"
 #include "tiltflow/models/flow_model.h"
 #include "tiltflow/policy/policy.h"
 #include "tiltflow/reward/reward.h"

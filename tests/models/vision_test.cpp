@@ -3,7 +3,6 @@
 #include "tests/support.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/parity.h"
-#include "tiltflow/reward/state_reward.h"
 
 namespace tiltflow {
 namespace {

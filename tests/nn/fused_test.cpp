@@ -346,8 +346,10 @@ struct FourRuntimes {
   }
 };
 
-void expect_close(const std::vector<at::Tensor>& exact, const std::vector<at::Tensor>& found,
-                  const std::vector<at::Tensor>& slow16, const std::vector<at::Tensor>& fast16) {
+void expect_networks_close(const std::vector<at::Tensor>& exact,
+                           const std::vector<at::Tensor>& found,
+                           const std::vector<at::Tensor>& slow16,
+                           const std::vector<at::Tensor>& fast16) {
   for (std::size_t i = 0; i < exact.size(); ++i) {
     EXPECT_LT(test::relative_error(found[i], exact[i]), 1e-4) << i;
     EXPECT_LT(test::relative_error(fast16[i], exact[i]),
@@ -370,9 +372,9 @@ TEST(nn_fused, SitEqualsThePlainModel) {
     const auto found = c.gradients(r.fast);
     EXPECT_LT(test::relative_error(found[0], g.at("out")), 1e-5);
     EXPECT_LT(test::relative_error(found[1], g.at("vjp_x")), 1e-5);
-    expect_close(exact, found, c.gradients(r.half), c.gradients(r.fast_half));
-    expect_close(c.gradients(r.plain, true), c.gradients(r.fast, true), c.gradients(r.half, true),
-                 c.gradients(r.fast_half, true));
+    expect_networks_close(exact, found, c.gradients(r.half), c.gradients(r.fast_half));
+    expect_networks_close(c.gradients(r.plain, true), c.gradients(r.fast, true),
+                          c.gradients(r.half, true), c.gradients(r.fast_half, true));
     r.fast.activation_checkpointing = true;
     const auto recomputed = c.gradients(r.fast);
     for (std::size_t i = 0; i < exact.size(); ++i) {

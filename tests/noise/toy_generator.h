@@ -2,7 +2,6 @@
 #pragma once
 
 #include "tests/support.h"
-#include "tiltflow/models/generator/gan.h"
 #include "tiltflow/models/generator/generator.h"
 #include "tiltflow/tensor/random.h"
 

@@ -1,7 +1,6 @@
 #include "tiltflow/reward/closed_form.h"
 #include "tests/reward/reward_term.h"
 #include "tests/support.h"
-#include "tiltflow/reward/aesthetic.h"
 #include "tiltflow/reward/reward.h"
 #include "tiltflow/reward/state_reward.h"
 

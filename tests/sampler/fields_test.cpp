@@ -1,6 +1,5 @@
 #include "tiltflow/sampler/fields.h"
 #include "tests/support.h"
-#include "tiltflow/flow/prediction.h"
 #include "tiltflow/models/model_file.h"
 
 namespace tiltflow {

@@ -1,9 +1,7 @@
 #include "tiltflow/sampler/lean_adjoint.h"
 #include "tests/support.h"
-#include "tiltflow/flow/prediction.h"
 #include "tiltflow/flow/time_grid.h"
 #include "tiltflow/models/model_file.h"
-#include "tiltflow/sampler/fields.h"
 #include "tiltflow/verify/problems.h"
 
 namespace tiltflow {

@@ -2,7 +2,6 @@
 #include <cmath>
 
 #include "tests/support.h"
-#include "tiltflow/flow/prediction.h"
 #include "tiltflow/flow/time_grid.h"
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/sampler/fields.h"

@@ -1,6 +1,5 @@
 #include "tiltflow/tensor/random.h"
 #include "tests/support.h"
-#include "tiltflow/tensor/activation_checkpoint.h"
 
 namespace tiltflow {
 

@@ -4,8 +4,6 @@
 #include "tiltflow/base/file.h"
 #include "tiltflow/base/strings.h"
 #include "tiltflow/io/image.h"
-#include "tiltflow/models/generator/gan.h"
-#include "tiltflow/train/gan_training.h"
 #include "tiltflow/train/onestep.h"
 
 namespace tiltflow {

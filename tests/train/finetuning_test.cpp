@@ -7,7 +7,6 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/tensor/parallel.h"
 #include "tiltflow/train/finetuning.h"
-#include "tiltflow/train/pretraining.h"
 #include "tiltflow/train/pretraining_run.h"
 
 namespace tiltflow {

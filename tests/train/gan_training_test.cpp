@@ -2,7 +2,6 @@
 #include "tests/support.h"
 #include "tiltflow/base/file.h"
 #include "tiltflow/models/generator/gan.h"
-#include "tiltflow/train/onestep.h"
 
 namespace tiltflow {
 

@@ -2,7 +2,6 @@
 #include "tests/support.h"
 #include "tests/train/small_run.h"
 #include "tiltflow/eval/generate.h"
-#include "tiltflow/flow/gaussian_mixture.h"
 #include "tiltflow/io/image.h"
 #include "tiltflow/io/json_lines.h"
 

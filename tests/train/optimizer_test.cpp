@@ -8,7 +8,6 @@
 #include "tiltflow/models/model_file.h"
 #include "tiltflow/train/finetuning.h"
 #include "tiltflow/train/optimizer.h"
-#include "tiltflow/train/pretraining.h"
 
 namespace tiltflow {
 

@@ -7,8 +7,6 @@
 #include "tiltflow/base/strings.h"
 #include "tiltflow/eval/generator_comparison.h"
 #include "tiltflow/io/image.h"
-#include "tiltflow/models/generator/gan.h"
-#include "tiltflow/train/gan_training.h"
 #include "tiltflow/train/onestep.h"
 
 namespace tiltflow {

@@ -2,8 +2,6 @@
 #pragma once
 
 #include "tests/support.h"
-#include "tiltflow/models/generator/gan.h"
-#include "tiltflow/train/gan_training.h"
 #include "tiltflow/train/onestep.h"
 
 namespace tiltflow::test {

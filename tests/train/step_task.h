@@ -2,7 +2,6 @@
 #pragma once
 
 #include "tests/support.h"
-#include "tiltflow/models/mixture/mixture_model.h"
 #include "tiltflow/train/finetuning.h"
 
 namespace tiltflow::test {

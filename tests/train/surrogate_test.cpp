@@ -2,7 +2,6 @@
 
 #include "tests/support.h"
 #include "tests/train/step_task.h"
-#include "tiltflow/finetune/endpoint_regression.h"
 #include "tiltflow/train/finetuning.h"
 #include "tiltflow/train/surrogate.h"
 

@@ -2,12 +2,12 @@
 #include "tests/support.h"
 #include "tests/train/scripted_training.h"
 #include "tests/train/small_run.h"
-#include "tiltflow/train/monitoring.h"
 
 namespace tiltflow {
 namespace {
 
 using test::metrics_at;
+using test::ScriptedObjective;
 using test::short_training;
 
 std::vector<std::string> checkpoints_of(const std::filesystem::path& run) {

@@ -9,6 +9,7 @@
 namespace tiltflow {
 namespace {
 
+using test::ScriptedObjective;
 using test::short_training;
 
 }  // namespace
