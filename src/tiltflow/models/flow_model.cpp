@@ -82,8 +82,25 @@ void bind(Fields& f, FlowModelConfig& c) {
   f.table("args", c.args, "constructor arguments that override what the file says, e.g. num_heads");
 }
 
+namespace {
+
+FlowModel own_flow_model(const FlowModelConfig& config, const ModelRuntime& runtime) {
+  if (!config.file.empty() || !config.family.empty() || !config.agents.empty()) {
+    fail(ErrorKind::kConfig,
+         "the program's own model beside model.file, model.family or model.agents: give one");
+  }
+  FlowModel out;
+  out.path = make_path(config.path.empty() ? "linear" : config.path);
+  out.prediction = config.prediction.empty() ? "velocity" : config.prediction;
+  out.model = with_prediction(config.own(runtime), out.path, out.prediction);
+  return out;
+}
+
+}  // namespace
+
 FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime,
                           at::ScalarType dtype) {
+  if (config.own) return own_flow_model(config, runtime);
   if (!config.agents.empty()) {
     if (!config.file.empty() || !config.family.empty()) {
       fail(ErrorKind::kConfig, "model.agents beside model.file or model.family: give one of them");
