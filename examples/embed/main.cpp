@@ -2,16 +2,13 @@
 //   embed CONFIG.toml OUT      e.g. embed recipes/sanity.toml runs/embed
 // The configuration says everything else: model, sampler, policy, steps. Its own reward is
 // replaced.
-#include "tiltflow/tensor/aten.h"  // operators of tensors
+#include <ATen/ATen.h>
 
 #include <exception>
 #include <iostream>
 #include <memory>
 
-#include "tiltflow/base/error.h"
-#include "tiltflow/reward/state_reward.h"
-#include "tiltflow/train/finetuning.h"
-#include "tiltflow/train/run.h"
+#include "tiltflow/tiltflow.h"
 
 namespace {
 
@@ -24,7 +21,7 @@ class LeftInk final : public tiltflow::Reward {
     const std::int64_t half = images.size(3) / 2;
     const at::Tensor left = images.narrow(3, 0, half);  // [N, C, H, W / 2]
     const at::Tensor right = images.narrow(3, images.size(3) - half, half);
-    return 20 * (left.flatten(1).mean(1) - right.flatten(1).mean(1));  // [N]
+    return left.flatten(1).mean(1) - right.flatten(1).mean(1);  // [N]
   }
 
  private:
@@ -32,10 +29,9 @@ class LeftInk final : public tiltflow::Reward {
 };
 
 int align(const std::string& file, const std::string& out) {
-  const auto config = tiltflow::load_config<tiltflow::FinetuneConfig>(file, {});
-  tiltflow::FinetuneSetup setup = tiltflow::set_up(config);
-  const tiltflow::Decoder decoder = tiltflow::decoder_of(setup.flow, nullptr);
-  setup.reward = std::make_shared<tiltflow::StateReward>(std::make_shared<LeftInk>(), decoder);
+  auto config = tiltflow::load_config<tiltflow::FinetuneConfig>(file, {});
+  config.reward = {tiltflow::own_reward(std::make_shared<LeftInk>(), /*scale=*/20)};
+  const tiltflow::FinetuneSetup setup = tiltflow::set_up(config);
   tiltflow::Run run(out, "", false);
   tiltflow::finetune(setup, run);
   std::cout << "wrote " << out << "/model.safetensors\n";

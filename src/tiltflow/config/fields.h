@@ -117,16 +117,16 @@ struct ResolvedConfig {
   std::vector<InputPath> inputs;  // the files it names
 };
 
-// Reads `file` with overrides into a copy of `start`; complete in one call. `resolved` (if given)
-// receives the rest.
+// Reads `file` with overrides; complete in one call. `resolved` (if given) receives the rest.
 template <class Record>
 Record load_config(const std::filesystem::path& file, const std::vector<Override>& overrides,
-                   ResolvedConfig* resolved, Record start = {}) {
+                   ResolvedConfig* resolved) {
   Fields fields(file, overrides);
-  bind(fields, start);
+  Record record{};
+  bind(fields, record);
   fields.finish();
   if (resolved) *resolved = {fields.resolved_toml(), fields.inputs()};
-  return start;
+  return record;
 }
 // The document of a stored configuration, with the keys that it lacks at their defaults.
 template <class Record>
@@ -137,11 +137,11 @@ std::string reread_config(const std::filesystem::path& file) {
 }
 template <class Record>
 Record load_config(const std::filesystem::path& file, const std::vector<Override>& overrides,
-                   std::string* resolved_toml = nullptr, Record start = {}) {
+                   std::string* resolved_toml = nullptr) {
   ResolvedConfig resolved;
-  start = load_config<Record>(file, overrides, &resolved, std::move(start));
+  Record record = load_config<Record>(file, overrides, &resolved);
   if (resolved_toml) *resolved_toml = std::move(resolved.toml);
-  return start;
+  return record;
 }
 
 }  // namespace tiltflow

@@ -165,6 +165,7 @@ void bind(Fields& f, MethodConfig& c) {
 }
 
 std::unique_ptr<FinetuneMethod> make_method(const MethodConfig& c) {
+  if (c.own) return c.own();
   if (c.name == "adjoint-matching") return std::make_unique<AdjointMatching>(c.adjoint);
   if (c.name == "basic-adjoint-matching") return std::make_unique<BasicAdjointMatching>();
   if (c.name == "continuous-adjoint") {

@@ -2,6 +2,7 @@
 // sample.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,6 +22,9 @@ namespace tiltflow {
 // The [method] section: the name decides which of the records is read.
 struct MethodConfig {
   std::string name = "adjoint-matching";
+  // No key: makes the method of a program that brings its own. Called several times, from one
+  // thread; empty = the method that `name` says.
+  std::function<std::unique_ptr<FinetuneMethod>()> own;
   AdjointMatchingConfig adjoint;
   DirectGradientConfig direct;
   EndpointConfig endpoint;

@@ -143,10 +143,23 @@ std::string aggregate_of(const FlowModelConfig& config, const LoadedModel& loade
   return out;
 }
 
+FlowModel own_flow_model(const FlowModelConfig& config, const ModelRuntime& runtime) {
+  if (!config.file.empty() || !config.family.empty() || !config.agents.empty()) {
+    fail(ErrorKind::kConfig,
+         "the program's own model beside model.file, model.family or model.agents: give one");
+  }
+  FlowModel out;
+  out.path = make_path(config.path.empty() ? "linear" : config.path);
+  out.prediction = config.prediction.empty() ? "velocity" : config.prediction;
+  out.model = with_prediction(config.own(runtime), out.path, out.prediction);
+  return out;
+}
+
 }  // namespace
 
 FlowModel load_flow_model(const FlowModelConfig& config, ModelRuntime runtime,
                           at::ScalarType dtype) {
+  if (config.own) return own_flow_model(config, runtime);
   if (!config.agents.empty()) return load_agents(config, runtime, dtype);
   if (!config.family.empty()) return create_family(config, runtime);
   if (config.file.empty()) {

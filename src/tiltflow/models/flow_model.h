@@ -2,6 +2,7 @@
 // [model] section.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -24,6 +25,9 @@ struct FlowModelConfig {
   std::string prediction;  // velocity, noise, score; "" = what the file says, else velocity
   std::map<std::string, std::string>
       args;  // override what the file says (official constructor names)
+  // No key: makes the network of a program that brings its own, instead of a file. Called again
+  // when it must run otherwise (activation checkpointing). Empty = the model that the keys say.
+  std::function<std::unique_ptr<VelocityModel>(const ModelRuntime& runtime)> own;
 };
 void bind(Fields& f, FlowModelConfig& c);
 

@@ -107,7 +107,16 @@ void bind(Fields& f, RewardTerm& c) {
           "surrogate; modules without one are found out");
 }
 
+RewardTerm own_reward(std::shared_ptr<const Reward> reward, double scale) {
+  RewardTerm out;
+  out.name = reward->info().name;
+  out.scale = scale;
+  out.own = std::move(reward);
+  return out;
+}
+
 std::shared_ptr<const Reward> make_reward(const RewardTerm& term) {
+  if (term.own) return term.own;
   std::vector<std::string> names;
   for (const Row& row : rows()) {
     if (row.listing.name == term.name) return row.make(term);

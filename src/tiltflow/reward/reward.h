@@ -54,10 +54,13 @@ struct RewardTerm {
   std::map<std::string, std::string>
       args;  // aesthetic: num_heads, activation of CLIP where its file does not say; log-density:
              // weights, means, deviations
-  std::string file;      // torchscript: the module
-  bool gradient = true;  // false: the reward is used as a black box
+  std::string file;                   // torchscript: the module
+  bool gradient = true;               // false: the reward is used as a black box
+  std::shared_ptr<const Reward> own;  // no key: the reward of a program that brings its own
 };
 void bind(Fields& f, RewardTerm& c);
+// The term of a reward that a program brings, under the reward's own name.
+RewardTerm own_reward(std::shared_ptr<const Reward> reward, double scale = 1);
 
 // Throws kConfig for unknown names and missing keys, kBadFile for an unreadable judge.
 std::shared_ptr<const Reward> make_reward(const RewardTerm& term);

@@ -234,6 +234,7 @@ void check_method(FinetuneSetup& s, Problems& problems) {
 FinetuneSetup set_up(const FinetuneConfig& config) {
   FinetuneSetup s;
   s.config = config;
+  if (config.method.own) s.config.method.name = config.method.own()->name();
   s.streams = RandomStreams(static_cast<std::uint64_t>(config.seed));
   Problems problems;
   ModelRuntime runtime;
