@@ -196,7 +196,7 @@ TEST(train_last_step, AStepThatHearsNothingLosesItselfOnly) {
     std::freopen("/dev/null", "w", stderr);
     std::freopen("/dev/null", "w", stdout);
     ::execl("/proc/self/exe", "tiltflow_tests", "--gtest_also_run_disabled_tests",
-            "--gtest_filter=train_stop.DISABLED_AStepThatHearsNothing", nullptr);
+            "--gtest_filter=train_last_step.DISABLED_AStepThatHearsNothing", nullptr);
     ::_exit(1);
   }
   int status = 0;

@@ -76,7 +76,7 @@ std::string refusal(const FinetuneConfig& config) {
   }
 }
 
-TEST(train_own_parts, TrainLikeThoseFromFiles) {
+TEST(train_finetuning_own_parts, TrainLikeThoseFromFiles) {
   const test::TempDir dir;
   int collected = 0;
   const FinetuneSetup setup = set_up(own_run(collected));
@@ -92,7 +92,7 @@ TEST(train_own_parts, TrainLikeThoseFromFiles) {
   EXPECT_FALSE(at::equal(result.average.at("layers.1.weight"), before));
 }
 
-TEST(train_own_parts, MeetTheChecksOfTheOthers) {
+TEST(train_finetuning_own_parts, MeetTheChecksOfTheOthers) {
   int collected = 0;
   FinetuneConfig config = own_run(collected);
   config.buffer_passes = 2;
@@ -103,7 +103,7 @@ TEST(train_own_parts, MeetTheChecksOfTheOthers) {
   EXPECT_EQ(collected, 0);
 }
 
-TEST(train_own_parts, ANetworkMayPredictNoise) {
+TEST(train_finetuning_own_parts, ANetworkMayPredictNoise) {
   FlowModelConfig config;
   config.own = small_network;
   config.path = "gvp";
