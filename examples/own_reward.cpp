@@ -38,9 +38,8 @@ int main(int argc, char** argv) try {
       "", {std::string("model.file=") + argv[1], "policy.kind=lora", "sampler.steps=6", "batch=16",
            "item=8", "train.steps=8", "train.learning_rate=0.001",
            "evaluation={every=0, base_samples=16}"});
-  FinetuneSetup setup = set_up(config);
-  setup.reward =
-      std::make_shared<StateReward>(std::make_shared<Symmetry>(), decoder_of(setup.flow, nullptr));
+  config.reward = {own_reward(std::make_shared<Symmetry>(), /*scale=*/100)};
+  const FinetuneSetup setup = set_up(config);
   Run run(argv[2], "", false);
   const TrainResult result = finetune(setup, run);
 

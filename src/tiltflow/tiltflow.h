@@ -1,7 +1,7 @@
 // Everything that a program needs which uses tiltflow as a library. docs/extending.md shows how.
 // Cost: about three seconds of compile time, half of them for the tensor class of libtorch; its
-// methods (x.mean(1)) work. Operators and functions (x - y, at::cat) need ATen/ATen.h or
-// tiltflow/tensor/aten.h as well: six seconds more.
+// methods (x.mean(1)) work. Operators and functions (x - y, at::cat) need ATen/ATen.h as
+// well: six seconds more.
 #pragma once
 
 #include "tiltflow/base/error.h"             // Error, exit_code
