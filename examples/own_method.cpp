@@ -58,7 +58,7 @@ int main(int argc, char** argv) try {
   auto config = load_config<FinetuneConfig>(
       "", {"model={family='gaussian-mixture', args={means='-1 0; 1 0', deviations='0.5'}}",
            "reward=[{name='linear', slope=[1, 0]}]", "policy={kind='control', control.kind='mlp'}",
-           "sampler.steps=10", "batch=128", "item=64", "train.steps=100",
+           "sampler.steps=10", "batch=128", "micro_batch=64", "train.steps=100",
            "train.learning_rate=0.005", "train.schedule=cosine", "evaluation.every=0"});
   config.method.own = [] { return std::make_unique<Reinforce>(); };
   const FinetuneSetup setup = set_up(config);

@@ -62,7 +62,7 @@ void print(const std::string& whose, const VelocityField& field, const FinetuneS
 int main(int argc, char** argv) try {
   auto config = load_config<FinetuneConfig>(
       "", {"reward=[{name='quadratic', center=[2, 0], curvature=1}]", "sampler.steps=25",
-           "batch=64", "item=32", "train.steps=200", "train.learning_rate=0.05",
+           "batch=64", "micro_batch=32", "train.steps=200", "train.learning_rate=0.05",
            "train.schedule=cosine", "evaluation.every=0"});
   config.model.own = [](const ModelRuntime&) { return standard_normal(); };
   const FinetuneSetup setup = set_up(config);

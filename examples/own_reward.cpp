@@ -36,7 +36,7 @@ int main(int argc, char** argv) try {
   }
   auto config = load_config<FinetuneConfig>(
       "", {std::string("model.file=") + argv[1], "policy.kind=lora", "sampler.steps=6", "batch=16",
-           "item=8", "train.steps=8", "train.learning_rate=0.001",
+           "micro_batch=8", "train.steps=8", "train.learning_rate=0.001",
            "evaluation={every=0, base_samples=16}"});
   config.reward = {own_reward(std::make_shared<Symmetry>(), /*scale=*/100)};
   const FinetuneSetup setup = set_up(config);

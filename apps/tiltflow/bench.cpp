@@ -89,7 +89,7 @@ nlohmann::ordered_json measure(const CLI::App& verb, const BenchOptions& o) {
     }
     return assign_speed(o.config, o.changes.overrides(), o.assign, o.compute);
   }
-  const NetworkBenchOptions options{o.am.model,   o.am.batch, o.am.item,
+  const NetworkBenchOptions options{o.am.model,   o.am.batch, o.am.micro_batch,
                                     o.am.repeats, o.am.steps, o.am.runtime};
   return o.name == "pretrain" ? bench_pretraining(options) : bench_network(o.name, options);
 }
@@ -119,7 +119,7 @@ void add_size_options(CLI::App& verb, BenchOptions& o) {
   verb.add_option("--batch", o.am.batch, "samples or trajectories")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  verb.add_option("--item", o.am.item, "of them per piece of work")
+  verb.add_option("--micro-batch,--item", o.am.micro_batch, "of them per piece of work")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   verb.add_option("--steps", o.am.steps, "am and sample: sampler steps")

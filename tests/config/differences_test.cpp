@@ -19,4 +19,14 @@ TEST(config_differences, CompareValuesByKey) {
   expect_error(ErrorKind::kBadFile, "line 1", [] { config_differences("a b", "a = 1"); });
 }
 
+// Runs that were stored before a key was renamed can be continued.
+TEST(config_differences, FormerNamesAreNoDifference) {
+  EXPECT_TRUE(
+      config_differences("item = 3\n[sft]\nitem = 2\n", "micro_batch = 3\n[sft]\nmicro_batch = 2\n")
+          .empty());
+  const std::vector<KeyChange> changed = config_differences("item = 3\n", "micro_batch = 4\n");
+  ASSERT_EQ(changed.size(), 1u);
+  EXPECT_EQ(changed[0].key, "micro_batch");
+}
+
 }  // namespace tiltflow

@@ -80,7 +80,7 @@ TEST(config_fields, FormerNamesAreTakenWithAWarning) {
 TEST(config_fields, CountsHaveAnUpperEndAndSeedsHaveNone) {
   const char* const too_many = "must be at most 2147483647";
   for (const char* key :
-       {"batch", "item", "train.steps", "evaluation.samples", "policy.rank", "sampler.steps",
+       {"batch", "micro_batch", "train.steps", "evaluation.samples", "policy.rank", "sampler.steps",
         "compute.workers", "buffer_passes", "check.base_samples"}) {
     SCOPED_TRACE(key);
     test::expect_error(ErrorKind::kConfig, too_many,

@@ -352,7 +352,7 @@ TEST_F(gpu_train, RunsMoveTheWeightsAsOnTheCpuAndResumeExactly) {
       config.policy.control.kind = "conv";
       config.policy.control.width = 8;
       config.batch = 8;
-      config.item = 8;
+      config.micro_batch = 8;
       config.compute.attention = "fused";
       config.compute.kernels = "fused";
       config.compute.precision = precision;

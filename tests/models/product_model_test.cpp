@@ -126,7 +126,7 @@ TEST(models_product_model, TwoGaussiansUnderOneControl) {
   c.method.adjoint = adjoint_matching_preset("exact", 25);
   c.sampler.steps = 25;
   c.batch = 64;
-  c.item = 32;
+  c.micro_batch = 32;
   c.evaluation.every = 0;
   c.evaluation.base_samples = 64;
   c.train.steps = 150;

@@ -21,7 +21,7 @@ TEST(program_check, DryRunsFindEverythingAndLeaveNothing) {
   const std::string wrong = cat(tiny(),
                                 "--set method.name=flow-grpo --set method.group=4 --set "
                                 "check.judge=/nonexistent --set decoder.file=/missing ");
-  const std::vector<std::string> found{"3 problems", "item = 2 is no multiple", "/missing",
+  const std::vector<std::string> found{"3 problems", "micro_batch = 2 is no multiple", "/missing",
                                        "/nonexistent"};
   expect_parts(run(cat("finetune recipes/methods-mnist-ink.toml", wrong, "--dry-run --out ", out)),
                4, found);
@@ -40,8 +40,8 @@ TEST(program_check, DryRunsFindEverythingAndLeaveNothing) {
   EXPECT_FALSE(std::filesystem::exists(out));
   expect_message(
       run(cat("sweep recipes/methods-mnist-ink.toml", tiny(),
-              "--dry-run --set method.name=flow-grpo --set method.group=2 --vary item=2,3")),
-      3, "item-3: method flow-grpo compares groups of 2");
+              "--dry-run --set method.name=flow-grpo --set method.group=2 --vary micro_batch=2,3")),
+      3, "micro_batch-3: method flow-grpo compares groups of 2");
 }
 
 TEST(program_check, ComparedConfigurations) {

@@ -133,19 +133,20 @@ TEST(program_options, EvaluationSamplerMemoryAndGuidanceMode) {
   const double trajectories = last("g2", labels + "--set guidance.mode=trajectories", "reward");
   EXPECT_EQ(none, sampling) << "guidance at sampling leaves training alone";
   EXPECT_NE(none, trajectories);
-  expect_message(
-      run("finetune recipes/mnist-ink.toml --dry-run --set item=0 --set compute.memory_gb=0.001"),
-      3, "memory");
-  expect_message(
-      run("finetune recipes/mnist-ink.toml --dry-run --set item=0 --set compute.memory_gb=8"), 0,
-      "plan");
+  expect_message(run("finetune recipes/mnist-ink.toml --dry-run --set micro_batch=0 --set "
+                     "compute.memory_gb=0.001"),
+                 3, "memory");
+  expect_message(run("finetune recipes/mnist-ink.toml --dry-run --set micro_batch=0 --set "
+                     "compute.memory_gb=8"),
+                 0, "plan");
 }
 
 namespace {
 
 // A network that is measured at once.
 const char* const kSmallBench =
-    " --json --batch 2 --item 1 --repeats 1 --workers 1 --model-arg input_size=16 --model-arg "
+    " --json --batch 2 --micro-batch 1 --repeats 1 --workers 1 --model-arg input_size=16 "
+    "--model-arg "
     "patch_size=4 --model-arg in_channels=1 --model-arg hidden_size=32 --model-arg depth=6 "
     "--model-arg num_heads=2 ";
 

@@ -78,7 +78,7 @@ inline std::string tiny_model() {
 
 // Keys that make any fine-tuning recipe short, and those of digits a tenth of a second.
 inline const char* const kShort =
-    " --set batch=4 --set item=2 --set sampler.steps=3 --set method.loss_steps=2 --set "
+    " --set batch=4 --set micro_batch=2 --set sampler.steps=3 --set method.loss_steps=2 --set "
     "evaluation.base_samples=8 --set evaluation.samples=2 --set train.steps=4 --set "
     "train.checkpoint_every=1 --set compute.workers=1 ";
 inline std::string tiny() { return cat(" --set model.file=", tiny_model(), kShort); }

@@ -158,7 +158,7 @@ TEST(program_latents, FromPicturesToAnAlignedLatentModel) {
   expect_message(run(encode), 0, "wrote 8 latents [4, 4, 4]");
   expect_message(run(encode), 0, "encoded already");
   write_file_atomic(dir / "pretrain.toml", R"(batch = 4
-item = 2
+micro_batch = 2
 [model]
 args = { input_size = 4, patch_size = 2, in_channels = 4, hidden_size = 16, depth = 1, num_heads = 2, num_classes = 2 }
 [train]
@@ -224,24 +224,24 @@ TEST(program_sweep, GoesOnPastFailuresAndKeepsWhatIsDone) {
               "train.beta2=0.9,0.99 --vary 'policy.targets=[\"*\"]'",
               tiny()));
   EXPECT_EQ(std::count(plan.out.begin(), plan.out.end(), '\n'), 4) << plan.out << plan.err;
-  const Outcome quick =
-      run(cat("sweep recipes/mnist-ink.toml --quick --vary reward[0].scale=4 --set model.file=",
-              tiny_model(),
-              " --set batch=2 --set item=1 --set sampler.steps=2 --set method.loss_steps=2 --set "
-              "evaluation.base_samples=4 --set evaluation.samples=2 --set train.steps=2 --out ",
-              dir.path().string(), "/q"));
+  const Outcome quick = run(cat(
+      "sweep recipes/mnist-ink.toml --quick --vary reward[0].scale=4 --set model.file=",
+      tiny_model(),
+      " --set batch=2 --set micro_batch=1 --set sampler.steps=2 --set method.loss_steps=2 --set "
+      "evaluation.base_samples=4 --set evaluation.samples=2 --set train.steps=2 --out ",
+      dir.path().string(), "/q"));
   EXPECT_EQ(quick.code, 0) << quick.err;
   EXPECT_FALSE(std::filesystem::exists(dir / "q/scale-4/check.json"));
   EXPECT_TRUE(std::filesystem::exists(dir / "q/scale-4/checkpoints/step-000002/DONE"))
       << "an explicit number of steps wins";
   // Methods at equal cost: 1,000 evaluations buy each its own number of steps.
-  const Outcome methods =
-      run(cat("sweep recipes/methods-mnist-ink.toml --vary method.name=log-variance,draft --budget "
-              "1000 --no-check --set model.file=",
-              tiny_model(),
-              " --set batch=4 --set item=2 --set sampler.steps=3 --set evaluation.base_samples=4 "
-              "--set evaluation.samples=2 --set evaluation.every=0 --set train.warmup=0 --out ",
-              dir.path().string(), "/m"));
+  const Outcome methods = run(cat(
+      "sweep recipes/methods-mnist-ink.toml --vary method.name=log-variance,draft --budget "
+      "1000 --no-check --set model.file=",
+      tiny_model(),
+      " --set batch=4 --set micro_batch=2 --set sampler.steps=3 --set evaluation.base_samples=4 "
+      "--set evaluation.samples=2 --set evaluation.every=0 --set train.warmup=0 --out ",
+      dir.path().string(), "/m"));
   EXPECT_EQ(methods.code, 0) << methods.err;
   const auto rows = nlohmann::json::parse(read_file(dir / "m/sweep.json"));
   EXPECT_EQ(rows[0]["steps"], "20");  // (3 + 3 + 2 x 3) x 4 = 48 a step
@@ -280,7 +280,7 @@ TEST(program_processes, TwoProcessesEqualOne) {
   const std::string at = dir.path().string();
   const std::string ask =
       cat("finetune recipes/mnist-ink.toml", tiny(),
-          "--set batch=8 --set item=4 --set labels.kind=uniform --set "
+          "--set batch=8 --set micro_batch=4 --set labels.kind=uniform --set "
           "reward[0].name=class-log-prob --set reward[0].judge=assets/mnist-judge.safetensors "
           "--set buffer_passes=1 --set method.times=shared --set method.clip_quantile=0.9 --set "
           "evaluation.base_samples=34 --set evaluation.samples=33 --set evaluation.every=4 ");
@@ -288,7 +288,7 @@ TEST(program_processes, TwoProcessesEqualOne) {
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   outcome = start(cat("--procs 2 ", ask, "--out ", at, "/two"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
-  outcome = run(cat(ask, "--set item=1 --out ", at, "/pieces"));  // eight accumulated pieces
+  outcome = run(cat(ask, "--set micro_batch=1 --out ", at, "/pieces"));  // eight accumulated pieces
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   outcome = run(cat(ask, "--set batch=4 --out ", at, "/half"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;

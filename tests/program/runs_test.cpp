@@ -108,14 +108,14 @@ TEST(program_runs, FailedStartsAndLongerRuns) {
   write_recipe(dir, kModel);
   const std::string out = (dir / "r").string();
   const std::string ask = cat("finetune ", (dir / "c.toml").string(), " --out ", out);
-  EXPECT_NE(run(ask + " --set method.name=flow-grpo --set item=4").code, 0);
+  EXPECT_NE(run(ask + " --set method.name=flow-grpo --set micro_batch=4").code, 0);
   ASSERT_EQ(run(ask).code, 0) << "a failed start does not claim the folder";
   expect_message(run(ask), 3, "already holds a run");
   expect_message(run(ask + " --resume --set train.learning_rate=0.5"), 3,
                  "train.learning_rate was ");
   expect_message(run(ask + " --resume --dry-run --set seed=9"), 3, "seed");
   const test::Outcome longer =
-      run(ask + " --resume --set train.steps=3 --set compute.workers=2 --set item=4");
+      run(ask + " --resume --set train.steps=3 --set compute.workers=2 --set micro_batch=4");
   expect_message(longer, 0, "resuming with train.steps = 3 (was 2)");
   expect_message(longer, 0, "resuming with compute.workers = 2 (was 1): a setting of the machine");
   expect_message(

@@ -31,7 +31,7 @@ RunFacts finetuning() {
   RunFacts facts;
   facts.base = RunFacts::Base{1, 0.05};
   facts.batch = 16;
-  facts.item = 8;
+  facts.micro_batch = 8;
   return facts;
 }
 

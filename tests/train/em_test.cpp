@@ -33,7 +33,7 @@ struct EmScene {
     c.assign.learning_rate = 0.05;
     c.train.steps = 20;
     c.sft.batch = 12;
-    c.sft.item = 6;
+    c.sft.micro_batch = 6;
     c.em.rounds = 3;
   }
 };

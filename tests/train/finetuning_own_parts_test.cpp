@@ -58,7 +58,7 @@ FinetuneConfig own_run(int& collected) {
   config.method.own = [&collected] { return std::make_unique<Counted>(collected); };
   config.reward = {own_reward(std::make_shared<FirstCoordinate>(), 2)};
   config.batch = 4;
-  config.item = 2;
+  config.micro_batch = 2;
   config.sampler.steps = 3;
   config.evaluation.every = 0;
   config.evaluation.base_samples = 16;

@@ -219,10 +219,10 @@ TEST(train_finetuning, WorkersAndItemsDoNotMatter) {
   config.compute.workers = 1;
   EXPECT_TRUE(test::same_bytes(run_to_end(config, dir / "one"), two))
       << "the number of workers changed the result";
-  config.item = 6;  // another order of summation, the same sum
+  config.micro_batch = 6;  // another order of summation, the same sum
   config.method.adjoint.clip_quantile = 0;
   run_to_end(config, dir / "whole");
-  config.item = 1;
+  config.micro_batch = 1;
   run_to_end(config, dir / "single");
   const ParameterSet a = read_safetensors(dir / "whole/model.safetensors").tensors;
   const ParameterSet b = read_safetensors(dir / "single/model.safetensors").tensors;

@@ -13,7 +13,7 @@ inline FinetuneConfig ink_run(const test::TempDir& dir, const std::string& polic
   FinetuneConfig config;
   config.model.file = (dir / "base.safetensors").string();
   config.batch = 6;
-  config.item = 2;
+  config.micro_batch = 2;
   config.sampler.steps = 5;
   config.method.adjoint = adjoint_matching_preset("exact", 5);
   config.method.adjoint.loss_steps = 3;

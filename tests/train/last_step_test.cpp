@@ -38,7 +38,7 @@ class Toy final : public Objective {
     check_stop();
     return 3;
   }
-  LossReport item(std::int64_t i) override {
+  LossReport micro_batch(std::int64_t i) override {
     if (i == 1) {
       stop(Moment::kItem);
       stop(Moment::kHang);
@@ -145,9 +145,8 @@ TEST(train_last_step, AnyMomentIsContinuedExactly) {
         const std::filesystem::path out = dir / cat("stopped-", number++);
         EXPECT_EQ(train_toy(out, period, {moment, step}, false), "") << "it was not stopped";
         const bool exactly =
-            period == 1 &&
-            moment !=
-                Moment::kBetweenItems;  // there another worker may have taken the last item already
+            period == 1 && moment != Moment::kBetweenItems;  // there another worker may have taken
+                                                             // the last micro-batch already
         if (exactly) {
           EXPECT_EQ(newest_checkpoint(out), cat("step-00000", step)) << "the last whole step";
         }

@@ -13,9 +13,9 @@ using test::WrapperBench;
 
 }  // namespace
 
-// Codes are uniform whatever their number; an untrained classifier gives a bonus that depends on
-// the code alone where its last layer is zero; its gradient is right; what it is fitted to it
-// recognises.
+// Codes are uniform whatever their number; an untrained classifier gives a extra reward that
+// depends on the code alone where its last layer is zero; its gradient is right; what it is fitted
+// to it recognises.
 TEST(train_mode_preservation, CodesAndBonus) {
   const WrapperBench bench;
   ModesConfig config;
@@ -34,13 +34,13 @@ TEST(train_mode_preservation, CodesAndBonus) {
   const at::Tensor few = x_0.narrow(0, 0, 3);
   const at::AutoGradMode grad(true);
   const at::Tensor x_1 = (few * 0.7).detach().set_requires_grad(true);
-  const at::Tensor g = torch::autograd::grad({modes.bonus(few, x_1, {}).sum()}, {x_1})[0];
+  const at::Tensor g = torch::autograd::grad({modes.extra_reward(few, x_1, {}).sum()}, {x_1})[0];
   for (std::int64_t axis = 0; axis < 2; ++axis) {
     const at::Tensor step = at::zeros({3, 2});
     step.select(1, axis).fill_(1e-2);
-    const at::Tensor difference =
-        (modes.bonus(few, x_1.detach() + step, {}) - modes.bonus(few, x_1.detach() - step, {})) /
-        2e-2;
+    const at::Tensor difference = (modes.extra_reward(few, x_1.detach() + step, {}) -
+                                   modes.extra_reward(few, x_1.detach() - step, {})) /
+                                  2e-2;
     EXPECT_LT((difference - g.select(1, axis)).abs().max().item<double>(), 1e-3);
   }
   // The ODE keeps noise and samples together, the memoryless chain does not.

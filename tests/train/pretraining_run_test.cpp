@@ -29,7 +29,7 @@ TEST(train_pretraining_run, DataAreRecorded) {
   PretrainConfig config;
   config.data = {"folder", (dir / "p").string()};
   config.batch = 2;
-  config.item = 2;
+  config.micro_batch = 2;
   config.model.args = {{"input_size", "4"},  {"patch_size", "4"},     {"in_channels", "1"},
                        {"hidden_size", "8"}, {"depth", "1"},          {"num_heads", "2"},
                        {"num_classes", "1"}, {"learn_sigma", "false"}};

@@ -119,12 +119,12 @@ TEST(train_pretraining, TeacherSeesTheLabelsBeforeDropout) {
     data.class_names = {"a", "b", "c"};
     FlowMatchingOptions options;
     options.batch = 4;
-    options.item = 2;
+    options.micro_batch = 2;
     options.label_dropout = dropout;
     FlowMatchingObjective objective(load(), make_path("linear"), data, options, 1, teacher);
     const std::int64_t pieces = objective.begin_step(0);
     double sum = 0;
-    for (std::int64_t i = 0; i < pieces; ++i) sum += objective.item(i).loss.item<double>();
+    for (std::int64_t i = 0; i < pieces; ++i) sum += objective.micro_batch(i).loss.item<double>();
     return sum;
   };
   EXPECT_EQ(loss(0), 0) << "the model is its own teacher";

@@ -54,7 +54,7 @@ TEST(train_reward_terms, EveryKindOfMethodLogsThem) {
        std::vector<std::string>{"adjoint-matching", "draft", "flow-grpo"}) {
     config.method.name = name;
     config.buffer_passes = name == "adjoint-matching" ? 2 : 1;
-    config.batch = config.item = 8;  // one group
+    config.batch = config.micro_batch = 8;  // one group
     const FinetuneSetup setup = set_up(config);
     tiltflow::Run run(dir / name, "x", false);
     finetune(setup, run);

@@ -16,7 +16,7 @@ class ScriptedObjective final : public Objective {
   }
   const ParameterSet& trainable() const override { return trainable_; }
   std::int64_t begin_step(std::int64_t step) override { return step_ = step, 1; }
-  LossReport item(std::int64_t) override {
+  LossReport micro_batch(std::int64_t) override {
     const at::Tensor w = trainable_.at("w");
     return {(w - w.detach()).sum() + loss_(step_ + 1), {}};
   }

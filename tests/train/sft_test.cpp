@@ -125,12 +125,12 @@ TEST(train_sft, TheLossIsWhatItSaysAndSoIsItsGradient) {
   c.sft.anchor = 0.3;
   c.sft.validation = 0;
   c.sft.batch = 120;
-  c.sft.item = 120;
+  c.sft.micro_batch = 120;
   SftObjective objective(g, small_generator(0.6), pairs, c.sft, 3);
   EXPECT_TRUE(std::isnan(objective.validate(objective.trainable())));
   const auto loss = [&] {
     objective.begin_step(0);
-    return objective.item(0);
+    return objective.micro_batch(0);
   };
   const LossReport first = loss();
   const std::map<std::string, double> metrics = first.metrics.averages();
@@ -179,7 +179,7 @@ TEST(train_sft, FrozenStatisticsStayAndTrainedOnesMove) {
   c.sft.validation = 0.25;
   c.sft.evaluate_every = 2;
   c.sft.batch = 8;
-  c.sft.item = 4;
+  c.sft.micro_batch = 4;
   const ParameterSet start = clone(g->parameters(), false);
   for (const bool frozen : {true, false}) {
     c.sft.batch_norm = frozen ? "frozen" : "train";
@@ -219,7 +219,7 @@ TEST(train_sft, LowRankChangesOnlyWhatItAdapts) {
   OneStepConfig c = quick_onestep();
   c.train.steps = 12;
   c.sft.batch = 8;
-  c.sft.item = 4;
+  c.sft.micro_batch = 4;
   c.sft.policy = "lora";
   c.sft.rank = 2;
   c.sft.trainable = {"net.*"};

@@ -19,7 +19,7 @@ inline std::shared_ptr<const Generator> small_generator(double gain = 0.4) {
 inline OneStepConfig quick_onestep() {
   OneStepConfig c;
   c.sft.batch = 32;
-  c.sft.item = 16;
+  c.sft.micro_batch = 16;
   c.sft.evaluate_every = 10;
   c.train.steps = 60;
   c.train.optimizer.learning_rate = 1e-2;

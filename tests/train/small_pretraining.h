@@ -38,7 +38,7 @@ inline ImageDataset two_class_pictures(std::int64_t n, std::int64_t rare = 2) {
 inline PretrainConfig small_pretraining() {
   PretrainConfig c;
   c.batch = 8;
-  c.item = 4;
+  c.micro_batch = 4;
   c.train.steps = 4;
   c.train.average_decay = 0.9;
   c.evaluation.every = 2;

@@ -25,7 +25,7 @@ inline FinetuneConfig small_run(const TempDir& dir) {
   FinetuneConfig config;
   config.model.file = (dir / "base.safetensors").string();
   config.batch = 4;
-  config.item = 2;
+  config.micro_batch = 2;
   config.sampler.steps = 4;
   config.method.adjoint = adjoint_matching_preset("exact", 4);
   config.method.adjoint.loss_steps = 2;

@@ -59,12 +59,12 @@ TEST(train_start_check, AllProblemsOfAConfigurationAtOnce) {
   config.decoder.file = (dir / "no-decoder").string();
   config.reward[0].judge = (dir / "no-judge").string();
   config.method.name = "flow-grpo";
-  config.method.policy_gradient.advantage.group = 4;  // item = 2
+  config.method.policy_gradient.advantage.group = 4;  // micro-batch = 2
   config.labels.kind = "fixed";
   config.labels.label = 77;
   const std::string text = problem_of([&] { set_up(config); });
   expect_part(text, "4 problems");
-  for (const char* part : {"no-decoder", "no-judge", "item = 2 is no multiple", "77"}) {
+  for (const char* part : {"no-decoder", "no-judge", "micro_batch = 2 is no multiple", "77"}) {
     expect_part(text, part);
   }
 }

@@ -23,7 +23,7 @@ inline FinetuneConfig step_task() {
   c.method.adjoint = adjoint_matching_preset("exact", 20);
   c.sampler.steps = 20;
   c.batch = 64;
-  c.item = 32;
+  c.micro_batch = 32;
   c.evaluation.every = 0;
   c.evaluation.base_samples = 64;
   c.train.steps = 150;

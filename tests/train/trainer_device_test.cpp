@@ -82,7 +82,7 @@ TEST(train_trainer_device, MixingThrows) {
   EXPECT_THROW(there + at::ones({3}), c10::Error);
   EXPECT_THROW(at::ones({3}).add(there), c10::Error);
   EXPECT_EQ((there + there).sum().item<double>(), 6);
-  EXPECT_EQ(beside(at::ones({1}), there * 2)[2].item<double>(), 2);
+  EXPECT_EQ(on_device_of(at::ones({1}), there * 2)[2].item<double>(), 2);
 }
 
 // Every policy, with a network as reward: the weights of the CPU.
@@ -114,7 +114,7 @@ TEST(train_trainer_device, MethodsOfEveryKindAndResume) {
     FinetuneConfig config = test::small_run(dir);
     config.method.name = method;
     config.batch = 8;
-    config.item = 8;
+    config.micro_batch = 8;
     const std::filesystem::path here = dir / cat(method, "-cpu");
     const std::filesystem::path there = dir / cat(method, "-fake");
     const std::filesystem::path resumed = dir / cat(method, "-resumed");

@@ -197,18 +197,20 @@ class NetworkWork {
   }
 
   void forward() const {
-    parallel_chunks(options_.batch, options_.item, [&](std::int64_t begin, std::int64_t end) {
-      const at::NoGradGuard no_grad;
-      model->velocity(x_.narrow(0, begin, end - begin), t_.narrow(0, begin, end - begin),
-                      condition(begin, end - begin));
-    });
+    parallel_chunks(
+        options_.batch, options_.micro_batch, [&](std::int64_t begin, std::int64_t end) {
+          const at::NoGradGuard no_grad;
+          model->velocity(x_.narrow(0, begin, end - begin), t_.narrow(0, begin, end - begin),
+                          condition(begin, end - begin));
+        });
   }
 
   void vjp() const {
-    parallel_chunks(options_.batch, options_.item, [&](std::int64_t begin, std::int64_t end) {
-      model->vjp(x_.narrow(0, begin, end - begin), t_.narrow(0, begin, end - begin),
-                 condition(begin, end - begin), cotangent_.narrow(0, begin, end - begin));
-    });
+    parallel_chunks(
+        options_.batch, options_.micro_batch, [&](std::int64_t begin, std::int64_t end) {
+          model->vjp(x_.narrow(0, begin, end - begin), t_.narrow(0, begin, end - begin),
+                     condition(begin, end - begin), cotangent_.narrow(0, begin, end - begin));
+        });
   }
 
   void sample() const {
@@ -217,7 +219,7 @@ class NetworkWork {
     sampler.steps = options_.steps;
     DrawOptions draws;
     draws.n = options_.batch;
-    draws.chunk = options_.item;
+    draws.chunk = options_.micro_batch;
     draw(
         *model, sampler, *path_, model->sample_shape(), streams_,
         [&](std::int64_t first, std::int64_t n) { return labels_.narrow(0, first, n); }, draws);
@@ -227,16 +229,16 @@ class NetworkWork {
   void train(std::int64_t step) {
     const std::int64_t batch = options_.batch;
     std::vector<std::vector<at::Tensor>> gradients(
-        static_cast<std::size_t>((batch + options_.item - 1) / options_.item));
+        static_cast<std::size_t>((batch + options_.micro_batch - 1) / options_.micro_batch));
     const at::AutoGradMode grad(true);
-    parallel_chunks(batch, options_.item, [&](std::int64_t begin, std::int64_t end) {
+    parallel_chunks(batch, options_.micro_batch, [&](std::int64_t begin, std::int64_t end) {
       const std::int64_t n = end - begin;
       const at::Tensor loss =
           flow_matching_losses(*trained_, *path_, {}, cotangent_.narrow(0, begin, n),
                                x_.narrow(0, begin, n), t_.narrow(0, begin, n), condition(begin, n))
               .sum() /
           static_cast<double>(batch);
-      gradients[static_cast<std::size_t>(begin / options_.item)] =
+      gradients[static_cast<std::size_t>(begin / options_.micro_batch)] =
           torch::autograd::grad({loss}, weights_.tensors());
     });
     for (std::size_t i = 1; i < gradients.size(); ++i) {
@@ -295,8 +297,10 @@ nlohmann::ordered_json bench_network(const std::string& what, const NetworkBench
     fail(ErrorKind::kUsage, cat("nothing called '", what, "' is measured"));
   }
   const Timing timing = measure(o.repeats, o.runtime, work);
-  nlohmann::ordered_json out{
-      {"bench", what}, {"batch", o.batch}, {"item", o.item}, {"model_args", o.model.args}};
+  nlohmann::ordered_json out{{"bench", what},
+                             {"batch", o.batch},
+                             {"micro_batch", o.micro_batch},
+                             {"model_args", o.model.args}};
   add_figures(out, timing, o.runtime, *network.model, cost, o.batch);
   return out;
 }
@@ -312,7 +316,7 @@ nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& o) {
   data.class_names.resize(static_cast<std::size_t>(classes));
   FlowMatchingOptions options;
   options.batch = o.batch;
-  options.item = o.item;
+  options.micro_batch = o.micro_batch;
   FlowMatchingObjective objective(std::move(model), make_path("linear"), std::move(data), options,
                                   1);
   const ScratchFolder folder("tiltflow-bench");
@@ -344,8 +348,10 @@ nlohmann::ordered_json bench_pretraining(const NetworkBenchOptions& o) {
   };
   train(config, objective, run, hooks);
   timing.finish(o.runtime);
-  nlohmann::ordered_json out{
-      {"bench", "pretrain"}, {"batch", o.batch}, {"item", o.item}, {"model_args", o.model.args}};
+  nlohmann::ordered_json out{{"bench", "pretrain"},
+                             {"batch", o.batch},
+                             {"micro_batch", o.micro_batch},
+                             {"model_args", o.model.args}};
   add_figures(out, timing, o.runtime, objective.model(), 3, o.batch);
   return out;
 }
@@ -375,8 +381,8 @@ std::vector<at::Tensor> batch_gradients(AdjointMatching& method, const FinetuneC
                                         const AmBenchOptions& o, std::int64_t step) {
   const at::AutoGradMode grad(true);
   std::vector<std::vector<at::Tensor>> gradients(
-      static_cast<std::size_t>((o.batch + o.item - 1) / o.item));
-  parallel_chunks(o.batch, o.item, [&](std::int64_t first, std::int64_t end) {
+      static_cast<std::size_t>((o.batch + o.micro_batch - 1) / o.micro_batch));
+  parallel_chunks(o.batch, o.micro_batch, [&](std::int64_t first, std::int64_t end) {
     const LossReport report =
         method.loss(context, method.collect(context, step, first, end - first, false), o.batch);
     std::vector<at::Tensor> found =
@@ -384,7 +390,7 @@ std::vector<at::Tensor> batch_gradients(AdjointMatching& method, const FinetuneC
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (!found[i].defined()) found[i] = at::zeros_like(weights[i]);
     }
-    gradients[static_cast<std::size_t>(first / o.item)] = std::move(found);
+    gradients[static_cast<std::size_t>(first / o.micro_batch)] = std::move(found);
   });
   for (std::size_t i = 1; i < gradients.size(); ++i) {
     at::_foreach_add_(gradients[0], gradients[i]);
@@ -427,7 +433,7 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& o) {
   nlohmann::ordered_json out{{"bench", "am"},
                              {"policy", o.policy},
                              {"batch", o.batch},
-                             {"item", o.item},
+                             {"micro_batch", o.micro_batch},
                              {"steps", o.steps},
                              {"loss_steps", o.loss_steps},
                              {"keep_graphs", o.keep_graphs},

@@ -33,7 +33,7 @@ struct AmBenchOptions {
   ModelSpec model = small_sit();
   std::string policy = "full";
   std::int64_t batch = 32;
-  std::int64_t item = 16;
+  std::int64_t micro_batch = 16;
   std::int64_t steps = 20;
   std::int64_t loss_steps = 10;
   std::int64_t repeats = 3;
@@ -49,7 +49,7 @@ nlohmann::ordered_json bench_adjoint_matching(const AmBenchOptions& options);
 struct NetworkBenchOptions {
   ModelSpec model = small_sit();
   std::int64_t batch = 32;
-  std::int64_t item = 16;
+  std::int64_t micro_batch = 16;
   std::int64_t repeats = 5;
   std::int64_t steps = 20;  // sample: Euler steps of the ODE
   ModelRuntime runtime;

@@ -27,6 +27,19 @@ void flatten(const toml::node& node, const std::string& name,
   out[name] = toml_text(node);
 }
 
+// Stored configurations keep the names of their time; Fields::renamed takes them from people.
+constexpr std::pair<const char*, const char*> kRenamed[] = {{"item", "micro_batch"},
+                                                            {"sft.item", "sft.micro_batch"}};
+
+void use_present_names(std::map<std::string, std::string>& values) {
+  for (const auto& [before, now] : kRenamed) {
+    auto former = values.extract(before);
+    if (former.empty()) continue;
+    former.key() = now;
+    values.insert(std::move(former));
+  }
+}
+
 std::map<std::string, std::string> values_of(const std::string& text) {
   std::map<std::string, std::string> out;
   try {
@@ -35,6 +48,7 @@ std::map<std::string, std::string> values_of(const std::string& text) {
     fail(ErrorKind::kBadFile, cat("a stored configuration cannot be read, line ",
                                   error.source().begin.line, ": ", error.description()));
   }
+  use_present_names(out);
   return out;
 }
 

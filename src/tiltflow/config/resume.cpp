@@ -69,7 +69,7 @@ const FreeKeys& finetune_keys() {
                                        kCheckpoints,
                                        kKept,
                                        kStop,
-                                       item_key("item"),
+                                       item_key("micro_batch"),
                                        {"evaluation.every", "from here on"},
                                        {"evaluation.samples", "from here on"},
                                        {"evaluation.ode*", "from here on"},
@@ -83,7 +83,7 @@ FreeKeys pretrain_keys(const std::string& kind) {
   keys.push_back({"evaluation.*", "from here on"});
   keys.push_back({"evaluate_on", "of the judge's accuracy at the end"});
   if (kind != "gan") {
-    keys.push_back(item_key("item"));  // a GAN's normalisation sees one piece at a time
+    keys.push_back(item_key("micro_batch"));  // a GAN's normalisation sees one piece at a time
   }
   return keys;
 }
@@ -91,7 +91,7 @@ FreeKeys pretrain_keys(const std::string& kind) {
 FreeKeys sft_keys(const std::string& batch_norm) {
   FreeKeys keys = joined({kSteps, kCheckpoints, kKept, kStop}, machine_keys());
   if (batch_norm == "frozen") {
-    keys.push_back(item_key("sft.item"));  // else its statistics are of one piece
+    keys.push_back(item_key("sft.micro_batch"));  // else its statistics are of one piece
   }
   return joined(keys, unread({"targets.*", "features", "assign.*", "em.*", "align.*", "reward*",
                               "held_out*"}));

@@ -9,7 +9,7 @@ namespace tiltflow {
 
 void bind(Fields& f, AdvantageConfig& c) {
   f.value("group", c.group,
-          "consecutive samples that share a label and are compared; must divide item",
+          "consecutive samples that share a label and are compared; must divide micro_batch",
           at_least_integer(1));
   f.value("advantage", c.kind,
           "value (the reward itself), centred, group (centred, over the group's deviation), batch "
@@ -55,7 +55,7 @@ at::Tensor advantages(const at::Tensor& rewards, const AdvantageConfig& c) {
     fail(ErrorKind::kConfig,
          cat(counted(n, "sample"),
              " in a piece of work are no multiple of method.group = ", c.group),
-         "choose batch and item as multiples of method.group");
+         "choose batch and micro_batch as multiples of method.group");
   }
   if (c.group < 2) {
     fail(ErrorKind::kConfig, cat("method.advantage = \"", c.kind,

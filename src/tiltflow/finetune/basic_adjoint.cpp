@@ -29,11 +29,12 @@ Batch BasicAdjointMatching::collect(const FinetuneContext& context, std::int64_t
     const at::Tensor t = time_tensor(s.t, x);
     if (!continuous_) batch.targets[k] = a;
     if (!continuous_ && k == 0) break;
-    at::Tensor pull;  // of the control's own cost, by both Jacobians
+    at::Tensor cost_gradient;  // of the control's own cost, by both Jacobians
     const Vjp base = context.policy.base->vjp_of(x, t, condition, [&](const at::Tensor& v) {
-      return pull = (batch.tuned_velocities[k] - v) * (s.c * s.c / (s.s * s.s));
+      return cost_gradient = (batch.tuned_velocities[k] - v) * (s.c * s.c / (s.s * s.s));
     });
-    a = a * s.p + context.policy.tuned->vjp(x, t, condition, a * s.c + pull).input_gradient -
+    a = a * s.p +
+        context.policy.tuned->vjp(x, t, condition, a * s.c + cost_gradient).input_gradient -
         base.input_gradient;
     batch.base_velocities[k] = base.velocity;
     if (continuous_) batch.targets[k] = a;

@@ -137,7 +137,7 @@ Batch DirectGradient::collect(const FinetuneContext& context, std::int64_t step,
   const at::Tensor x_0 =
       prior_sample(context.streams, key, first, n, context.sample_shape, context.dtype);
   const NoiseSource noise = keyed_noise(context.streams, key, first, x_0);
-  if (context.bonus) batch.start = x_0;
+  if (context.extra_reward) batch.start = x_0;
   // Only the states before the part with a graph are made here.
   const at::NoGradGuard no_grad;
   if (method_ == "leap-align") {
@@ -259,7 +259,8 @@ struct DirectGradient::Pass {
     at::Tensor rewards;
     for (const at::Tensor& end : ends) {
       add_to(rewards, context.reward.score_with_graph(end, batch.labels));
-      if (context.bonus) add_to(rewards, context.bonus(batch.start, end, batch.labels));
+      if (context.extra_reward)
+        add_to(rewards, context.extra_reward(batch.start, end, batch.labels));
     }
     return rewards / static_cast<double>(ends.size());
   }

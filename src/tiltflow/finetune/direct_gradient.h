@@ -44,7 +44,7 @@ class DirectGradient final : public FinetuneMethod {
   MethodNeeds needs() const override {
     return {true, false, config_.kl > 0, /*group=*/1, /*on_policy=*/true};
   }
-  bool adds_bonus() const override { return true; }
+  bool adds_extra_reward() const override { return true; }
   double training_calls(const TransitionTable& table) const override;
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;
   Batch collect(const FinetuneContext& context, std::int64_t step, std::int64_t first,

@@ -164,7 +164,7 @@ at::Tensor EndpointRegression::stored_pairs(const FinetuneContext& context, std:
                                             Batch& batch) {
   if (batch.n % 2 || batch.first % 2) {
     fail(ErrorKind::kConfig, cat(counted(batch.n, "sample"), " in a piece of work are no pairs"),
-         "choose even numbers for batch and item");
+         "choose even numbers for batch and micro_batch");
   }
   {
     const std::lock_guard lock(mutex_);
@@ -226,8 +226,8 @@ at::Tensor EndpointRegression::score(const FinetuneContext& context, const EndPo
   }
   if (!batch.rewards.defined()) {
     batch.rewards = context.reward.score(x_1, batch.labels);
-    if (context.bonus && ends.x_0.defined()) {
-      batch.rewards += context.bonus(ends.x_0, x_1, batch.labels);
+    if (context.extra_reward && ends.x_0.defined()) {
+      batch.rewards += context.extra_reward(ends.x_0, x_1, batch.labels);
     }
   }
   return {};

@@ -62,7 +62,7 @@ class EndpointRegression final : public FinetuneMethod {
   MethodNeeds needs() const override {
     return {linear_base(), false, config_.weights == "path", group_size()};
   }
-  bool adds_bonus() const override {
+  bool adds_extra_reward() const override {
     return !linear_base() && config_.weights != "path" && config_.screening.candidates == 0 &&
            config_.pairs.empty();
   }

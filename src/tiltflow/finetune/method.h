@@ -20,10 +20,10 @@ struct MethodNeeds {
   bool reward_gradient = false;  // of the reward with respect to the sample
   bool base_jacobian = false;    // products of vectors with the base's Jacobian
   bool step_density = false;     // every step of the sampler has noise
-  std::int64_t group =
-      1;  // consecutive samples of one label that are compared: divides batch and item; 1 = none
-  bool on_policy = false;        // every batch serves one step: buffer_passes = 1
-  bool potential = false;        // the policy is the gradient of a scalar network
+  std::int64_t group = 1;  // consecutive samples of one label that are compared: divides batch and
+                           // micro-batch; 1 = none
+  bool on_policy = false;  // every batch serves one step: buffer_passes = 1
+  bool potential = false;  // the policy is the gradient of a scalar network
   bool standard_normal = false;  // the base is N(0, I)
 };
 
@@ -40,7 +40,8 @@ struct FinetuneContext {
   double log_z = 0;  // estimate of log E_base exp(r): scales path weights, nothing else
   // What the reward gets on top for where a sample comes from: (x_0, x_1, labels) -> [n],
   // differentiable in x_1 (mode-preserving rewards); empty = nothing.
-  std::function<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&)> bonus = {};
+  std::function<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&)> extra_reward =
+      {};
 };
 
 // A batch of trajectories with what the loss needs; no graph except in `with_graph`.
@@ -73,8 +74,8 @@ class FinetuneMethod {
   // Steps after which the calls of a step repeat: above 1 for methods that do not draw in every
   // step.
   virtual std::int64_t period() const { return 1; }
-  // Whether it adds FinetuneContext::bonus to the rewards.
-  virtual bool adds_bonus() const { return false; }
+  // Whether it adds FinetuneContext::extra_reward to the rewards.
+  virtual bool adds_extra_reward() const { return false; }
   // Whether the rewards of its batches are those of the policy's samples, each as likely as the
   // policy makes it.
   virtual bool rewards_are_the_policys() const { return true; }

@@ -211,10 +211,11 @@ void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward,
   }
 }
 
-void require_groups_fit(const FinetuneMethod& method, std::int64_t batch, std::int64_t item) {
+void require_groups_fit(const FinetuneMethod& method, std::int64_t batch,
+                        std::int64_t micro_batch) {
   const std::int64_t group = method.needs().group;
   for (const auto& [key, value] :
-       {std::pair<const char*, std::int64_t>{"batch", batch}, {"item", item}}) {
+       {std::pair<const char*, std::int64_t>{"batch", batch}, {"micro_batch", micro_batch}}) {
     if (value % group) {
       fail(ErrorKind::kConfig,
            cat("method ", method.name(), " compares groups of ", group, "; ", key, " = ", value,
@@ -224,8 +225,8 @@ void require_groups_fit(const FinetuneMethod& method, std::int64_t batch, std::i
   }
 }
 
-void require_bonus_fits(const FinetuneMethod& method, const TransitionTable& table) {
-  if (!method.adds_bonus()) {
+void require_extra_reward_fits(const FinetuneMethod& method, const TransitionTable& table) {
+  if (!method.adds_extra_reward()) {
     fail(ErrorKind::kConfig,
          cat("modes.codes: method ", method.name(),
              ", set up like this, takes no reward that depends on where a sample starts"),

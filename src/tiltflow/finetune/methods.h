@@ -59,10 +59,10 @@ method_table_text();  // name, what it samples, whether it needs the reward's gr
 void require_method_fits(const FinetuneMethod& method, const RewardInfo& reward,
                          const TransitionTable& table);
 // The same for groups, which batch and pieces of work must keep whole.
-void require_groups_fit(const FinetuneMethod& method, std::int64_t batch, std::int64_t item);
+void require_groups_fit(const FinetuneMethod& method, std::int64_t batch, std::int64_t micro_batch);
 // The same for rewards that depend on where a sample starts: methods that take none, memoryless
 // samplers.
-void require_bonus_fits(const FinetuneMethod& method, const TransitionTable& table);
+void require_extra_reward_fits(const FinetuneMethod& method, const TransitionTable& table);
 // The same for what surrounds it: reused batches, other policies than a scalar's gradient, other
 // bases than N(0, I).
 void require_surroundings_fit(const FinetuneMethod& method, std::int64_t buffer_passes,

@@ -61,11 +61,11 @@ bool is_standard_normal(const VelocityField& field, const Path& path, at::IntArr
                       1e-3, 1e-3);
 }
 
-at::Tensor linear_base_target(const Noised& n, const at::Tensor& pull) {
+at::Tensor linear_base_target(const Noised& n, const at::Tensor& end_gradient) {
   return standard_normal_velocity(n.points, n.state) +
          path_coefficient(
              n.points, [](const PathPoint& p) { return p.beta_d / square(p); }, n.x_1) *
-             pull;
+             end_gradient;
 }
 
 std::vector<at::Tensor> velocities_of_noised(const FinetuneContext& context, const Batch& batch) {

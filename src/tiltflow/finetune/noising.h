@@ -21,8 +21,8 @@ std::vector<Noised> noise_anew(const FinetuneContext& context, std::uint32_t key
                                std::int64_t shared = 1);
 
 // Velocity target of Adjoint Matching with the linear base N(0, I), whose adjoint is known: v_lin +
-// (eta alpha / (alpha^2 + beta^2)) pull, where pull is minus the adjoint at the end point.
-at::Tensor linear_base_target(const Noised& noised, const at::Tensor& pull);
+// (eta alpha / (alpha^2 + beta^2)) end_gradient, which is minus the adjoint at the end point.
+at::Tensor linear_base_target(const Noised& noised, const at::Tensor& end_gradient);
 // v_lin alone: (alpha alpha' + beta beta') / (alpha^2 + beta^2) x, the velocity of N(0, I).
 at::Tensor standard_normal_velocity(const std::vector<PathPoint>& points, const at::Tensor& x);
 // Is the field that of N(0, I)? Compared at a few points.

@@ -72,10 +72,10 @@ LossReport PathLoss::loss(const FinetuneContext& context, const Batch& batch, st
       at::zeros({batch.n}, batch.rewards.options());  // log dP_u/dP on the collected paths
   for (std::size_t k = 0; k < steps.size(); ++k) {
     const double scale = steps[k].c / steps[k].s;
-    const at::Tensor pull = (v[k] - batch.base_velocities[k]) * scale;
+    const at::Tensor control = (v[k] - batch.base_velocities[k]) * scale;
     const at::Tensor seen =
         batch.noises[k] + (batch.tuned_velocities[k] - batch.base_velocities[k]) * scale;
-    log_ratio = log_ratio + (pull * (seen - 0.5 * pull)).flatten(1).sum(1);
+    log_ratio = log_ratio + (control * (seen - 0.5 * control)).flatten(1).sum(1);
   }
   const double n = static_cast<double>(batch.n);
   const double share = n / static_cast<double>(total);

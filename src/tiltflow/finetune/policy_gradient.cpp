@@ -46,8 +46,8 @@ Batch PolicyGradient::collect(const FinetuneContext& context, std::int64_t step,
                               std::move(graphs), will_reuse);
   const at::NoGradGuard no_grad;
   batch.rewards = context.reward.score(batch.states.back(), batch.labels);
-  if (context.bonus) {
-    batch.rewards += context.bonus(batch.states.front(), batch.states.back(), batch.labels);
+  if (context.extra_reward) {
+    batch.rewards += context.extra_reward(batch.states.front(), batch.states.back(), batch.labels);
   }
   batch.advantages = advantages(batch.rewards, config_.advantage);
   if (!config_.kl_to_go || config_.kl <= 0) return batch;

@@ -36,7 +36,7 @@ class PolicyGradient final : public FinetuneMethod {
   MethodNeeds needs() const override {
     return {false, false, true, config_.advantage.kind == "value" ? 1 : config_.advantage.group};
   }
-  bool adds_bonus() const override { return true; }
+  bool adds_extra_reward() const override { return true; }
   bool loss_falls() const override { return false; }
   double training_calls(const TransitionTable& table) const override;
   void begin_step(const FinetuneContext& context, std::int64_t step, std::int64_t pass) override;

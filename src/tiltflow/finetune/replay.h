@@ -1,4 +1,4 @@
-// Samples that serve many steps: every `refresh` steps an item draws new ones, the newest
+// Samples that serve many steps: every `refresh` steps a micro-batch draws new ones, the newest
 // `rollouts` batches are kept, and each step takes rows of them at random.
 #pragma once
 
@@ -36,7 +36,7 @@ class ReplayBuffer {
  private:
   ReplayConfig config_;
   mutable std::mutex mutex_;
-  std::map<std::int64_t, Columns> kept_;  // by first sample of an item; oldest first
+  std::map<std::int64_t, Columns> kept_;  // by first sample of a micro-batch; oldest first
 };
 
 }  // namespace tiltflow

@@ -64,7 +64,7 @@ at::Tensor screened_end_points(const FinetuneContext& context, const VelocityFie
   if (n % group || first % group) {
     fail(ErrorKind::kConfig,
          cat(counted(n, "sample"), " in a piece of work are no multiple of method.group = ", group),
-         "choose batch and item as multiples of method.group");
+         "choose batch and micro_batch as multiples of method.group");
   }
   const std::int64_t groups = n / group;
   const std::int64_t count = groups * config.candidates;

@@ -36,7 +36,8 @@ void bind(Fields& f, ComputeConfig& c) {
   f.value("graphs", c.graphs,
           "on CUDA: record network calls as CUDA graphs, which launch all their kernels at once");
   f.value("memory_gb", c.memory_gb,
-          "limit of the memory plan (item = 0), in 10^9 bytes; 0 = 80 % of what is free, half of "
+          "limit of the memory plan (micro_batch = 0), in 10^9 bytes; 0 = 80 % of what is free, "
+          "half of "
           "it on a GPU",
           at_least(0));
   f.value("activation_checkpointing", c.activation_checkpointing,
@@ -53,7 +54,7 @@ ModelRuntime apply(const ComputeConfig& c) {
   set_compute_device(c.device, world_rank() % world_local_size());
   int workers = static_cast<int>(c.workers);
   if (workers == 0 && !compute_device().is_cpu()) {
-    workers = 1;  // one stream of work; a larger `item` fills the device
+    workers = 1;  // one stream of work; a larger `micro-batch` fills the device
   }
   if (workers == 0 && world_local_size() > 1) {
     workers = std::max(

@@ -137,7 +137,7 @@ class TorchScriptReward final : public Reward {
            cat("reward ", info_.name, ": forward returned ", answer.tagKind(), "; ", expected),
            "return one tensor");
     }
-    const at::Tensor scores = beside(samples, answer.toTensor());
+    const at::Tensor scores = on_device_of(samples, answer.toTensor());
     const bool fits = scores.numel() == samples.size(0) &&
                       (scores.dim() == 0 || scores.size(0) == samples.size(0));
     if (!fits) {

@@ -76,8 +76,8 @@ at::Tensor control_cost(const Transition& step, const at::Tensor& v_tuned,
 
 at::Tensor path_log_ratio(const Transition& step, const at::Tensor& v_tuned,
                           const at::Tensor& v_base, const at::Tensor& noise) {
-  const at::Tensor pull = (v_tuned - v_base) * (step.c / step.s);
-  return -(pull * (noise + pull * 0.5)).flatten(1).sum(1);
+  const at::Tensor control = (v_tuned - v_base) * (step.c / step.s);
+  return -(control * (noise + control * 0.5)).flatten(1).sum(1);
 }
 
 }  // namespace tiltflow

@@ -99,7 +99,7 @@ ParameterSet to_compute_device(const ParameterSet& tensors) {
   return out;
 }
 
-at::Tensor beside(const at::Tensor& other, const at::Tensor& x) {
+at::Tensor on_device_of(const at::Tensor& other, const at::Tensor& x) {
   return x.defined() ? x.to(other.device()) : x;
 }
 

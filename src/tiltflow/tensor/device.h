@@ -31,6 +31,6 @@ at::Tensor to_compute_device(const at::Tensor& tensor);
 ParameterSet to_compute_device(const ParameterSet& tensors);
 
 // `x` on the device of `other`: itself when it is there. Differentiable; undefined stays undefined.
-at::Tensor beside(const at::Tensor& other, const at::Tensor& x);
+at::Tensor on_device_of(const at::Tensor& other, const at::Tensor& x);
 
 }  // namespace tiltflow

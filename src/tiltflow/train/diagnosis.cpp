@@ -168,8 +168,8 @@ std::optional<RunWarning> gradient_is_zero(MetricHistory history, const RunFacts
 std::optional<RunWarning> weights_degenerate(MetricHistory history, const RunFacts& facts) {
   const std::size_t steps = steps_of_batches(kBatches, facts);
   const std::vector<double> sizes = last_values(history, "ess", steps);
-  if (facts.item < 4 || sizes.size() < steps) return std::nullopt;
-  const double samples = median(sizes) * static_cast<double>(facts.item);
+  if (facts.micro_batch < 4 || sizes.size() < steps) return std::nullopt;
+  const double samples = median(sizes) * static_cast<double>(facts.micro_batch);
   if (samples >= kWeightedSamples) return std::nullopt;
   return RunWarning{"weights",
                     cat("the weights of a batch have an effective size of ",

@@ -40,7 +40,7 @@ struct RunFacts {
   };
   std::optional<Base> base;
   std::int64_t batch = 1;
-  std::int64_t item = 1;
+  std::int64_t micro_batch = 1;
   std::int64_t buffer_passes = 1;  // steps that share a batch, and so its reward and control cost
   double gradient_clip = 0;        // 0: none
   bool loss_falls = true;  // false for adversarial losses and those against the moving policy

@@ -69,7 +69,8 @@ void bind(Fields& f, CheckConfig& c) {
 void bind(Fields& f, FinetuneConfig& c) {
   f.value("seed", c.seed, "root of all randomness", any_seed());
   f.value("batch", c.batch, "trajectories per step", at_least_integer(1));
-  f.value("item", c.item,
+  f.renamed("item", "micro_batch");
+  f.value("micro_batch", c.micro_batch,
           "trajectories per independent piece of work; 0 = as many as fit into memory "
           "(compute.memory_gb)",
           at_least_integer(0));
@@ -104,7 +105,8 @@ LabelSource FinetuneSetup::labels_at(std::uint32_t step) const {
 
 namespace {
 
-// Chooses item and activation checkpointing; the model is loaded again when it must recompute.
+// Chooses micro-batch and activation checkpointing; the model is loaded again when it must
+// recompute.
 void follow_memory_plan(FinetuneSetup& s, double trainable) {
   const std::int64_t steps = s.config.sampler.steps;
   TransitionTable table;
@@ -117,15 +119,15 @@ void follow_memory_plan(FinetuneSetup& s, double trainable) {
                                         // beside each other
     if (bytes == 0) {
       fail(ErrorKind::kConfig,
-           cat("item = 0: the memory of device ", compute_device().str(), " is not known"),
-           "set compute.memory_gb to what the device has, or item");
+           cat("micro_batch = 0: the memory of device ", compute_device().str(), " is not known"),
+           "set compute.memory_gb to what the device has, or micro_batch");
     }
   }
   const MemoryPlan plan = plan_memory(memory_need(*s.flow.model, trainable, steps), s.config.batch,
                                       wanted, thread_policy().workers, bytes);
   log_info(cat("memory plan: ", plan.text()));
   const std::int64_t group = make_method(s.config.method)->needs().group;
-  s.config.item = std::max(group, plan.item / group * group);  // groups stay together
+  s.config.micro_batch = std::max(group, plan.micro_batch / group * group);  // groups stay together
   if (!plan.checkpointing || s.config.compute.activation_checkpointing) return;
   s.config.compute.activation_checkpointing = true;
   s.flow = {};  // frees the weights first
@@ -200,7 +202,7 @@ void require_guidance_fits(const FinetuneSetup& s) {
   s.for_evaluation(s.flow.model);  // refuses intervals and models that cannot be guided
 }
 
-// Reward, sampler, policy and bonus as the method needs them, each problem for itself.
+// Reward, sampler, policy and extra reward as the method needs them, each problem for itself.
 void check_method(FinetuneSetup& s, Problems& problems) {
   const FinetuneConfig& config = s.config;
   const auto method = make_method(config.method);
@@ -225,7 +227,7 @@ void check_method(FinetuneSetup& s, Problems& problems) {
       fail(ErrorKind::kConfig, "modes.codes = 1 tells nothing apart",
            "use 2 or more, or 0 for none");
     }
-    if (config.modes.codes > 0) require_bonus_fits(*method, s.table);
+    if (config.modes.codes > 0) require_extra_reward_fits(*method, s.table);
   });
 }
 
@@ -251,12 +253,12 @@ FinetuneSetup set_up(const FinetuneConfig& config) {
   });  // what is read at the end is there
   const bool labelled = problems.check([&] { s.config.labels = with_file_read(config.labels); });
   const bool chosen = problems.check(
-      [&] { require_groups_fit(*make_method(config.method), config.batch, config.item); });
+      [&] { require_groups_fit(*make_method(config.method), config.batch, config.micro_batch); });
   if (!made) problems.raise();
   problems.check([&] {
     const double trainable =
         trainable_bytes(s.flow, config.policy);  // refuses policies that fit nothing
-    if (config.item == 0 && chosen) follow_memory_plan(s, trainable);
+    if (config.micro_batch == 0 && chosen) follow_memory_plan(s, trainable);
   });
   const bool sampled = problems.check([&] { choose_sampler(s); });
   if (labelled) {
@@ -304,7 +306,7 @@ std::shared_ptr<const VelocityField> FinetuneSetup::for_check(
 
 double measure_evaluations(const FinetuneSetup& setup) {
   FinetuneSetup probe = setup;
-  probe.config.batch = probe.config.item;
+  probe.config.batch = probe.config.micro_batch;
   FinetuneObjective objective(
       probe,
       make_policy(probe.flow, probe.config.policy, static_cast<std::uint64_t>(probe.config.seed)),
@@ -317,7 +319,7 @@ double measure_evaluations(const FinetuneSetup& setup) {
   for (std::int64_t step = 0; step < period; ++step) {
     const at::AutoGradMode grad(true);
     objective.begin_step(step);
-    std::map<std::string, double> metrics = objective.item(0).metrics.averages();
+    std::map<std::string, double> metrics = objective.micro_batch(0).metrics.averages();
     objective.end_step(metrics);
     sum += metrics["evaluations"];
   }

@@ -56,7 +56,7 @@ void bind(Fields& f, CheckConfig& c);
 struct FinetuneConfig {
   std::int64_t seed = 0;
   std::int64_t batch = 48;
-  std::int64_t item = 24;
+  std::int64_t micro_batch = 24;
   std::int64_t buffer_passes = 1;
   FlowModelConfig model;
   AutoencoderConfig decoder;
@@ -103,7 +103,7 @@ class FinetuneObjective final : public Objective {
                     std::unique_ptr<FinetuneMethod> method, double log_z = 0);
   const ParameterSet& trainable() const override { return policy_.trainable; }
   std::int64_t begin_step(std::int64_t step) override;
-  LossReport item(std::int64_t i) override;
+  LossReport micro_batch(std::int64_t i) override;
   void end_step(std::map<std::string, double>& metrics) override;
   bool at_checkpoint() const override { return (step_ + 1) % setup_.config.buffer_passes == 0; }
   ParameterSet state() const override;

@@ -52,8 +52,9 @@ FinetuneContext FinetuneObjective::context(const StateReward& reward) const {
                       at::kFloat,
                       log_z_};
   if (modes_) {
-    out.bonus = [this](const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& labels) {
-      return modes_->bonus(x_0, x_1, labels);
+    out.extra_reward = [this](const at::Tensor& x_0, const at::Tensor& x_1,
+                              const at::Tensor& labels) {
+      return modes_->extra_reward(x_0, x_1, labels);
     };
   }
   return out;
@@ -64,7 +65,8 @@ std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
   counted_base_->reset();
   counted_tuned_->reset();
   pass_ = step % setup_.config.buffer_passes;
-  const std::int64_t items = (setup_.config.batch + setup_.config.item - 1) / setup_.config.item;
+  const std::int64_t items =
+      (setup_.config.batch + setup_.config.micro_batch - 1) / setup_.config.micro_batch;
   collects_ = pass_ == 0 || buffer_.empty();
   if (collects_) {
     if (pass_ > 0) {
@@ -82,9 +84,9 @@ std::int64_t FinetuneObjective::begin_step(std::int64_t step) {
   return items;
 }
 
-LossReport FinetuneObjective::item(std::int64_t i) {
-  const std::int64_t first = i * setup_.config.item;
-  const std::int64_t n = std::min(setup_.config.item, setup_.config.batch - first);
+LossReport FinetuneObjective::micro_batch(std::int64_t i) {
+  const std::int64_t first = i * setup_.config.micro_batch;
+  const std::int64_t n = std::min(setup_.config.micro_batch, setup_.config.batch - first);
   const bool reuse = setup_.config.buffer_passes > 1;
   const TermMeter meter(surrogate_ ? surrogate_->reward() : *setup_.reward);
   const FinetuneContext context = this->context(meter.reward());

@@ -62,7 +62,7 @@ std::int64_t GanObjective::begin_step(std::int64_t step) {
   generator_turn_ = step % cycle == cycle - 1;
   indices_ = order_.indices(step / cycle);
   if (!generator_turn_) discriminator_.update_spectral_norm();
-  const std::int64_t items = (options_.batch + options_.item - 1) / options_.item;
+  const std::int64_t items = (options_.batch + options_.micro_batch - 1) / options_.micro_batch;
   statistics_.begin(items);
   return items;
 }
@@ -71,9 +71,9 @@ bool GanObjective::trains(const std::string& name) const {
   return starts_with(name, generator_turn_ ? kGenerator : kDiscriminator);
 }
 
-LossReport GanObjective::item(std::int64_t i) {
-  const std::int64_t begin = i * options_.item;
-  const std::int64_t n = std::min(options_.item, options_.batch - begin);
+LossReport GanObjective::micro_batch(std::int64_t i) {
+  const std::int64_t begin = i * options_.micro_batch;
+  const std::int64_t n = std::min(options_.micro_batch, options_.batch - begin);
   const double share = static_cast<double>(n) / static_cast<double>(options_.batch);
   const at::Tensor indices = indices_.narrow(0, begin, n);
   const at::Tensor labels = data_.labels.index_select(0, indices);

@@ -13,7 +13,7 @@ namespace tiltflow {
 
 struct GanTrainingOptions {
   std::int64_t batch = 128;
-  std::int64_t item = 64;  // batch statistics are those of an item
+  std::int64_t micro_batch = 64;  // batch statistics are those of a micro-batch
   std::int64_t discriminator_steps = 1;
   bool flip = false;  // mirror half of the real pictures, chosen anew in every step
 };
@@ -30,7 +30,7 @@ class GanObjective final : public Objective {
   const ParameterSet& trainable() const override { return trainable_; }
   std::int64_t begin_step(std::int64_t step) override;
   bool trains(const std::string& name) const override;
-  LossReport item(std::int64_t i) override;
+  LossReport micro_batch(std::int64_t i) override;
   void end_step(std::map<std::string, double>& metrics) override;
   bool at_checkpoint() const override {
     return (step_ + 1) % (options_.discriminator_steps + 1) == 0;

@@ -55,12 +55,12 @@ MemoryPlan plan_memory(const MemoryNeed& need, std::int64_t batch, std::int64_t 
         batch, static_cast<std::int64_t>(
                    std::max(0.0, (plan.limit - fixed_part) / per_sample(checkpointing))));
   };
-  plan.item = largest(false);
-  if (plan.item < std::min<std::int64_t>(4, batch) && need.checkpointed > 0) {
+  plan.micro_batch = largest(false);
+  if (plan.micro_batch < std::min<std::int64_t>(4, batch) && need.checkpointed > 0) {
     plan.checkpointing = true;
-    plan.item = largest(true);
+    plan.micro_batch = largest(true);
   }
-  if (plan.item < 1) {
+  if (plan.micro_batch < 1) {
     fail(ErrorKind::kConfig,
          cat("one trajectory needs about ",
              format_bytes(fixed_part + per_sample(need.checkpointed > 0)), ", the limit is ",
@@ -68,15 +68,15 @@ MemoryPlan plan_memory(const MemoryNeed& need, std::int64_t batch, std::int64_t 
          "use policy.kind = \"lora\", fewer loss steps, one worker, or raise compute.memory_gb");
   }
   // Pieces of one size, and at least one for every worker.
-  plan.item = std::min(plan.item, (batch + workers - 1) / workers);
-  const std::int64_t pieces = (batch + plan.item - 1) / plan.item;
-  plan.item = (batch + pieces - 1) / pieces;
-  plan.bytes = fixed_part + per_sample(plan.checkpointing) * static_cast<double>(plan.item);
+  plan.micro_batch = std::min(plan.micro_batch, (batch + workers - 1) / workers);
+  const std::int64_t pieces = (batch + plan.micro_batch - 1) / plan.micro_batch;
+  plan.micro_batch = (batch + pieces - 1) / pieces;
+  plan.bytes = fixed_part + per_sample(plan.checkpointing) * static_cast<double>(plan.micro_batch);
   return plan;
 }
 
 std::string MemoryPlan::text() const {
-  return cat("pieces of ", item, item == 1 ? " trajectory" : " trajectories",
+  return cat("pieces of ", micro_batch, micro_batch == 1 ? " trajectory" : " trajectories",
              checkpointing ? ", activations recomputed" : ", activations kept", "; about ",
              format_bytes(bytes), " of ", format_bytes(limit));
 }

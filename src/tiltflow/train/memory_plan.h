@@ -22,7 +22,7 @@ struct MemoryNeed {
 MemoryNeed memory_need(const VelocityModel& model, double trainable_bytes, std::int64_t steps);
 
 struct MemoryPlan {
-  std::int64_t item = 1;  // trajectories per piece of work
+  std::int64_t micro_batch = 1;  // trajectories per piece of work
   bool checkpointing = false;
   double bytes = 0;
   double limit = 0;  // estimated peak, and what it had to fit into

@@ -38,8 +38,8 @@ at::Tensor ModePreservation::codes(const at::Tensor& x_0) const {
   return (share * static_cast<double>(config_.codes)).to(at::kLong).clamp_(0, config_.codes - 1);
 }
 
-at::Tensor ModePreservation::bonus(const at::Tensor& x_0, const at::Tensor& x_1,
-                                   const at::Tensor& labels) const {
+at::Tensor ModePreservation::extra_reward(const at::Tensor& x_0, const at::Tensor& x_1,
+                                          const at::Tensor& labels) const {
   const at::Tensor q = state_network(frozen_, x_1, labels)
                            .log_softmax(1)
                            .gather(1, codes(x_0).unsqueeze(1))
@@ -56,7 +56,7 @@ void ModePreservation::refresh(const FinetuneContext& context, std::int64_t step
     const at::NoGradGuard no_grad;
     accuracy_ =
         state_network(frozen_, x_1, labels).argmax(1).eq(z).to(at::kDouble).mean().item<double>();
-    bonus_ = bonus(x_0, x_1, labels).mean().item<double>();
+    extra_reward_ = extra_reward(x_0, x_1, labels).mean().item<double>();
   }
   const at::AutoGradMode grad(true);
   for (std::int64_t i = 0, n = fresh_ ? 10 * config_.fits : config_.fits; i < n; ++i) {
@@ -71,15 +71,15 @@ void ModePreservation::refresh(const FinetuneContext& context, std::int64_t step
 
 void ModePreservation::add_metrics(std::map<std::string, double>& metrics) const {
   metrics["mode_accuracy"] = accuracy_;
-  metrics["mode_bonus"] = bonus_;
+  metrics["mode_bonus"] = extra_reward_;
 }
 
 ParameterSet ModePreservation::state() const {
   ParameterSet out;
   for (const auto& [name, tensor] : frozen_) out.add("weights." + name, tensor);
   for (const auto& [name, tensor] : optimizer_->state()) out.add("optimizer." + name, tensor);
-  out.add("last",
-          at::tensor(std::vector<double>{fresh_ ? 1.0 : 0.0, accuracy_, bonus_}, at::kDouble));
+  out.add("last", at::tensor(std::vector<double>{fresh_ ? 1.0 : 0.0, accuracy_, extra_reward_},
+                             at::kDouble));
   return out;
 }
 
@@ -93,7 +93,7 @@ void ModePreservation::restore(const ParameterSet& state) {
   const at::Tensor last = state.at("last");
   fresh_ = last[0].item<double>() > 0;
   accuracy_ = last[1].item<double>();
-  bonus_ = last[2].item<double>();
+  extra_reward_ = last[2].item<double>();
 }
 
 }  // namespace tiltflow

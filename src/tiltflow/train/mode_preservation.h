@@ -35,7 +35,8 @@ class ModePreservation {
   // [N] int64 in [0, codes)
   at::Tensor codes(const at::Tensor& x_0) const;
   // c (log q(z | x_1, label) + log codes), [N]; differentiable in x_1
-  at::Tensor bonus(const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& labels) const;
+  at::Tensor extra_reward(const at::Tensor& x_0, const at::Tensor& x_1,
+                          const at::Tensor& labels) const;
   bool due(std::int64_t step) const { return step % config_.every == 0; }
   // Draws from the collecting policy and fits. The same on every process. Cost: samples x K network
   // calls.
@@ -52,7 +53,7 @@ class ModePreservation {
   std::unique_ptr<AdamW> optimizer_;
   bool fresh_ = true;
   double accuracy_ = 0;
-  double bonus_ = 0;
+  double extra_reward_ = 0;
 };
 
 }  // namespace tiltflow

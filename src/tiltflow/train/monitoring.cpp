@@ -163,7 +163,7 @@ RunFacts facts_of(const FinetuneSetup& setup, const BaseStatistics& base) {
   const FinetuneConfig& c = setup.config;
   RunFacts out;
   out.batch = c.batch;
-  out.item = c.item;
+  out.micro_batch = c.micro_batch;
   out.buffer_passes = c.buffer_passes;
   const bool same_law = c.guidance.mode == "none" ||
                         c.guidance.mode == "full";  // rollouts sample what base samples are of

@@ -18,7 +18,7 @@ class Objective {
   virtual std::int64_t begin_step(std::int64_t step) = 0;
   // Item i, with graph; the losses of a step's items add up to the loss of the step. Called from
   // several threads at once; must not change the objective except under its own lock.
-  virtual LossReport item(std::int64_t i) = 0;
+  virtual LossReport micro_batch(std::int64_t i) = 0;
   // Which tensors this step changes (asked after begin_step); the others get no gradient and no
   // update.
   virtual bool trains(const std::string& /*name*/) const { return true; }

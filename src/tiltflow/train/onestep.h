@@ -22,7 +22,7 @@ struct SftConfig {
   std::string mode = "matched";  // matched: z is the assigned noise; direct: fresh noise for every
                                  // target, the baseline that collapses
   std::int64_t batch = 64;
-  std::int64_t item = 32;
+  std::int64_t micro_batch = 32;
   double mse = 1;
   double l1 = 0;           // of the target
   double preserve = 0.25;  // mean squared distance to the starting generator on fresh noise
@@ -94,7 +94,7 @@ class SftObjective final : public Objective {
                AssignedSet pairs, const SftConfig& config, std::uint64_t seed);
   const ParameterSet& trainable() const override { return policy_.trainable(); }
   std::int64_t begin_step(std::int64_t step) override;
-  LossReport item(std::int64_t i) override;
+  LossReport micro_batch(std::int64_t i) override;
   void end_step(std::map<std::string, double>&) override { statistics_.take(); }
   ParameterSet state() const override;
   void restore(const ParameterSet& state) override;

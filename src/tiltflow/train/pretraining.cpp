@@ -154,12 +154,12 @@ FlowMatchingObjective::FlowMatchingObjective(std::unique_ptr<VelocityModel> mode
 std::int64_t FlowMatchingObjective::begin_step(std::int64_t step) {
   step_ = step;
   indices_ = order_.indices(step);
-  return (options_.batch + options_.item - 1) / options_.item;
+  return (options_.batch + options_.micro_batch - 1) / options_.micro_batch;
 }
 
-LossReport FlowMatchingObjective::item(std::int64_t i) {
-  const std::int64_t begin = i * options_.item;
-  const std::int64_t end = std::min(options_.batch, begin + options_.item);
+LossReport FlowMatchingObjective::micro_batch(std::int64_t i) {
+  const std::int64_t begin = i * options_.micro_batch;
+  const std::int64_t end = std::min(options_.batch, begin + options_.micro_batch);
   const std::int64_t n = end - begin;
   const auto step = static_cast<std::uint32_t>(step_);
   const at::Tensor indices = indices_.narrow(0, begin, n);
@@ -202,12 +202,12 @@ ClassificationObjective::ClassificationObjective(ClassifierConfig config, ImageD
 std::int64_t ClassificationObjective::begin_step(std::int64_t step) {
   step_ = step;
   indices_ = order_.indices(step);
-  return (options_.batch + options_.item - 1) / options_.item;
+  return (options_.batch + options_.micro_batch - 1) / options_.micro_batch;
 }
 
-LossReport ClassificationObjective::item(std::int64_t i) {
-  const std::int64_t begin = i * options_.item;
-  const std::int64_t end = std::min(options_.batch, begin + options_.item);
+LossReport ClassificationObjective::micro_batch(std::int64_t i) {
+  const std::int64_t begin = i * options_.micro_batch;
+  const std::int64_t end = std::min(options_.batch, begin + options_.micro_batch);
   const std::int64_t n = end - begin;
   const auto step = static_cast<std::uint32_t>(step_);
   const at::Tensor indices = indices_.narrow(0, begin, n);

@@ -30,7 +30,7 @@ class BatchOrder {
 
 struct FlowMatchingOptions {
   std::int64_t batch = 128;
-  std::int64_t item = 32;  // item: samples per independent piece of work
+  std::int64_t micro_batch = 32;  // micro-batch: samples per independent piece of work
   double label_dropout = 0.1;
   std::string time_sampling = "uniform";  // or "logit-normal"
   std::string prediction = "velocity";    // what the network is trained to answer
@@ -79,7 +79,7 @@ class FlowMatchingObjective final : public Objective {
                         std::shared_ptr<const VelocityModel> teacher = nullptr);
   const ParameterSet& trainable() const override { return trainable_; }
   std::int64_t begin_step(std::int64_t step) override;
-  LossReport item(std::int64_t i) override;
+  LossReport micro_batch(std::int64_t i) override;
   const VelocityModel& model() const { return *model_; }
 
  private:
@@ -97,7 +97,7 @@ class FlowMatchingObjective final : public Objective {
 
 struct ClassificationOptions {
   std::int64_t batch = 128;
-  std::int64_t item = 32;
+  std::int64_t micro_batch = 32;
   double noise =
       0.3;  // inputs get Gaussian noise of a deviation uniform in [0, noise]: a smoother judge
   std::int64_t shift = 2;  // random translation in pixels
@@ -111,7 +111,7 @@ class ClassificationObjective final : public Objective {
                           std::uint64_t seed);
   const ParameterSet& trainable() const override { return classifier_.parameters(); }
   std::int64_t begin_step(std::int64_t step) override;
-  LossReport item(std::int64_t i) override;
+  LossReport micro_batch(std::int64_t i) override;
   const Classifier& classifier() const { return classifier_; }
 
  private:

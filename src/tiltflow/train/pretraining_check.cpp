@@ -15,7 +15,7 @@ namespace {
 void try_first_item(Objective& objective) {
   const at::AutoGradMode grad(true);
   objective.begin_step(0);
-  const LossReport report = objective.item(0);
+  const LossReport report = objective.micro_batch(0);
   require_finite(report.loss, "the loss of the first images");
   const auto gradients = torch::autograd::grad({report.loss}, objective.trainable().tensors(), {},
                                                false, false, /*allow_unused=*/true);
@@ -29,21 +29,22 @@ void try_first_item(Objective& objective) {
 void check_start(PretrainSetup s) {
   const PretrainConfig& c = s.config;
   const auto seed = static_cast<std::uint64_t>(c.seed);
-  const std::int64_t item = std::min<std::int64_t>(2, c.batch);
+  const std::int64_t micro_batch = std::min<std::int64_t>(2, c.batch);
   if (c.kind == "flow") {
     FlowMatchingObjective objective(std::move(s.model), make_path(c.model.path), std::move(s.data),
-                                    {c.batch, item, c.label_dropout, c.time_sampling,
+                                    {c.batch, micro_batch, c.label_dropout, c.time_sampling,
                                      c.model.prediction, c.loss_weight, c.epsilon},
                                     seed, s.teacher);
     try_first_item(objective);
   } else if (c.kind == "gan") {
     GanObjective objective(gan_config_from_args(c.model.args), std::move(s.data),
-                           {c.batch, item, c.discriminator_steps}, seed,
+                           {c.batch, micro_batch, c.discriminator_steps}, seed,
                            chosen_precision(c.compute));
     try_first_item(objective);
   } else {
     ClassificationObjective objective(classifier_config_from_args(c.model.args), std::move(s.data),
-                                      {c.batch, item, c.noise, c.shift, c.label_smoothing}, seed);
+                                      {c.batch, micro_batch, c.noise, c.shift, c.label_smoothing},
+                                      seed);
     try_first_item(objective);
   }
 }

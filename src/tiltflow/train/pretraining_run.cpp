@@ -72,7 +72,9 @@ void bind(Fields& f, PretrainConfig& c) {
           one_of({"flow", "gan", "classifier"}));
   f.value("seed", c.seed, "root of all randomness", any_seed());
   f.value("batch", c.batch, "images per step", at_least_integer(1));
-  f.value("item", c.item, "images per independent piece of work", at_least_integer(1));
+  f.renamed("item", "micro_batch");
+  f.value("micro_batch", c.micro_batch, "images per independent piece of work",
+          at_least_integer(1));
   f.value("label_dropout", c.label_dropout, "flow: share of labels replaced by the null class",
           between(0, 1));
   f.value("time_sampling", c.time_sampling, "flow: uniform or logit-normal",
@@ -226,9 +228,9 @@ void pretrain_flow(PretrainSetup s, Run& run) {
   const PretrainConfig& c = s.config;
   const RandomStreams streams(static_cast<std::uint64_t>(c.seed));
   const std::shared_ptr<const Path> path = make_path(c.model.path);
-  const FlowMatchingOptions options{
-      c.batch,       c.item,    c.label_dropout, c.time_sampling, c.model.prediction,
-      c.loss_weight, c.epsilon, c.data.flip};
+  const FlowMatchingOptions options{c.batch,         c.micro_batch,      c.label_dropout,
+                                    c.time_sampling, c.model.prediction, c.loss_weight,
+                                    c.epsilon,       c.data.flip};
   TrainHooks hooks = hooks_of(s);
   FlowMatchingObjective objective(std::move(s.model), path, std::move(s.data), options,
                                   static_cast<std::uint64_t>(c.seed), s.teacher);
@@ -268,7 +270,7 @@ void pretrain_classifier(PretrainSetup s, Run& run) {
   });
   ClassificationObjective objective(
       config, std::move(s.data),
-      {c.batch, c.item, c.noise, c.shift, c.label_smoothing, c.data.flip},
+      {c.batch, c.micro_batch, c.noise, c.shift, c.label_smoothing, c.data.flip},
       static_cast<std::uint64_t>(c.seed));
   hooks.note = [](const std::map<std::string, double>& m) {
     return cat("loss ", compact(m.at("loss")), "  accuracy ",
@@ -304,7 +306,7 @@ void pretrain_gan(PretrainSetup s, Run& run) {
       at::arange(8 * gan.num_classes, at::kLong).div(8, "floor");  // eight of each class
   TrainHooks hooks = hooks_of(s);
   GanObjective objective(gan, std::move(s.data),
-                         {c.batch, c.item, c.discriminator_steps, c.data.flip},
+                         {c.batch, c.micro_batch, c.discriminator_steps, c.data.flip},
                          static_cast<std::uint64_t>(c.seed), chosen_precision(c.compute));
   const auto finished = [&](const ParameterSet& average) {
     auto generator = objective.averaged(average);

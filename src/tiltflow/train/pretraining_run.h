@@ -38,7 +38,7 @@ struct PretrainConfig {
   std::string kind = "flow";
   std::int64_t seed = 0;
   std::int64_t batch = 128;
-  std::int64_t item = 32;
+  std::int64_t micro_batch = 32;
   double label_dropout = 0.1;
   std::string time_sampling = "uniform";
   std::string loss_weight = "none";

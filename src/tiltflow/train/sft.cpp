@@ -33,7 +33,8 @@ void bind(Fields& f, SftConfig& c) {
           "matched (the assigned noise) or direct (fresh noise for every target: the baseline)",
           one_of({"matched", "direct"}));
   f.value("batch", c.batch, "pairs per step", at_least_integer(1));
-  f.value("item", c.item, "pairs per independent piece of work", at_least_integer(1));
+  f.renamed("item", "micro_batch");
+  f.value("micro_batch", c.micro_batch, "pairs per independent piece of work", at_least_integer(1));
   f.value("mse", c.mse, "weight of the mean squared error", at_least(0));
   f.value("l1", c.l1, "weight of the mean absolute error", at_least(0));
   f.value("preserve", c.preserve,
@@ -144,7 +145,7 @@ SftObjective::SftObjective(std::shared_ptr<const Generator> base,
 std::int64_t SftObjective::begin_step(std::int64_t step) {
   step_ = step;
   indices_ = training_.index_select(0, order_->indices(step));
-  const std::int64_t items = (config_.batch + config_.item - 1) / config_.item;
+  const std::int64_t items = (config_.batch + config_.micro_batch - 1) / config_.micro_batch;
   statistics_.begin(items);
   return items;
 }
@@ -162,9 +163,9 @@ at::Tensor SftObjective::made_by(const Generator& g, const at::Tensor& z, const 
   return out.samples;
 }
 
-LossReport SftObjective::item(std::int64_t i) {
-  const std::int64_t begin = i * config_.item;
-  const std::int64_t n = std::min(config_.item, config_.batch - begin);
+LossReport SftObjective::micro_batch(std::int64_t i) {
+  const std::int64_t begin = i * config_.micro_batch;
+  const std::int64_t n = std::min(config_.micro_batch, config_.batch - begin);
   const at::Tensor index = indices_.narrow(0, begin, n);
   const at::Tensor wanted = state_of_bytes(pairs_.images.index_select(0, index));
   const at::Tensor labels =
@@ -205,21 +206,22 @@ double SftObjective::validate(const ParameterSet& trained) {
   const auto generator = policy_.generator(trained);
   double sum = 0;
   std::mutex mutex;
-  parallel_chunks(held_out_.size(0), config_.item, [&](std::int64_t begin, std::int64_t end) {
-    const at::Tensor index = held_out_.narrow(0, begin, end - begin);
-    const at::Tensor labels =
-        base_->classes() > 0 ? pairs_.labels.index_select(0, index) : at::Tensor();
-    const at::Tensor z =
-        config_.mode == "direct"
-            ? streams_.normal(Purpose::kExact, 1, 0, begin, end - begin, {noise_size(*base_)})
-            : pairs_.noise.index_select(0, index);
-    const double part = matched(generate_rows(*generator, z, labels),
-                                state_of_bytes(pairs_.images.index_select(0, index)))
-                            .sum(at::kDouble)
-                            .item<double>();
-    const std::lock_guard lock(mutex);
-    sum += part;
-  });
+  parallel_chunks(
+      held_out_.size(0), config_.micro_batch, [&](std::int64_t begin, std::int64_t end) {
+        const at::Tensor index = held_out_.narrow(0, begin, end - begin);
+        const at::Tensor labels =
+            base_->classes() > 0 ? pairs_.labels.index_select(0, index) : at::Tensor();
+        const at::Tensor z =
+            config_.mode == "direct"
+                ? streams_.normal(Purpose::kExact, 1, 0, begin, end - begin, {noise_size(*base_)})
+                : pairs_.noise.index_select(0, index);
+        const double part = matched(generate_rows(*generator, z, labels),
+                                    state_of_bytes(pairs_.images.index_select(0, index)))
+                                .sum(at::kDouble)
+                                .item<double>();
+        const std::lock_guard lock(mutex);
+        sum += part;
+      });
   const double loss = sum / static_cast<double>(held_out_.size(0));
   if (loss < best_loss_) {
     best_loss_ = loss;

@@ -24,7 +24,8 @@
 namespace tiltflow {
 namespace {
 
-// Lets workers finish in any order but add up in item order, so that sums do not depend on timing.
+// Lets workers finish in any order but add up in micro-batch order, so that sums do not depend on
+// timing.
 class InOrder {
  public:
   void enter(std::int64_t turn) {
@@ -79,7 +80,7 @@ StepGradients accumulate(Objective& objective, std::int64_t items, const Paramet
   const at::AutoGradMode grad(true);
   parallel_for(mine, [&](std::int64_t i) {
     try {
-      LossReport report = objective.item(rank + i * size);
+      LossReport report = objective.micro_batch(rank + i * size);
       const double loss = report.loss.item<double>();
       const auto found = torch::autograd::grad({report.loss}, weights, {}, /*retain_graph=*/false,
                                                /*create_graph=*/false, /*allow_unused=*/true);

@@ -36,8 +36,9 @@ std::pair<double, double> train_policy(const Policy& policy, const StateReward& 
     FinetuneContext context{policy, reward,      path,       table, streams,
                             labels, {dimension}, at::kFloat, log_z};
     if (modes) {
-      context.bonus = [&](const at::Tensor& x_0, const at::Tensor& x_1, const at::Tensor& of) {
-        return modes->bonus(x_0, x_1, of);
+      context.extra_reward = [&](const at::Tensor& x_0, const at::Tensor& x_1,
+                                 const at::Tensor& of) {
+        return modes->extra_reward(x_0, x_1, of);
       };
     }
     if (modes && modes->due(i)) modes->refresh(context, i);

@@ -54,8 +54,8 @@ at::Tensor Autoencoder::from_scaled(const at::Tensor& scaled) const {
 }
 
 Moments Autoencoder::encode(const at::Tensor& images) const {
-  const Moments found = encode_batch(beside(parameters().begin()->second, images));
-  return {beside(images, found.mean), beside(images, found.logvar)};
+  const Moments found = encode_batch(on_device_of(parameters().begin()->second, images));
+  return {on_device_of(images, found.mean), on_device_of(images, found.logvar)};
 }
 
 at::Tensor Autoencoder::decode(const at::Tensor& given) const {
@@ -63,7 +63,7 @@ at::Tensor Autoencoder::decode(const at::Tensor& given) const {
     fail(ErrorKind::kConfig, cat("the autoencoder decodes ", latent_channels(),
                                  "-channel latents, not ", shape_text(given.sizes())));
   }
-  const at::Tensor latent = beside(parameters().begin()->second, given);
+  const at::Tensor latent = on_device_of(parameters().begin()->second, given);
   const std::int64_t slice = runtime_.slice > 0 ? runtime_.slice : latent.size(0);
   std::vector<at::Tensor> parts;
   for (std::int64_t i = 0; i < latent.size(0); i += slice) {
@@ -77,7 +77,7 @@ at::Tensor Autoencoder::decode(const at::Tensor& given) const {
       fail(ErrorKind::kNonFinite, "the autoencoder gives NaN or infinity");
     }
   }
-  return beside(given, parts.size() == 1 ? parts[0] : at::cat(parts));
+  return on_device_of(given, parts.size() == 1 ? parts[0] : at::cat(parts));
 }
 
 // Tiles overlap by a quarter; weights rise linearly from every inner border.
@@ -105,8 +105,9 @@ at::Tensor Autoencoder::decode_tiled(const at::Tensor& latent) const {
       const std::int64_t height = std::min(tile, latent.size(2));
       const std::int64_t width = std::min(tile, latent.size(3));
       const at::Tensor image = decode_batch(latent.narrow(2, y, height).narrow(3, x, width), false);
-      const at::Tensor weight = beside(latent, ramp(y, height, latent.size(2)).unsqueeze(1) *
-                                                   ramp(x, width, latent.size(3)).unsqueeze(0));
+      const at::Tensor weight =
+          on_device_of(latent, ramp(y, height, latent.size(2)).unsqueeze(1) *
+                                   ramp(x, width, latent.size(3)).unsqueeze(0));
       const std::vector<std::int64_t> pad{x * f, (latent.size(3) - x - width) * f, y * f,
                                           (latent.size(2) - y - height) * f};
       const at::Tensor part = at::constant_pad_nd(image * weight, pad);

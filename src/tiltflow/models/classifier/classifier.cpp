@@ -29,7 +29,7 @@ at::Tensor Classifier::hidden(const at::Tensor& images) const {
                                parameters_.at(cat(name, ".bias")), 1, 1));
   };
   at::Tensor h =
-      at::avg_pool2d(conv(beside(parameters_.at("conv1.weight"), images) * 2 - 1, "conv1"),
+      at::avg_pool2d(conv(on_device_of(parameters_.at("conv1.weight"), images) * 2 - 1, "conv1"),
                      2);                    // [N, w, S/2, S/2]
   h = at::avg_pool2d(conv(h, "conv2"), 2);  // [N, 2w, S/4, S/4]
   h = conv(h, "conv3").flatten(1);          // [N, 2w S/4 S/4]
@@ -37,11 +37,11 @@ at::Tensor Classifier::hidden(const at::Tensor& images) const {
 }
 
 at::Tensor Classifier::features(const at::Tensor& images) const {
-  return beside(images, hidden(images));
+  return on_device_of(images, hidden(images));
 }
 
 at::Tensor Classifier::logits(const at::Tensor& images) const {
-  return beside(
+  return on_device_of(
       images, at::linear(hidden(images), parameters_.at("fc2.weight"), parameters_.at("fc2.bias")));
 }
 

@@ -194,7 +194,7 @@ at::Tensor ClipVision::embed(const at::Tensor& pixels) const {
                                  " pixels, not ", shape_text(pixels.sizes())));
   }
   const at::Tensor patches =
-      at::conv2d(beside(p_.at("visual_projection.weight"), pixels),
+      at::conv2d(on_device_of(p_.at("visual_projection.weight"), pixels),
                  p_.at(kTower + "embeddings.patch_embedding.weight"), {}, config_.patch)
           .flatten(2)
           .transpose(1, 2);
@@ -204,13 +204,14 @@ at::Tensor ClipVision::embed(const at::Tensor& pixels) const {
       at::cat({first, patches}, 1) + p_.at(kTower + "embeddings.position_embedding.weight");
   x = norm(p_, kTower + "pre_layrnorm", x);
   for (std::int64_t i = 0; i < config_.layers; ++i) x = layer(i, x);
-  return beside(pixels, at::linear(norm(p_, kTower + "post_layernorm", x.select(1, 0)),
-                                   p_.at("visual_projection.weight")));
+  return on_device_of(pixels, at::linear(norm(p_, kTower + "post_layernorm", x.select(1, 0)),
+                                         p_.at("visual_projection.weight")));
 }
 
 at::Tensor ClipVision::embed_images(const at::Tensor& images) const {
-  return beside(images, embed(clip_preprocess(beside(p_.at("visual_projection.weight"), images),
-                                              config_.image_size)));
+  return on_device_of(images,
+                      embed(clip_preprocess(on_device_of(p_.at("visual_projection.weight"), images),
+                                            config_.image_size)));
 }
 
 at::Tensor clip_preprocess(const at::Tensor& images, std::int64_t size) {

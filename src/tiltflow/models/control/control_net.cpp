@@ -21,7 +21,7 @@ at::Tensor linear(const ParameterSet& p, const std::string& name, const at::Tens
 
 at::Tensor conditioning(const ParameterSet& p, const at::Tensor& t, const Condition& condition) {
   const at::Tensor features = timestep_features(
-      beside(p.at("time.0.weight"), t.to(p.at("time.0.weight").scalar_type())) * kTimeScale,
+      on_device_of(p.at("time.0.weight"), t.to(p.at("time.0.weight").scalar_type())) * kTimeScale,
       kFeatures);
   at::Tensor c = linear(p, "time.2", at::silu(linear(p, "time.0", features)));
   if (p.contains("labels.weight")) {
@@ -29,7 +29,7 @@ at::Tensor conditioning(const ParameterSet& p, const at::Tensor& t, const Condit
     const at::Tensor labels = condition.labels.defined()
                                   ? condition.labels
                                   : at::full({t.size(0)}, table.size(0) - 1, at::kLong);
-    c = c + at::embedding(table, beside(table, labels));
+    c = c + at::embedding(table, on_device_of(table, labels));
   }
   return at::silu(c);
 }
@@ -112,7 +112,8 @@ namespace {
 // What the last layer answers: like x, or [N, 1] of potential.
 at::Tensor network_output(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x,
                           const at::Tensor& t, const Condition& condition) {
-  const at::Tensor state = beside(p.at("time.0.weight"), x.to(p.at("time.0.weight").scalar_type()));
+  const at::Tensor state =
+      on_device_of(p.at("time.0.weight"), x.to(p.at("time.0.weight").scalar_type()));
   const at::Tensor cond = conditioning(p, t, condition);
   if (c.kind == "lowrank") {
     const at::Tensor middle =
@@ -140,13 +141,14 @@ at::Tensor network_output(const ControlConfig& c, const ParameterSet& p, const a
 
 at::Tensor control_potential(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x,
                              const at::Tensor& t, const Condition& condition) {
-  return beside(x, network_output(c, p, x, t, condition).squeeze(1));
+  return on_device_of(x, network_output(c, p, x, t, condition).squeeze(1));
 }
 
 at::Tensor control_output(const ControlConfig& c, const ParameterSet& p, const at::Tensor& x,
                           const at::Tensor& t, const Condition& condition) {
   if (c.kind != "potential") {
-    return beside(x, network_output(c, p, x, t, condition).reshape(x.sizes()).to(x.scalar_type()));
+    return on_device_of(
+        x, network_output(c, p, x, t, condition).reshape(x.sizes()).to(x.scalar_type()));
   }
   const bool graph = at::GradMode::is_enabled();
   const at::AutoGradMode grad(true);

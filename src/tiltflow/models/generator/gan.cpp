@@ -108,7 +108,8 @@ class GanGenerator final : public Generator {
     const std::int64_t side = config_.start_size();
     const at::Tensor& table = p("label_emb.weight");
     at::Tensor h = linear_in(
-        precision_, at::cat({beside(table, z), at::embedding(table, beside(table, labels))}, 1),
+        precision_,
+        at::cat({on_device_of(table, z), at::embedding(table, on_device_of(table, labels))}, 1),
         p("fc.0.weight"), p("fc.0.bias"));
     h = activate(normalize("fc.1", h, updated))
             .view({z.size(0), config_.start_channels(), side, side});  // [N, c 2^u, s, s]
@@ -117,9 +118,9 @@ class GanGenerator final : public Generator {
                               1);  // halves the channels, doubles the side
       h = activate(normalize(up_norm(i), h, updated));
     }
-    return beside(z, at::tanh(conv2d_in(precision_, h, p(last_conv(config_) + ".weight"),
-                                        p(last_conv(config_) + ".bias"), 1, 1))
-                         .contiguous());
+    return on_device_of(z, at::tanh(conv2d_in(precision_, h, p(last_conv(config_) + ".weight"),
+                                              p(last_conv(config_) + ".bias"), 1, 1))
+                               .contiguous());
   }
 
   GanConfig config_;
@@ -301,7 +302,7 @@ void Discriminator::update_spectral_norm() const {
 
 at::Tensor Discriminator::score(const at::Tensor& images, const at::Tensor& labels) const {
   const at::Tensor& table = parameters_.at("label_emb.weight");
-  at::Tensor h = beside(table, images);
+  at::Tensor h = on_device_of(table, images);
   for (std::int64_t i = 0; i < config_.upsamplings; ++i) {
     h = at::leaky_relu(
         conv2d_in(precision_, h, weight(down(i)), parameters_.at(down(i) + ".bias"), 2, 1), 0.2);
@@ -311,7 +312,8 @@ at::Tensor Discriminator::score(const at::Tensor& images, const at::Tensor& labe
                                                       weight(last), parameters_.at(last + ".bias")),
                                             0.2);  // [N, feat_dim]
   const at::Tensor score = at::linear(feature, weight("fc"), parameters_.at("fc.bias")).squeeze(1);
-  return beside(images, score + (feature * at::embedding(table, beside(table, labels))).sum(1));
+  return on_device_of(images,
+                      score + (feature * at::embedding(table, on_device_of(table, labels))).sum(1));
 }
 
 ParameterSet init_discriminator(const GanConfig& c, const RandomStreams& streams) {

@@ -46,14 +46,14 @@ class PlainGenerator final : public Generator {
                                             precision_);
   }
   at::Tensor generate(const at::Tensor& z, const at::Tensor&) const override {
-    at::Tensor h = beside(parameters_.at(layers_.front() + ".weight"), z);
+    at::Tensor h = on_device_of(parameters_.at(layers_.front() + ".weight"), z);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       h = linear_in(precision_, h, parameters_.at(layers_[i] + ".weight"),
                     parameters_.at(layers_[i] + ".bias"));
       if (i + 1 < layers_.size()) h = at::relu(h);
     }
     h = spec_.family == "vae" ? at::sigmoid(h) * 2 - 1 : at::tanh(h);
-    return beside(z, h).view({z.size(0), shape_[0], shape_[1], shape_[2]});
+    return on_device_of(z, h).view({z.size(0), shape_[0], shape_[1], shape_[2]});
   }
 
  private:

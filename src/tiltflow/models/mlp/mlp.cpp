@@ -39,17 +39,17 @@ class Mlp final : public VelocityModel {
 
   at::Tensor velocity(const at::Tensor& x, const at::Tensor& t, const Condition&) const override {
     const at::Tensor& first = layers_[0].weight;
-    const at::Tensor state = beside(first, x.to(first.scalar_type()));
+    const at::Tensor state = on_device_of(first, x.to(first.scalar_type()));
     // Fourier features cos/sin(pi j t), j = 1..F, plus t itself
     const at::Tensor j =
         at::arange(1, config_.frequencies + 1, state.options().requires_grad(false)) *
         std::numbers::pi;
-    const at::Tensor time = beside(first, t.to(state.scalar_type())).unsqueeze(1);
+    const at::Tensor time = on_device_of(first, t.to(state.scalar_type())).unsqueeze(1);
     at::Tensor h = at::cat({state, time, (time * j).cos(), (time * j).sin()}, 1);
     for (std::size_t i = 0; i + 1 < layers_.size(); ++i) {
       h = at::silu(apply(layers_[i], h, runtime_.precision));
     }
-    return beside(x, apply(layers_.back(), h, runtime_.precision).to(x.scalar_type()));
+    return on_device_of(x, apply(layers_.back(), h, runtime_.precision).to(x.scalar_type()));
   }
 
  private:

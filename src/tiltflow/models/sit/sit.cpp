@@ -159,10 +159,10 @@ class Sit final : public VelocityModel {
            cat("labels are 0 to ", rows - 1, ", got ", labels.min().item<std::int64_t>(), " to ",
                labels.max().item<std::int64_t>()));  // a GPU would not survive them
     }
-    const std::vector<at::Tensor> inputs{beside(patch_weight_, x),
-                                         beside(patch_weight_, times.to(x.scalar_type())),
-                                         beside(patch_weight_, labels)};
-    return beside(x, recorded_ ? (*recorded_)(inputs) : network(inputs));
+    const std::vector<at::Tensor> inputs{on_device_of(patch_weight_, x),
+                                         on_device_of(patch_weight_, times.to(x.scalar_type())),
+                                         on_device_of(patch_weight_, labels)};
+    return on_device_of(x, recorded_ ? (*recorded_)(inputs) : network(inputs));
   }
 
  private:
