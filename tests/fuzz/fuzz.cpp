@@ -58,9 +58,9 @@ void add_models(Targets& out) {
       {file("tests/golden/torch/zip.pt"), file("tests/golden/torch/stream.pt"),
        file("tests/golden/torch/trainer.pt"), file("tests/golden/clip/aesthetic_random_head.pth")},
       [](const fs::path& f, const Bytes&) { read_tensors(f); }};
-  out["index"] = {
-      {R"({"metadata": {"total_size": 10}, "weight_map": {"a": "x-00001-of-00002.safetensors", "b": "../x.safetensors"}})"},
-      [](const fs::path& f, const Bytes&) { read_tensors(f); }};
+  out["index"] = {{R"({"metadata": {"total_size": 10}, "weight_map": )"
+                   R"({"a": "x-00001-of-00002.safetensors", "b": "../x.safetensors"}})"},
+                  [](const fs::path& f, const Bytes&) { read_tensors(f); }};
   out["model"] = {
       {file("tests/golden/sit/sit_a_ema.safetensors")},
       [](const fs::path& f, const Bytes&) { load_velocity_model(f, {{"num_heads", "4"}}); }};

@@ -11,7 +11,10 @@ namespace {
 const char* const kTwoMethods = R"(
 title = "two <methods>"
 config = "task.toml"
-set = ["batch=16", "micro_batch=8", "sampler.steps=5", "evaluation.samples=16", "evaluation.base_samples=32", "evaluation.every=5", "train.checkpoint_every=5"]
+set = [
+  "batch=16", "micro_batch=8", "sampler.steps=5", "evaluation.samples=16",
+  "evaluation.base_samples=32", "evaluation.every=5", "train.checkpoint_every=5",
+]
 seeds = [0, 1]
 scales = [1, 2]
 evaluations = 2000

@@ -159,10 +159,15 @@ TEST(program_latents, FromPicturesToAnAlignedLatentModel) {
   expect_message(run(encode), 0, "encoded already");
   write_file_atomic(dir / "pretrain.toml", R"(batch = 4
 micro_batch = 2
+train.steps = 3
 [model]
-args = { input_size = 4, patch_size = 2, in_channels = 4, hidden_size = 16, depth = 1, num_heads = 2, num_classes = 2 }
-[train]
-steps = 3
+args.input_size = 4
+args.patch_size = 2
+args.in_channels = 4
+args.hidden_size = 16
+args.depth = 1
+args.num_heads = 2
+args.num_classes = 2
 )");
   Outcome outcome =
       run(cat("pretrain ", at, "/pretrain.toml --set data.format=latents --set data.path=", at,

@@ -61,8 +61,8 @@ TEST(report_run_report, RunsInProgressAndOfOtherKindsAreMadeOfWhatIsThere) {
   const test::TempDir dir;
   make_run(dir / "going", kFinetune, kMetrics);
   EXPECT_TRUE(holds(report_of(dir / "going"),
-                    "After 2 of 40 steps: mean reward 2.60 ± 0.10, base 2.250 ± 0.050. The law has "
-                    "not been checked"));
+                    "After 2 of 40 steps: mean reward 2.60 ± 0.10, base 2.250 ± 0.050. "
+                    "The law has not been checked"));
   make_run(dir / "begun", kFinetune, "");
   const std::string begun = report_of(dir / "begun");
   EXPECT_TRUE(holds(begun, "Nothing logged yet"));

@@ -278,15 +278,7 @@ TEST(train_pretraining, FlowMatchingLearnsAndSamplesEveryImageOnce) {
   }
   EXPECT_TRUE(at::equal(seen, at::ones({64}, at::kLong)));
 
-  SitConfig c;
-  c.input_size = 8;
-  c.patch_size = 4;
-  c.in_channels = 1;
-  c.hidden_size = 16;
-  c.depth = 1;
-  c.num_heads = 2;
-  c.num_classes = 2;
-  c.learn_sigma = false;
+  const SitConfig c = test::small_pretraining_sit();
   const test::TempDir dir;
   tiltflow::Run run(dir / "r", "", false);
   FlowMatchingObjective objective(make_sit(c, init_sit(c, RandomStreams(1))), make_path("linear"),
